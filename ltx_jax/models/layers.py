@@ -1,0 +1,81 @@
+"""Layers that several networks share."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+
+def param(
+    axes: tuple[str | None, ...], init: nn.initializers.Initializer
+) -> nn.initializers.Initializer:
+    """An initialiser whose parameter carries the names of its logical axes."""
+    return nn.with_logical_partitioning(init, axes)
+
+
+def dense(
+    features: int,
+    axes: tuple[str | None, str | None],
+    *,
+    name: str,
+    dtype: str,
+    param_dtype: str,
+    use_bias: bool = True,
+    kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform(),
+) -> nn.Dense:
+    """A linear layer with a kernel (in, out) that lies on the logical `axes`."""
+    return nn.Dense(
+        features,
+        use_bias=use_bias,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        kernel_init=param(axes, kernel_init),
+        bias_init=param(axes[-1:], nn.initializers.zeros),
+        name=name,
+    )
+
+
+class RMSNorm(nn.Module):
+    """Divides by the root mean square over the last axis; statistics in float32.
+
+    `axes` names the axis of the gain; None means no gain.
+    """
+
+    epsilon: float
+    axes: tuple[str | None] | None = None
+    param_dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        h = x.astype(jnp.float32)
+        h = h * jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + self.epsilon)
+        if self.axes is not None:
+            init = param(self.axes, nn.initializers.ones)
+            scale = self.param("scale", init, x.shape[-1:], self.param_dtype)
+            h = h * scale.astype(jnp.float32)
+        return h.astype(x.dtype)
+
+
+def sinusoidal_embedding(t: Float[Array, "*b"], features: int = 256) -> Float[Array, "*b features"]:
+    """Embeds scaled times (0 to 1000) as cosines, then sines, in float32; longest period 10000."""
+    half = features // 2
+    frequencies = jnp.exp(-jnp.log(10_000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = jnp.expand_dims(t.astype(jnp.float32), -1) * frequencies.reshape(
+        (1,) * t.ndim + (half,)
+    )
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class TimestepEmbedder(nn.Module):
+    """Sinusoid and two-layer MLP of a scaled time, as `timestep_embedder` in the checkpoints."""
+
+    width: int
+    dtype: str
+    param_dtype: str
+
+    @nn.compact
+    def __call__(self, t: Float[Array, "*b"]) -> Float[Array, "*b d"]:
+        kwargs = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        h = sinusoidal_embedding(t).astype(self.dtype)
+        h = nn.silu(dense(self.width, (None, "adaln"), name="linear_1", **kwargs)(h))
+        return dense(self.width, ("adaln", "embed"), name="linear_2", **kwargs)(h)
