@@ -89,7 +89,8 @@ class BlockConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VAEConfig:
-    """The causal Video-VAE. Both block lists are in encoder order; the decoder reads its backwards."""
+    """The causal Video-VAE. Both block lists are in encoder order: the decoder reads its own last
+    first."""
 
     encoder_blocks: tuple[BlockConfig, ...]
     decoder_blocks: tuple[BlockConfig, ...]
@@ -122,7 +123,7 @@ class VAEConfig:
 
 
 def _count(cfg: VAEConfig, *names: str) -> int:
-    """Encoder blocks called one of `names`, or that plus `_res`; compress_all_x_y does not count."""
+    """Encoder blocks called one of `names`, also with `_res`; compress_all_x_y does not count."""
     return sum(block.name.removesuffix("_res") in names for block in cfg.encoder_blocks)
 
 
@@ -141,6 +142,59 @@ class T5Config:
     layer_norm_epsilon: float = 1e-6
     dtype: DType = "float32"
     param_dtype: DType = "float32"
+
+
+@dataclasses.dataclass(frozen=True)
+class UpsamplerConfig:
+    """The latent upsampler between the two passes of multi-scale sampling."""
+
+    in_channels: int = 128
+    mid_channels: int = 512
+    num_blocks_per_stage: int = 4
+    dims: Literal[2, 3] = 3
+    spatial_upsample: bool = True
+    temporal_upsample: bool = False
+    dtype: DType = "float32"
+    param_dtype: DType = "float32"
+
+
+PerStep = float | tuple[float, ...]  # one value, or one per entry of `guidance_timesteps`
+SkipBlocks = tuple[int, ...] | tuple[tuple[int, ...], ...]
+STGMode = Literal["attention_values", "attention_skip", "residual", "transformer_block"]
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """How one video is sampled. Names and defaults are those of the official inference script."""
+
+    negative_prompt: str = "worst quality, inconsistent motion, blurry, jittery, distorted"
+    height: int = 704  # pixels; any positive size, padded to a legal one and cropped back
+    width: int = 1216
+    num_frames: int = 121
+    frame_rate: float = 30.0
+    num_inference_steps: int = 40
+    timesteps: tuple[float, ...] | None = None  # explicit times, in place of a count
+    skip_initial_inference_steps: int = 0
+    skip_final_inference_steps: int = 0
+    guidance_scale: PerStep = 3.0  # classifier-free guidance; <= 1 is off
+    cfg_star_rescale: bool = False
+    stg_scale: PerStep = 1.0  # spatio-temporal guidance; <= 0 is off
+    stg_mode: STGMode = "attention_values"
+    skip_block_list: SkipBlocks = ()  # blocks that the perturbed branch skips
+    rescaling_scale: PerStep = 0.7  # 1 is off
+    guidance_timesteps: tuple[float, ...] | None = None  # times at which per-step values change
+    stochastic_sampling: bool = False
+    image_cond_noise_scale: float = 0.15
+    prepare_conditions: bool = True  # blur and H.264-compress condition images, as in training
+    decode_timestep: float = 0.05
+    decode_noise_scale: float | None = 0.025  # None: the decode timestep
+    tone_map_compression_ratio: float = 0.0
+    seed: int = 171_198
+
+    def __post_init__(self):
+        for name in ("height", "width", "num_frames", "frame_rate", "num_inference_steps"):
+            value = getattr(self, name)
+            _require(value > 0, f"{name} must be positive, got {value}")
 
 
 @dataclasses.dataclass(frozen=True)
