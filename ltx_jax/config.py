@@ -198,6 +198,66 @@ class SamplingConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class SampleConfig(SamplingConfig):
+    """Everything that sample.py is told: where models and media lie, beside how to sample."""
+
+    config: str | None = None  # a .py or .json file that the other options start from
+    # A safetensors file, a diffusers folder, a Hugging Face repository or a run of train.py.
+    checkpoint: str = ""
+    text_encoder: str | None = None  # a T5 folder or repository; None: the checkpoint's own
+    prompt: str = ""
+    prompts_file: str | None = None  # one prompt per line; videos that exist are not made again
+    # An .npz with prompt_embeds, prompt_mask, negative_embeds and negative_mask, in place of text.
+    embeddings: str | None = None
+    noise: str | None = None  # an .npy (b, t, h, w, c) to start from, in place of the seed
+    conditioning_media_paths: tuple[str, ...] = ()  # images and clips that the video must contain
+    conditioning_start_frames: tuple[int, ...] = ()  # where each of them begins
+    conditioning_strengths: tuple[float, ...] = ()  # in [0, 1]; none given: 1
+    input_media_path: str | None = None  # a video to change, from skip_initial_inference_steps on
+    output_path: str | None = None  # an .mp4 or a folder; None: outputs/
+    # An .npy for the final normalised latents; decodes nothing unless output_path is given too.
+    save_latents: str | None = None
+    dtype: DType = "bfloat16"
+    mesh: MeshConfig = MeshConfig()
+    spatial_upscaler: str | None = None  # a latent upsampler's file: sample small, enlarge, refine
+    downscale_factor: float = 0.6666666  # size of the first of the two passes
+    second_pass: SamplingConfig | None = None  # what differs in the refining pass
+
+    def __post_init__(self):
+        super().__post_init__()
+        media, starts = len(self.conditioning_media_paths), len(self.conditioning_start_frames)
+        strengths = self.conditioning_strengths
+        _require(
+            media == starts,
+            f"conditioning_media_paths has {media} entries and conditioning_start_frames {starts}: "
+            "give one start frame per path",
+        )
+        _require(
+            len(strengths) in (0, media),
+            f"conditioning_strengths has {len(strengths)} entries for {media} media: "
+            "give one per path, or none for 1.0 everywhere",
+        )
+        for value in strengths:
+            _require(0 <= value <= 1, f"conditioning_strengths must lie in [0, 1], got {value}")
+        for frame in self.conditioning_start_frames:
+            _require(
+                0 <= frame < self.num_frames,
+                f"conditioning_start_frames must lie in [0, num_frames), got {frame} "
+                f"with num_frames {self.num_frames}",
+            )
+        texts = [bool(self.prompt), self.prompts_file is not None, self.embeddings is not None]
+        _require(sum(texts) <= 1, "give one of prompt, prompts_file and embeddings, not several")
+        _require(
+            0 < self.downscale_factor <= 1,
+            f"downscale_factor must lie in (0, 1], got {self.downscale_factor}",
+        )
+        _require(
+            (self.spatial_upscaler is None) == (self.second_pass is None),
+            "spatial_upscaler and second_pass belong together: give both or neither",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class SchedulerConfig:
     """How the sampler's times are laid out between 1 (noise) and 0."""
 
