@@ -205,7 +205,7 @@ class SampleConfig(SamplingConfig):
     # A safetensors file, a diffusers folder, a Hugging Face repository or a run of train.py.
     checkpoint: str = ""
     text_encoder: str | None = None  # a T5 folder or repository; None: the checkpoint's own
-    prompt: str = ""
+    prompt: str | None = None  # may be empty: an unconditional video
     prompts_file: str | None = None  # one prompt per line; videos that exist are not made again
     # An .npz with prompt_embeds, prompt_mask, negative_embeds and negative_mask, in place of text.
     embeddings: str | None = None
@@ -245,8 +245,8 @@ class SampleConfig(SamplingConfig):
                 f"conditioning_start_frames must lie in [0, num_frames), got {frame} "
                 f"with num_frames {self.num_frames}",
             )
-        texts = [bool(self.prompt), self.prompts_file is not None, self.embeddings is not None]
-        _require(sum(texts) <= 1, "give one of prompt, prompts_file and embeddings, not several")
+        texts = (self.prompt, self.prompts_file, self.embeddings)
+        _require(texts.count(None) >= 2, "give one of prompt, prompts_file and embeddings, not several")
         _require(
             0 < self.downscale_factor <= 1,
             f"downscale_factor must lie in (0, 1], got {self.downscale_factor}",
