@@ -246,7 +246,10 @@ class SampleConfig(SamplingConfig):
                 f"with num_frames {self.num_frames}",
             )
         texts = (self.prompt, self.prompts_file, self.embeddings)
-        _require(texts.count(None) >= 2, "give one of prompt, prompts_file and embeddings, not several")
+        _require(
+            texts.count(None) >= 2,
+            "give one of prompt, prompts_file and embeddings, not several",
+        )
         _require(
             0 < self.downscale_factor <= 1,
             f"downscale_factor must lie in (0, 1], got {self.downscale_factor}",
