@@ -219,9 +219,10 @@ class SampleConfig(SamplingConfig):
     save_latents: str | None = None
     dtype: DType = "bfloat16"
     mesh: MeshConfig = MeshConfig()
-    spatial_upscaler: str | None = None  # a latent upsampler's file: sample small, enlarge, refine
-    downscale_factor: float = 0.6666666  # size of the first of the two passes
-    second_pass: SamplingConfig | None = None  # what differs in the refining pass
+    # A latent upsampler's file: sample small, enlarge, refine. None: one pass.
+    spatial_upscaler: str | None = None
+    downscale_factor: float = 0.6666666  # size of the first of two passes
+    second_pass: SamplingConfig | None = None  # schedule and guidance of the refining pass
 
     def __post_init__(self):
         super().__post_init__()
@@ -255,8 +256,8 @@ class SampleConfig(SamplingConfig):
             f"downscale_factor must lie in (0, 1], got {self.downscale_factor}",
         )
         _require(
-            (self.spatial_upscaler is None) == (self.second_pass is None),
-            "spatial_upscaler and second_pass belong together: give both or neither",
+            self.spatial_upscaler is None or self.second_pass is not None,
+            "spatial_upscaler needs the settings of a second_pass: see configs/sample",
         )
 
 

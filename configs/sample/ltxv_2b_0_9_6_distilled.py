@@ -1,0 +1,20 @@
+"""LTX-Video 2B 0.9.6, distilled: eight steps without guidance.
+
+  python sample.py --config configs/sample/ltxv_2b_0_9_6_distilled.py --prompt "A red car ..."
+
+Download ltxv-2b-0.9.6-distilled-04-25.safetensors
+from the Hugging Face repository Lightricks/LTX-Video into this folder, or point --checkpoint at it;
+its weights carry their own licence.
+"""
+
+from ltx_jax.config import SampleConfig
+
+config = SampleConfig(
+    checkpoint="ltxv-2b-0.9.6-distilled-04-25.safetensors",
+    text_encoder="PixArt-alpha/PixArt-XL-2-1024-MS",
+    num_inference_steps=8,
+    guidance_scale=1.0,
+    stg_scale=0.0,
+    rescaling_scale=1.0,
+    stochastic_sampling=True,
+)
