@@ -52,7 +52,7 @@ class RMSNorm(nn.Module):
         if self.axes is not None:
             init = param(self.axes, nn.initializers.ones)
             scale = self.param("scale", init, x.shape[-1:], self.param_dtype)
-            h = h * scale.astype(jnp.float32)
+            h = h * scale.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
         return h.astype(x.dtype)
 
 
