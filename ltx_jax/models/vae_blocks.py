@@ -1,0 +1,368 @@
+"""Convolutions, norms and blocks of the causal Video-VAE, channels last.
+
+Names of modules and parameters are those of the released checkpoints (causal_video_autoencoder.py
+upstream), so that a checkpoint maps onto the tree by renaming alone.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float
+
+from ltx_jax.config import BlockConfig, VAEConfig
+from ltx_jax.models.layers import RMSNorm, TimestepEmbedder, dense, param
+from ltx_jax.sharding import constrain
+
+Stride = tuple[int, int, int]  # frames, rows, columns
+Video = Float[Array, "b t h w c"]
+
+NORM_GROUPS = 32
+# The second convolution of a residual block starts small, so that a fresh stack is near the
+# identity whatever its depth.
+RESIDUAL_GAIN = 0.3
+
+_PAD_MODES = {"replicate": "edge", "reflect": "reflect", "circular": "wrap"}
+
+
+def space_to_depth(x: Video, stride: Stride) -> Float[Array, "b t2 h2 w2 c2"]:
+    """Moves each stride-sized cell into channels.
+
+    Output channel ((c*s_t + frame)*s_h + row)*s_w + column, as the checkpoints have it.
+    """
+    b, t, h, w, c = x.shape
+    st, sh, sw = stride
+    x = x.reshape(b, t // st, st, h // sh, sh, w // sw, sw, c)
+    x = x.transpose(0, 1, 3, 5, 7, 2, 4, 6)
+    return x.reshape(b, t // st, h // sh, w // sw, c * math.prod(stride))
+
+
+def depth_to_space(x: Video, stride: Stride) -> Float[Array, "b t2 h2 w2 c2"]:
+    """The inverse of `space_to_depth`."""
+    b, t, h, w, c = x.shape
+    st, sh, sw = stride
+    x = x.reshape(b, t, h, w, c // math.prod(stride), st, sh, sw)
+    x = x.transpose(0, 1, 5, 2, 6, 3, 7, 4)
+    return x.reshape(b, t * st, h * sh, w * sw, c // math.prod(stride))
+
+
+def convolve(
+    x: Video, kernel: Float[Array, "3 3 3 c d"], stride: Stride = (1, 1, 1), zeros: bool = False
+) -> Float[Array, "b t2 h2 w2 d"]:
+    """The one 3x3x3 convolution: no padding in time, zeros (one pixel) or nothing in space."""
+    space = (1, 1) if zeros else (0, 0)
+    y = jax.lax.conv_general_dilated(
+        x, kernel, stride, ((0, 0), space, space), dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+    )
+    return checkpoint_name(y, "conv")
+
+
+class Conv(nn.Module):
+    """A 3x3x3 convolution that pads time by repeating the first frame, and the last if not causal.
+
+    Spatial padding is the config's mode. Upstream wraps it once more (`.conv.weight`).
+    """
+
+    cfg: VAEConfig
+    features: int
+    causal: bool
+    stride: Stride = (1, 1, 1)
+    kernel_init: Any = nn.initializers.lecun_normal()
+    bias_init: Any = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: Video) -> Float[Array, "b t2 h2 w2 d"]:
+        cfg = self.cfg
+        shape = (3, 3, 3, x.shape[-1], self.features)
+        axes = (None, None, None, "conv_in", "conv_out")
+        kernel = self.param("kernel", param(axes, self.kernel_init), shape, cfg.param_dtype)
+        bias = self.param(
+            "bias", param(("conv_out",), self.bias_init), (self.features,), cfg.param_dtype
+        )
+        x = x.astype(cfg.dtype)
+        first, last = x[:, :1], x[:, -1:]
+        x = jnp.concatenate([first, first, x] if self.causal else [first, x, last], axis=1)
+        zeros = cfg.spatial_padding_mode == "zeros"
+        if not zeros:
+            pad = ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0))
+            x = jnp.pad(x, pad, mode=_PAD_MODES[cfg.spatial_padding_mode])
+        y = convolve(x, kernel.astype(cfg.dtype), self.stride, zeros)
+        return y + bias.astype(cfg.dtype).reshape(1, 1, 1, 1, -1)
+
+
+class PointConv(nn.Module):
+    """A 1x1x1 convolution; its kernel keeps the five dimensions of the checkpoints."""
+
+    features: int
+    dtype: str
+    param_dtype: str
+
+    @nn.compact
+    def __call__(self, x: Video) -> Float[Array, "b t h w d"]:
+        init = nn.initializers.lecun_normal()
+        axes = (None, None, None, "conv_in", "conv_out")
+        shape = (1, 1, 1, x.shape[-1], self.features)
+        kernel = self.param("kernel", param(axes, init), shape, self.param_dtype)
+        zeros = param(("conv_out",), nn.initializers.zeros)
+        bias = self.param("bias", zeros, (self.features,), self.param_dtype).astype(self.dtype)
+        return x.astype(self.dtype) @ kernel[0, 0, 0].astype(self.dtype) + bias.reshape(
+            1, 1, 1, 1, -1
+        )
+
+
+class AffineNorm(nn.Module):
+    """Group norm (over frames, rows, columns and consecutive channels), or layer norm (channels).
+
+    `groups` None is layer norm. Statistics in float32.
+
+    Raises:
+      ValueError: if the groups do not divide the channels.
+    """
+
+    epsilon: float
+    groups: int | None
+    param_dtype: str
+
+    @nn.compact
+    def __call__(self, x: Video) -> Video:
+        b, t, h, w, c = x.shape
+        scale = self.param("scale", param((None,), nn.initializers.ones), (c,), self.param_dtype)
+        bias = self.param("bias", param((None,), nn.initializers.zeros), (c,), self.param_dtype)
+        y = x.astype(jnp.float32)
+        if self.groups is None:
+            axes: tuple[int, ...] = (-1,)
+        elif c % self.groups == 0:
+            axes = (1, 2, 3, 5)
+            y = y.reshape(b, t, h, w, self.groups, c // self.groups)
+        else:
+            raise ValueError(
+                f"group norm has {self.groups} groups, which do not divide {c} channels"
+            )
+        y = y - y.mean(axes, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axes, keepdims=True) + self.epsilon)
+        y = y.reshape(x.shape) * scale.astype(jnp.float32).reshape(1, 1, 1, 1, c)
+        return (y + bias.astype(jnp.float32).reshape(1, 1, 1, 1, c)).astype(x.dtype)
+
+
+def make_norm(cfg: VAEConfig, name: str) -> nn.Module:
+    """The norm that the config names. Pixel norm has no parameters."""
+    match cfg.norm_layer:
+        case "pixel_norm":
+            return RMSNorm(1e-8, name=name)
+        case "group_norm":
+            return AffineNorm(1e-6, NORM_GROUPS, cfg.param_dtype, name=name)
+        case "layer_norm":
+            return AffineNorm(1e-6, None, cfg.param_dtype, name=name)
+        case unknown:
+            raise ValueError(
+                f"norm_layer is {unknown!r}; known: pixel_norm, group_norm, layer_norm"
+            )
+
+
+def modulate(x: Video, shift: Float[Array, "b c"], scale: Float[Array, "b c"]) -> Video:
+    """Scales by 1 + scale and shifts, per sample and channel."""
+    shift, scale = (jnp.expand_dims(v, (1, 2, 3)).astype(x.dtype) for v in (shift, scale))
+    return x * (1 + scale) + shift
+
+
+def modulation(
+    module: nn.Module, name: str, embedding: Float[Array, "b d"], rows: int
+) -> list[Float[Array, "b c"]]:
+    """Adds the learnt table `name` of `module` to an embedding; one (b, c) array per row."""
+    channels = embedding.shape[-1] // rows
+    init = param((None, None), nn.initializers.normal(channels**-0.5))
+    table = module.param(name, init, (rows, channels), module.cfg.param_dtype)
+    values = embedding.reshape(-1, rows, channels).astype(jnp.float32) + table[None].astype(
+        jnp.float32
+    )
+    return list(jnp.unstack(values, axis=1))
+
+
+class ResBlock(nn.Module):
+    """Twice norm, SiLU and convolution, beside a skip (a 1x1x1 convolution where widths differ).
+
+    `embedding` (b, 4c) of the time, and two noise maps (h, w) or (b, h, w), are optional.
+    """
+
+    cfg: VAEConfig
+    features: int
+    causal: bool
+    inject_noise: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Video,
+        embedding: Float[Array, "b d"] | None = None,
+        noise: tuple[Float[Array, "*b h w"], ...] = (),
+    ) -> Float[Array, "b t h w c2"]:
+        cfg = self.cfg
+        ada = [] if embedding is None else modulation(self, "scale_shift_table", embedding, 4)
+        h = self._activate("norm1", x, ada[:2])
+        h = Conv(cfg, self.features, self.causal, name="conv1")(h)
+        h = self._inject("per_channel_scale1", h, noise[:1])
+        h = self._activate("norm2", h, ada[2:])
+        small = nn.initializers.variance_scaling(RESIDUAL_GAIN**2, "fan_in", "truncated_normal")
+        h = Conv(cfg, self.features, self.causal, kernel_init=small, name="conv2")(h)
+        h = self._inject("per_channel_scale2", h, noise[1:])
+        if x.shape[-1] != self.features:
+            x = AffineNorm(1e-6, None, cfg.param_dtype, name="norm3")(x)
+            x = PointConv(self.features, cfg.dtype, cfg.param_dtype, name="conv_shortcut")(x)
+        return constrain(x + h, "batch", "frame", "row", None, None)
+
+    def _activate(self, norm: str, x: Array, ada: list[Array]) -> Array:
+        x = make_norm(self.cfg, norm)(x)
+        return nn.silu(modulate(x, *ada) if ada else x)
+
+    def _inject(self, name: str, h: Array, noise: tuple[Array, ...]) -> Array:
+        if not self.inject_noise:
+            return h
+        zeros = param((None,), nn.initializers.zeros)
+        scale = self.param(name, zeros, (self.features,), self.cfg.param_dtype)
+        for values in noise:  # one map for all frames, and for all samples if it has no batch
+            values = values.reshape(-1, 1, *values.shape[-2:], 1).astype(h.dtype)
+            h = h + values * scale.astype(h.dtype).reshape(1, 1, 1, 1, -1)
+        return h
+
+
+class SelfAttention(nn.Module):
+    """Attention of every position to every other, added to its input; no norm, no positions."""
+
+    cfg: VAEConfig
+    head_dim: int
+
+    @nn.compact
+    def __call__(self, x: Video) -> Video:
+        cfg = self.cfg
+        b, c = x.shape[0], x.shape[-1]
+        heads = c // self.head_dim
+        width = heads * self.head_dim
+        linear = functools.partial(dense, dtype=cfg.dtype, param_dtype=cfg.param_dtype)
+        tokens = x.reshape(b, -1, c)
+        q, k, v = (
+            linear(width, ("embed", "heads"), name=name)(tokens)
+            for name in ("to_q", "to_k", "to_v")
+        )
+        q = RMSNorm(1e-5, axes=("heads",), param_dtype=cfg.param_dtype, name="q_norm")(q)
+        k = RMSNorm(1e-5, axes=("heads",), param_dtype=cfg.param_dtype, name="k_norm")(k)
+        q, k, v = (y.reshape(b, -1, heads, self.head_dim) for y in (q, k, v))
+        y = jax.nn.dot_product_attention(q, k, v).reshape(b, -1, width)
+        y = linear(c, ("heads", "embed"), name="to_out")(y)
+        return x + y.reshape(x.shape)
+
+
+class MidBlock(nn.Module):
+    """Residual blocks of one width, each followed by attention if the block has a head width.
+
+    `time` (b,) is scaled (0 to 1000); None in the encoder and in decoders without it.
+    """
+
+    cfg: VAEConfig
+    block: BlockConfig
+    causal: bool
+    inject_noise: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Video,
+        time: Float[Array, " b"] | None = None,
+        noise: tuple[Float[Array, "*b h w"], ...] = (),
+    ) -> Video:
+        cfg, c = self.cfg, x.shape[-1]
+        embedding = None
+        if time is not None:
+            embedding = TimestepEmbedder(4 * c, cfg.dtype, cfg.param_dtype, name="time_embedder")(
+                time
+            )
+        head_dim = self.block.attention_head_dim if self.block.name == "attn_res_x" else None
+        if head_dim is not None and not 0 < head_dim <= c:
+            raise ValueError(f"attention_head_dim is {head_dim}, with {c} channels")
+        for j in range(self.block.num_layers):
+            res_block = remat(ResBlock, cfg)(
+                cfg, c, self.causal, self.inject_noise, name=f"res_blocks_{j}"
+            )
+            x = res_block(x, embedding, noise[2 * j : 2 * j + 2])
+            if head_dim is not None:
+                x = remat(SelfAttention, cfg)(cfg, head_dim, name=f"attention_blocks_{j}")(x)
+        return x
+
+
+class StridedConv(nn.Module):
+    """A causal convolution with a stride."""
+
+    cfg: VAEConfig
+    features: int
+    stride: Stride
+
+    @nn.compact
+    def __call__(self, x: Video) -> Float[Array, "b t2 h2 w2 c2"]:
+        x = Conv(self.cfg, self.features, causal=True, stride=self.stride, name="conv")(x)
+        return constrain(x, "batch", "frame", "row", None, None)
+
+
+class Downsample(nn.Module):
+    """Space to depth of a convolution, plus that of the input averaged over groups of channels.
+
+    Raises:
+      ValueError: if the channels do not divide.
+    """
+
+    cfg: VAEConfig
+    features: int
+    stride: Stride
+
+    @nn.compact
+    def __call__(self, x: Video) -> Float[Array, "b t2 h2 w2 c2"]:
+        size, c = math.prod(self.stride), x.shape[-1]
+        if self.features % size or c * size % self.features:
+            raise ValueError(f"{c} channels to {self.features} with a stride of {self.stride}")
+        if self.stride[0] == 2:  # 2k+1 frames become 2k+2, then k+1
+            x = jnp.concatenate([x[:, :1], x], axis=1)
+        skip = space_to_depth(x, self.stride)
+        skip = skip.reshape(*skip.shape[:-1], self.features, -1).mean(-1)
+        x = Conv(self.cfg, self.features // size, causal=True, name="conv")(x)
+        x = space_to_depth(x, self.stride) + skip.astype(x.dtype)
+        return constrain(x, "batch", "frame", "row", None, None)
+
+
+class Upsample(nn.Module):
+    """Depth to space of a convolution, without the first frame if time grows (k+1 to 2k+1 frames).
+
+    The optional residual is the depth to space of the input, its channels repeated as a whole.
+
+    Raises:
+      ValueError: if the channels do not divide.
+    """
+
+    cfg: VAEConfig
+    features: int
+    stride: Stride
+    residual: bool = False
+
+    @nn.compact
+    def __call__(self, x: Video) -> Float[Array, "b t2 h2 w2 c2"]:
+        size, c = math.prod(self.stride), x.shape[-1]
+        y = Conv(self.cfg, size * self.features, self.cfg.causal_decoder, name="conv")(x)
+        y = depth_to_space(y, self.stride)
+        if self.residual:
+            if c % size or self.features % (c // size):
+                raise ValueError(f"residual: {c} channels to {self.features}, stride {self.stride}")
+            skip = depth_to_space(x, self.stride)
+            y = y + jnp.tile(skip, (1, 1, 1, 1, self.features * size // c)).astype(y.dtype)
+        if self.stride[0] == 2:
+            y = y[:, 1:]
+        return constrain(y, "batch", "frame", "row", None, None)
+
+
+def remat(module: Any, cfg: VAEConfig) -> Any:
+    """Recomputes a block in the backward pass; "dots" keeps what its convolutions gave."""
+    if cfg.remat == "none":
+        return module
+    policies = jax.checkpoint_policies
+    keep = policies.save_only_these_names("conv") if cfg.remat == "dots" else None
+    return nn.remat(module, policy=keep)
