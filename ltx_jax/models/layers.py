@@ -1,5 +1,7 @@
 """Layers that several networks share."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -35,6 +37,21 @@ def dense(
     )
 
 
+def rms_normalize(x: Float[Array, "*b d"], epsilon: float) -> Float[Array, "*b d"]:
+    """Divides by the root mean square over the last axis; float32, whatever the input."""
+    h = x.astype(jnp.float32)
+    return h * jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + epsilon)
+
+
+# The gradient recomputes the float32 intermediates from x: kept, they would be most of the memory.
+@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=2)
+def _scaled_rms(x: Array, scale: Array | None, epsilon: float) -> Array:
+    h = rms_normalize(x, epsilon)
+    if scale is not None:
+        h = h * scale.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
+    return h.astype(x.dtype)
+
+
 class RMSNorm(nn.Module):
     """Divides by the root mean square over the last axis; statistics in float32.
 
@@ -47,13 +64,11 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        h = x.astype(jnp.float32)
-        h = h * jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + self.epsilon)
+        scale = None
         if self.axes is not None:
             init = param(self.axes, nn.initializers.ones)
             scale = self.param("scale", init, x.shape[-1:], self.param_dtype)
-            h = h * scale.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
-        return h.astype(x.dtype)
+        return _scaled_rms(x, scale, self.epsilon)
 
 
 def sinusoidal_embedding(t: Float[Array, "*b"], features: int = 256) -> Float[Array, "*b features"]:

@@ -1,0 +1,109 @@
+"""Latents as tokens: their order, where they lie in the video, and their rotary tables.
+
+A coordinate is (frame, row, column). Tokens are frames, rows, columns in that order, the last
+fastest; one token is one voxel of the latent grid.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ltx_jax.config import TransformerConfig
+
+Grid = tuple[int, int, int]  # frames, rows, columns
+
+
+def patchify(latents: Float[Array, "b t h w c"]) -> Float[Array, "b n c"]:
+    """Lays the latents out as tokens."""
+    return latents.reshape(latents.shape[0], -1, latents.shape[-1])
+
+
+def unpatchify(tokens: Float[Array, "b n c"], grid: Grid) -> Float[Array, "b t h w c"]:
+    """The inverse of `patchify`.
+
+    Raises:
+      ValueError: if the grid does not hold this many tokens.
+    """
+    if np.prod(grid) != tokens.shape[1]:
+        raise ValueError(f"{tokens.shape[1]} tokens do not fill a latent grid of {grid}")
+    return tokens.reshape(tokens.shape[0], *grid, tokens.shape[-1])
+
+
+def latent_coords(grid: Grid) -> Int[Array, "n 3"]:
+    """The coordinate of each token in the latent grid."""
+    return jnp.stack(jnp.indices(grid, jnp.int32), axis=-1).reshape(-1, 3)
+
+
+def pixel_coords(
+    latent_coords: Int[Array, "*b n 3"], temporal_factor: int, spatial_factor: int, causal: bool
+) -> Int[Array, "*b n 3"]:
+    """The first pixel of each latent voxel, in frames and pixels.
+
+    With `causal`, the first latent frame is the first frame alone and the next starts at frame 1
+    (`causal_temporal_positioning` of the released checkpoints).
+    """
+    frame, row, column = (latent_coords[..., i] for i in range(3))
+    frame = frame * temporal_factor
+    if causal:
+        frame = jnp.maximum(frame + 1 - temporal_factor, 0)
+    return jnp.stack([frame, row * spatial_factor, column * spatial_factor], axis=-1)
+
+
+def positions(
+    pixel_coords: Int[Array, "*b n 3"], frame_rate: float | Float[Array, " b"]
+) -> Float[Array, "*b n 3"]:
+    """Coordinates in seconds, pixels, pixels. `frame_rate` is one number, or one of each sample."""
+    # One product with the rounded reciprocal, as upstream: the last bit of a position turns the
+    # fastest angles by 1e-3.
+    if isinstance(frame_rate, jax.Array):
+        period = (1 / frame_rate.astype(jnp.float32))[:, None]
+    else:
+        period = np.float32(1 / frame_rate)
+    coords = pixel_coords.astype(jnp.float32)
+    return coords.at[..., 0].multiply(period)
+
+
+def rope_frequencies(width: int, theta: float) -> np.ndarray:
+    """The float32 frequencies pi/2 theta^x of each axis, x going from 0 to 1 in width // 6 steps.
+
+    Rounded step by step as upstream does on CPU: an angle reaches 15708, so that one unit in the
+    last place of a frequency shows in the third decimal of its cosine.
+    """
+    count = width // 6
+    step = np.float32(1) / np.float32(max(count - 1, 1))
+    k = np.arange(count)
+    rising = (step * k.astype(np.float32)).astype(np.float64)
+    falling = (1.0 - np.float64(step) * (count - 1 - k)).astype(np.float32)  # one rounding
+    exponents = np.where(k < count // 2, rising, falling)
+    if count == 1:
+        exponents = np.zeros(1)
+    powers = (np.float64(theta) ** exponents).astype(np.float32)
+    return powers * np.float32(np.pi) / np.float32(2)
+
+
+def rope_tables(
+    positions: Float[Array, "*b n 3"], cfg: TransformerConfig
+) -> tuple[Float[Array, "b n p"], Float[Array, "b n p"]]:
+    """Cosines and sines (b or 1, n, width / 2), one of each pair of channels, in float32.
+
+    A position is taken as a fraction of `positional_embedding_max_pos` and stretched to [-1, 1].
+    Frequencies are the slow index and axes the fast one; what width % 6 leaves over comes first
+    and does not rotate.
+    """
+    frequencies = jnp.asarray(
+        rope_frequencies(cfg.width, cfg.positional_embedding_theta), jnp.float32
+    )
+    # The barrier keeps the division: XLA turns that by a constant into a product.
+    limits = jax.lax.optimization_barrier(
+        jnp.asarray(cfg.positional_embedding_max_pos, jnp.float32)
+    )
+    at = positions.reshape(-1, *positions.shape[-2:])
+    fractions = at / limits[None, None]
+    angles = frequencies[None, None, :, None] * (fractions * 2 - 1)[:, :, None]
+    angles = angles.reshape(*at.shape[:2], -1)
+    still = ((0, 0), (0, 0), (cfg.width // 2 - angles.shape[-1], 0))
+    return (
+        jnp.pad(jnp.cos(angles), still, constant_values=1.0),
+        jnp.pad(jnp.sin(angles), still),
+    )

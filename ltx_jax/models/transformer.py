@@ -1,0 +1,335 @@
+"""The diffusion transformer: predicts the flow velocity of every latent token.
+
+Tokens are the voxels of the latent grid. A block is self-attention with rotary positions,
+cross-attention to the caption, and a feed-forward layer; the diffusion time of each token shifts,
+scales and gates the first and the last. All blocks share one compiled body (`nn.scan`).
+"""
+
+import functools
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from ltx_jax.config import STGMode, TransformerConfig
+from ltx_jax.models.attention import attention
+from ltx_jax.models.layers import RMSNorm, TimestepEmbedder, dense, param, rms_normalize
+from ltx_jax.sharding import constrain
+
+Rope = tuple[Float[Array, "#b n p"], Float[Array, "#b n p"]]  # cosines, sines of the p = d/2 pairs
+Mask = Bool[Array, "b m"] | Int[Array, "b m"] | Float[Array, "b m"]
+
+_QK_NORM_EPSILON = 1e-5
+_OUTPUT_NORM_EPSILON = 1e-6  # `norm_eps` is that of the blocks alone
+_REMAT = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+# Elementwise chains are recomputed in the gradient whatever the policy for blocks: their float32
+# intermediates would be most of the memory, and recomputing them costs next to nothing.
+_recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
+
+
+@struct.dataclass
+class Skip:
+    """What spatio-temporal guidance takes out of some rows of a batch.
+
+    Attributes:
+      mode: what becomes of a skipped block: "attention_values" and "attention_skip" put the values
+        or the input of its self-attention in the place of what it attends to, "transformer_block"
+        the block's input in the place of its output; "residual" changes nothing, as upstream.
+      mask: float (layers, b), 0 where a block is skipped and 1 elsewhere.
+    """
+
+    mode: STGMode = struct.field(pytree_node=False)
+    mask: Any
+
+
+@struct.dataclass
+class _Context:
+    """What every block sees and no block changes."""
+
+    modulation: Any  # (b, n or 1, 6, d)
+    caption: Any  # (b, m, d)
+    caption_mask: Any  # (b, m) or None
+    rope: Any  # (cos, sin)
+    skip_mode: STGMode | None = struct.field(pytree_node=False)
+
+
+def rotate(x: Float[Array, "b n d"], rope: Rope) -> Float[Array, "b n d"]:
+    """Rotates each pair of channels (2i, 2i + 1) by its angle, in float32.
+
+    The angles span the full width, so that every head has frequencies of its own.
+    """
+    cos, sin = rope
+    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
+    even, odd = pairs[..., 0], pairs[..., 1]
+    turned = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
+    return turned.reshape(x.shape).astype(x.dtype)
+
+
+def _row(modulation: Array, table: Array, row: int) -> Array:
+    """Row `row` of the modulation (b, #n, rows, d) plus that of a block's own table (rows, d)."""
+    own = table[row].astype(jnp.float32)[None, None]
+    return modulation[:, :, row].astype(jnp.float32) + own
+
+
+def _shift_and_scale(h: Array, modulation: Array, table: Array, row: int) -> Array:
+    """Scales by 1 + row `row + 1` and shifts by row `row`: shifts come first in the checkpoints."""
+    return h * (1 + _row(modulation, table, row + 1)) + _row(modulation, table, row)
+
+
+@functools.partial(_recomputed, static_argnums=(3, 4))
+def _norm_in(x: Array, modulation: Array, table: Array, row: int, epsilon: float) -> Array:
+    h = _shift_and_scale(rms_normalize(x, epsilon), modulation, table, row)
+    return h.astype(x.dtype)
+
+
+@functools.partial(_recomputed, static_argnums=4)
+def _gate_in(x: Array, update: Array, modulation: Array, table: Array, row: int) -> Array:
+    h = x.astype(jnp.float32) + _row(modulation, table, row) * update.astype(jnp.float32)
+    return h.astype(x.dtype)
+
+
+@_recomputed
+def _norm_out(x: Array, time: Array, table: Array) -> Array:
+    """LayerNorm, unlike the blocks' norms: it subtracts the mean. Float32 out."""
+    h = x.astype(jnp.float32)
+    h = h - jnp.mean(h, axis=-1, keepdims=True)
+    modulation = jnp.broadcast_to(time[:, :, None], (*time.shape[:2], *table.shape))
+    return _shift_and_scale(rms_normalize(h, _OUTPUT_NORM_EPSILON), modulation, table, 0)
+
+
+@_recomputed
+def _gelu(x: Array) -> Array:
+    return nn.gelu(x, approximate=True)
+
+
+def _keep(keep: Float[Array, " b"], kept: Array, instead: Array) -> Array:
+    weight = keep.astype(kept.dtype)[:, None, None]
+    return kept * weight + instead * (1 - weight)
+
+
+class Attention(nn.Module):
+    """Multi-head attention; queries and keys are normalised over all heads at once."""
+
+    cfg: TransformerConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b n d"],
+        source: Float[Array, "b m d"],
+        mask: Mask | None = None,
+        rope: Rope | None = None,
+        skip_mode: STGMode | None = None,
+        keep: Float[Array, " b"] | None = None,
+    ) -> Float[Array, "b n d"]:
+        """Attends from `x` to `source`; `skip_mode` and `keep` are one row of a `Skip`."""
+        cfg = self.cfg
+        dtypes = dict(dtype=cfg.dtype, param_dtype=cfg.param_dtype)
+        project = functools.partial(
+            dense, cfg.width, ("embed", "heads"), use_bias=cfg.attention_bias, **dtypes
+        )
+        norm = functools.partial(RMSNorm, _QK_NORM_EPSILON, ("heads",), cfg.param_dtype)
+        q = norm(name="q_norm")(project(name="to_q")(x))
+        k = norm(name="k_norm")(project(name="to_k")(source))
+        v = project(name="to_v")(source)
+        if rope is not None:
+            q, k = rotate(q, rope), rotate(k, rope)
+
+        def heads(x: Array, tokens: str | None) -> Array:
+            x = x.reshape(*x.shape[:2], cfg.num_attention_heads, cfg.attention_head_dim)
+            return constrain(x, "batch", tokens, "act_heads", None)
+
+        # Every token sees every key, so these are whole on each device of the `seq` axis.
+        out = attention(heads(q, "token"), heads(k, None), heads(v, None), mask=mask)
+        out = constrain(out, "batch", "token", "act_heads", None).reshape(x.shape)
+        if keep is not None and skip_mode == "attention_values":
+            out = _keep(keep, out, v)
+        elif keep is not None and skip_mode == "attention_skip":
+            out = _keep(keep, out, x)
+        return dense(cfg.width, ("heads", "embed"), name="to_out", **dtypes)(out)
+
+
+class MLP(nn.Module):
+    """Two linear layers with a tanh GELU between them: the feed-forward, and the caption's."""
+
+    cfg: TransformerConfig
+    hidden: int
+    token_axis: str | None = "token"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n d"]:
+        cfg = self.cfg
+        dtypes = dict(dtype=cfg.dtype, param_dtype=cfg.param_dtype)
+        h = dense(self.hidden, ("embed", "mlp"), name="linear_1", **dtypes)(x)
+        h = constrain(h, "batch", self.token_axis, "act_mlp")
+        return dense(cfg.width, ("mlp", "embed"), name="linear_2", **dtypes)(_gelu(h))
+
+
+class AdaLNSingle(nn.Module):
+    """Embeds scaled times (0 to 1000), and projects that once to the modulation of all blocks."""
+
+    cfg: TransformerConfig
+
+    @nn.compact
+    def __call__(
+        self, time: Float[Array, "b s"]
+    ) -> tuple[Float[Array, "b s 6 d"], Float[Array, "b s d"]]:
+        """Returns the modulation (shift, scale, gate of attention, then of feed-forward), and the
+        embedding itself."""
+        cfg = self.cfg
+        dtypes = dict(dtype=cfg.dtype, param_dtype=cfg.param_dtype)
+        embedded = TimestepEmbedder(cfg.width, name="timestep_embedder", **dtypes)(time)
+        # Small at first, so that every block starts close to the identity.
+        small = nn.initializers.normal(0.02)
+        linear = dense(
+            6 * cfg.width, ("embed", "adaln"), name="linear", kernel_init=small, **dtypes
+        )
+        return linear(nn.silu(embedded)).reshape(*time.shape, 6, cfg.width), embedded
+
+
+class Block(nn.Module):
+    """One layer, written as a scan body: carries `x`, emits nothing."""
+
+    cfg: TransformerConfig
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b n d"], keep: Float[Array, " b"] | None, context: _Context
+    ) -> tuple[Float[Array, "b n d"], None]:
+        cfg = self.cfg
+        table = _table(self, 6, cfg)
+        before, modulation = x, context.modulation
+
+        h = _norm_in(x, modulation, table, 0, cfg.norm_eps)
+        h = Attention(cfg, name="attn1")(
+            h, h, rope=context.rope, skip_mode=context.skip_mode, keep=keep
+        )
+        x = _gate_in(x, h, modulation, table, 2)
+        # The caption is attended to from the bare residual stream: no norm, no gate.
+        x = x + Attention(cfg, name="attn2")(x, context.caption, context.caption_mask)
+        h = _norm_in(x, modulation, table, 3, cfg.norm_eps)
+        x = _gate_in(x, MLP(cfg, 4 * cfg.width, name="ff")(h), modulation, table, 5)
+        if keep is not None and context.skip_mode == "transformer_block":
+            x = _keep(keep, x, before)
+        return constrain(x, "batch", "token", "act_embed"), None
+
+
+def _table(module: nn.Module, rows: int, cfg: TransformerConfig) -> Array:
+    init = param(("adaln", "embed"), nn.initializers.normal(cfg.width**-0.5))
+    table = module.param("scale_shift_table", init, (rows, cfg.width), cfg.param_dtype)
+    # Whole before it meets the activations, or the partitioner moves those instead.
+    return constrain(table, None, "act_embed")
+
+
+class Transformer(nn.Module):
+    """Predicts the velocity (noise minus data) of each latent token."""
+
+    cfg: TransformerConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        latents: Float[Array, "b n c"],
+        timestep: Float[Array, "b #n"],
+        caption: Float[Array, "b m c2"],
+        caption_mask: Mask | None,
+        rope: Rope,
+        skip: Skip | None = None,
+    ) -> Float[Array, "b n c3"]:
+        """Returns the velocity in float32.
+
+        Args:
+          latents: normalised latents, noisy.
+          timestep: in [0, 1], 1 being noise; one of each token, or one of each sample.
+          caption: what the text encoder made of the captions.
+          caption_mask: 1 for a caption's own tokens and 0 for padding; None is all ones.
+          rope: `diffusion.tokens.rope_tables` of the tokens' positions.
+          skip: blocks to skip, for spatio-temporal guidance.
+
+        Raises:
+          ValueError: if an input does not fit the configuration.
+        """
+        cfg = self.cfg
+        _check(cfg, latents, caption, rope, skip)
+        dtypes = dict(dtype=cfg.dtype, param_dtype=cfg.param_dtype)
+        x = constrain(latents.astype(cfg.dtype), "batch", "token", None)
+        x = dense(cfg.width, (None, "embed"), name="patchify_proj", **dtypes)(x)
+        x = constrain(x, "batch", "token", "act_embed")
+
+        per_token = "token" if timestep.shape[1] > 1 else None
+        time = timestep.astype(jnp.float32) * (cfg.timestep_scale_multiplier or 1.0)
+        modulation, embedded = AdaLNSingle(cfg, name="adaln_single")(time)
+        caption = MLP(cfg, cfg.width, None, name="caption_projection")(caption.astype(cfg.dtype))
+        context = _Context(
+            modulation=constrain(modulation, "batch", per_token, None, "act_embed"),
+            caption=constrain(caption, "batch", None, "act_embed"),
+            caption_mask=caption_mask,
+            rope=tuple(constrain(table, *_rope_axes(table)) for table in rope),
+            skip_mode=None if skip is None else skip.mode,
+        )
+        body = Block
+        if cfg.remat != "none":
+            body = nn.remat(Block, prevent_cse=False, policy=_REMAT[cfg.remat])
+        blocks = nn.scan(
+            body,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast),
+            length=cfg.num_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        keep = None if skip is None else skip.mask
+        x, _ = blocks(cfg, name="blocks")(x, keep, context)
+
+        # The last layer is small: in float32 the velocity is not rounded to the compute dtype.
+        x = _norm_out(x, embedded, _table(self, 2, cfg))
+        out = dense(
+            cfg.out_channels,
+            ("embed", None),
+            name="proj_out",
+            dtype="float32",
+            param_dtype=cfg.param_dtype,
+            kernel_init=nn.initializers.normal(0.02),
+        )
+        return constrain(out(x), "batch", "token", None)
+
+
+def _rope_axes(table: Array) -> tuple[str | None, ...]:
+    return "batch" if table.shape[0] > 1 else None, "token", "act_heads"
+
+
+def _check(
+    cfg: TransformerConfig, latents: Array, caption: Array, rope: Rope, skip: Skip | None
+) -> None:
+    if latents.shape[-1] != cfg.in_channels:
+        raise ValueError(
+            f"the latents have {latents.shape[-1]} channels and this transformer takes "
+            f"{cfg.in_channels}: use the VAE it was trained with"
+        )
+    if caption.shape[-1] != cfg.caption_channels:
+        raise ValueError(
+            f"the caption embeddings are {caption.shape[-1]} wide and this transformer takes "
+            f"{cfg.caption_channels}: use the text encoder it was trained with"
+        )
+    pairs = cfg.width // 2
+    if rope[0].shape[-1] != pairs:
+        raise ValueError(
+            f"the rotary tables hold {rope[0].shape[-1]} pairs and a width of {cfg.width} takes "
+            f"{pairs}: make them with rope_tables and this configuration"
+        )
+    if skip is None:
+        return
+    if skip.mode not in get_args(STGMode):
+        raise ValueError(f"unknown skip mode {skip.mode!r}; known: {get_args(STGMode)}")
+    if skip.mask.shape != (cfg.num_layers, latents.shape[0]):
+        raise ValueError(
+            f"the skip mask has shape {skip.mask.shape}, and {cfg.num_layers} layers with a batch "
+            f"of {latents.shape[0]} take {(cfg.num_layers, latents.shape[0])}"
+        )
