@@ -1,0 +1,514 @@
+"""Video and picture files in and out. All of PyAV and Pillow is in this file.
+
+Frames are uint8 (t, h, w, 3), RGB, as a viewer shows them: rotation and mirror metadata of phones
+are applied. Everything that can be wrong with a file is a ValueError that names it.
+"""
+
+import contextlib
+import io
+import math
+import os
+from collections.abc import Generator, Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import av.container
+import av.error
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+_IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF")
+_TICK = 1e-3  # seconds; Matroska rounds time stamps to this
+
+
+def _open_image(path: str | os.PathLike) -> Image.Image:
+    """By content, and only of the formats above: Pillow also claims some video files."""
+    Image.init()
+    return Image.open(path, formats=[name for name in _IMAGE_FORMATS if name in Image.OPEN])
+
+
+def is_image(path: str | os.PathLike) -> bool:
+    """Whether the file is a still image, judged by its content; animations are not."""
+    try:
+        with _open_image(path) as image:
+            # An MPO is a photograph with a preview beside it, not an animation.
+            return image.format == "MPO" or getattr(image, "n_frames", 1) == 1
+    except (OSError, Image.DecompressionBombError):
+        return False
+
+
+def read_image(path: str | os.PathLike) -> UInt8[np.ndarray, "h w 3"]:
+    """Reads a picture upright (EXIF orientation applied), transparency laid over white.
+
+    Raises:
+      ValueError: if there is no such file, or it is not a picture, or a damaged one.
+    """
+    _check_file(path)
+    try:
+        with _open_image(path) as opened:
+            image = ImageOps.exif_transpose(opened)
+            if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip
+                return np.repeat((np.asarray(image) // 257).astype(np.uint8)[..., None], 3, axis=2)
+            if "A" in image.getbands() or "transparency" in image.info:
+                image = image.convert("RGBA")
+                white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+                image = Image.alpha_composite(white, image)
+            return np.array(image.convert("RGB"))
+    except Image.UnidentifiedImageError as error:
+        raise ValueError(f"{path} is not an image (PNG, JPEG, WebP, ...)") from error
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} is a damaged or unreadable image: {error}") from error
+
+
+def read_video(
+    path: str | os.PathLike,
+    *,
+    num_frames: int | None = None,
+    start: float = 0.0,
+    frame_rate: float | None = None,
+    square_pixels: bool = False,
+) -> tuple[UInt8[np.ndarray, "t h w 3"], float]:
+    """Reads a clip, or a part of it, and its frames per second.
+
+    Args:
+      path: any file that FFmpeg reads, animated GIFs too.
+      num_frames: read at most this many; None is all. A shorter clip gives fewer.
+      start: seconds into the clip; the first frame is the one on the screen then.
+      frame_rate: resample by time to this rate: each frame is the one on the screen at its time,
+        which is right for variable frame rates too. None gives the stored frames, each once, and
+        the average rate of the file.
+      square_pixels: widen or narrow the frames of an anamorphic clip. Off, frames are as stored,
+        which is what most readers give.
+
+    Raises:
+      ValueError: if there is no such file, or it is empty, no video, a still image, sound alone,
+        damaged, or over at `start`.
+    """
+    if num_frames is not None and num_frames <= 0:
+        raise ValueError(f"num_frames must be positive, got {num_frames}")
+    if start < 0 or (frame_rate is not None and not 0 < frame_rate < math.inf):
+        raise ValueError(f"start must be >= 0 and frame_rate positive, got {start}, {frame_rate}")
+    _check_file(path)
+    if is_image(path):
+        raise ValueError(f"{path} is a still image; a clip is expected")
+    pictures: list[np.ndarray] = []
+    with _open(path) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+        frames = _timed(path, container, stream, start, float(rate))
+        with contextlib.closing(frames):  # before the container, which its packets belong to
+            for begin, end, frame in frames:
+                if frame_rate is None:
+                    copies = 1
+                else:  # output frames k with begin <= start + k / frame_rate < end
+                    copies = max(_count_before(end - start, frame_rate) - len(pictures), 0)
+                if copies == 0:
+                    continue
+                if frame.is_corrupt:
+                    raise ValueError(f"{path} is damaged: the frame at {begin:.2f} s is broken")
+                picture = _upright(frame, stream.sample_aspect_ratio if square_pixels else None)
+                if pictures and picture.shape != pictures[0].shape:
+                    raise ValueError(f"{path} changes its frame size at {begin:.2f} s")
+                pictures.extend([picture] * copies)
+                if num_frames is not None and len(pictures) >= num_frames:
+                    break
+    if not pictures:
+        raise ValueError(
+            f"{path} has no frame that can be decoded" + (f" after {start} s" if start else "")
+        )
+    return np.stack(pictures[:num_frames]), float(frame_rate or rate)
+
+
+def read_media(
+    path: str | os.PathLike, *, num_frames: int | None = None, frame_rate: float | None = None
+) -> UInt8[np.ndarray, "t h w 3"]:
+    """Reads a picture as a clip of one frame, or a clip (`read_video`)."""
+    _check_file(path)
+    if is_image(path):
+        return read_image(path)[None]
+    return read_video(path, num_frames=num_frames, frame_rate=frame_rate)[0]
+
+
+def _check_file(path: str | os.PathLike) -> None:
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; a file is expected")
+    if not path.exists():
+        raise ValueError(f"there is no file {path}")
+    try:
+        with path.open("rb") as file:
+            empty = not file.read(1)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    if empty:
+        raise ValueError(f"{path} is empty (0 bytes)")
+
+
+@contextlib.contextmanager
+def _open(path: str | os.PathLike) -> Iterator[av.container.InputContainer]:
+    """Opens a file that has a video stream; PyAV's errors become ValueErrors naming the file."""
+    try:
+        with av.open(os.fspath(path)) as container:
+            if not container.streams.video:
+                kinds = sorted({stream.type for stream in container.streams}) or ["nothing"]
+                raise ValueError(f"{path} has no video stream, only {' and '.join(kinds)}")
+            yield container
+    except av.error.FFmpegError as error:
+        reason = error.strerror or type(error).__name__
+        raise ValueError(
+            f"{path} is not a video, or is truncated or damaged (FFmpeg: {reason})"
+        ) from error
+
+
+def _timed(
+    path: str | os.PathLike,
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    start: float,
+    rate: float,
+) -> Generator[tuple[float, float, av.VideoFrame], None, None]:
+    """Yields (begin, end, frame) for every frame on the screen at or after `start`, in seconds."""
+    origin = float((stream.start_time or 0) * (stream.time_base or 0))
+    if start > 0 and stream.time_base:
+        container.seek(max(int((start + origin) / stream.time_base), 0), stream=stream)
+    previous: tuple[float, av.VideoFrame] | None = None
+    index = 0
+    for packet in container.demux(stream):
+        if packet.is_corrupt:
+            raise ValueError(f"{path} is truncated or damaged after {index} frames")
+        for frame in packet.decode():
+            begin = index / rate if frame.pts is None else float(frame.time) - origin
+            index += 1
+            if previous is not None and begin > start + _TICK:
+                yield previous[0], begin, previous[1]
+            previous = begin, frame
+    if previous is not None:
+        begin, frame = previous
+        seconds = float((frame.duration or 0) * (frame.time_base or 0)) or 1 / rate
+        if begin + seconds > start + _TICK:
+            yield begin, begin + seconds, frame
+
+
+def _count_before(seconds: float, frame_rate: float) -> int:
+    """Number of times k / frame_rate, k >= 0, before `seconds`; within a tick counts as equal."""
+    return max(math.ceil((seconds - _TICK) * frame_rate), 0)
+
+
+def _upright(frame: av.VideoFrame, pixel_aspect: Fraction | None) -> np.ndarray:
+    """The frame as RGB, with the turn and the mirroring of its display matrix applied."""
+    picture = frame.to_ndarray(format="rgb24")
+    if pixel_aspect and pixel_aspect != 1:
+        size = max(round(frame.width * pixel_aspect), 1), frame.height
+        picture = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return picture
+    # x' = a x + c y and y' = b x + d y. Angles other than quarter turns are ignored.
+    a, b, _, c, d = np.sign(np.frombuffer(bytes(matrix), np.int32)[:5])
+    if a == 0 and d == 0:
+        picture, a, d = picture.swapaxes(0, 1), c, b
+    elif b != 0 or c != 0:
+        return picture
+    return np.ascontiguousarray(picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+
+
+def check_writable(path: str | os.PathLike) -> None:
+    """Makes the folder of `path` and tries a file in it, so that hours of work are not lost.
+
+    Raises:
+      ValueError: if a file cannot be written there.
+    """
+    with _replacing(path) as temporary:
+        temporary.touch()
+        temporary.unlink()
+
+
+@contextlib.contextmanager
+def _replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """Gives a temporary name in the same folder; moves it to `path` when all went well."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(0, "it is a folder")
+        if path.parent.exists() and not path.parent.is_dir():
+            raise NotADirectoryError(0, f"{path.parent} is a file, not a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        if temporary.exists():
+            os.replace(temporary, path)
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _check_frames(frames: np.ndarray, fps: float) -> None:
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
+        raise ValueError(
+            f"frames must be uint8 (t, h, w, 3), none of them 0, got {frames.dtype} {frames.shape}"
+        )
+    if not 0 < fps < math.inf:
+        raise ValueError(f"fps must be positive, got {fps}")
+
+
+def write_video(
+    path: str | os.PathLike, frames: UInt8[np.ndarray, "t h w 3"], fps: float, *, crf: int = 18
+) -> None:
+    """Writes an MP4 that browsers play: H.264, 4:2:0, BT.709, index first.
+
+    Widths and heights of 4:2:0 are even: an odd one is made even by repeating the last column or
+    row, so that no pixel is lost. The file appears under its name only when it is complete.
+
+    Args:
+      path: ends in .mp4; missing folders are made.
+      frames: RGB.
+      fps: frames per second.
+      crf: 0 (lossless but for 4:2:0) to 51; 18 looks like the original.
+
+    Raises:
+      ValueError: if the frames are not uint8 (t, h, w, 3) or the file cannot be written.
+    """
+    _check_frames(frames, fps)
+    if Path(path).suffix.lower() != ".mp4":
+        raise ValueError(f"{path} must end in .mp4 (write_gif writes a GIF)")
+    if not 0 <= crf <= 51:
+        raise ValueError(f"crf must lie between 0 and 51, got {crf}")
+    with _replacing(path) as temporary:
+        options = {"movflags": "+faststart"}
+        with av.open(os.fspath(temporary), "w", format="mp4", options=options) as container:
+            rate = Fraction(fps).limit_denominator(1001)
+            _encode(container, frames, rate, {"crf": str(crf)}, tagged=True)
+
+
+def _encode(
+    container: av.container.OutputContainer,
+    frames: Sequence[np.ndarray] | np.ndarray,
+    rate: Fraction,
+    options: dict[str, str],
+    tagged: bool,
+) -> None:
+    """H.264 into an open container. Untagged pictures are converted by BT.601, unmarked."""
+    stream = container.add_stream("libx264", rate=rate, options=options)
+    colours: dict[str, Any] = {}
+    if tagged:
+        context = stream.codec_context
+        context.color_primaries = context.color_trc = context.colorspace = 1  # BT.709
+        context.color_range = 1  # 16 to 235
+        colours = {"dst_colorspace": "ITU709", "dst_color_range": "MPEG"}
+    stream.height, stream.width = _even(frames[0]).shape[:2]
+    stream.pix_fmt = "yuv420p"
+    for picture in frames:
+        frame = av.VideoFrame.from_ndarray(_even(picture), format="rgb24")
+        container.mux(stream.encode(frame.reformat(format="yuv420p", **colours)))
+    container.mux(stream.encode())
+
+
+def _even(picture: np.ndarray) -> np.ndarray:
+    height, width = picture.shape[:2]
+    if height % 2 or width % 2:
+        picture = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    return np.ascontiguousarray(picture)
+
+
+def write_image(path: str | os.PathLike, picture: UInt8[np.ndarray, "h w 3"]) -> None:
+    """Writes a picture in the format of the file's ending (PNG, JPEG, ...)."""
+    if Path(path).suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"{path} does not end in the name of a picture format, such as .png")
+    with _replacing(path) as temporary:
+        Image.fromarray(picture).save(temporary)
+
+
+def write_gif(
+    path: str | os.PathLike, frames: UInt8[np.ndarray, "t h w 3"], fps: float, *, colours: int = 128
+) -> None:
+    """Writes an endless GIF with one palette for all frames, so that flat areas do not flicker.
+
+    GIFs count time in 1/100 s: delays alternate so that the whole lasts as long as it should.
+    Viewers do not play delays under 0.02 s; a higher rate drops frames.
+    """
+    _check_frames(frames, fps)
+    kept = np.arange(0, len(frames), math.ceil(fps / 50))
+    begins = np.round(np.append(kept, len(frames)) * 100 / fps)
+    milliseconds = [int(10 * max(step, 2)) for step in np.diff(begins)]
+    sample = frames[kept[:: math.ceil(len(kept) / 8)]]
+    mosaic = Image.fromarray(sample.reshape(-1, *sample.shape[2:]))
+    palette = mosaic.quantize(colours, method=Image.Quantize.MEDIANCUT)
+    images = [
+        Image.fromarray(frames[i]).quantize(palette=palette, dither=Image.Dither.NONE) for i in kept
+    ]
+    with _replacing(path) as temporary:
+        images[0].save(
+            temporary,
+            format="GIF",
+            save_all=True,
+            append_images=images[1:],
+            duration=milliseconds,
+            loop=0,
+        )
+
+
+def contact_sheet(
+    clips: Sequence[UInt8[np.ndarray, "_ _ _ 3"]],
+    labels: Sequence[str],
+    *,
+    columns: int = 6,
+    scale: float = 1.0,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Draws one row per clip: its label, and below it `columns` frames evenly spaced in time."""
+    if not clips or len(clips) != len(labels):
+        raise ValueError(f"got {len(clips)} clips and {len(labels)} labels")
+    gap, font = 6, ImageFont.load_default(size=13)
+    rows = []
+    for clip in clips:
+        picked = clip[np.round(np.linspace(0, len(clip) - 1, min(columns, len(clip)))).astype(int)]
+        size = round(clip.shape[2] * scale), round(clip.shape[1] * scale)
+        rows.append([Image.fromarray(frame).resize(size) for frame in picked])
+    width = max(gap + sum(frame.width + gap for frame in row) for row in rows)
+    texts = [_wrapped(label, font, width - 2 * gap) for label in labels]
+    heights = [
+        16 * len(text) + row[0].height + 2 * gap for text, row in zip(texts, rows, strict=True)
+    ]
+    sheet = Image.new("RGB", (width, sum(heights) + gap), (255, 255, 255))
+    draw = ImageDraw.Draw(sheet)
+    top = gap
+    for text, row, height in zip(texts, rows, heights, strict=True):
+        for i, line in enumerate(text):
+            draw.text((gap, top + 16 * i), line, fill=(30, 30, 30), font=font)
+        for i, frame in enumerate(row):
+            sheet.paste(frame, (gap + i * (frame.width + gap), top + 16 * len(text) + 2))
+        top += height
+    return np.array(sheet)
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list:
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return [line for line in lines if line]
+
+
+def resize_crop(
+    frames: UInt8[np.ndarray, "t h w 3"], height: int, width: int
+) -> UInt8[np.ndarray, "t {height} {width} 3"]:
+    """Scales the frames to cover height x width, antialiased, and keeps the centre.
+
+    The kept part is a centred box with real-valued edges, so the picture is not shifted.
+    """
+    _check_size(height, width)
+    stored_height, stored_width = frames.shape[1:3]
+    scale = min(stored_height / height, stored_width / width)
+    x = (stored_width - width * scale) / 2
+    y = (stored_height - height * scale) / 2
+    box = (max(x, 0.0), max(y, 0.0), min(x + width * scale, stored_width), stored_height - y)
+    return _resized(frames, height, width, box)
+
+
+def crop_to_aspect(
+    frames: UInt8[np.ndarray, "t h w 3"], height: int, width: int
+) -> UInt8[np.ndarray, "t _ _ 3"]:
+    """Cuts the largest centred part with the aspect of height x width, in whole pixels.
+
+    The new side is truncated and the offset is half of the rest, rounded down, as in the official
+    `load_image_to_tensor_with_resize_and_crop`.
+    """
+    _check_size(height, width)
+    stored_height, stored_width = frames.shape[1:3]
+    aspect = width / height
+    if stored_width / stored_height > aspect:
+        kept = max(int(stored_height * aspect), 1)
+        left = (stored_width - kept) // 2
+        return frames[:, :, left : left + kept]
+    kept = max(int(stored_width / aspect), 1)
+    top = (stored_height - kept) // 2
+    return frames[:, top : top + kept]
+
+
+def _check_size(height: int, width: int) -> None:
+    if height <= 0 or width <= 0:
+        raise ValueError(f"height and width must be positive, got {height} x {width}")
+
+
+def _resized(
+    frames: np.ndarray,
+    height: int,
+    width: int,
+    box: tuple[float, float, float, float] | None = None,
+) -> np.ndarray:
+    return np.stack(
+        [
+            np.asarray(
+                Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC, box=box)
+            )
+            for frame in np.ascontiguousarray(frames)
+        ]
+    )
+
+
+def prepare_condition(
+    frames: UInt8[np.ndarray, "t h w 3"],
+    height: int,
+    width: int,
+    *,
+    blur: bool = True,
+    crf: int = 29,
+) -> Float32[np.ndarray, "t {height} {width} 3"]:
+    """Turns condition frames into what the released models were trained to continue, in [-1, 1].
+
+    Crop to the aspect, bicubic resize, a slight blur, and the loss of an H.264 file, each frame by
+    itself: the models move little when the condition is sharper than a video (official
+    `inference.py` and `crf_compressor.py`). The official script leaves out the resize here, so that
+    it blurs and pads at the source's scale, and cuts odd sizes; this resizes first and keeps them.
+
+    Args:
+      frames: RGB.
+      height: of the result, in pixels, and
+      width: too.
+      blur: Gaussian, 3 x 3, sigma 1.
+      crf: of the H.264 round trip; 0 leaves it out.
+    """
+    pixels = _resized(crop_to_aspect(frames, height, width), height, width)
+    unit = pixels.astype(np.float32) / 255
+    if blur:
+        unit = gaussian_blur(unit)
+    if crf:
+        # Truncated, not rounded, as the official script does: half a level darker.
+        pixels = np.stack([_compressed(frame, crf) for frame in (unit * 255).astype(np.uint8)])
+        unit = pixels.astype(np.float32) / 255
+    return unit * 2 - 1
+
+
+def gaussian_blur(frames: Float32[np.ndarray, "t h w c"]) -> Float32[np.ndarray, "t h w c"]:
+    """Blurs by 3 x 3 taps of a Gaussian of deviation 1, mirrored about the outermost pixels."""
+    side = math.exp(-0.5)
+    for axis in (1, 2):
+        if frames.shape[axis] == 1:  # nothing to mirror
+            continue
+        widths = [(0, 0)] * 4
+        widths[axis] = (1, 1)
+        padded = np.pad(frames, widths, mode="reflect")
+        before, after = (np.roll(padded, shift, axis) for shift in (1, -1))
+        blurred = (padded + side * (before + after)) / (1 + 2 * side)
+        frames = blurred.take(np.arange(1, frames.shape[axis] + 1), axis)
+    return frames
+
+
+def _compressed(picture: np.ndarray, crf: int) -> np.ndarray:
+    """One picture after an H.264 encoder and decoder, with the official encoder's settings."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        options = {"crf": str(crf), "preset": "veryfast"}
+        _encode(container, [picture], Fraction(1), options, tagged=False)
+    file.seek(0)
+    with av.open(file, "r") as container:
+        decoded = next(container.decode(video=0)).to_ndarray(format="rgb24")
+    return decoded[: picture.shape[0], : picture.shape[1]]
