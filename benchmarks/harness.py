@@ -1,0 +1,254 @@
+"""Timing for the benchmarks: compiled cases in turn, medians and spreads, JSON and Markdown.
+
+Cases of one comparison run interleaved, so that a clock that drifts moves them all alike. A case
+that fails to compile or to run is recorded with its message, and the rest goes on.
+"""
+
+import dataclasses
+import json
+import pathlib
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+COLUMNS = (
+    *("case", "median ms", "range ms", "TFLOP/s", "of peak", "GB/s"),
+    *("temp GB", "compile s", "error"),
+)
+SAMPLE_SECONDS = 0.02  # a sample of a short case is several calls, to hide the host's share
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One thing to time: a function of arrays, compiled with `options`.
+
+    `flop` and `bytes` are what it has to do, by our own count; `reference` returns what it should
+    give, from the same arguments.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    flop: float = 0.0
+    bytes: float = 0.0
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    reference: Callable[..., Any] | None = None
+    repeats: int | None = None
+
+
+class Report:
+    """The rows so far, saved after every comparison, and the time left for more."""
+
+    def __init__(self, out: pathlib.Path, name: str, budget: float, repeats: int):
+        self.out, self.name, self.repeats = out, name, repeats
+        self.deadline = time.monotonic() + budget
+        self.facts: dict[str, Any] = {}
+        self.rows: list[dict[str, Any]] = []
+        out.mkdir(parents=True, exist_ok=True)
+
+    def add(self, section: str, name: str, status: str = "ok", **values: Any) -> None:
+        """Adds a row, prints it and saves everything."""
+        row = {"section": section, "case": name, "status": status, **values}
+        self.rows.append(row)
+        print(_line(row), flush=True)
+        self.save()
+
+    def fail(self, section: str, name: str, error: BaseException) -> None:
+        """Records an error in place of a figure."""
+        message = " ".join(f"{type(error).__name__}: {error}".split())
+        self.add(section, name, "failed", message=message[:400])
+
+    def out_of_time(self) -> bool:
+        """Whether the budget is spent."""
+        return time.monotonic() > self.deadline
+
+    def compare(self, section: str, cases: Sequence[Case]) -> None:
+        """Compiles and checks each case, then times all of them in turn."""
+        ready = [run for case in cases if (run := self._prepare(section, case)) is not None]
+        samples: list[list[float]] = [[] for _ in ready]
+        for turn in range(max((run.repeats for run in ready), default=0)):
+            if turn >= 3 and self.out_of_time():
+                break
+            for run, taken in zip(ready, samples, strict=True):
+                if turn < run.repeats:
+                    taken.append(_seconds(run.call, run.calls) / run.calls)
+        for run, taken in zip(ready, samples, strict=True):
+            self.add(section, run.case.name, **_figures(run.case, taken), **run.facts)
+
+    def _prepare(self, section: str, case: Case) -> "_Run | None":
+        if self.out_of_time():
+            self.add(section, case.name, "skipped", message="the time was spent")
+            return None
+        try:
+            return _compile(case, case.repeats or self.repeats)
+        except Exception as error:  # any failure is a result here
+            self.fail(section, case.name, error)
+            return None
+
+    def save(self) -> None:
+        """Writes NAME.json and NAME.md."""
+        peaks = self.facts.get("peaks", {})
+        for row in self.rows:
+            if row.get("tflops") and peaks.get("tflops"):
+                row["share_of_peak"] = row["tflops"] / peaks["tflops"]
+            if row.get("gbs") and peaks.get("gbs"):
+                row["share_of_copy"] = row["gbs"] / peaks["gbs"]
+        text = json.dumps({"facts": self.facts, "rows": self.rows}, indent=1, default=str)
+        (self.out / f"{self.name}.json").write_text(text + "\n")
+        (self.out / f"{self.name}.md").write_text(_markdown(self.name, self.facts, self.rows))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    case: Case
+    call: Callable[[], Any]
+    calls: int  # per sample
+    repeats: int
+    facts: dict[str, Any]
+
+
+def _compile(case: Case, repeats: int) -> _Run:
+    start = time.perf_counter()
+    lowered = jax.jit(case.function).lower(*case.arguments)
+    compiled = lowered.compile(compiler_options=case.options or None)
+    facts: dict[str, Any] = {"compile_s": time.perf_counter() - start}
+    memory = compiled.memory_analysis()
+    if memory is not None:
+        facts["temp_gb"] = memory.temp_size_in_bytes / 1e9
+
+    def call() -> Any:
+        return compiled(*case.arguments)
+
+    result = jax.block_until_ready(call())
+    if case.reference is not None:
+        expected = jax.jit(case.reference)(*case.arguments)
+        facts["error"] = relative_error(result, expected)
+    del result
+    calls = max(1, min(200, round(SAMPLE_SECONDS / max(_seconds(call, 1), 1e-6))))
+    return _Run(case, call, calls, repeats, facts)
+
+
+def _seconds(call: Callable[[], Any], calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        result = call()
+    jax.block_until_ready(result)
+    return time.perf_counter() - start
+
+
+def relative_error(result: Any, expected: Any) -> float:
+    """Largest difference over the root mean square of what is expected."""
+    result, expected = (jnp.asarray(x, jnp.float32) for x in (result, expected))
+    scale = jnp.sqrt(jnp.mean(expected**2))
+    return float(jnp.max(jnp.abs(result - expected)) / scale)
+
+
+def _figures(case: Case, samples: Sequence[float]) -> dict[str, Any]:
+    median = statistics.median(samples)
+    figures: dict[str, Any] = {
+        "median_s": median,
+        "fastest_s": min(samples),
+        "slowest_s": max(samples),
+        "samples": len(samples),
+    }
+    if case.flop:
+        figures |= {"tflop": case.flop / 1e12, "tflops": case.flop / 1e12 / median}
+    if case.bytes:
+        figures |= {"gb": case.bytes / 1e9, "gbs": case.bytes / 1e9 / median}
+    if case.options:
+        figures["options"] = case.options
+    return figures
+
+
+def device_memory() -> dict[str, float]:
+    """Gigabytes now in use and at the peak of the process, where the device tells."""
+    stats = jax.devices()[0].memory_stats() or {}
+    names = {"bytes_in_use": "in_use_gb", "peak_bytes_in_use": "peak_gb", "bytes_limit": "limit_gb"}
+    return {short: stats[name] / 1e9 for name, short in names.items() if name in stats}
+
+
+def count_flop(function: Callable[..., Any], *arguments: Any) -> float:
+    """Floating-point operations of all products and convolutions, from the traced program."""
+    return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _count(jaxpr: Any) -> float:
+    total = 0.0
+    for equation in jaxpr.eqns:
+        out, parameters = equation.outvars[0].aval, equation.params
+        if equation.primitive.name == "dot_general":
+            left = equation.invars[0].aval.shape
+            contracted = parameters["dimension_numbers"][0][0]
+            total += 2.0 * np.prod(out.shape) * np.prod([left[i] for i in contracted])
+        elif equation.primitive.name == "conv_general_dilated":
+            kernel = equation.invars[1].aval.shape
+            features = kernel[parameters["dimension_numbers"].rhs_spec[0]]
+            total += 2.0 * np.prod(out.shape) * np.prod(kernel) / features
+        inner = 0.0
+        for value in parameters.values():
+            for part in value if isinstance(value, (tuple, list)) else (value,):
+                part = getattr(part, "jaxpr", part)
+                if hasattr(part, "eqns"):
+                    inner += _count(part)
+        total += inner * parameters.get("length", 1)  # a scan's
+    return total
+
+
+def _line(row: dict[str, Any]) -> str:
+    head = f"{row['section']:<10} {row['case']:<52}"
+    if row["status"] != "ok":
+        return f"{head} {row['status']}: {row.get('message', '')}"
+    text = ""
+    if "median_s" in row:
+        low, high = row["fastest_s"] * 1e3, row["slowest_s"] * 1e3
+        text += f" {row['median_s'] * 1e3:10.3f} ms [{low:.3f}, {high:.3f}]"
+    for key, unit in (("tflops", "TFLOP/s"), ("gbs", "GB/s")):
+        text += f" {row[key]:9.1f} {unit}" if key in row else ""
+    text += f"  error {row['error']:.1e}" if "error" in row else ""
+    return head + text + (f"  {row['note']}" if "note" in row else "")
+
+
+def _cell(value: Any, scale: float = 1.0, digits: int = 3) -> str:
+    return "" if value is None else f"{value * scale:.{digits}f}"
+
+
+def _markdown(name: str, facts: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
+    lines = [f"# {name}", ""]
+    lines += [f"- {key}: {value}" for key, value in facts.items()]
+    for section in dict.fromkeys(row["section"] for row in rows):
+        lines += [
+            "",
+            f"## {section}",
+            "",
+            "| " + " | ".join(COLUMNS) + " |",
+            "|---" * len(COLUMNS) + "|",
+        ]
+        for row in (row for row in rows if row["section"] == section):
+            if row["status"] != "ok":
+                message = row.get("message", "").replace("|", "/")
+                lines.append(
+                    f"| {row['case']} | {row['status']}: {message} |" + " |" * (len(COLUMNS) - 2)
+                )
+                continue
+            spread = ""
+            if "median_s" in row:
+                spread = f"{row['fastest_s'] * 1e3:.3f} to {row['slowest_s'] * 1e3:.3f}"
+            error = f"{row['error']:.1e}" if "error" in row else row.get("note", "")
+            cells = [
+                row["case"],
+                _cell(row.get("median_s"), 1e3),
+                spread,
+                _cell(row.get("tflops"), digits=1),
+                _cell(row.get("share_of_peak"), digits=2),
+                _cell(row.get("gbs"), digits=0),
+                _cell(row.get("temp_gb"), digits=2),
+                _cell(row.get("compile_s"), digits=1),
+                error,
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"

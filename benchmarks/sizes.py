@@ -1,0 +1,91 @@
+"""What the benchmarks run on: the sizes of the released model, or tiny ones, and random arrays."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ltx_jax.config import BlockConfig, TransformerConfig, VAEConfig
+
+# Per function, not in XLA_FLAGS: there an unknown name ends the process.
+NO_TRITON_GEMM = {"xla_gpu_enable_triton_gemm": False}
+FORCE_NHWC = {"xla_gpu_force_conv_nhwc": True}
+
+
+def vae_config(channels: int = 128, latent_channels: int = 128, depth: int = 5) -> VAEConfig:
+    """The VAE of the releases from 0.9.5 on, or one like it with fewer channels and layers."""
+
+    def encoder(kind: str, layers: int) -> tuple[BlockConfig, BlockConfig]:
+        layers = min(layers, depth + 1)
+        return BlockConfig("res_x", layers), BlockConfig(f"compress_{kind}_res", multiplier=2)
+
+    kinds = (("space", 4), ("time", 6), ("all", 6), ("all", 2))
+    up = BlockConfig("compress_all", multiplier=2, residual=True)
+    res = BlockConfig("res_x", depth)
+    return VAEConfig(
+        encoder_blocks=(*(b for k in kinds for b in encoder(*k)), BlockConfig("res_x", 2)),
+        decoder_blocks=(res, up, res, up, res, up, res),
+        latent_channels=latent_channels,
+        encoder_base_channels=channels,
+        decoder_base_channels=channels,
+        timestep_conditioning=True,
+        dtype="bfloat16",
+        param_dtype="bfloat16",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """Sizes of everything; the defaults are the released 2B model at 121 frames of 512x768."""
+
+    copy_bytes: int = 4 << 30
+    square: int = 8192
+    rows: tuple[int, ...] = (6144, 12288)
+    width: int = 2048
+    heads: tuple[tuple[int, int], ...] = ((32, 64), (32, 128))
+    caption: int = 256
+    caption_used: int = 77
+    mosaic_blocks: tuple[tuple[int, int], ...] = ((128, 128), (64, 128), (64, 256), (128, 64))
+    stages: tuple[tuple[int, ...], ...] = (  # channels, frames, rows, columns
+        (128, 121, 128, 192),
+        (256, 61, 64, 96),
+        (512, 31, 32, 48),
+        (1024, 16, 16, 24),
+    )
+    grid: tuple[int, int, int] = (16, 16, 24)
+    steps: int = 20
+    transformer: TransformerConfig = TransformerConfig(dtype="bfloat16", param_dtype="bfloat16")
+    vae: VAEConfig = vae_config()
+
+
+TINY = Scale(
+    copy_bytes=1 << 20,
+    square=128,
+    rows=(32,),
+    width=64,
+    heads=((2, 64),),
+    caption=16,
+    caption_used=5,
+    mosaic_blocks=((64, 64),),
+    stages=((8, 5, 8, 8),),
+    grid=(2, 4, 4),
+    steps=2,
+    transformer=TransformerConfig(
+        num_layers=2,
+        num_attention_heads=2,
+        attention_head_dim=32,
+        in_channels=8,
+        out_channels=8,
+        caption_channels=32,
+        dtype="bfloat16",
+        param_dtype="bfloat16",
+    ),
+    vae=vae_config(channels=8, latent_channels=8, depth=1),
+)
+
+
+def random(*shape: int, seed: int = 0, dtype: Any = jnp.bfloat16) -> jax.Array:
+    """Standard normal values on the device."""
+    make = jax.jit(lambda key: jax.random.normal(key, shape, jnp.float32).astype(dtype))
+    return make(jax.random.key(seed))
