@@ -1,0 +1,104 @@
+"""A folder of clips with captions: `clip.mp4` beside `clip.txt`, and pictures as clips of one frame."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from ltx_jax.data import video
+
+ENDINGS = (
+    ".mp4 .mkv .webm .mov .m4v .avi .gif".split()  # clips
+    + ".png .jpg .jpeg .webp .bmp".split()  # pictures
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Captioned:
+    """A media file and what its caption file says."""
+
+    path: Path
+    caption: str
+
+
+def list_clips(
+    folder: str | os.PathLike, *, allow_empty_captions: bool = False
+) -> tuple[Captioned, ...]:
+    """Finds the clips and pictures of a folder and of those in it, sorted by path.
+
+    Args:
+      folder: hidden files and files of other endings in it are left alone.
+      allow_empty_captions: take a missing or blank caption file as an empty caption.
+
+    Raises:
+      ValueError: if there is no such folder, or no clip in it, or a clip without caption.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder")
+    paths = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in ENDINGS
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    if not paths:
+        raise ValueError(f"{folder} holds no clip or picture ({' '.join(ENDINGS)})")
+    return tuple(Captioned(path, _read_caption(path, allow_empty_captions)) for path in paths)
+
+
+def _read_caption(path: Path, allow_empty: bool) -> str:
+    file = path.with_suffix(".txt")
+    if not file.exists():
+        if allow_empty:
+            return ""
+        raise ValueError(f"{path} has no caption: there is no file {file.name} beside it")
+    try:
+        text = " ".join(file.read_text(encoding="utf-8-sig").split())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} cannot be read as UTF-8 text: {error}") from error
+    if not text and not allow_empty:
+        raise ValueError(f"{file} is empty; the caption of {path.name} is expected in it")
+    return text
+
+
+def load_clip(
+    path: str | os.PathLike,
+    num_frames: int,
+    height: int,
+    width: int,
+    *,
+    start: float = 0.0,
+    frame_rate: float | None = None,
+) -> tuple[UInt8[np.ndarray, "{num_frames} {height} {width} 3"], float]:
+    """Reads one training example, scaled to cover height x width and cut around the centre.
+
+    Args:
+      path: a clip, or a picture if `num_frames` is 1.
+      num_frames: exactly so many.
+      height: in pixels, and
+      width: too.
+      start: seconds into the clip.
+      frame_rate: resample by time; None takes the stored frames.
+
+    Returns:
+      The frames and their rate; the rate of a picture is `frame_rate`, or 1.
+
+    Raises:
+      ValueError: if the file is damaged (see `read_video`), or too short.
+    """
+    if num_frames <= 0:
+        raise ValueError(f"num_frames must be positive, got {num_frames}")
+    if video.is_image(path):
+        if num_frames > 1:
+            raise ValueError(f"{path} is a still image; a clip of {num_frames} frames is expected")
+        return video.resize_crop(video.read_image(path)[None], height, width), frame_rate or 1.0
+    frames, fps = video.read_video(path, num_frames=num_frames, start=start, frame_rate=frame_rate)
+    if len(frames) < num_frames:
+        raise ValueError(
+            f"{path} is too short: {len(frames)} frames at {fps:g} per second from {start:g} s on, "
+            f"and {num_frames} are needed"
+        )
+    return video.resize_crop(frames, height, width), fps

@@ -1,0 +1,309 @@
+"""The procedural world: seeded clips with captions and exact ground truth, in numpy alone.
+
+    clip(7).frames      uint8 (25, 128, 128, 3)      clip(7).caption      "a red star moves left"
+
+A clip is a pure function of (seed, index); the same scene at another size or frame rate shows the
+same motion. `scenes.py` says what can happen, `captions.py` how it is told.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float64, UInt8
+
+from ltx_jax.data import scenes
+from ltx_jax.data.captions import caption, words
+from ltx_jax.data.scenes import (
+    COLOURS,
+    MOTIONS,
+    SHAPES,
+    Figure,
+    Scene,
+    Split,
+    is_held_out,
+    sample_scene,
+    triples,
+)
+
+__all__ = [
+    "COLOURS",
+    "MOTIONS",
+    "SHAPES",
+    "Clip",
+    "Scene",
+    "Track",
+    "caption",
+    "clip",
+    "ground_truth",
+    "is_held_out",
+    "render",
+    "sample_scene",
+    "scene",
+    "triples",
+    "words",
+]
+
+_CONTRAST = 12.0  # of textures, in grey levels up and down
+_CHUNK = 2**19  # pixels of an object worked on at once; fits a core's cache
+
+
+@dataclasses.dataclass(frozen=True)
+class Track:
+    """Ground truth of one object, frame by frame, in pixels."""
+
+    shape: str
+    colour: str
+    motion: str
+    rgb: tuple[int, int, int]
+    row: Float64[np.ndarray, " t"]  # of the centre; 0 is the middle of the first pixel
+    column: Float64[np.ndarray, " t"]
+    size: Float64[np.ndarray, " t"]  # diameter of the smallest circle around the object
+    angle: Float64[np.ndarray, " t"]  # degrees, clockwise; 0 is upright
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """Frames, what is said of them, and what they show."""
+
+    frames: UInt8[np.ndarray, "t h w 3"]
+    caption: str
+    scene: Scene
+
+
+def scene(
+    index: int,
+    *,
+    seed: int = 0,
+    split: Split = "train",
+    seconds: float = 1.0,
+    aspect: float = 1.0,
+    num_objects: int | None = None,
+) -> Scene:
+    """Scene number `index` of a world; see `sample_scene` for the rest."""
+    return sample_scene(
+        _rng(seed, index), split=split, seconds=seconds, aspect=aspect, num_objects=num_objects
+    )
+
+
+def clip(
+    index: int,
+    *,
+    seed: int = 0,
+    split: Split = "train",
+    num_frames: int = 25,
+    height: int = 128,
+    width: int = 128,
+    fps: float = 24.0,
+    num_objects: int | None = None,
+) -> Clip:
+    """Clip number `index` of a world. One frame gives a picture, and its caption no motion."""
+    _check(num_frames, height, width, fps)
+    rng = _rng(seed, index)
+    drawn = sample_scene(
+        rng,
+        split=split,
+        seconds=num_frames / fps,
+        aspect=width / height,
+        num_objects=num_objects,
+    )
+    text = caption(drawn, rng, motion=num_frames > 1)
+    return Clip(render(drawn, num_frames, height, width, fps), text, drawn)
+
+
+def _rng(seed: int, index: int) -> np.random.Generator:
+    if seed < 0 or index < 0:
+        raise ValueError(f"seed and index must be >= 0, got {seed} and {index}")
+    return np.random.default_rng([seed, index])
+
+
+def _check(num_frames: int, height: int, width: int, fps: float) -> None:
+    if min(num_frames, height, width) <= 0 or not 0 < fps < math.inf:
+        raise ValueError(
+            f"num_frames, height, width and fps must be positive, got {num_frames}, {height}, "
+            f"{width}, {fps}"
+        )
+
+
+def ground_truth(
+    scene: Scene, num_frames: int, height: int, width: int, fps: float
+) -> tuple[Track, ...]:
+    """Says exactly what `render` draws with the same arguments, object by object."""
+    _check(num_frames, height, width, fps)
+    unit = min(height, width)
+    tracks = []
+    for figure in scene.objects:
+        path = scenes.path(figure, np.arange(num_frames) / fps)
+        tracks.append(
+            Track(
+                figure.shape,
+                figure.colour,
+                figure.motion,
+                COLOURS[figure.colour],
+                row=path.y * unit + (height - 1) / 2,
+                column=path.x * unit + (width - 1) / 2,
+                size=path.size * unit,
+                angle=path.angle,
+            )
+        )
+    return tuple(tracks)
+
+
+def render(
+    scene: Scene, num_frames: int, height: int, width: int, fps: float
+) -> UInt8[np.ndarray, "{num_frames} {height} {width} 3"]:
+    """Draws a scene from time 0 on, antialiased, so that motion is smooth below a pixel."""
+    _check(num_frames, height, width, fps)
+    frames = np.empty((num_frames, height, width, 3), np.uint8)
+    _draw_background(frames, scene, fps)
+    tracks = ground_truth(scene, num_frames, height, width, fps)
+    for figure, track in zip(scene.objects, tracks, strict=True):
+        _draw_figure(frames, figure, track)
+    return frames
+
+
+# Distances to the outline of each shape, negative inside, in units of the radius of the smallest
+# circle around it, upright, x to the right and y down. Exact near the outline, where it matters.
+
+
+def _circle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.sqrt(x * x + y * y) - 1
+
+
+def _ring(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.abs(np.sqrt(x * x + y * y) - 0.775) - 0.225
+
+
+def _square(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.maximum(np.abs(x), np.abs(y)) - np.float32(math.sqrt(0.5))
+
+
+def _triangle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    slanted = np.float32(math.sqrt(0.75)) * np.abs(x) - 0.5 * y
+    return np.maximum(slanted, y) - np.float32(0.5)
+
+
+def _cross(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    x, y = np.abs(x), np.abs(y)
+    arm, reach = np.float32(0.33), np.float32(math.sqrt(1 - 0.33**2))
+    return np.maximum(np.maximum(x, y) - reach, np.minimum(x, y) - arm)
+
+
+def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    # Five mirrored sectors: fold the plane into the one from a tip (angle 0) to a notch (36 deg).
+    sector = math.radians(72)
+    angle = np.arctan2(x, -y)
+    angle = np.abs(angle - sector * np.round(angle / np.float32(sector)))
+    radius = np.sqrt(x * x + y * y)
+    notch = 0.46
+    edge_x, edge_y = notch * math.cos(sector / 2) - 1, notch * math.sin(sector / 2)
+    length = math.hypot(edge_x, edge_y)
+    across = (radius * np.cos(angle) - 1) * np.float32(edge_y / length)
+    return across - radius * np.sin(angle) * np.float32(edge_x / length)
+
+
+_DISTANCE: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "circle": _circle,
+    "square": _square,
+    "triangle": _triangle,
+    "star": _star,
+    "cross": _cross,
+    "ring": _ring,
+}
+
+
+def _draw_figure(frames: np.ndarray, figure: Figure, track: Track) -> None:
+    """Lays an object over the frames, touching only the box around it."""
+    side = math.ceil(track.size.max()) + 3
+    step = max(_CHUNK // side**2, 1)
+    for begin in range(0, len(frames), step):
+        part = slice(begin, begin + step)
+        top = np.floor(track.row[part] - side / 2 + 1).astype(int)
+        left = np.floor(track.column[part] - side / 2 + 1).astype(int)
+        radius = (track.size[part, None, None] / 2).astype(np.float32)
+        offsets = np.arange(side)
+        y = (top[:, None] + offsets - track.row[part, None]).astype(np.float32)[:, :, None]
+        x = (left[:, None] + offsets - track.column[part, None]).astype(np.float32)[:, None, :]
+        if figure.motion == "rotate":
+            turn = np.deg2rad(track.angle[part, None, None])
+            cos, sin = np.cos(turn).astype(np.float32), np.sin(turn).astype(np.float32)
+            x, y = cos * x + sin * y, cos * y - sin * x
+        distance = _DISTANCE[figure.shape](x / radius, y / radius) * radius
+        coverage = np.clip(0.5 - distance, 0, 1)
+        for frame, cover, i, j in zip(frames[part], coverage, top, left, strict=True):
+            _blend(frame, cover, i, j, track.rgb)
+
+
+def _blend(
+    frame: np.ndarray, coverage: np.ndarray, top: int, left: int, rgb: tuple[int, int, int]
+) -> None:
+    """Paints `rgb` where `coverage` says, the box cut at the edges of the picture."""
+    height, width = frame.shape[:2]
+    rows = slice(max(top, 0), max(min(top + len(coverage), height), 0))
+    columns = slice(max(left, 0), max(min(left + len(coverage), width), 0))
+    cover = coverage[
+        rows.start - top : rows.stop - top, columns.start - left : columns.stop - left, None
+    ]
+    box = frame[rows, columns]
+    box[:] = box + cover * (np.asarray(rgb, np.float32) - box) + np.float32(0.5)
+
+
+def _draw_background(frames: np.ndarray, scene: Scene, fps: float) -> None:
+    """Fills the frames; a background that does not slide is computed once."""
+    num_frames, height, width = frames.shape[:3]
+    tone = np.asarray(scenes.TONES[scene.background.tone], np.float32)
+    if scene.background.texture == "plain":
+        frames[:] = tone.astype(np.uint8)
+        return
+    unit = min(height, width)
+    y = ((np.arange(height) + 0.5 - height / 2) / unit)[:, None]
+    x = ((np.arange(width) + 0.5 - width / 2) / unit)[None, :]
+    waves, phases = _waves(scene.background)
+    theta = waves[:, 0, None, None] * x + waves[:, 1, None, None] * y + phases[:, None, None]
+    cos, sin = np.cos(theta).astype(np.float32), np.sin(theta).astype(np.float32)
+    velocity = np.zeros(2)
+    if scene.pan is not None:
+        velocity = scenes.PAN_SPEED * np.array(scenes.DIRECTIONS[scene.pan])
+    for i in range(num_frames if scene.pan is not None else 1):
+        slide = (waves @ velocity * (i / fps))[:, None, None].astype(np.float32)
+        # cos(theta + slide), without a cosine for every pixel of every frame.
+        levels = _TEXTURE[scene.background.texture](cos * np.cos(slide) - sin * np.sin(slide))
+        frames[i] = (_CONTRAST * levels)[..., None] + tone + np.float32(0.5)
+    if scene.pan is None:
+        frames[1:] = frames[0]
+
+
+def _waves(background: scenes.Background) -> tuple[np.ndarray, np.ndarray]:
+    """Wave vectors (n, 2), in radians per shorter side, and phases (n,) of a texture."""
+    rng = np.random.default_rng(background.seed)
+    number = 2 * math.pi / background.wavelength
+    if background.texture == "cloudy":
+        angles = 2 * math.pi * rng.random(6)
+        numbers = number / (1 + 2 * rng.random(6))
+    elif background.texture == "shaded":
+        # Half a wave across the picture: dark on one side, light on the other.
+        angles, numbers = np.array([math.radians(background.angle)]), np.array([math.pi / 1.6])
+        return _vectors(angles, numbers), np.array([-math.pi / 2])
+    else:
+        angles = np.radians(background.angle + np.array([0.0, 90.0]))
+        numbers = np.array([number, number])
+    return _vectors(angles, numbers), 2 * math.pi * rng.random(len(angles))
+
+
+def _vectors(angles: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    return np.stack([numbers * np.cos(angles), numbers * np.sin(angles)], axis=1)
+
+
+def _steep(levels: np.ndarray) -> np.ndarray:
+    return np.clip(4 * levels, -1, 1)
+
+
+# From the cosines (n, h, w) of the waves to levels (h, w) in [-1, 1]; shaded and cloudy reach 2.
+_TEXTURE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "shaded": lambda waves: 2 * waves[0],
+    "striped": lambda waves: _steep(waves[0]),
+    "checkered": lambda waves: _steep(waves[0] * waves[1]),
+    "dotted": lambda waves: _steep(waves[0] + waves[1] - np.float32(1.1)),
+    "cloudy": lambda waves: np.clip(waves.sum(axis=0) / 2, -2, 2),
+}
