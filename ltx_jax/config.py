@@ -207,6 +207,8 @@ class SampleConfig(SamplingConfig):
     text_encoder: str | None = None  # a T5 folder or repository; None: the checkpoint's own
     prompt: str | None = None  # may be empty: an unconditional video
     prompts_file: str | None = None  # one prompt per line; videos that exist are not made again
+    batch_size: int = 1  # prompts of the file that are sampled together
+    first_sample: int = 0  # which of its seed's videos the first one is
     # An .npz with prompt_embeds, prompt_mask, negative_embeds and negative_mask, in place of text.
     embeddings: str | None = None
     noise: str | None = None  # an .npy (b, t, h, w, c) to start from, in place of the seed
@@ -246,6 +248,8 @@ class SampleConfig(SamplingConfig):
                 f"conditioning_start_frames must lie in [0, num_frames), got {frame} "
                 f"with num_frames {self.num_frames}",
             )
+        _require(self.batch_size > 0, f"batch_size must be positive, got {self.batch_size}")
+        _require(self.first_sample >= 0, f"first_sample must be >= 0, got {self.first_sample}")
         texts = (self.prompt, self.prompts_file, self.embeddings)
         _require(
             texts.count(None) >= 2,

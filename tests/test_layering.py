@@ -21,10 +21,13 @@ FLOORS = {
     "diffusion": 3,
     "checkpoints": 4,
     "text": 5,
-    "multiscale": 6,
-    "pipeline": 7,
+    "request": 5,
+    "request": 5,
+    "pipeline": 6,
+    "multiscale": 7,
     "encode": 8,
     "training": 9,
+    "jobs": 9,
 }
 COMMANDS = 10
 # Everything else sees `apply(params, ...)` and plain dicts.

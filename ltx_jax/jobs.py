@@ -1,0 +1,203 @@
+"""The videos of a run of sample.py: their names, the JSON beside each, and which exist already."""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import types
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ltx_jax import config
+from ltx_jax.config import SampleConfig
+
+# What may differ between two runs of one prompts file into one folder.
+_NOT_COMPARED = ("config", "prompts_file", "output_path", "mesh", "batch_size")
+
+
+@dataclasses.dataclass(frozen=True)
+class Video:
+    """One video of a run: sample `index` of it, from a prompt (None: from embeddings)."""
+
+    index: int
+    prompt: str | None
+    path: Path
+
+
+def load_settings(path: str) -> SampleConfig:
+    """Reads the settings of a config file, or those of an earlier video from its JSON.
+
+    Raises:
+      ValueError: if the file cannot be read or holds something else.
+    """
+    if not Path(path.partition(":")[0]).is_file():
+        raise ValueError(f"--config: there is no file {path}")
+    if path.endswith(".json"):
+        settings = _settings(read_json(Path(path)), path)
+    else:
+        settings = config.load(path)
+        if not isinstance(settings, SampleConfig):
+            raise ValueError(
+                f"{path} holds a {type(settings).__name__}; sample.py takes configs/sample/*.py"
+            )
+    return dataclasses.replace(settings, config=path)
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} is not readable as JSON: {error}") from error
+
+
+def _settings(content: Any, path: str) -> SampleConfig:
+    if not isinstance(content, dict) or not isinstance(content.get("settings"), dict):
+        raise ValueError(f"{path} is no JSON of sample.py: it holds no settings")
+    return _build(SampleConfig, content["settings"], path)
+
+
+def _build(kind: Any, values: dict[str, Any], path: str) -> Any:
+    """A dataclass of plain values, tuples and dataclasses from what JSON makes of it."""
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise ValueError(f"{path} has settings that this version does not know: {unknown}")
+
+    def convert(hint: Any, value: Any) -> Any:
+        if isinstance(value, list):
+            return tuple(convert(None, item) for item in value)
+        if isinstance(value, dict):
+            options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+            hint = next((option for option in options if dataclasses.is_dataclass(option)), None)
+            if hint is None:
+                raise ValueError(f"{path}: {value!r} is no setting")
+            return _build(hint, value, path)
+        return value
+
+    return kind(**{name: convert(hints[name], value) for name, value in values.items()})
+
+
+def plan(cfg: SampleConfig, rows: int = 1) -> list[Video]:
+    """The videos of a run, and where each goes; `rows` is the batch of the embeddings.
+
+    Raises:
+      ValueError: if there is no prompt, or if options exclude each other.
+    """
+    out = Path("outputs" if cfg.output_path is None else cfg.output_path)
+    to_file = out.suffix == ".mp4"
+    if cfg.prompts_file is not None:
+        if to_file:
+            raise ValueError(f"{out} is one file, and prompts_file makes many: name a folder")
+        if cfg.save_latents is not None or cfg.noise is not None:
+            raise ValueError("save_latents and noise are for one prompt, not for a prompts_file")
+        lines = Path(cfg.prompts_file).read_text().splitlines()
+        videos = [
+            Video(i, line.strip(), out / f"{i + 1:04d}_seed{cfg.seed}.mp4")
+            for i, line in enumerate(lines)
+            if line.strip()
+        ]
+        if not videos:
+            raise ValueError(f"{cfg.prompts_file} holds no prompt")
+        return videos
+    if cfg.prompt is None and cfg.embeddings is None:
+        raise ValueError("say what to show: --prompt TEXT (may be empty) or --prompts_file FILE")
+    text = cfg.prompt if cfg.prompt is not None else Path(cfg.embeddings or "").stem
+    stem = out.with_suffix("") if to_file else out / f"{_slug(text)}_seed{cfg.seed}"
+    paths = [Path(f"{stem}{f'_{i}' if rows > 1 else ''}.mp4") for i in range(rows)]
+    if not to_file:
+        paths = [_unused(path) for path in paths]
+    return [Video(cfg.first_sample + i, cfg.prompt, path) for i, path in enumerate(paths)]
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"\W+", "-", text.lower()).strip("-")[:40].rstrip("-") or "video"
+
+
+def _unused(path: Path) -> Path:
+    """The path, or with a number if a video of that name exists."""
+    candidates = (path.with_name(f"{path.stem}_{n}{path.suffix}") for n in range(1, 10**6))
+    return path if not path.exists() else next(p for p in candidates if not p.exists())
+
+
+def batches(cfg: SampleConfig, videos: Sequence[Video]) -> Iterator[list[Video]]:
+    """Videos that are sampled together: neighbours, since a batch has consecutive samples."""
+    size = cfg.batch_size if cfg.prompts_file is not None else len(videos)
+    batch: list[Video] = []
+    for item in videos:
+        if batch and (len(batch) == size or item.index != batch[-1].index + 1):
+            yield batch
+            batch = []
+        batch.append(item)
+    if batch:
+        yield batch
+
+
+def done(cfg: SampleConfig, item: Video) -> bool:
+    """Whether an earlier run of the prompts file made this video.
+
+    Raises:
+      ValueError: if it exists with other settings.
+    """
+    sidecar = item.path.with_suffix(".json")
+    if cfg.prompts_file is None or not (item.path.exists() and sidecar.exists()):
+        return False
+    before, now = _settings(read_json(sidecar), str(sidecar)), settings_of(cfg, item)
+    for field in dataclasses.fields(SampleConfig):
+        old, new = getattr(before, field.name), getattr(now, field.name)
+        if field.name not in _NOT_COMPARED and old != new:
+            raise ValueError(
+                f"{item.path} exists with {field.name} {old!r}, not {new!r}: delete it or choose "
+                f"another output_path"
+            )
+    return True
+
+
+def settings_of(cfg: SampleConfig, item: Video) -> SampleConfig:
+    """The settings that make this one video of a run."""
+    prompt = None if item.prompt is None else item.prompt
+    return dataclasses.replace(
+        cfg,
+        config=None,
+        prompt=prompt,
+        prompts_file=None,
+        first_sample=item.index if cfg.embeddings is None else cfg.first_sample,
+        output_path=None,
+        save_latents=None,
+    )
+
+
+def write_sidecar(
+    cfg: SampleConfig, item: Video, checkpoint_hash: str, seconds: dict[str, float]
+) -> None:
+    packages = ("ltx-jax", "jax", "jaxlib", "flax", "numpy", "av")
+    versions = {"python": platform.python_version(), "device": jax.devices()[0].device_kind}
+    for name in packages:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # run from a source folder
+            versions[name] = "unknown"
+    content = {
+        "settings": dataclasses.asdict(settings_of(cfg, item)),
+        "checkpoint_hash": checkpoint_hash,
+        "versions": versions,
+        "seconds": {part: round(taken, 3) for part, taken in seconds.items()},
+    }
+    text = json.dumps(content, indent=2) + "\n"
+    write(item.path.with_suffix(".json"), lambda file: file.write(text.encode()))
+
+
+def write(path: Path, save: Callable[[Any], Any]) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            save(file)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

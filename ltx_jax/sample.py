@@ -1,0 +1,253 @@
+"""Makes videos from the command line: `python sample.py`, or `python -m ltx_jax.sample`.
+
+Everything that can be wrong with the arguments and the files they name is found before a network
+is loaded. A video is written whole or not at all, then a JSON beside it from which
+`--config that.json` makes it again.
+"""
+
+import contextlib
+import dataclasses
+import os
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+import rich.console
+import rich.progress
+
+from ltx_jax import jobs
+from ltx_jax.config import MeshConfig, SampleConfig, SamplingConfig
+from ltx_jax.data import video
+
+if TYPE_CHECKING:
+    from ltx_jax.pipeline import LTXPipeline
+
+DESCRIPTION = """Makes videos with LTX-Video.
+
+Options may start from a file, --config configs/sample/NAME.py or the JSON beside an earlier video;
+those given here come on top. They are called as in the official inference script."""
+EMBEDDINGS = ("prompt_embeds", "prompt_mask", "negative_embeds", "negative_mask")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status. A user's error is one line on stderr and a 2."""
+    try:
+        run(parse(sys.argv[1:] if arguments is None else arguments))
+    except (ValueError, OSError, MemoryError) as error:
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"sample.py: error: {message}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("sample.py: interrupted; videos already written are whole", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parse(arguments: Sequence[str]) -> SampleConfig:
+    """Reads the command line over the file that `--config` names.
+
+    Raises:
+      ValueError: for a file that does not hold sampling settings.
+      SystemExit: for --help and for options that are not understood.
+    """
+    import tyro
+
+    return tyro.cli(
+        SampleConfig,
+        prog="sample.py",
+        description=DESCRIPTION,
+        args=list(arguments),
+        default=_defaults(arguments),
+        use_underscores=True,
+        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+    )
+
+
+def _defaults(arguments: Sequence[str]) -> SampleConfig:
+    for i, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name == "--config" and not equals:
+            value = arguments[i + 1] if i + 1 < len(arguments) else ""
+        if name == "--config" and value:
+            return jobs.load_settings(value)
+    return SampleConfig()
+
+
+def run(cfg: SampleConfig) -> None:
+    """Makes all videos that `cfg` asks for and that do not exist yet.
+
+    Raises:
+      ValueError, OSError: for wrong arguments or files.
+      MemoryError: if the device's memory does not suffice.
+    """
+    if not cfg.checkpoint:
+        raise ValueError("say which model to use: --checkpoint FILE, FOLDER or REPOSITORY")
+    embeddings = None if cfg.embeddings is None else read_embeddings(cfg.embeddings)
+    noise = None if cfg.noise is None else read_noise(cfg.noise)
+    videos = jobs.plan(cfg, 1 if embeddings is None else len(embeddings["prompt_embeds"]))
+    batches = [
+        batch for batch in jobs.batches(cfg, videos) if not all(jobs.done(cfg, v) for v in batch)
+    ]
+    if not batches:
+        print(f"nothing to do: all {len(videos)} videos exist", file=sys.stderr)
+        return
+    _check_media(cfg)
+    for path in {batches[0][0].path.parent if _decodes(cfg) else None, _folder(cfg.save_latents)}:
+        if path is not None:
+            video.check_writable(path / "video.mp4")
+    pipe = _load(cfg)
+    clock = {"load": pipe.timings.get("load", 0.0)}
+    for number, batch in enumerate(batches):
+        label = f"video {number + 1}/{len(batches)}" if len(batches) > 1 else "denoising"
+        seconds = _make(cfg, pipe, batch, embeddings, noise, label)
+        for part, taken in seconds.items():
+            clock[part] = clock.get(part, 0.0) + taken
+    parts = ", ".join(f"{part} {taken:.1f} s" for part, taken in clock.items() if taken >= 0.05)
+    print(f"time: {parts}", file=sys.stderr)
+
+
+def _folder(file: str | None) -> Path | None:
+    return None if file is None else Path(file).parent
+
+
+def _decodes(cfg: SampleConfig) -> bool:
+    return cfg.output_path is not None or cfg.save_latents is None
+
+
+def read_embeddings(path: str) -> dict[str, np.ndarray]:
+    """Reads prompt_embeds, prompt_mask, and negative_embeds, negative_mask if they are there.
+
+    Raises:
+      ValueError: if the file is no such .npz.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"--embeddings: there is no file {path}")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in EMBEDDINGS if name in file}
+    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is no .npz of embeddings: {error}") from error
+    for required in EMBEDDINGS[:2]:
+        if required not in arrays:
+            raise ValueError(f"{path} holds no {required}; expected {', '.join(EMBEDDINGS)}")
+    if arrays["prompt_embeds"].ndim != 3:
+        raise ValueError(
+            f"prompt_embeds of {path} must be (b, m, d), got {arrays['prompt_embeds'].shape}"
+        )
+    return arrays
+
+
+def read_noise(path: str) -> np.ndarray:
+    """Reads initial noise (b, t, h, w, c).
+
+    Raises:
+      ValueError: if the file is no such .npy.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"--noise: there is no file {path}")
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{path} is no .npy of numbers: {error}") from error
+    if not isinstance(array, np.ndarray) or array.ndim != 5:
+        raise ValueError(f"{path} must hold one array (b, t, h, w, c) of initial noise")
+    return array
+
+
+def _check_media(cfg: SampleConfig) -> None:
+    """Opens the media, so that a damaged file is found before the networks are loaded."""
+    for path in cfg.conditioning_media_paths:
+        video.read_media(path, num_frames=1)
+    if cfg.input_media_path is not None:
+        video.read_video(cfg.input_media_path, num_frames=1)
+
+
+def _load(cfg: SampleConfig) -> "LTXPipeline":
+    from ltx_jax import sharding
+    from ltx_jax.pipeline import LTXPipeline
+
+    use_compilation_cache()
+    mesh = None if cfg.mesh == MeshConfig() else sharding.make_mesh(cfg.mesh)
+    text_encoder = cfg.text_encoder if cfg.embeddings is None else None
+    pipe = LTXPipeline.from_pretrained(
+        cfg.checkpoint, text_encoder=text_encoder, dtype=cfg.dtype, mesh=mesh
+    )
+    if cfg.config is not None and cfg.config.endswith(".json"):
+        before = jobs.read_json(Path(cfg.config)).get("checkpoint_hash")
+        if before not in (None, pipe.checkpoint.source_hash):
+            print(f"warning: {cfg.config} was made with another checkpoint", file=sys.stderr)
+    return pipe
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs under ~/.cache/ltx_jax, or where JAX_COMPILATION_CACHE_DIR says."""
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update(
+            "jax_compilation_cache_dir", os.path.expanduser("~/.cache/ltx_jax/compiled")
+        )
+    # Small programs too: the second run of a shape compiles nothing.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _make(
+    cfg: SampleConfig,
+    pipe: "LTXPipeline",
+    batch: Sequence[jobs.Video],
+    embeddings: dict[str, np.ndarray] | None,
+    noise: np.ndarray | None,
+    label: str,
+) -> dict[str, float]:
+    """Samples a batch and writes what was asked for; returns the seconds of each part."""
+    from ltx_jax.diffusion.conditioning import Condition
+
+    strengths = cfg.conditioning_strengths or (1.0,) * len(cfg.conditioning_media_paths)
+    media = zip(cfg.conditioning_media_paths, cfg.conditioning_start_frames, strengths, strict=True)
+    conditions = [Condition(path, frame, strength) for path, frame, strength in media]
+    options = SamplingConfig(
+        **{f.name: getattr(cfg, f.name) for f in dataclasses.fields(SamplingConfig)}
+    )
+    prompts = None if embeddings is not None else [item.prompt or "" for item in batch]
+    first = batch[0].index
+    with _bar(label) as callback:
+        latents = pipe(
+            prompts,
+            options,
+            conditions=conditions,
+            input_media=cfg.input_media_path,
+            embeddings=embeddings,
+            noise=noise,
+            first_sample=first,
+            output="latents",
+            callback=callback,
+        )
+    clips = pipe.decode(latents, options, noise=noise, first_sample=first) if _decodes(cfg) else ()
+    seconds = {part: taken for part, taken in pipe.timings.items() if part != "load"}
+    begin = time.perf_counter()
+    if cfg.save_latents is not None:
+        jobs.write(Path(cfg.save_latents), lambda file: np.save(file, latents))
+        print(cfg.save_latents)
+    for item, clip in zip(batch, clips, strict=False):
+        if not jobs.done(cfg, item):
+            video.write_video(item.path, clip, cfg.frame_rate)
+            jobs.write_sidecar(cfg, item, pipe.checkpoint.source_hash, seconds)
+            print(item.path)
+    return seconds | {"write": time.perf_counter() - begin}
+
+
+@contextlib.contextmanager
+def _bar(label: str) -> Iterator[Callable[[Any], None]]:
+    """A bar on stderr while the denoising steps run; gives the pipeline's callback."""
+    columns = rich.progress.Progress.get_default_columns()
+    with rich.progress.Progress(*columns, console=rich.console.Console(stderr=True)) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda step: bar.update(task, completed=step.step, total=step.steps)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
