@@ -94,13 +94,11 @@ def rope_tables(
     frequencies = jnp.asarray(
         rope_frequencies(cfg.width, cfg.positional_embedding_theta), jnp.float32
     )
-    # The barrier keeps the division: XLA turns that by a constant into a product.
-    limits = jax.lax.optimization_barrier(
-        jnp.asarray(cfg.positional_embedding_max_pos, jnp.float32)
-    )
     at = positions.reshape(-1, *positions.shape[-2:])
-    fractions = at / limits[None, None]
-    angles = frequencies[None, None, :, None] * (fractions * 2 - 1)[:, :, None]
+    limits = jnp.asarray(cfg.positional_embedding_max_pos, jnp.float32)
+    # The barrier keeps this a division: XLA makes that by a constant a product with its reciprocal.
+    limits = jax.lax.optimization_barrier(jnp.broadcast_to(limits, at.shape))
+    angles = frequencies[None, None, :, None] * (at / limits * 2 - 1)[:, :, None]
     angles = angles.reshape(*at.shape[:2], -1)
     still = ((0, 0), (0, 0), (cfg.width // 2 - angles.shape[-1], 0))
     return (

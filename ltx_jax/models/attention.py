@@ -1,7 +1,8 @@
 """Multi-head attention behind one function.
 
-`attention` is where a backend is chosen. The plain form below is right on every platform and for
-every mask; forms for one kind of accelerator belong beside it, each with its own condition.
+`attention` is where a backend is chosen. The plain forms below are right on every platform and for
+every mask; a form for one kind of accelerator belongs beside them, with its condition in
+`attention`.
 """
 
 import jax
@@ -10,40 +11,47 @@ from jaxtyping import Array, Bool, Float, Int
 
 MASK_BIAS = -10_000.0  # as in the released model; not -inf, so a fully masked row stays finite
 
+Mask = Bool[Array, "b m"] | Int[Array, "b m"] | Float[Array, "b m"]
+
 
 def attention(
     q: Float[Array, "b n k e"],
     k: Float[Array, "b m k e"],
     v: Float[Array, "b m k e"],
     *,
-    mask: Bool[Array, "b m"] | Int[Array, "b m"] | Float[Array, "b m"] | None = None,
+    mask: Mask | None = None,
 ) -> Float[Array, "b n k e"]:
     """Softmax attention, scaled by e**-0.5, scores and softmax in float32.
 
-    `mask` is 1 for the keys to attend to and 0 for the rest; None attends to all.
+    `mask` is 1 for the keys to attend to and 0 for the rest; None attends to all. Masked scores
+    are lowered by 10000, exactly.
     """
-    return _plain(q, k, v, None if mask is None else key_bias(mask))
+    bias = None if mask is None else (1 - mask.astype(jnp.float32)) * MASK_BIAS
+    # Heads first: XLA's CPU matmuls are several times slower with heads between the other two.
+    q, k, v = (x.transpose(2, 0, 1, 3) for x in (q, k, v))
+    # On CPU, one head at a time takes half the time and holds the scores of one head alone. Not on
+    # a mesh: the loop would undo a split over heads.
+    one_device = jax.sharding.get_abstract_mesh().size <= 1  # 0 without a mesh
+    large = q.shape[2] * k.shape[2] >= 128 * 128
+    if jax.default_backend() == "cpu" and one_device and large:
+        out = jax.lax.map(lambda head: _attend(*head, bias), (q, k, v))
+    else:
+        out = jax.vmap(_attend, (0, 0, 0, None))(q, k, v, bias)
+    return out.transpose(1, 2, 0, 3)
 
 
-def key_bias(
-    mask: Bool[Array, "b m"] | Int[Array, "b m"] | Float[Array, "b m"],
-) -> Float[Array, "b m"]:
-    """What a mask adds to the scores of each key, in float32."""
-    return (1.0 - mask.astype(jnp.float32)) * MASK_BIAS
-
-
-def _plain(
-    q: Float[Array, "b n k e"],
-    k: Float[Array, "b m k e"],
-    v: Float[Array, "b m k e"],
+@jax.checkpoint  # the gradient keeps q, k and v, not the scores
+def _attend(
+    q: Float[Array, "b n e"],
+    k: Float[Array, "b m e"],
+    v: Float[Array, "b m e"],
     bias: Float[Array, "b m"] | None,
-) -> Float[Array, "b n k e"]:
-    # Heads first: XLA's CPU backend is several times slower when they sit between n and e.
-    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
-    scores = jnp.einsum("bkne,bkme->bknm", q, k, preferred_element_type=jnp.float32)
+) -> Float[Array, "b n e"]:
+    """One head, the scores held in full."""
+    scores = jnp.einsum("bne,bme->bnm", q, k, preferred_element_type=jnp.float32)
     scores *= q.shape[-1] ** -0.5
     if bias is not None:
-        scores += bias[:, None, None, :]
+        scores += bias[:, None]
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    out = jnp.einsum("bknm,bkme->bkne", weights, v, preferred_element_type=jnp.float32)
-    return out.astype(q.dtype).swapaxes(1, 2)
+    out = jnp.einsum("bnm,bme->bne", weights, v, preferred_element_type=jnp.float32)
+    return out.astype(q.dtype)

@@ -90,7 +90,9 @@ class TimestepEmbedder(nn.Module):
 
     @nn.compact
     def __call__(self, t: Float[Array, "*b"]) -> Float[Array, "*b d"]:
-        kwargs = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        linear = functools.partial(
+            dense, self.width, dtype=self.dtype, param_dtype=self.param_dtype
+        )
         h = sinusoidal_embedding(t).astype(self.dtype)
-        h = nn.silu(dense(self.width, (None, "adaln"), name="linear_1", **kwargs)(h))
-        return dense(self.width, ("adaln", "embed"), name="linear_2", **kwargs)(h)
+        h = nn.silu(linear((None, "adaln"), name="linear_1")(h))
+        return linear(("adaln", "embed"), name="linear_2")(h)

@@ -6,21 +6,21 @@ scales and gates the first and the last. All blocks share one compiled body (`nn
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from ltx_jax.config import STGMode, TransformerConfig
-from ltx_jax.models.attention import attention
+from ltx_jax.models.attention import Mask, attention
 from ltx_jax.models.layers import RMSNorm, TimestepEmbedder, dense, param, rms_normalize
 from ltx_jax.sharding import constrain
 
 Rope = tuple[Float[Array, "#b n p"], Float[Array, "#b n p"]]  # cosines, sines of the p = d/2 pairs
-Mask = Bool[Array, "b m"] | Int[Array, "b m"] | Float[Array, "b m"]
 
 _QK_NORM_EPSILON = 1e-5
 _OUTPUT_NORM_EPSILON = 1e-6  # `norm_eps` is that of the blocks alone
@@ -70,6 +70,10 @@ def rotate(x: Float[Array, "b n d"], rope: Rope) -> Float[Array, "b n d"]:
     even, odd = pairs[..., 0], pairs[..., 1]
     turned = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
     return turned.reshape(x.shape).astype(x.dtype)
+
+
+def _dense(cfg: TransformerConfig) -> Callable[..., nn.Dense]:
+    return functools.partial(dense, dtype=cfg.dtype, param_dtype=cfg.param_dtype)
 
 
 def _row(modulation: Array, table: Array, row: int) -> Array:
@@ -131,9 +135,8 @@ class Attention(nn.Module):
     ) -> Float[Array, "b n d"]:
         """Attends from `x` to `source`; `skip_mode` and `keep` are one row of a `Skip`."""
         cfg = self.cfg
-        dtypes = dict(dtype=cfg.dtype, param_dtype=cfg.param_dtype)
         project = functools.partial(
-            dense, cfg.width, ("embed", "heads"), use_bias=cfg.attention_bias, **dtypes
+            _dense(cfg), cfg.width, ("embed", "heads"), use_bias=cfg.attention_bias
         )
         norm = functools.partial(RMSNorm, _QK_NORM_EPSILON, ("heads",), cfg.param_dtype)
         q = norm(name="q_norm")(project(name="to_q")(x))
@@ -153,7 +156,7 @@ class Attention(nn.Module):
             out = _keep(keep, out, v)
         elif keep is not None and skip_mode == "attention_skip":
             out = _keep(keep, out, x)
-        return dense(cfg.width, ("heads", "embed"), name="to_out", **dtypes)(out)
+        return _dense(cfg)(cfg.width, ("heads", "embed"), name="to_out")(out)
 
 
 class MLP(nn.Module):
@@ -166,10 +169,9 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n d"]:
         cfg = self.cfg
-        dtypes = dict(dtype=cfg.dtype, param_dtype=cfg.param_dtype)
-        h = dense(self.hidden, ("embed", "mlp"), name="linear_1", **dtypes)(x)
+        h = _dense(cfg)(self.hidden, ("embed", "mlp"), name="linear_1")(x)
         h = constrain(h, "batch", self.token_axis, "act_mlp")
-        return dense(cfg.width, ("mlp", "embed"), name="linear_2", **dtypes)(_gelu(h))
+        return _dense(cfg)(cfg.width, ("mlp", "embed"), name="linear_2")(_gelu(h))
 
 
 class AdaLNSingle(nn.Module):
@@ -184,13 +186,12 @@ class AdaLNSingle(nn.Module):
         """Returns the modulation (shift, scale, gate of attention, then of feed-forward), and the
         embedding itself."""
         cfg = self.cfg
-        dtypes = dict(dtype=cfg.dtype, param_dtype=cfg.param_dtype)
-        embedded = TimestepEmbedder(cfg.width, name="timestep_embedder", **dtypes)(time)
+        embedded = TimestepEmbedder(
+            cfg.width, cfg.dtype, cfg.param_dtype, name="timestep_embedder"
+        )(time)
         # Small at first, so that every block starts close to the identity.
         small = nn.initializers.normal(0.02)
-        linear = dense(
-            6 * cfg.width, ("embed", "adaln"), name="linear", kernel_init=small, **dtypes
-        )
+        linear = _dense(cfg)(6 * cfg.width, ("embed", "adaln"), name="linear", kernel_init=small)
         return linear(nn.silu(embedded)).reshape(*time.shape, 6, cfg.width), embedded
 
 
@@ -258,9 +259,8 @@ class Transformer(nn.Module):
         """
         cfg = self.cfg
         _check(cfg, latents, caption, rope, skip)
-        dtypes = dict(dtype=cfg.dtype, param_dtype=cfg.param_dtype)
         x = constrain(latents.astype(cfg.dtype), "batch", "token", None)
-        x = dense(cfg.width, (None, "embed"), name="patchify_proj", **dtypes)(x)
+        x = _dense(cfg)(cfg.width, (None, "embed"), name="patchify_proj")(x)
         x = constrain(x, "batch", "token", "act_embed")
 
         per_token = "token" if timestep.shape[1] > 1 else None
@@ -281,7 +281,7 @@ class Transformer(nn.Module):
             body,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast),
+            in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=cfg.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
