@@ -1,4 +1,4 @@
-"""A folder of clips with captions: `clip.mp4` beside `clip.txt`, and pictures as clips of one frame."""
+"""A folder of captioned clips: `clip.mp4` beside `clip.txt`; pictures are clips of one frame."""
 
 import dataclasses
 import os
@@ -9,10 +9,8 @@ from jaxtyping import UInt8
 
 from ltx_jax.data import video
 
-ENDINGS = (
-    ".mp4 .mkv .webm .mov .m4v .avi .gif".split()  # clips
-    + ".png .jpg .jpeg .webp .bmp".split()  # pictures
-)
+_CLIPS = (".mp4", ".mkv", ".webm", ".mov", ".m4v", ".avi", ".gif")
+ENDINGS = (*_CLIPS, ".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +68,8 @@ def load_clip(
     height: int,
     width: int,
     *,
-    start: float = 0.0,
-    frame_rate: float | None = None,
+    start: float | int = 0.0,
+    frame_rate: float | int | None = None,
 ) -> tuple[UInt8[np.ndarray, "{num_frames} {height} {width} 3"], float]:
     """Reads one training example, scaled to cover height x width and cut around the centre.
 
@@ -94,7 +92,9 @@ def load_clip(
     if video.is_image(path):
         if num_frames > 1:
             raise ValueError(f"{path} is a still image; a clip of {num_frames} frames is expected")
-        return video.resize_crop(video.read_image(path)[None], height, width), frame_rate or 1.0
+        return video.resize_crop(video.read_image(path)[None], height, width), float(
+            frame_rate or 1
+        )
     frames, fps = video.read_video(path, num_frames=num_frames, start=start, frame_rate=frame_rate)
     if len(frames) < num_frames:
         raise ValueError(

@@ -195,8 +195,8 @@ def sample_scene(
     rng: np.random.Generator,
     *,
     split: Split = "train",
-    seconds: float = 1.0,
-    aspect: float = 1.0,
+    seconds: float | int = 1.0,
+    aspect: float | int = 1.0,
     num_objects: int | None = None,
 ) -> Scene:
     """Draws a scene whose objects stay inside the picture for so many seconds.
@@ -237,7 +237,7 @@ def _choose(rng: np.random.Generator, options):
 def _sample_figure(
     rng: np.random.Generator,
     triple: Triple,
-    seconds: float,
+    seconds: float | int,
     half: tuple[float, float],
     small: bool,
 ) -> Figure:
@@ -262,7 +262,7 @@ def _sample_figure(
 
 
 def _room(
-    figure: Figure, seconds: float, half: tuple[float, float]
+    figure: Figure, seconds: float | int, half: tuple[float, float]
 ) -> tuple[list[tuple[float, float]], bool]:
     """Where the centre may start on each axis, and whether there is such a place."""
     track = path(figure, np.linspace(0, seconds, 33))
@@ -277,7 +277,7 @@ def _room(
     return ranges, bool(fits)
 
 
-def _collide(one: Figure, other: Figure, seconds: float) -> bool:
+def _collide(one: Figure, other: Figure, seconds: float | int) -> bool:
     times = np.linspace(0, seconds, 33)
     a, b = path(one, times), path(other, times)
     gap = np.hypot(a.x - b.x, a.y - b.y) - (a.size + b.size) / 2

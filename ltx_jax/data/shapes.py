@@ -77,8 +77,8 @@ def scene(
     *,
     seed: int = 0,
     split: Split = "train",
-    seconds: float = 1.0,
-    aspect: float = 1.0,
+    seconds: float | int = 1.0,
+    aspect: float | int = 1.0,
     num_objects: int | None = None,
 ) -> Scene:
     """Scene number `index` of a world; see `sample_scene` for the rest."""
@@ -95,7 +95,7 @@ def clip(
     num_frames: int = 25,
     height: int = 128,
     width: int = 128,
-    fps: float = 24.0,
+    fps: float | int = 24.0,
     num_objects: int | None = None,
 ) -> Clip:
     """Clip number `index` of a world. One frame gives a picture, and its caption no motion."""
@@ -118,7 +118,7 @@ def _rng(seed: int, index: int) -> np.random.Generator:
     return np.random.default_rng([seed, index])
 
 
-def _check(num_frames: int, height: int, width: int, fps: float) -> None:
+def _check(num_frames: int, height: int, width: int, fps: float | int) -> None:
     if min(num_frames, height, width) <= 0 or not 0 < fps < math.inf:
         raise ValueError(
             f"num_frames, height, width and fps must be positive, got {num_frames}, {height}, "
@@ -127,7 +127,7 @@ def _check(num_frames: int, height: int, width: int, fps: float) -> None:
 
 
 def ground_truth(
-    scene: Scene, num_frames: int, height: int, width: int, fps: float
+    scene: Scene, num_frames: int, height: int, width: int, fps: float | int
 ) -> tuple[Track, ...]:
     """Says exactly what `render` draws with the same arguments, object by object."""
     _check(num_frames, height, width, fps)
@@ -151,7 +151,7 @@ def ground_truth(
 
 
 def render(
-    scene: Scene, num_frames: int, height: int, width: int, fps: float
+    scene: Scene, num_frames: int, height: int, width: int, fps: float | int
 ) -> UInt8[np.ndarray, "{num_frames} {height} {width} 3"]:
     """Draws a scene from time 0 on, antialiased, so that motion is smooth below a pixel."""
     _check(num_frames, height, width, fps)
@@ -249,7 +249,7 @@ def _blend(
     box[:] = box + cover * (np.asarray(rgb, np.float32) - box) + np.float32(0.5)
 
 
-def _draw_background(frames: np.ndarray, scene: Scene, fps: float) -> None:
+def _draw_background(frames: np.ndarray, scene: Scene, fps: float | int) -> None:
     """Fills the frames; a background that does not slide is computed once."""
     num_frames, height, width = frames.shape[:3]
     tone = np.asarray(scenes.TONES[scene.background.tone], np.float32)

@@ -67,8 +67,8 @@ def read_video(
     path: str | os.PathLike,
     *,
     num_frames: int | None = None,
-    start: float = 0.0,
-    frame_rate: float | None = None,
+    start: float | int = 0.0,
+    frame_rate: float | int | None = None,
     square_pixels: bool = False,
 ) -> tuple[UInt8[np.ndarray, "t h w 3"], float]:
     """Reads a clip, or a part of it, and its frames per second.
@@ -99,6 +99,7 @@ def read_video(
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+        aspect = float(stream.sample_aspect_ratio or 1) if square_pixels else 1.0
         frames = _timed(path, container, stream, start, float(rate))
         with contextlib.closing(frames):  # before the container, which its packets belong to
             for begin, end, frame in frames:
@@ -110,7 +111,7 @@ def read_video(
                     continue
                 if frame.is_corrupt:
                     raise ValueError(f"{path} is damaged: the frame at {begin:.2f} s is broken")
-                picture = _upright(frame, stream.sample_aspect_ratio if square_pixels else None)
+                picture = _upright(frame, aspect)
                 if pictures and picture.shape != pictures[0].shape:
                     raise ValueError(f"{path} changes its frame size at {begin:.2f} s")
                 pictures.extend([picture] * copies)
@@ -124,7 +125,7 @@ def read_video(
 
 
 def read_media(
-    path: str | os.PathLike, *, num_frames: int | None = None, frame_rate: float | None = None
+    path: str | os.PathLike, *, num_frames: int | None = None, frame_rate: float | int | None = None
 ) -> UInt8[np.ndarray, "t h w 3"]:
     """Reads a picture as a clip of one frame, or a clip (`read_video`)."""
     _check_file(path)
@@ -168,13 +169,17 @@ def _timed(
     path: str | os.PathLike,
     container: av.container.InputContainer,
     stream: av.VideoStream,
-    start: float,
+    start: float | int,
     rate: float,
 ) -> Generator[tuple[float, float, av.VideoFrame], None, None]:
     """Yields (begin, end, frame) for every frame on the screen at or after `start`, in seconds."""
     origin = float((stream.start_time or 0) * (stream.time_base or 0))
     if start > 0 and stream.time_base:
-        container.seek(max(int((start + origin) / stream.time_base), 0), stream=stream)
+        container.seek(round((start + origin) / stream.time_base), stream=stream)
+        first = next(container.decode(stream), None)
+        # Files without an index may be entered too late: then all of it is decoded.
+        late = first is None or first.pts is None or first.time - origin > start
+        container.seek(0 if late else round((start + origin) / stream.time_base), stream=stream)
     previous: tuple[float, av.VideoFrame] | None = None
     index = 0
     for packet in container.demux(stream):
@@ -193,15 +198,15 @@ def _timed(
             yield begin, begin + seconds, frame
 
 
-def _count_before(seconds: float, frame_rate: float) -> int:
+def _count_before(seconds: float | int, frame_rate: float | int) -> int:
     """Number of times k / frame_rate, k >= 0, before `seconds`; within a tick counts as equal."""
     return max(math.ceil((seconds - _TICK) * frame_rate), 0)
 
 
-def _upright(frame: av.VideoFrame, pixel_aspect: Fraction | None) -> np.ndarray:
+def _upright(frame: av.VideoFrame, pixel_aspect: float) -> np.ndarray:
     """The frame as RGB, with the turn and the mirroring of its display matrix applied."""
     picture = frame.to_ndarray(format="rgb24")
-    if pixel_aspect and pixel_aspect != 1:
+    if pixel_aspect not in (0, 1):
         size = max(round(frame.width * pixel_aspect), 1), frame.height
         picture = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
     matrix = frame.side_data.get("DISPLAYMATRIX")
@@ -248,7 +253,7 @@ def _replacing(path: str | os.PathLike) -> Iterator[Path]:
             temporary.unlink()
 
 
-def _check_frames(frames: np.ndarray, fps: float) -> None:
+def _check_frames(frames: np.ndarray, fps: float | int) -> None:
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
         raise ValueError(
             f"frames must be uint8 (t, h, w, 3), none of them 0, got {frames.dtype} {frames.shape}"
@@ -258,7 +263,11 @@ def _check_frames(frames: np.ndarray, fps: float) -> None:
 
 
 def write_video(
-    path: str | os.PathLike, frames: UInt8[np.ndarray, "t h w 3"], fps: float, *, crf: int = 18
+    path: str | os.PathLike,
+    frames: UInt8[np.ndarray, "t h w 3"],
+    fps: float | int,
+    *,
+    crf: int = 18,
 ) -> None:
     """Writes an MP4 that browsers play: H.264, 4:2:0, BT.709, index first.
 
@@ -325,7 +334,11 @@ def write_image(path: str | os.PathLike, picture: UInt8[np.ndarray, "h w 3"]) ->
 
 
 def write_gif(
-    path: str | os.PathLike, frames: UInt8[np.ndarray, "t h w 3"], fps: float, *, colours: int = 128
+    path: str | os.PathLike,
+    frames: UInt8[np.ndarray, "t h w 3"],
+    fps: float | int,
+    *,
+    colours: int = 128,
 ) -> None:
     """Writes an endless GIF with one palette for all frames, so that flat areas do not flicker.
 
@@ -336,8 +349,10 @@ def write_gif(
     kept = np.arange(0, len(frames), math.ceil(fps / 50))
     begins = np.round(np.append(kept, len(frames)) * 100 / fps)
     milliseconds = [int(10 * max(step, 2)) for step in np.diff(begins)]
-    sample = frames[kept[:: math.ceil(len(kept) / 8)]]
-    mosaic = Image.fromarray(sample.reshape(-1, *sample.shape[2:]))
+    # A megapixel of all frames is enough to choose the colours by.
+    stride = math.ceil(math.sqrt(len(kept) * frames[0, ..., 0].size / 2**20))
+    sample = frames[kept, ::stride, ::stride]
+    mosaic = Image.fromarray(np.ascontiguousarray(sample).reshape(-1, *sample.shape[2:]))
     palette = mosaic.quantize(colours, method=Image.Quantize.MEDIANCUT)
     images = [
         Image.fromarray(frames[i]).quantize(palette=palette, dither=Image.Dither.NONE) for i in kept
@@ -358,7 +373,7 @@ def contact_sheet(
     labels: Sequence[str],
     *,
     columns: int = 6,
-    scale: float = 1.0,
+    scale: float | int = 1.0,
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Draws one row per clip: its label, and below it `columns` frames evenly spaced in time."""
     if not clips or len(clips) != len(labels):

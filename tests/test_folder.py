@@ -1,0 +1,90 @@
+import numpy as np
+import pytest
+
+from ltx_jax.data import folder, video
+
+
+def grey(count: int) -> np.ndarray:
+    levels = 8 * np.arange(1, count + 1, dtype=np.uint8)
+    return np.broadcast_to(levels[:, None, None, None], (count, 48, 64, 3)).copy()
+
+
+@pytest.fixture
+def clips(tmp_path):
+    """Two clips and a picture, captioned, and files that are none of these."""
+    (tmp_path / "sub").mkdir()
+    video.write_video(tmp_path / "b.mp4", grey(24), 24)
+    video.write_gif(tmp_path / "sub" / "c.gif", grey(6), 10)
+    video.write_image(tmp_path / "a.png", grey(1)[0])
+    (tmp_path / "a.txt").write_text("a picture")
+    (tmp_path / "b.txt").write_text("\ufeff a clip,\n  in two lines \n", encoding="utf-8")
+    (tmp_path / "sub" / "c.txt").write_text("ein Clip, größer", encoding="utf-8")
+    (tmp_path / "README.md").write_text("not a clip")
+    (tmp_path / ".b.123.mp4").write_text("half-written")
+    return tmp_path
+
+
+def test_clips_are_listed_in_order_with_their_captions(clips):
+    found = folder.list_clips(clips)
+    assert [clip.path.relative_to(clips).as_posix() for clip in found] == [
+        "a.png",
+        "b.mp4",
+        "sub/c.gif",
+    ]
+    assert [clip.caption for clip in found] == [
+        "a picture",
+        "a clip, in two lines",
+        "ein Clip, größer",
+    ]
+
+
+def test_a_clip_without_caption_is_an_error_that_names_it(clips):
+    (clips / "b.txt").unlink()
+    with pytest.raises(ValueError, match=r"b.mp4 has no caption.*b.txt"):
+        folder.list_clips(clips)
+    assert folder.list_clips(clips, allow_empty_captions=True)[1].caption == ""
+    (clips / "b.txt").write_text(" \n")
+    with pytest.raises(ValueError, match=r"b.txt is empty"):
+        folder.list_clips(clips)
+    assert folder.list_clips(clips, allow_empty_captions=True)[1].caption == ""
+    (clips / "b.txt").write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(ValueError, match=r"b.txt cannot be read as UTF-8"):
+        folder.list_clips(clips)
+
+
+def test_a_folder_without_clips_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no clip or picture"):
+        folder.list_clips(tmp_path)
+    with pytest.raises(ValueError, match=r"nowhere is not a folder"):
+        folder.list_clips(tmp_path / "nowhere")
+
+
+def test_clips_are_loaded_at_the_size_rate_and_place_asked_for(clips):
+    frames, fps = folder.load_clip(clips / "b.mp4", 5, 32, 32, start=0.5, frame_rate=12)
+    assert frames.shape == (5, 32, 32, 3)
+    assert fps == 12
+    # Frames 12, 14, ... of levels 8, 16, ...; H.264 keeps flat levels to within 2.
+    levels = frames.mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(levels, 8 * np.arange(13, 23, 2), atol=2)
+    frames, fps = folder.load_clip(clips / "b.mp4", 24, 48, 64)
+    assert fps == 24
+    np.testing.assert_allclose(frames.mean(axis=(1, 2, 3)), 8 * np.arange(1, 25), atol=2)
+
+
+def test_pictures_are_clips_of_one_frame(clips):
+    frames, fps = folder.load_clip(clips / "a.png", 1, 24, 24, frame_rate=24)
+    assert frames.shape == (1, 24, 24, 3)
+    assert fps == 24
+    assert folder.load_clip(clips / "b.mp4", 1, 24, 24)[0].shape == (1, 24, 24, 3)
+    with pytest.raises(ValueError, match=r"a.png is a still image; a clip of 9 frames"):
+        folder.load_clip(clips / "a.png", 9, 24, 24)
+
+
+def test_a_clip_that_is_too_short_is_an_error_that_names_it(clips):
+    assert len(folder.load_clip(clips / "b.mp4", 17, 32, 32, frame_rate=17)[0]) == 17
+    with pytest.raises(ValueError, match=r"b.mp4 is too short: 24 frames at 24 .* 25 are needed"):
+        folder.load_clip(clips / "b.mp4", 25, 32, 32)
+    with pytest.raises(ValueError, match=r"b.mp4 is too short: 12 frames .* from 0.5 s"):
+        folder.load_clip(clips / "b.mp4", 13, 32, 32, start=0.5)
+    with pytest.raises(ValueError, match="num_frames must be positive"):
+        folder.load_clip(clips / "b.mp4", 0, 32, 32)
