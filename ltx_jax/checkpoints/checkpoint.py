@@ -1,0 +1,93 @@
+"""Loading a checkpoint, whatever it is: a file, a folder, a repository or a run."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from ltx_jax.checkpoints import diffusers, hub, official
+from ltx_jax.checkpoints.contents import Checkpoint
+from ltx_jax.config import DType, UpsamplerConfig
+
+__all__ = ["Checkpoint", "load", "load_upsampler"]
+
+
+def load(
+    path_or_hub_id: str | Path,
+    *,
+    mesh: Mesh | None = None,
+    dtype: DType | None = None,
+    allow_fp8: bool = False,
+) -> Checkpoint:
+    """Loads an official file, a diffusers folder, a run of train.py, or a repository of either.
+
+    Args:
+      mesh: lays the parameters out by their logical axes; None puts them on the default device.
+      dtype: of the parameters; None keeps what is stored.
+      allow_fp8: takes 8-bit weights as plain values, which those of some releases are not.
+
+    Raises:
+      ValueError: if there is no such checkpoint, or it is damaged, incomplete or of a kind that
+        is not supported; says what is wrong and what to do.
+    """
+    path = hub.resolve(path_or_hub_id)
+    if path.is_file():
+        _refuse_others(path)
+        return official.read(path, mesh=mesh, dtype=dtype, allow_fp8=allow_fp8)
+    if diffusers.is_directory(path):
+        return diffusers.read(path, mesh=mesh, dtype=dtype, allow_fp8=allow_fp8)
+    from ltx_jax.checkpoints import runs  # brings in Orbax, which takes a second
+
+    if runs.is_run(path):
+        return _cast(runs.load_run(path, mesh=mesh), dtype)
+    raise ValueError(f"{path} is no checkpoint: {_contents(path)}")
+
+
+def load_upsampler(
+    path_or_hub_id: str | Path, *, mesh: Mesh | None = None, dtype: DType | None = None
+) -> tuple[UpsamplerConfig, Any]:
+    """Loads a latent upsampler's file: its configuration and its parameters.
+
+    Raises:
+      ValueError: as `load` does.
+    """
+    path = hub.resolve(path_or_hub_id)
+    _refuse_others(path)
+    return official.read_upsampler(path, mesh=mesh, dtype=dtype)
+
+
+def _cast(checkpoint: Checkpoint, dtype: DType | None) -> Checkpoint:
+    """A run's parameters in another dtype."""
+    if dtype is None:
+        return checkpoint
+    changes: dict[str, Any] = {}
+    for name in ("transformer", "vae"):
+        cfg = getattr(checkpoint, name)
+        if cfg is not None:
+            changes[name] = dataclasses.replace(cfg, param_dtype=dtype)
+            params = getattr(checkpoint, f"{name}_params")
+            changes[f"{name}_params"] = jax.tree.map(lambda x: x.astype(dtype), params)
+    return dataclasses.replace(checkpoint, **changes)
+
+
+def _refuse_others(path: Path) -> None:
+    if path.suffix in (".pt", ".pth", ".ckpt", ".bin"):
+        raise ValueError(
+            f"{path} is a pickle, which may run any code when opened: convert it to safetensors "
+            "where you trust it"
+        )
+
+
+def _contents(path: Path) -> str:
+    """What a folder should have been, seen by what it holds."""
+    files = sorted(file.name for file in path.glob("*.safetensors"))
+    if (path / "config.json").is_file() and path.name in ("transformer", "vae"):
+        return f"it is one part of a diffusers folder, give {path.parent}"
+    if files:
+        return f"give one of its files, such as {path / files[0]}"
+    return (
+        "expected an official .safetensors file, a diffusers folder (with transformer/ or vae/) "
+        "or a run of train.py"
+    )

@@ -1,0 +1,38 @@
+"""What a checkpoint holds, wherever it came from."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from ltx_jax.config import SchedulerConfig, T5Config, TransformerConfig, VAEConfig
+from ltx_jax.models.vae import LatentStatistics
+
+
+@dataclasses.dataclass
+class Checkpoint:
+    """Configurations and parameters of one model, and what a file says beside them.
+
+    Any network may be absent: a VAE alone is a checkpoint too. The fields from `tolerated` on are
+    what makes official -> ours -> official bitwise; all of them may be left empty.
+    """
+
+    transformer: TransformerConfig | None = None
+    transformer_params: Any = None  # plain nested dicts of arrays, as the modules have them
+    vae: VAEConfig | None = None
+    vae_params: Any = None
+    statistics: LatentStatistics | None = None  # None: the latents are not normalised
+    scheduler: SchedulerConfig = SchedulerConfig()
+    allowed_inference_steps: tuple[float, ...] | None = None  # times of a distilled model
+    # Configuration, parameters, caption length in tokens. Runs of ours hold one (with the byte
+    # tokenizer); the official layouts have no place for it.
+    text_encoder: tuple[T5Config, Any, int] | None = None
+    # Tensors of the file that no network uses, under their names in the file.
+    tolerated: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    metadata: dict[str, str] = dataclasses.field(default_factory=dict)  # of the file, raw
+    # Where the file spells an official name (prefix included) otherwise; None: it has no such
+    # tensor.
+    names: dict[str, str | None] = dataclasses.field(default_factory=dict)
+    # Official names whose dtype in the file is narrower than that of the parameter.
+    dtypes: dict[str, str] = dataclasses.field(default_factory=dict)
+    source_hash: str = ""  # tensors.fingerprint of the files

@@ -1,0 +1,93 @@
+"""Paths and Hugging Face repositories: whichever is named, a path comes back."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+# What a diffusers directory needs of a repository; the tokenizer and text encoder are found apart.
+CHECKPOINT_FILES = (
+    "model_index.json",
+    "transformer/*.json",
+    "transformer/*.safetensors",
+    "vae/*.json",
+    "vae/*.safetensors",
+    "scheduler/*.json",
+)
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+_REPOSITORY = re.compile(rf"({_NAME}/{_NAME})(?:/(.+))?")
+
+
+def resolve(path_or_id: str | Path, patterns: Sequence[str] = CHECKPOINT_FILES) -> Path:
+    """The local path of a checkpoint, downloading it first if it is named by its repository.
+
+    Args:
+      path_or_id: what exists here is taken as it is. Else `org/repo` for the files that fit
+        `patterns`, or `org/repo/file.safetensors` for one file.
+
+    Raises:
+      ValueError: if there is no such path, nor such a repository in reach; says what to download
+        and where to put it.
+    """
+    path = Path(path_or_id).expanduser()
+    if path.exists():
+        return path
+    match = _REPOSITORY.fullmatch(str(path_or_id))
+    if match is None or (match[2] is None and Path(match[1]).suffix in _FILES):
+        raise ValueError(
+            f"{path_or_id} does not exist. Give a file, a folder, or a Hugging Face repository: "
+            "org/repo or org/repo/file.safetensors"
+        )
+    return _download(match[1], match[2], patterns)
+
+
+_FILES = (".safetensors", ".json", ".py", ".pt", ".pth", ".ckpt", ".bin", ".npz")
+
+
+def _download(repository: str, file: str | None, patterns: Sequence[str]) -> Path:
+    from huggingface_hub import errors, hf_hub_download, snapshot_download
+
+    named = f"{repository}/{file}" if file else repository
+    try:
+        if file:
+            return Path(hf_hub_download(repository, file))
+        folder = Path(snapshot_download(repository, allow_patterns=list(patterns)))
+    except errors.GatedRepoError as error:
+        raise ValueError(
+            f"{named} is gated: accept its terms on https://huggingface.co/{repository}, then log "
+            "in with `hf auth login`"
+        ) from error
+    except errors.LocalEntryNotFoundError as error:  # offline, or no connection
+        raise ValueError(_offline(named, repository, file, patterns)) from error
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
+        raise ValueError(
+            f"{named} is neither a local path nor a public Hugging Face repository: check the "
+            "spelling, or log in with `hf auth login` if it is private"
+        ) from error
+    except errors.EntryNotFoundError as error:
+        raise ValueError(
+            f"the Hugging Face repository {repository} has no file {file}: see "
+            f"https://huggingface.co/{repository}/tree/main"
+        ) from error
+    except (errors.HfHubHTTPError, OSError) as error:
+        raise ValueError(f"{_offline(named, repository, file, patterns)} ({error})") from error
+    if not any(folder.rglob("*.safetensors")):
+        raise ValueError(
+            f"the Hugging Face repository {repository} holds none of {list(patterns)}. Name one of "
+            f"its files: {repository}/FILE.safetensors, see "
+            f"https://huggingface.co/{repository}/tree/main"
+        )
+    return folder
+
+
+def _offline(named: str, repository: str, file: str | None, patterns: Sequence[str]) -> str:
+    if file:
+        what = f"hf download {repository} {file} --local-dir DIR"
+        then = f"DIR/{file}"
+    else:
+        wanted = " ".join(f"--include '{pattern}'" for pattern in patterns)
+        what, then = f"hf download {repository} {wanted} --local-dir DIR", "DIR"
+    return (
+        f"{named} is no local path, and Hugging Face cannot be reached (or HF_HUB_OFFLINE is set) "
+        f"and its cache does not hold it. Where there is a network, run `{what}`, bring DIR here, "
+        f"and give {then} as the path"
+    )

@@ -1,0 +1,326 @@
+"""Official single-file checkpoints: safetensors with the configuration in the metadata.
+
+Layout as in the loaders upstream (transformer3d.py, causal_video_autoencoder.py, rf.py).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ltx_jax.checkpoints import keys, official_config, placement, tensors
+from ltx_jax.checkpoints.contents import Checkpoint
+from ltx_jax.checkpoints.keys import STATISTICS, STATISTICS_MEAN, STATISTICS_STD, Leaf
+from ltx_jax.checkpoints.tensors import Pending, StoredTensor
+from ltx_jax.config import DType, UpsamplerConfig
+from ltx_jax.models.vae import LatentStatistics
+
+_PREFIXES = (keys.TRANSFORMER_PREFIX, keys.VAE_PREFIX)
+# First segments of names, to tell the networks apart in files without prefixes.
+_VAE_PARTS = ("encoder", "decoder", "quant_conv", "post_quant_conv", "per_channel_statistics")
+
+
+def read(
+    path: Path, *, mesh: Mesh | None = None, dtype: DType | None = None, allow_fp8: bool = False
+) -> Checkpoint:
+    """Reads a file: all of it, or the network it holds.
+
+    Args:
+      mesh: lays the parameters out by their logical axes; None puts them on the default device.
+      dtype: of the parameters; None keeps that of the file.
+      allow_fp8: takes 8-bit weights as plain values (bfloat16 unless `dtype` says otherwise).
+
+    Raises:
+      ValueError: if the file is damaged, no LTX-Video checkpoint, one of a kind we do not have, or
+        has missing, unexpected or wrongly shaped tensors (named).
+    """
+    file = tensors.open_file(path)
+    if "config" not in file.metadata:
+        raise ValueError(
+            f"{path} is no LTX-Video checkpoint: its metadata has no config. If a tool saved it "
+            "again and dropped the metadata, take the original file"
+        )
+    configs = official_config.parse(file.metadata["config"], str(path))
+    found, extra = _split(file.tensors, configs.transformer is not None, configs.vae is not None)
+    checkpoint = Checkpoint(
+        scheduler=configs.scheduler,
+        allowed_inference_steps=configs.allowed_inference_steps,
+        metadata=file.metadata,
+        source_hash=tensors.fingerprint([path]),
+    )
+    context = _Context(str(path), checkpoint, mesh, dtype, allow_fp8, extra)
+    if configs.transformer is not None and found.transformer:
+        boxed = keys.transformer_boxed(configs.transformer)
+        leaves = keys.transformer_leaves(boxed)
+        stored = _rename(context, found.transformer, keys.TRANSFORMER_PREFIX)
+        params, kind = _read(
+            context, "the transformer", keys.TRANSFORMER_PREFIX, leaves, boxed, stored
+        )
+        checkpoint.transformer_params = params
+        checkpoint.transformer = _with_dtype(configs.transformer, kind)
+    if configs.vae is not None and found.vae:
+        boxed = keys.vae_boxed(configs.vae)
+        leaves = keys.vae_leaves(configs.vae, boxed)
+        stored = _rename(context, found.vae, keys.VAE_PREFIX, leaves)
+        std, mean = stored.pop(STATISTICS_STD, None), stored.pop(STATISTICS_MEAN, None)
+        if std is not None and mean is None:
+            checkpoint.names[keys.VAE_PREFIX + STATISTICS_MEAN] = None
+        channels = configs.vae.latent_channels
+        checkpoint.statistics = read_statistics(str(path), std, mean, channels, mesh)
+        params, kind = _read(context, "the VAE", keys.VAE_PREFIX, leaves, boxed, stored)
+        checkpoint.vae_params = params
+        checkpoint.vae = _with_dtype(configs.vae, kind)
+    if checkpoint.transformer is None and checkpoint.vae is None:
+        raise ValueError(
+            f"{path} is no LTX-Video checkpoint: it has none of the tensors that its config "
+            f"describes, but {placement.some(list(file.tensors)) or 'no tensors at all'}"
+        )
+    checkpoint.tolerated = {name: _keep(tensor) for name, tensor in extra.items()}
+    return checkpoint
+
+
+class _Found(NamedTuple):
+    transformer: dict[str, StoredTensor]
+    vae: dict[str, StoredTensor]
+
+
+class _Context(NamedTuple):
+    where: str
+    checkpoint: Checkpoint
+    mesh: Mesh | None
+    dtype: DType | None
+    allow_fp8: bool
+    extra: dict[str, StoredTensor]  # tolerated tensors, by name in the file
+
+
+def _split(
+    stored: Mapping[str, StoredTensor], transformer: bool, vae: bool
+) -> tuple[_Found, dict[str, StoredTensor]]:
+    """Shares the tensors out to the networks, prefixes removed; the rest is not for us.
+
+    As upstream: one name with a prefix, and only names with it count for that network. Files
+    without any prefix hold bare names.
+    """
+    if any(name.startswith(_PREFIXES) for name in stored):
+        found = _Found(
+            *(
+                # Every occurrence goes, not just the first, as upstream.
+                {n.replace(prefix, ""): t for n, t in stored.items() if n.startswith(prefix)}
+                for prefix in _PREFIXES
+            )
+        )
+        return found, {n: t for n, t in stored.items() if not n.startswith(_PREFIXES)}
+    if transformer and vae:
+        parts = {n: t for n, t in stored.items() if n.partition(".")[0] in _VAE_PARTS}
+        return _Found({n: t for n, t in stored.items() if n not in parts}, parts), {}
+    return _Found(dict(stored) if transformer else {}, dict(stored) if vae else {}), {}
+
+
+def _rename(
+    context: _Context,
+    found: Mapping[str, StoredTensor],
+    prefix: str,
+    vae_leaves: list[Leaf] | None = None,
+) -> dict[str, StoredTensor]:
+    """Tensors by official name; notes other spellings, and sets aside what nothing uses."""
+    expected = keys.stored_shapes(vae_leaves) if vae_leaves is not None else {}
+    renamed: dict[str, StoredTensor] = {}
+    for bare, tensor in found.items():
+        name = bare
+        if vae_leaves is not None and not bare.startswith(STATISTICS):
+            name = keys.clean_vae_name(bare)
+            if name not in expected and keys.is_dropped_norm(name, expected):
+                context.extra[tensor.name] = tensor
+                continue
+        elif bare in keys.TOLERATED:
+            context.extra[tensor.name] = tensor
+            continue
+        if name in renamed:
+            raise ValueError(f"{context.where} holds {name} twice, also as {tensor.name}")
+        renamed[name] = tensor
+        if tensor.name != prefix + name:
+            context.checkpoint.names[prefix + name] = tensor.name
+    return renamed
+
+
+def _read(
+    context: _Context,
+    what: str,
+    prefix: str,
+    leaves: list[Leaf],
+    boxed: Any,
+    stored: Mapping[str, StoredTensor],
+) -> tuple[Any, np.dtype]:
+    """A network's parameters, and the dtype that most of them have."""
+    placement.check(context.where, what, leaves, stored, allow_fp8=context.allow_fp8)
+    if context.dtype is None:
+        for leaf in leaves:
+            kind = placement.parameter_dtype(leaf, stored)
+            for name in leaf.names:
+                if stored[name].dtype != kind:
+                    context.checkpoint.dtypes[prefix + name] = stored[name].dtype.name
+    params = placement.read(leaves, boxed, stored, context.mesh, context.dtype)
+    main = placement.main_dtype(leaves, stored)
+    return params, main if context.dtype is None else np.dtype(context.dtype)
+
+
+def _with_dtype(cfg: Any, kind: np.dtype) -> Any:
+    return dataclasses.replace(cfg, param_dtype=kind.name)
+
+
+def read_statistics(
+    where: str,
+    std: StoredTensor | None,
+    mean: StoredTensor | None,
+    channels: int,
+    mesh: Mesh | None,
+) -> LatentStatistics | None:
+    """The statistics of the latents; without means they are zero, as upstream.
+
+    Raises:
+      ValueError: if they lack the deviations, or have another length.
+    """
+    if std is None and mean is None:
+        return None
+    if std is None:
+        raise ValueError(f"{where} has latent statistics without {STATISTICS_STD}")
+    for tensor in (std, mean):
+        if tensor is not None and tensor.shape != (channels,):
+            raise ValueError(
+                f"{where}: {tensor.name} has shape {tensor.shape}, expected ({channels},)"
+            )
+    std_values = std.read()
+    mean_values = np.zeros_like(std_values) if mean is None else mean.read()
+
+    def place(array: np.ndarray) -> jax.Array:
+        if mesh is None:
+            return jnp.asarray(array)
+        return jax.device_put(array, NamedSharding(mesh, PartitionSpec()))
+
+    return LatentStatistics(mean=place(mean_values), std=place(std_values))
+
+
+def _keep(tensor: StoredTensor) -> np.ndarray:
+    """Small tensors are read; a large one stays on disk until somebody looks at it."""
+    return tensor.read() if tensor.nbytes < 1 << 20 else tensor.map()
+
+
+def write(path: Path, checkpoint: Checkpoint) -> None:
+    """Writes one official file; it appears whole or not at all.
+
+    Parameters keep their dtype, tolerated tensors, spellings and metadata return to what they were
+    in the file. A text encoder is left out: this layout has no place for one.
+
+    Raises:
+      ValueError: if there is nothing to write, the parameters do not fit the configuration, or
+        the place cannot be written.
+    """
+    entries: dict[str, Pending] = {}
+    for name, tensor in official_tensors(checkpoint).items():
+        spelled = checkpoint.names.get(name, name)
+        if spelled is not None:
+            entries[spelled] = tensor
+    for name, array in checkpoint.tolerated.items():
+        entries[name] = tensors.pending(array)
+    tensors.write_file(path, entries, metadata(checkpoint))
+
+
+def official_tensors(checkpoint: Checkpoint) -> dict[str, Pending]:
+    """All tensors that the networks of a checkpoint are made of, by official name and prefix.
+
+    Raises:
+      ValueError: if there are none, or parameters do not fit their configuration.
+    """
+    parts: list[tuple[str, list[Leaf], Any]] = []
+    if checkpoint.transformer is not None:
+        leaves = keys.transformer_leaves(keys.transformer_boxed(checkpoint.transformer))
+        parts.append((keys.TRANSFORMER_PREFIX, leaves, checkpoint.transformer_params))
+    if checkpoint.vae is not None:
+        leaves = keys.vae_leaves(checkpoint.vae, keys.vae_boxed(checkpoint.vae))
+        parts.append((keys.VAE_PREFIX, leaves, checkpoint.vae_params))
+    if not parts:
+        raise ValueError("this checkpoint has neither a transformer nor a VAE to write")
+    entries: dict[str, Pending] = {}
+    for prefix, leaves, params in parts:
+        flat = _flatten(params)
+        shapes = {leaf.path: leaf.shape for leaf in leaves}
+        if {path: tuple(np.shape(array)) for path, array in flat.items()} != shapes:
+            wrong = [
+                "/".join(path)
+                for path in {**shapes, **flat}
+                if path not in flat
+                or path not in shapes
+                or tuple(np.shape(flat[path])) != shapes[path]
+            ]
+            raise ValueError(f"the parameters do not fit the configuration: {wrong[:5]}")
+        for leaf in leaves:
+            array = flat[leaf.path]
+            made = placement.pending(leaf, array)
+            for name, tensor in zip(leaf.names, made, strict=True):
+                entries[prefix + name] = _narrowed(tensor, checkpoint.dtypes.get(prefix + name))
+    if checkpoint.statistics is not None:
+        for name, array in (
+            (STATISTICS_STD, checkpoint.statistics.std),
+            (STATISTICS_MEAN, checkpoint.statistics.mean),
+        ):
+            entries[keys.VAE_PREFIX + name] = tensors.pending(np.asarray(array))
+    return entries
+
+
+def _narrowed(tensor: Pending, dtype: str | None) -> Pending:
+    if dtype is None:
+        return tensor
+    kind = np.dtype(dtype)
+    return Pending(kind, tensor.shape, lambda: tensor.make().astype(kind))
+
+
+def _flatten(params: Any) -> dict[keys.Path, Any]:
+    flat = jax.tree_util.tree_flatten_with_path(params)[0]
+    return {tuple(entry.key for entry in path): array for path, array in flat}
+
+
+def metadata(checkpoint: Checkpoint) -> dict[str, str]:
+    """The raw metadata if it still describes the checkpoint, or with a new `config`."""
+    configs = official_config.Configs(
+        official_config.stored(checkpoint.transformer),
+        official_config.stored(checkpoint.vae),
+        checkpoint.scheduler,
+        checkpoint.allowed_inference_steps,
+    )
+    raw = checkpoint.metadata
+    if "config" in raw:
+        said = official_config.parse(raw["config"], "the metadata")
+        # A file may describe more than it holds.
+        said = said._replace(
+            transformer=said.transformer if configs.transformer is not None else None,
+            vae=said.vae if configs.vae is not None else None,
+        )
+        if said == configs:
+            return dict(raw)
+    return {**raw, "config": official_config.dump(configs)}
+
+
+def read_upsampler(
+    path: Path, *, mesh: Mesh | None = None, dtype: DType | None = None
+) -> tuple[UpsamplerConfig, Any]:
+    """Reads the file of a latent upsampler: bare names, a flat `config` in the metadata.
+
+    Raises:
+      ValueError: as `read` does.
+    """
+    file = tensors.open_file(path)
+    if "config" not in file.metadata:
+        raise ValueError(f"{path} is no latent upsampler: its metadata has no config")
+    raw = official_config.parse_json(file.metadata["config"], f"{path}: its metadata entry config")
+    cfg = official_config.upsampler(raw, str(path))
+    boxed = keys.upsampler_boxed(cfg)
+    leaves = keys.upsampler_leaves(boxed)
+    placement.check(str(path), "a latent upsampler", leaves, file.tensors)
+    params = placement.read(leaves, boxed, file.tensors, mesh, dtype)
+    kind = placement.parameter_dtype(leaves[0], file.tensors)
+    return _with_dtype(cfg, np.dtype(dtype) if dtype is not None else kind), params

@@ -1,0 +1,298 @@
+"""The `config` of the official files' metadata <-> our configurations.
+
+Keys, meanings and defaults are those of Transformer3DModel, CausalVideoAutoencoder,
+RectifiedFlowScheduler and LatentUpsampler upstream. A value that our networks do not have is
+refused by name; keys that nothing reads are kept in the raw metadata.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple, get_args, get_type_hints
+
+from ltx_jax.config import (
+    BlockConfig,
+    SchedulerConfig,
+    TransformerConfig,
+    UpsamplerConfig,
+    VAEConfig,
+)
+
+Raw = Mapping[str, Any]
+
+# Values that change what upstream computes, and that our networks have in one form: the values
+# that mean this form, and what upstream takes where the key is absent.
+_TRANSFORMER_FIXED: dict[str, tuple[tuple[Any, ...], Any]] = {
+    "_class_name": (("Transformer3DModel",), "Transformer3DModel"),
+    "activation_fn": (("gelu-approximate",), "geglu"),
+    "adaptive_norm": (("single_scale_shift",), "single_scale_shift"),
+    "attention_type": (("default",), "default"),
+    "double_self_attention": ((False,), False),
+    "norm_elementwise_affine": ((False,), True),
+    "only_cross_attention": ((False,), False),
+    "patch_size": ((None, 1), None),
+    "patch_size_t": ((None, 1), None),
+    "positional_embedding_type": (("rope",), "rope"),
+    "qk_norm": (("rms_norm",), None),
+    "standardization_norm": (("rms_norm",), "layer_norm"),
+}
+_VAE_FIXED: dict[str, tuple[tuple[Any, ...], Any]] = {
+    "_class_name": (("CausalVideoAutoencoder",), None),
+    "dims": ((3,), None),
+    "normalize_latent_channels": ((False,), False),
+    "patch_size_t": ((None, 1), None),
+}
+# Where these are absent from the file upstream takes other values than our dataclasses.
+_TRANSFORMER_DEFAULTS = {
+    "num_layers": 1,
+    "num_attention_heads": 16,
+    "attention_head_dim": 88,
+    "norm_eps": 1e-5,
+    "attention_bias": False,
+}
+_VAE_DEFAULTS = {"patch_size": 1, "norm_layer": "group_norm", "use_quant_conv": True}
+# How we run a network is no property of a checkpoint.
+_RUNTIME = ("remat", "dtype", "param_dtype")
+
+
+class Configs(NamedTuple):
+    """What one file's metadata describes."""
+
+    transformer: TransformerConfig | None
+    vae: VAEConfig | None
+    scheduler: SchedulerConfig
+    allowed_inference_steps: tuple[float, ...] | None
+
+
+def stored(cfg: Any) -> Any:
+    """The configuration without what a file does not say: remat and dtypes are the defaults."""
+    if cfg is None:
+        return None
+    fields = {f.name: f.default for f in dataclasses.fields(cfg) if f.name in _RUNTIME}
+    return dataclasses.replace(cfg, **fields)
+
+
+def parse(text: str, where: str) -> Configs:
+    """Reads the metadata's `config`.
+
+    Args:
+      where: names the file in errors.
+
+    Raises:
+      ValueError: if it is no description of an LTX-Video model, or of one we do not have.
+    """
+    raw = parse_json(text, f"{where}: its metadata entry config")
+    if raw.get("_class_name") == "LatentUpsampler" or "mid_channels" in raw:
+        raise ValueError(f"{where} is a latent upsampler: pass it as --spatial_upscaler")
+    parts = {}
+    for name in ("transformer", "vae", "scheduler"):
+        parts[name] = raw.get(name)
+        if not isinstance(parts[name], dict | None):
+            raise ValueError(f"{where}: config.{name} is no JSON object")
+    if parts["transformer"] is None and parts["vae"] is None:
+        raise ValueError(
+            f"{where} is no LTX-Video checkpoint: its config has neither transformer nor vae"
+        )
+    steps = raw.get("allowed_inference_steps")
+    return Configs(
+        None if parts["transformer"] is None else transformer(parts["transformer"], where),
+        None if parts["vae"] is None else vae(parts["vae"], where),
+        scheduler(parts["scheduler"] or {}, where),
+        None if not steps else tuple(float(step) for step in steps),
+    )
+
+
+def parse_json(text: str, what: str) -> dict[str, Any]:
+    """Parses a JSON object.
+
+    Raises:
+      ValueError: beginning with `what`.
+    """
+    try:
+        raw = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{what} is not JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise ValueError(f"{what} is no JSON object")
+    return raw
+
+
+def transformer(raw: Raw, where: str = "config") -> TransformerConfig:
+    """`config.transformer` as our configuration.
+
+    Raises:
+      ValueError: naming the key that is missing or has a value we do not have.
+    """
+    check_fixed(raw, _TRANSFORMER_FIXED, f"{where}: transformer")
+    values = {**_TRANSFORMER_DEFAULTS, **{k: v for k, v in raw.items() if v is not None}}
+    for name in (
+        "in_channels",
+        "caption_channels",
+        "positional_embedding_theta",
+        "positional_embedding_max_pos",
+    ):
+        if name not in values:
+            raise ValueError(f"{where}: transformer has no {name}")
+    values.setdefault("out_channels", values["in_channels"])
+    max_pos = values["positional_embedding_max_pos"]
+    if not isinstance(max_pos, list | tuple) or len(max_pos) != 3:
+        raise ValueError(
+            f"{where}: transformer positional_embedding_max_pos is {max_pos!r}, expected 3 numbers"
+        )
+    values["positional_embedding_max_pos"] = tuple(float(value) for value in max_pos)
+    # Upstream skips the multiplication where this is missing.
+    values["timestep_scale_multiplier"] = values.get("timestep_scale_multiplier") or 1.0
+    cfg = build(TransformerConfig, values, f"{where}: transformer")
+    width = raw.get("cross_attention_dim", cfg.width)
+    if width != cfg.width:
+        raise ValueError(
+            f"{where}: transformer cross_attention_dim is {width}, supported: the model's width "
+            f"({cfg.width}), which captions are projected to"
+        )
+    return cfg
+
+
+def vae(raw: Raw, where: str = "config") -> VAEConfig:
+    """`config.vae` as our configuration.
+
+    Raises:
+      ValueError: naming the key that is missing or has a value we do not have.
+    """
+    check_fixed(raw, _VAE_FIXED, f"{where}: vae")
+    values = {**_VAE_DEFAULTS, **{k: v for k, v in raw.items() if v is not None}}
+    for name in ("encoder_blocks", "decoder_blocks"):
+        blocks = values.get(name, values.get("blocks"))
+        if blocks is None:
+            raise ValueError(f"{where}: vae has neither {name} nor blocks")
+        values[name] = tuple(_block(block, f"{where}: vae {name}") for block in blocks)
+    if "latent_channels" not in values:
+        raise ValueError(f"{where}: vae has no latent_channels")
+    double = values.get("double_z", True)
+    values.setdefault("latent_log_var", "per_channel" if double else "none")
+    cfg = build(VAEConfig, values, f"{where}: vae")
+    if cfg.use_quant_conv and cfg.latent_log_var in ("uniform", "constant"):
+        raise ValueError(
+            f"{where}: vae latent_log_var {cfg.latent_log_var!r} requires use_quant_conv false"
+        )
+    return cfg
+
+
+def _block(raw: Any, where: str) -> BlockConfig:
+    try:
+        name, params = raw
+        params = {"num_layers": params} if isinstance(params, int) else dict(params)
+    except (TypeError, ValueError):
+        raise ValueError(f"{where}: {raw!r} is no block; expected [name, number or object]") from (
+            None
+        )
+    if name in ("res_x", "attn_res_x") and "num_layers" not in params:
+        raise ValueError(f"{where}: {raw!r} has no num_layers")
+    if name == "attn_res_x" and "attention_head_dim" not in params:
+        raise ValueError(f"{where}: {raw!r} has no attention_head_dim")
+    return build(BlockConfig, {"name": name, **params}, f"{where}: {name}")
+
+
+def scheduler(raw: Raw, where: str = "config") -> SchedulerConfig:
+    """`config.scheduler` as our configuration.
+
+    Raises:
+      ValueError: naming a value that no sampler of ours has.
+    """
+    present = {key: value for key, value in raw.items() if value is not None}
+    return build(SchedulerConfig, present, f"{where}: scheduler")
+
+
+def upsampler(raw: Raw, where: str = "config") -> UpsamplerConfig:
+    """The flat config of a latent upsampler's file.
+
+    Raises:
+      ValueError: naming a value that ours does not have.
+    """
+    if raw.get("_class_name", "LatentUpsampler") != "LatentUpsampler" or "transformer" in raw:
+        raise ValueError(f"{where} is no latent upsampler: {sorted(raw)}")
+    # The loader's defaults upstream are not those of the class.
+    defaults = {"in_channels": 4, "mid_channels": 128, "num_blocks_per_stage": 4, "dims": 2}
+    cfg = build(UpsamplerConfig, {**defaults, **raw}, where)
+    if not (cfg.spatial_upsample or cfg.temporal_upsample):
+        raise ValueError(f"{where}: neither spatial_upsample nor temporal_upsample is true")
+    return cfg
+
+
+def check_fixed(raw: Raw, fixed: Mapping[str, tuple[tuple[Any, ...], Any]], where: str) -> None:
+    """Compares values with a table: key -> (supported values, what an absent key means).
+
+    Raises:
+      ValueError: naming the key, its value and the supported ones.
+    """
+    for key, (supported, default) in fixed.items():
+        value = raw.get(key, default)
+        if value not in supported:
+            known = " or ".join(repr(v) for v in supported if v is not None)
+            said = f"is {value!r}" if key in raw else f"is missing, which means {value!r}"
+            raise ValueError(f"{where} {key} {said}; supported: {known}")
+
+
+def build(kind: Any, values: Raw, where: str) -> Any:
+    """Makes a dataclass of those values that are its fields; remat and dtypes are not taken.
+
+    Raises:
+      ValueError: naming the value that has the wrong type or that the dataclass refuses.
+    """
+    hints = get_type_hints(kind)
+    fields = {f.name for f in dataclasses.fields(kind)} - set(_RUNTIME)
+    taken = {key: value for key, value in values.items() if key in fields}
+    for key, value in taken.items():
+        choices = get_args(hints[key]) or (value,)
+        if hints[key] in (int, float, bool):
+            number = not isinstance(value, bool) and isinstance(value, int | float)
+            right = isinstance(value, bool) if hints[key] is bool else number
+            if not right or (hints[key] is int and value != int(value)):
+                raise ValueError(f"{where} {key} is {value!r}, expected {hints[key].__name__}")
+            taken[key] = hints[key](value)
+        elif all(isinstance(choice, str | int) for choice in choices) and value not in choices:
+            raise ValueError(f"{where} {key} is {value!r}; supported: {list(choices)}")
+    try:
+        return kind(**taken)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def dump(configs: Configs) -> str:
+    """The text of the metadata's `config`, for a checkpoint that was born here."""
+    raw: dict[str, Any] = {}
+    if configs.transformer is not None:
+        raw["transformer"] = _dump_transformer(configs.transformer)
+    if configs.vae is not None:
+        raw["vae"] = _dump_vae(configs.vae)
+    raw["scheduler"] = {
+        "_class_name": "RectifiedFlowScheduler",
+        **dataclasses.asdict(configs.scheduler),
+    }
+    if configs.allowed_inference_steps is not None:
+        raw["allowed_inference_steps"] = list(configs.allowed_inference_steps)
+    return json.dumps(raw)
+
+
+def _dump_transformer(cfg: TransformerConfig) -> dict[str, Any]:
+    fixed = {key: supported[-1] for key, (supported, _) in _TRANSFORMER_FIXED.items()}
+    fixed = {key: value for key, value in fixed.items() if not key.startswith("patch_size")}
+    own = {key: value for key, value in dataclasses.asdict(cfg).items() if key not in _RUNTIME}
+    return {**fixed, **own, "cross_attention_dim": cfg.width}
+
+
+def _dump_vae(cfg: VAEConfig) -> dict[str, Any]:
+    own = {key: value for key, value in dataclasses.asdict(cfg).items() if key not in _RUNTIME}
+    for name in ("encoder_blocks", "decoder_blocks"):
+        own[name] = [_dump_block(block) for block in getattr(cfg, name)]
+    return {"_class_name": "CausalVideoAutoencoder", "dims": 3, "scaling_factor": 1.0, **own}
+
+
+def _dump_block(block: BlockConfig) -> list[Any]:
+    params = {
+        f.name: getattr(block, f.name)
+        for f in dataclasses.fields(block)
+        if f.name != "name" and getattr(block, f.name) != f.default
+    }
+    if block.name in ("res_x", "attn_res_x"):
+        params["num_layers"] = block.num_layers
+    return [block.name, params]

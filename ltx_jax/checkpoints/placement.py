@@ -1,0 +1,217 @@
+"""From tensors in files to arrays on devices and back, one tensor at a time."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from ltx_jax import sharding
+from ltx_jax.checkpoints.keys import Leaf
+from ltx_jax.checkpoints.tensors import FLOAT8, Pending, StoredTensor
+from ltx_jax.config import DType
+
+_FLOATS = ("F32", "F16", "BF16")
+# Rows of a tensor that are turned at a time: more of them fall out of the processor's cache.
+_TILE = 16
+# XLA takes a host buffer as it is where it begins at such an address, and copies it otherwise.
+_ALIGNMENT = 64
+
+
+def check(
+    where: str,
+    what: str,
+    leaves: Iterable[Leaf],
+    found: Mapping[str, StoredTensor],
+    *,
+    allow_fp8: bool = False,
+) -> None:
+    """Compares the tensors of a file with those a network needs.
+
+    Raises:
+      ValueError: naming the missing, unexpected and wrongly shaped or typed tensors.
+    """
+    shapes = {name: leaf.stored_shape for leaf in leaves for name in leaf.names}
+    missing = [name for name in shapes if name not in found]
+    unexpected = [found[name].name for name in found if name not in shapes]
+    problems = []
+    if missing:
+        problems.append(f"missing: {some(missing)}")
+    if unexpected:
+        problems.append(f"unexpected: {some(unexpected)}")
+    for name, shape in shapes.items():
+        if name in found and found[name].shape != shape:
+            problems.append(f"{found[name].name} has shape {found[name].shape}, expected {shape}")
+    if problems:
+        raise ValueError(f"{where} does not hold {what}: " + "; ".join(_head(problems)))
+
+    codes = {found[name].code for name in shapes}
+    if codes & set(FLOAT8) and not allow_fp8:
+        raise ValueError(
+            f"{where} holds {what} in 8-bit floats. Released files of this kind may hold rotated "
+            "weights that give noise when read plainly: use the file without fp8 in its name, or "
+            "allow it explicitly if you know that these are plain values"
+        )
+    wrong = sorted(codes - set(_FLOATS) - set(FLOAT8))
+    if wrong:
+        names = [found[name].name for name in shapes if found[name].code in wrong]
+        raise ValueError(f"{where} holds {some(names)} as {wrong}, expected one of {_FLOATS}")
+
+
+def some(names: Sequence[str]) -> str:
+    """Up to five names, and how many more there are."""
+    return ", ".join(_head(names))
+
+
+def _head(items: Sequence[str]) -> list[str]:
+    return [*items[:5], *([f"and {len(items) - 5} more"] if len(items) > 5 else [])]
+
+
+def read(
+    leaves: Sequence[Leaf],
+    boxed: Any,
+    found: Mapping[str, StoredTensor],
+    mesh: Mesh | None,
+    dtype: DType | None,
+) -> Any:
+    """Reads a network's parameters: plain nested dicts, laid out on `mesh` by their logical axes.
+
+    Every tensor is read once. On a CPU the buffers become the arrays themselves; elsewhere the
+    host holds one parameter at a time, all layers of it.
+
+    Args:
+      boxed: the parameters' shapes with their axes.
+      found: the tensors by official name, already checked.
+      mesh: None puts everything on the default device.
+      dtype: None keeps that of the file; a parameter whose layers differ takes the wider one.
+    """
+    layouts = sharding.shardings(boxed, mesh) if mesh is not None else None
+    tree: dict[str, Any] = {}
+    for leaf in leaves:
+        layout: Any = layouts
+        for part in leaf.path if layouts is not None else ():
+            layout = layout[part]
+        kind = np.dtype(dtype) if dtype is not None else parameter_dtype(leaf, found)
+        node = tree
+        for part in leaf.path[:-1]:
+            node = node.setdefault(part, {})
+        node[leaf.path[-1]] = _read_leaf(leaf, found, layout, kind)
+    return tree
+
+
+def parameter_dtype(leaf: Leaf, found: Mapping[str, StoredTensor]) -> np.dtype:
+    """The narrowest dtype that holds all tensors of a parameter; bfloat16 for 8-bit ones."""
+    kinds = [
+        np.dtype(ml_dtypes.bfloat16) if found[name].code in FLOAT8 else found[name].dtype
+        for name in leaf.names
+    ]
+    wide = kinds[0]
+    for kind in kinds[1:]:
+        wide = jnp.promote_types(wide, kind)
+    return np.dtype(wide)
+
+
+def main_dtype(leaves: Iterable[Leaf], found: Mapping[str, StoredTensor]) -> np.dtype:
+    """The dtype that most values of a network have as parameters."""
+    sizes: dict[np.dtype, int] = {}
+    for leaf in leaves:
+        kind = parameter_dtype(leaf, found)
+        sizes[kind] = sizes.get(kind, 0) + math.prod(leaf.shape)
+    return max(sizes, key=lambda kind: sizes[kind])
+
+
+def _read_leaf(
+    leaf: Leaf, found: Mapping[str, StoredTensor], layout: NamedSharding | None, dtype: np.dtype
+) -> jax.Array:
+    whole = tuple((0, size) for size in leaf.shape)
+    if layout is None:
+        devices: dict[Any, Any] = {None: whole}
+    else:
+        devices = {
+            device: tuple(
+                part.indices(size)[:2] for part, size in zip(index or (), leaf.shape, strict=True)
+            )
+            for device, index in layout.addressable_devices_indices_map(leaf.shape).items()
+        }
+    # One buffer for each distinct part: devices that hold the same part share it.
+    buffers = {
+        part: _aligned_empty(tuple(stop - start for start, stop in part), dtype)
+        for part in set(devices.values())
+    }
+    for i, name in enumerate(leaf.names):
+        values = leaf.from_stored(found[name].read())
+        for part, buffer in buffers.items():
+            if leaf.stacked:
+                (start, stop), *inner = part
+                if start <= i < stop:
+                    _copy(buffer[i - start], values[_slices(inner)])
+            else:
+                _copy(buffer, values[_slices(part)])
+    if layout is None:
+        return jax.device_put(buffers[whole])
+    arrays = [jax.device_put(buffers[part], device) for device, part in devices.items()]
+    array = jax.make_array_from_single_device_arrays(leaf.shape, layout, arrays)
+    return jax.block_until_ready(array)  # or the host runs ahead of slow transfers
+
+
+def _slices(part: Iterable[tuple[int, int]]) -> tuple[slice, ...]:
+    return tuple(slice(start, stop) for start, stop in part)
+
+
+def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    offset = -memory.ctypes.data % _ALIGNMENT
+    return memory[offset : offset + size].view(dtype).reshape(shape)
+
+
+def _copy(target: np.ndarray, source: np.ndarray) -> None:
+    if source.dtype == target.dtype == ml_dtypes.bfloat16:
+        # numpy copies its own dtypes many times faster than this one.
+        source, target = source.view(np.uint16), target.view(np.uint16)
+    if target.ndim < 2:
+        target[...] = source
+        return
+    for start in range(0, target.shape[-1], _TILE):
+        stop = start + _TILE
+        target[..., start:stop] = source[..., start:stop]
+
+
+def pending(leaf: Leaf, array: Any, dtype: np.dtype | None = None) -> list[Pending]:
+    """The tensors of one parameter, to be written: one per name, in the dtype of the array."""
+    kind = np.dtype(array.dtype) if dtype is None else dtype
+
+    def make(i: int) -> np.ndarray:
+        layer = _to_host(array, i if leaf.stacked else None)
+        return leaf.to_stored(layer).astype(kind, copy=False)
+
+    def bind(i: int) -> Pending:
+        return Pending(kind, leaf.stored_shape, lambda: make(i))
+
+    return [bind(i) for i in range(len(leaf.names))]
+
+
+def _to_host(array: Any, layer: int | None) -> np.ndarray:
+    """One layer, or the whole, without leaving a copy with the array (as np.asarray does)."""
+    if not isinstance(array, jax.Array):
+        return np.asarray(array if layer is None else array[layer])
+    if not array.is_fully_addressable:
+        raise ValueError("the parameters lie on several hosts: gather them before writing")
+    if array.is_fully_replicated:
+        one = array.addressable_data(0)
+        return np.asarray(one if layer is None else one[layer])
+    shape = array.shape if layer is None else array.shape[1:]
+    host = np.empty(shape, array.dtype)
+    for shard in array.addressable_shards:
+        index, data = shard.index, shard.data
+        if layer is None:
+            host[index] = np.asarray(data)
+            continue
+        start, stop, _ = index[0].indices(array.shape[0])
+        if start <= layer < stop:
+            host[index[1:]] = np.asarray(data[layer - start])
+    return host

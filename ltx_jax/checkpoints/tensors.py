@@ -1,0 +1,271 @@
+"""Safetensors files, tensor by tensor: reading, writing and fingerprints.
+
+Reads go through the file descriptor, not through a mapping: the pages of a mapping count as
+resident memory, and then a model would be held twice while it loads.
+"""
+
+import hashlib
+import itertools
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+DTYPES: dict[str, np.dtype] = {
+    name: np.dtype(kind)
+    for name, kind in {
+        "F64": np.float64,
+        "F32": np.float32,
+        "F16": np.float16,
+        "BF16": ml_dtypes.bfloat16,
+        "F8_E4M3": ml_dtypes.float8_e4m3fn,
+        "F8_E5M2": ml_dtypes.float8_e5m2,
+        "I64": np.int64,
+        "I32": np.int32,
+        "I16": np.int16,
+        "I8": np.int8,
+        "U64": np.uint64,
+        "U32": np.uint32,
+        "U16": np.uint16,
+        "U8": np.uint8,
+        "BOOL": np.bool_,
+    }.items()
+}
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
+FLOAT8 = ("F8_E4M3", "F8_E5M2")
+
+# Longer headers are not read by the format's own library either.
+_MAX_HEADER = 100_000_000
+# A smaller file is fingerprinted whole, a larger one by samples.
+_HASH_WHOLE = 1 << 25
+_HASH_SAMPLE = 1 << 12
+_HASH_SAMPLES = 512
+
+
+class StoredTensor(NamedTuple):
+    """One tensor in a file, not read yet."""
+
+    path: Path
+    name: str
+    code: str  # of the dtype, as in the file: "BF16"
+    shape: tuple[int, ...]
+    offset: int  # of its first byte in the file
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype in memory.
+
+        Raises:
+          ValueError: if numpy has none for it.
+        """
+        if self.code not in DTYPES:
+            raise ValueError(f"{self.path}: {self.name} is stored as {self.code}, not supported")
+        return DTYPES[self.code]
+
+    @property
+    def nbytes(self) -> int:
+        """Size in the file."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def read(self) -> np.ndarray:
+        """Reads the tensor into memory of its own."""
+        buffer = np.empty(self.nbytes, np.uint8)
+        view, done = memoryview(buffer.data), 0
+        with open(self.path, "rb", buffering=0) as file:
+            file.seek(self.offset)
+            while done < len(view):  # one read gives 2 GB at most
+                count = file.readinto(view[done:])
+                if not count:
+                    raise ValueError(f"{self.path} ends within {self.name}: it changed on disk")
+                done += count
+        return buffer.view(self.dtype).reshape(self.shape)
+
+    def map(self) -> np.ndarray:
+        """A read-only view of the file, which takes no memory until it is looked at."""
+        if not self.nbytes:
+            return np.empty(self.shape, self.dtype)
+        mapped = np.memmap(self.path, np.uint8, "r", self.offset, (self.nbytes,))
+        return mapped.view(self.dtype).reshape(self.shape)
+
+
+class TensorFile(NamedTuple):
+    """The header of a safetensors file."""
+
+    path: Path
+    metadata: dict[str, str]
+    tensors: dict[str, StoredTensor]
+
+
+def open_file(path: Path) -> TensorFile:
+    """Reads the header and checks it against the size of the file.
+
+    Raises:
+      ValueError: if the file is missing, empty, truncated or no safetensors file.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is no file")
+    size = path.stat().st_size
+    if size == 0:
+        raise ValueError(f"{path} is empty: the download failed, fetch it again")
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or not 2 <= length <= _MAX_HEADER:
+                raise ValueError("its first eight bytes are no header length")
+            if length > size - 8:
+                raise _truncated(path, size, 8 + length)
+            raw = json.loads(file.read(length))
+        return _parse(path, raw, 8 + length, size)
+    except _TruncatedError:
+        raise
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is corrupt or no safetensors file ({error}): fetch it again, or check that "
+            "it is the right one"
+        ) from error
+
+
+class _TruncatedError(ValueError):
+    pass
+
+
+def _truncated(path: Path, size: int, expected: int) -> _TruncatedError:
+    return _TruncatedError(
+        f"{path} is truncated: it has {size:,} bytes and its header promises {expected:,}; "
+        "fetch it again"
+    )
+
+
+def _parse(path: Path, raw: dict[str, Any], start: int, size: int) -> TensorFile:
+    metadata = raw.pop("__metadata__", {})
+    if not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("its metadata is not text")
+    tensors, spans = {}, []
+    for name, entry in raw.items():
+        begin, end = entry["data_offsets"]
+        tensor = StoredTensor(path, name, entry["dtype"], tuple(entry["shape"]), start + begin)
+        known = tensor.code in DTYPES
+        if begin < 0 or end < begin or (known and end - begin != tensor.nbytes):
+            raise ValueError(f"the bytes of {name} do not fit its shape")
+        tensors[name] = tensor
+        spans.append((begin, end))
+    expected = start + max((end for _, end in spans), default=0)
+    if expected > size:
+        raise _truncated(path, size, expected)
+    spans.sort()
+    if any(a[1] > b[0] for a, b in itertools.pairwise(spans)):
+        raise ValueError("its tensors overlap")
+    return TensorFile(path, metadata, tensors)
+
+
+class Pending(NamedTuple):
+    """A tensor to be written, made when its turn comes."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    make: Callable[[], np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        """Size in the file."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def pending(array: np.ndarray) -> Pending:
+    """An array in memory, to be written."""
+    return Pending(array.dtype, array.shape, lambda: array)
+
+
+def write_file(path: Path, tensors: Mapping[str, Pending], metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file, holding one tensor at a time.
+
+    The file appears under its name when it is complete, replacing one that is there; if anything
+    fails nothing is left behind.
+
+    Raises:
+      ValueError: if the place cannot be written, or is full.
+    """
+    # Wide dtypes first, as the format's own library has it: every tensor lies aligned.
+    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for name in names:
+        tensor = tensors[name]
+        end = offset + tensor.nbytes
+        header[name] = {
+            "dtype": _CODES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+
+    def chunks() -> Iterable[Any]:
+        yield len(text).to_bytes(8, "little")
+        yield text
+        for name in names:
+            # A zero-dimensional array has no byte view, and ascontiguousarray gives it one axis.
+            array = np.ascontiguousarray(tensors[name].make()).reshape(-1)
+            if array.dtype != tensors[name].dtype or array.nbytes != tensors[name].nbytes:
+                raise ValueError(f"{name} changed while {path} was written")
+            yield array.view(np.uint8)
+
+    write_atomically(path, chunks())
+
+
+def write_atomically(path: Path, chunks: Iterable[Any]) -> None:
+    """Writes bytes beside `path` and renames the result to it.
+
+    Raises:
+      ValueError: if the place cannot be written, or is full.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            for chunk in chunks:
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's files are their owner's alone
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def fingerprint(paths: Iterable[Path]) -> str:
+    """A SHA-256 (hex) of files, in the order given, whatever their names.
+
+    A file up to 32 MB is hashed whole; of a larger one the size, the first and last 4 KB and 512
+    samples of 4 KB at even distances, which hold the header's beginning and some of every part:
+    a 26 GB file takes milliseconds, and two trainings never agree.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        size = path.stat().st_size
+        digest.update(size.to_bytes(8, "little"))
+        with open(path, "rb") as file:
+            if size <= _HASH_WHOLE:
+                digest.update(file.read())
+                continue
+            last = size - _HASH_SAMPLE
+            for i in range(_HASH_SAMPLES):
+                file.seek(last * i // (_HASH_SAMPLES - 1))
+                digest.update(file.read(_HASH_SAMPLE))
+    return digest.hexdigest()
