@@ -1,0 +1,183 @@
+"""The T5 v1.1 encoder that turns token ids into caption embeddings.
+
+Raffel et al. 2020 (arXiv 1910.10683) with the changes of v1.1: a gated tanh-GELU feed-forward, no
+biases. Pre-norm with RMSNorm, attention scores without a scale, and one table of relative position
+biases that every layer shares. `T5EncoderModel` of transformers is the reference.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from ltx_jax.config import T5Config
+from ltx_jax.models.layers import RMSNorm, param
+from ltx_jax.sharding import constrain
+
+
+def relative_buckets(length: int, num_buckets: int, max_distance: int) -> Int[np.ndarray, "m m"]:
+    """The row of the bias table for every query (first axis) and key (second axis).
+
+    The lower half of the rows is for keys at or before the query, the upper half for keys after it.
+    In each, the first half holds one distance a row, the rest grows logarithmically; all distances
+    from `max_distance` on share the last row.
+
+    Raises:
+      ValueError: if the buckets leave no room for the logarithmic part.
+    """
+    half = num_buckets // 2
+    exact = half // 2
+    if exact < 1 or max_distance <= exact:
+        raise ValueError(
+            f"{num_buckets} relative position buckets up to distance {max_distance}: at least 4 "
+            "buckets and a distance above a quarter of them are needed"
+        )
+    position = np.arange(length)
+    offset = position[None, :] - position[:, None]
+    distance = np.abs(offset)
+    # In float32 and in this order, as in the reference: rounding decides the rows of distances that
+    # lie on a boundary. On the host, so that a device's logarithm has no say in it.
+    ratio = np.maximum(distance, 1).astype(np.float32) / np.float32(exact)
+    steps = np.log(ratio) / np.float32(math.log(max_distance / exact)) * np.float32(half - exact)
+    far = np.minimum(exact + steps.astype(np.int32), half - 1)
+    row = np.where(distance < exact, distance, far)
+    return (row + np.where(offset > 0, half, 0)).astype(np.int32)
+
+
+def _linear(
+    cfg: T5Config, features: int, axes: tuple[str, str], scale: float, name: str, dtype: str
+) -> nn.Dense:
+    """A linear layer without bias whose sums, and so whose output, are float32."""
+    return nn.Dense(
+        features,
+        use_bias=False,
+        dtype=dtype,
+        param_dtype=cfg.param_dtype,
+        kernel_init=param(axes, nn.initializers.normal(scale)),
+        dot_general=functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32),
+        name=name,
+    )
+
+
+class Embedding(nn.Module):
+    """The token embeddings, float32 out."""
+
+    cfg: T5Config
+
+    @nn.compact
+    def __call__(self, token_ids: Int[Array, "b m"]) -> Float[Array, "b m d"]:
+        cfg = self.cfg
+        init = param((None, "embed"), nn.initializers.normal(1.0))
+        table = self.param("embedding", init, (cfg.vocab_size, cfg.d_model), cfg.param_dtype)
+        return jnp.take(table, token_ids, axis=0).astype(jnp.float32)
+
+
+class Attention(nn.Module):
+    """Self-attention with an additive bias and no scale; softmax in float32."""
+
+    cfg: T5Config
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b m d"], bias: Float[Array, "1 k m m"], mask: Int[Array, "b m"]
+    ) -> Float[Array, "b m d"]:
+        cfg = self.cfg
+        width = cfg.num_heads * cfg.d_kv
+
+        def heads(name: str, scale: float) -> Array:
+            h = _linear(cfg, width, ("embed", "heads"), scale, name, cfg.dtype)(x)
+            return h.reshape(*x.shape[:2], cfg.num_heads, cfg.d_kv).astype(cfg.dtype)
+
+        # The missing scale of the scores is part of the initial deviation of the queries.
+        q = heads("q", (cfg.d_model * cfg.d_kv) ** -0.5)
+        k = heads("k", cfg.d_model**-0.5)
+        v = heads("v", cfg.d_model**-0.5)
+        scores = jnp.einsum("bnke,bmke->bknm", q, k, preferred_element_type=jnp.float32) + bias
+        # Finite, so that a caption that is all padding gives numbers.
+        scores = jnp.where(mask[:, None, None, :] != 0, scores, jnp.finfo(jnp.float32).min)
+        weights = jax.nn.softmax(scores, axis=-1).astype(cfg.dtype)
+        h = jnp.einsum("bknm,bmke->bnke", weights, v, preferred_element_type=jnp.float32)
+        h = constrain(h.reshape(*x.shape[:2], width), "batch", None, "act_heads")
+        return _linear(cfg, cfg.d_model, ("heads", "embed"), width**-0.5, "o", cfg.dtype)(h)
+
+
+class FeedForward(nn.Module):
+    """wo(gelu(wi_0 x) * wi_1 x), float32 out."""
+
+    cfg: T5Config
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b m d"]) -> Float[Array, "b m d"]:
+        cfg = self.cfg
+        axes, scale = ("embed", "mlp"), cfg.d_model**-0.5
+        gate = _linear(cfg, cfg.d_ff, axes, scale, "wi_0", cfg.dtype)(x)
+        h = nn.gelu(gate) * _linear(cfg, cfg.d_ff, axes, scale, "wi_1", cfg.dtype)(x)
+        h = constrain(h, "batch", None, "act_mlp")
+        # The released weights drive this product past 65504, the largest float16. bfloat16 has the
+        # range of float32, and the sums are float32 anyway.
+        dtype = "float32" if cfg.dtype == "float16" else cfg.dtype
+        return _linear(cfg, cfg.d_model, ("mlp", "embed"), cfg.d_ff**-0.5, "wo", dtype)(h)
+
+
+class Block(nn.Module):
+    """One layer. Written as a scan body: carries `x` in float32, emits nothing."""
+
+    cfg: T5Config
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b m d"], bias: Float[Array, "1 k m m"], mask: Int[Array, "b m"]
+    ) -> tuple[Float[Array, "b m d"], None]:
+        cfg = self.cfg
+        x = x + Attention(cfg, name="attention")(_norm(cfg, "attention_norm")(x), bias, mask)
+        x = x + FeedForward(cfg, name="ff")(_norm(cfg, "ff_norm")(x))
+        return constrain(x, "batch", None, "act_embed"), None
+
+
+def _norm(cfg: T5Config, name: str) -> RMSNorm:
+    return RMSNorm(cfg.layer_norm_epsilon, ("embed",), cfg.param_dtype, name=name)
+
+
+class T5Encoder(nn.Module):
+    """Token ids to embeddings in `cfg.dtype`.
+
+    `mask` is 1 at tokens and 0 at padding, which no token then attends to. Embeddings at padded
+    positions are not zeroed. The residual stream is float32 whatever `cfg.dtype`: the released
+    weights drive it past the range of float16, and bfloat16 would round it twice a layer.
+    """
+
+    cfg: T5Config
+
+    @nn.compact
+    def __call__(
+        self, token_ids: Int[Array, "b m"], mask: Int[Array, "b m"]
+    ) -> Float[Array, "b m d"]:
+        cfg = self.cfg
+        buckets = relative_buckets(
+            token_ids.shape[1],
+            cfg.relative_attention_num_buckets,
+            cfg.relative_attention_max_distance,
+        )
+        table = self.param(
+            "relative_attention_bias",
+            param((None, "heads"), nn.initializers.normal(cfg.d_model**-0.5)),
+            (cfg.relative_attention_num_buckets, cfg.num_heads),
+            cfg.param_dtype,
+        )
+        bias = jnp.take(table.astype(jnp.float32).T, buckets, axis=1)[None]
+
+        x = constrain(Embedding(cfg, name="shared")(token_ids), "batch", None, "act_embed")
+        blocks = nn.scan(
+            Block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
+            length=cfg.num_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        x, _ = blocks(cfg, name="blocks")(x, bias, mask)
+        return _norm(cfg, "final_norm")(x).astype(cfg.dtype)
