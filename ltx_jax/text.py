@@ -1,0 +1,275 @@
+"""From prompts to caption embeddings: tokenizers, and the T5 encoder around its weights."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int
+
+from ltx_jax import sharding
+from ltx_jax.checkpoints import hub, text_encoder
+from ltx_jax.config import DType, T5Config
+from ltx_jax.models.t5 import T5Encoder
+
+PAD = 0  # the ids of every T5
+EOS = 1
+
+# What to fetch of a repository on the hub, which may hold a whole pipeline beside the T5.
+_FILES = [
+    *("config.json", "model*.safetensors", "model.safetensors.index.json"),
+    *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "spiece.model"),
+    *("text_encoder/*.json", "text_encoder/*.safetensors", "tokenizer/*"),
+]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class ByteTokenizer:
+    """Bytes as tokens, with no vocabulary file: the ids of ByT5 (arXiv 2105.13626).
+
+    A byte of UTF-8 has the id byte + 3. A text that spells a control token (`</s>`) is text, where
+    `ByT5Tokenizer` of transformers takes it for the token.
+    """
+
+    vocab_size: int = 256 + 3 + 125  # bytes; PAD, EOS and unknown; ids that are never given
+    identity: str = "byt5"  # tokenizers with the same one give the same ids
+
+    def token_ids(self, text: str) -> list[int]:
+        """One id for every byte, without EOS."""
+        return [byte + 3 for byte in text.encode()]
+
+    def save(self, directory: Path) -> None:
+        """Writes the configuration by which `ByT5Tokenizer` is recognised."""
+        directory.mkdir(parents=True, exist_ok=True)
+        raw = {"tokenizer_class": "ByT5Tokenizer", "extra_ids": 125}
+        (directory / "tokenizer_config.json").write_text(json.dumps(raw, indent=2) + "\n")
+
+
+class VocabularyTokenizer:
+    """T5's SentencePiece vocabulary, read by transformers from a directory.
+
+    Raises:
+      ValueError: if the directory holds no vocabulary, or one without T5's special ids.
+    """
+
+    def __init__(self, directory: Path):
+        # With neither file, transformers silently makes a tokenizer that knows no word.
+        files = [directory / name for name in ("tokenizer.json", "spiece.model")]
+        file = next((file for file in files if file.is_file()), None)
+        if file is None:
+            raise ValueError(f"{directory} holds no tokenizer.json and no spiece.model")
+
+        logging.getLogger("transformers").addFilter(_is_no_call_for_torch)
+        from transformers import T5Tokenizer  # seconds, and not needed for byte models
+
+        try:
+            self._tokenizer = T5Tokenizer.from_pretrained(directory)
+        except Exception as error:  # of many kinds, some of them about other formats
+            raise ValueError(f"{file} is not readable as T5's vocabulary: {error!r}") from error
+        special = (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id)
+        if special != (PAD, EOS):
+            raise ValueError(f"{file} is not T5's: ids of padding and end {special}, not (0, 1)")
+        self._digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+
+    @property
+    def vocab_size(self) -> int:
+        """Pieces and sentinels."""
+        return len(self._tokenizer)
+
+    @property
+    def identity(self) -> str:
+        """Of the vocabulary file's content."""
+        return f"t5-{self._digest}"
+
+    def token_ids(self, text: str) -> list[int]:
+        """The pieces of a text, without EOS."""
+        return self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+    def save(self, directory: Path) -> None:
+        """Writes the form that the installed transformers prefers."""
+        self._tokenizer.save_pretrained(directory)
+
+
+def _is_no_call_for_torch(record: logging.LogRecord) -> bool:
+    """Hides a notice of transformers, whose tokenizers are all that is wanted here."""
+    return "PyTorch was not found" not in record.getMessage()
+
+
+Tokenizer = ByteTokenizer | VocabularyTokenizer
+
+
+def load_tokenizer(directory: Path) -> Tokenizer:
+    """The tokenizer of a directory in transformers' layout, ByT5's or T5's.
+
+    Raises:
+      ValueError: if there is none, or if it is neither.
+    """
+    file = directory / "tokenizer_config.json"
+    try:
+        kind = json.loads(file.read_text()).get("tokenizer_class") if file.is_file() else None
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{file} is not readable as JSON: {error}") from error
+    return ByteTokenizer() if kind == "ByT5Tokenizer" else VocabularyTokenizer(directory)
+
+
+def tokenize(
+    tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int
+) -> tuple[Int[np.ndarray, "b m"], Int[np.ndarray, "b m"]]:
+    """Ids and mask (1 at tokens), int32: cut to leave room for EOS, padded right to `max_tokens`.
+
+    White space around a text is dropped; nothing else is cleaned.
+    """
+    return _pad([tokenizer.token_ids(text.strip()) for text in texts], max_tokens)
+
+
+def _pad(
+    rows: Sequence[Sequence[int]], max_tokens: int
+) -> tuple[Int[np.ndarray, "b m"], Int[np.ndarray, "b m"]]:
+    ids = np.full((len(rows), max_tokens), PAD, np.int32)
+    mask = np.zeros_like(ids)
+    for i, row in enumerate(rows):
+        row = [*row[: max_tokens - 1], EOS]
+        ids[i, : len(row)] = row
+        mask[i, : len(row)] = 1
+    return ids, mask
+
+
+@functools.partial(jax.jit, static_argnames="cfg")
+def _embed(
+    params: Any, ids: Int[Array, "b m"], mask: Int[Array, "b m"], cfg: T5Config
+) -> Float[Array, "b m d"]:
+    return T5Encoder(cfg).apply({"params": params}, ids, mask)  # pyright: ignore[reportReturnType]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TextEncoder:
+    """A tokenizer and a T5 encoder with its weights.
+
+    With a `mesh`, `params` lie on it (`load` puts them there) and the batch is split over it.
+
+    Raises:
+      ValueError: if `max_tokens` leaves no room for EOS, or if the tokenizer has more ids than the
+        encoder has embeddings.
+    """
+
+    tokenizer: Tokenizer
+    cfg: T5Config
+    params: Any
+    max_tokens: int = 256
+    mesh: Mesh | None = None
+
+    def __post_init__(self):
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
+        if self.tokenizer.vocab_size > self.cfg.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {self.tokenizer.vocab_size} ids and the text encoder "
+                f"{self.cfg.vocab_size} embeddings: they do not belong together"
+            )
+
+    @classmethod
+    def load(
+        cls,
+        path_or_id: str | Path,
+        *,
+        dtype: DType = "bfloat16",
+        max_tokens: int = 256,
+        mesh: Mesh | None = None,
+    ) -> "TextEncoder":
+        """Loads a T5 v1.1 and its tokenizer, in `dtype` (parameters and computation).
+
+        Takes a directory of transformers, one with `text_encoder/` and `tokenizer/` in it, or the
+        id of either on the Hugging Face hub. The released LTX-Video models take 256 tokens in
+        bfloat16.
+
+        Raises:
+          ValueError: if there is no T5 v1.1 with its tokenizer, naming what is wrong.
+        """
+        root = hub.resolve(path_or_id, _FILES)
+        encoder = next((d for d in (root / "text_encoder", root) if _has(d, "config.json")), None)
+        if encoder is None:
+            raise ValueError(
+                f"{root} is no text encoder: it holds neither config.json nor "
+                "text_encoder/config.json"
+            )
+        cfg = text_encoder.read_config(encoder, dtype)
+        places = [encoder, encoder / "tokenizer"]
+        if encoder.name == "text_encoder":
+            places.insert(0, encoder.parent / "tokenizer")
+        files = ("tokenizer.json", "spiece.model", "tokenizer_config.json")
+        place = next((d for d in places if any(_has(d, file) for file in files)), None)
+        if place is None:
+            raise ValueError(f"{root} holds no tokenizer: expected tokenizer/ with spiece.model")
+        tokenizer = load_tokenizer(place)
+        params = text_encoder.load_params(encoder, cfg, mesh)
+        return cls(tokenizer, cfg, params, max_tokens, mesh)
+
+    def save(self, directory: str | Path) -> None:
+        """Writes `text_encoder/` and `tokenizer/`, which transformers, diffusers and `load` read.
+
+        Raises:
+          ValueError: if there already is a text encoder.
+        """
+        text_encoder.save(Path(directory) / "text_encoder", self.cfg, self.params)
+        self.tokenizer.save(Path(directory) / "tokenizer")
+
+    def encode(self, prompts: Sequence[str]) -> tuple[Float[Array, "b m d"], Int[Array, "b m"]]:
+        """Embeddings in `cfg.dtype`, padded right to `max_tokens`, and their mask (int32).
+
+        Tokens do not attend to padding; embeddings at padding are not zeroed. A prompt that is cut
+        is reported in the log.
+
+        Raises:
+          ValueError: if there are no prompts.
+        """
+        if isinstance(prompts, str) or not prompts:
+            raise ValueError(f"prompts must be a list of at least one text, got {prompts!r}")
+        rows = [self.tokenizer.token_ids(prompt.strip()) for prompt in prompts]
+        for prompt, row in zip(prompts, rows, strict=True):
+            if len(row) >= self.max_tokens:
+                _log.warning(
+                    "a prompt of %d tokens is cut to its first %d: %.60s",
+                    len(row),
+                    self.max_tokens - 1,
+                    prompt,
+                )
+        if self.mesh is None:
+            ids, mask = _pad(rows, self.max_tokens)
+            return _embed(self.params, ids, mask, self.cfg), jnp.asarray(mask)
+
+        # The batch is split over these axes, so empty prompts fill it up.
+        fill = -len(rows) % (self.mesh.shape["data"] * self.mesh.shape["fsdp"])
+        ids, mask = _pad([*rows, *([],) * fill], self.max_tokens)
+        with sharding.use_mesh(self.mesh):
+            embeds = _embed(self.params, ids, mask, self.cfg)
+        embeds, mask = jax.device_put((embeds, mask), NamedSharding(self.mesh, P()))
+        return embeds[: len(rows)], mask[: len(rows)]
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """The key of stored embeddings: equal for encoders that give equal ones.
+
+        Made of the tokenizer, the configuration and two small tensors that any training moves.
+        """
+        content = (self.tokenizer.identity, self.cfg, self.max_tokens)
+        digest = hashlib.sha256(repr(content).encode())
+        for leaf in (self.params["relative_attention_bias"], self.params["final_norm"]["scale"]):
+            if self.mesh is not None:  # whole on every process
+                leaf = jax.device_put(leaf, NamedSharding(self.mesh, P()))
+            digest.update(np.asarray(leaf, np.float32).tobytes())
+        return f"{self.tokenizer.identity}-{digest.hexdigest()[:16]}"
+
+
+def _has(directory: Path, name: str) -> bool:
+    return (directory / name).is_file()
