@@ -7,6 +7,7 @@ that fails to compile or to run is recorded with its message, and the rest goes 
 import dataclasses
 import json
 import pathlib
+import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ import numpy as np
 
 COLUMNS = (
     *("case", "median ms", "range ms", "TFLOP/s", "of peak", "GB/s"),
-    *("temp GB", "compile s", "error"),
+    *("temp GB", "compile s", "error", "library calls"),
 )
 SAMPLE_SECONDS = 0.02  # a sample of a short case is several calls, to hide the host's share
 
@@ -117,6 +118,9 @@ def _compile(case: Case, repeats: int) -> _Run:
     lowered = jax.jit(case.function).lower(*case.arguments)
     compiled = lowered.compile(compiler_options=case.options or None)
     facts: dict[str, Any] = {"compile_s": time.perf_counter() - start}
+    # Whether a product went to cuBLASLt in eight bits, or attention to cuDNN, shows here alone.
+    calls = set(re.findall(r'custom_call_target="([^"]+)"', compiled.as_text() or ""))
+    facts["library_calls"] = sorted(calls)
     memory = compiled.memory_analysis()
     if memory is not None:
         facts["temp_gb"] = memory.temp_size_in_bytes / 1e9
@@ -129,8 +133,8 @@ def _compile(case: Case, repeats: int) -> _Run:
         expected = jax.jit(case.reference)(*case.arguments)
         facts["error"] = relative_error(result, expected)
     del result
-    calls = max(1, min(200, round(SAMPLE_SECONDS / max(_seconds(call, 1), 1e-6))))
-    return _Run(case, call, calls, repeats, facts)
+    repetitions = max(1, min(200, round(SAMPLE_SECONDS / max(_seconds(call, 1), 1e-6))))
+    return _Run(case, call, repetitions, repeats, facts)
 
 
 def _seconds(call: Callable[[], Any], calls: int) -> float:
@@ -249,6 +253,7 @@ def _markdown(name: str, facts: dict[str, Any], rows: Sequence[dict[str, Any]]) 
                 _cell(row.get("temp_gb"), digits=2),
                 _cell(row.get("compile_s"), digits=1),
                 error,
+                " ".join(f"`{name}`" for name in row.get("library_calls", ())),
             ]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
