@@ -6,6 +6,7 @@ A video of `temporal_factor * k + 1` frames becomes k + 1 latent frames; the fir
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,8 +52,8 @@ LOG_VAR_BIAS = -7.0
 class Posterior:
     """A diagonal Gaussian over latents, not normalised; `logvar` has the shape of `mean`."""
 
-    mean: Float[Array, "b t h w c"]
-    logvar: Float[Array, "b t h w c"]
+    mean: Any  # (b, t, h, w, c); Any, since the tree also carries shapes
+    logvar: Any
 
     def sample(self, noise: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
         """One draw, from standard normal `noise`."""
@@ -67,8 +68,8 @@ class Posterior:
 class LatentStatistics:
     """Mean and deviation of every latent channel over a data set."""
 
-    mean: Float[Array, " c"]
-    std: Float[Array, " c"]
+    mean: Any  # (c,)
+    std: Any  # (c,)
 
     def normalize(self, z: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
         """From the VAE's latents to those the transformer sees."""
