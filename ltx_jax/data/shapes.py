@@ -73,7 +73,7 @@ class Clip:
 
 
 def scene(
-    index: int,
+    index: int | np.integer,
     *,
     seed: int = 0,
     split: Split = "train",
@@ -88,7 +88,7 @@ def scene(
 
 
 def clip(
-    index: int,
+    index: int | np.integer,
     *,
     seed: int = 0,
     split: Split = "train",
@@ -112,10 +112,10 @@ def clip(
     return Clip(render(drawn, num_frames, height, width, fps), text, drawn)
 
 
-def _rng(seed: int, index: int) -> np.random.Generator:
+def _rng(seed: int, index: int | np.integer) -> np.random.Generator:
     if seed < 0 or index < 0:
         raise ValueError(f"seed and index must be >= 0, got {seed} and {index}")
-    return np.random.default_rng([seed, index])
+    return np.random.default_rng([seed, int(index)])
 
 
 def _check(num_frames: int, height: int, width: int, fps: float | int) -> None:
@@ -231,7 +231,9 @@ def _draw_figure(frames: np.ndarray, figure: Figure, track: Track) -> None:
             x, y = cos * x + sin * y, cos * y - sin * x
         distance = _DISTANCE[figure.shape](x / radius, y / radius) * radius
         coverage = np.clip(0.5 - distance, 0, 1)
-        for frame, cover, i, j in zip(frames[part], coverage, top, left, strict=True):
+        for frame, cover, i, j in zip(
+            frames[part], coverage, top.tolist(), left.tolist(), strict=True
+        ):
             _blend(frame, cover, i, j, track.rgb)
 
 
@@ -299,11 +301,11 @@ def _steep(levels: np.ndarray) -> np.ndarray:
     return np.clip(4 * levels, -1, 1)
 
 
-# From the cosines (n, h, w) of the waves to levels (h, w) in [-1, 1]; shaded and cloudy reach 2.
+# From the cosines (n, h, w) of the waves to levels (h, w) in [-1, 1]; smooth ones reach 1.5.
 _TEXTURE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "shaded": lambda waves: 2 * waves[0],
+    "shaded": lambda waves: 1.5 * waves[0],
     "striped": lambda waves: _steep(waves[0]),
     "checkered": lambda waves: _steep(waves[0] * waves[1]),
     "dotted": lambda waves: _steep(waves[0] + waves[1] - np.float32(1.1)),
-    "cloudy": lambda waves: np.clip(waves.sum(axis=0) / 2, -2, 2),
+    "cloudy": lambda waves: np.clip(waves.sum(axis=0) / 2, -1.5, 1.5),
 }
