@@ -193,13 +193,15 @@ def _count(jaxpr: Any) -> float:
             kernel = equation.invars[1].aval.shape
             features = kernel[parameters["dimension_numbers"].rhs_spec[0]]
             total += 2.0 * np.prod(out.shape) * np.prod(kernel) / features
-        inner = 0.0
+        inner = []
         for value in parameters.values():
             for part in value if isinstance(value, (tuple, list)) else (value,):
                 part = getattr(part, "jaxpr", part)
                 if hasattr(part, "eqns"):
-                    inner += _count(part)
-        total += inner * parameters.get("length", 1)  # a scan's
+                    inner.append(_count(part))
+        # One branch of a condition runs; the body of a scan, `length` times.
+        combine = max if equation.primitive.name == "cond" else sum
+        total += combine(inner or [0.0]) * parameters.get("length", 1)
     return total
 
 
