@@ -1,0 +1,217 @@
+"""Conditions: images and clips that a video has to show, as latents, extra tokens and a mask.
+
+A condition at frame 0 replaces the first latents in place. Latents elsewhere cannot simply be
+replaced: the first latent of a clip stands for one frame, in the middle of a video it would stand
+for eight. So a later image, and the first two latents of a later clip, become extra tokens before
+those of the video, with the positions of the frames they show; the rest of the clip is in place.
+
+The mask of a token is its strength, 0 for what is free. A token of strength s starts at noise level
+1 - s and waits until the video's own time has fallen to that.
+"""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+
+from ltx_jax.diffusion import tokens
+from ltx_jax.diffusion.noise import NoiseSource
+
+PREFIX = 2  # latent frames of a later clip that become extra tokens
+
+Media = UInt8[np.ndarray, "*t h w c"] | Float[np.ndarray, "*t h w c"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Condition:
+    """An image or a clip that the video has to show.
+
+    Attributes:
+      media: a path, or an array (h, w, 3) for an image, (t, h, w, 3) for a clip, (b, t, h, w, 3)
+        for one clip of each video of a batch; uint8, or floating point in [-1, 1].
+      frame: which frame of the video its first frame is.
+      strength: 1 to show exactly this; less to start that much closer to noise; 0 does nothing.
+
+    Raises:
+      ValueError: for a negative frame, or a strength outside [0, 1].
+    """
+
+    media: str | os.PathLike[str] | Any
+    frame: int = 0
+    strength: float = 1.0
+
+    def __post_init__(self):
+        if self.frame < 0:
+            raise ValueError(f"a condition cannot start at frame {self.frame}: frames count from 0")
+        if not 0 <= self.strength <= 1:
+            raise ValueError(f"the strength of a condition must lie in [0, 1], got {self.strength}")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """A condition as normalised latents (b, t, h, w, c)."""
+
+    latents: Any
+    strength: Any  # () or, one of each sample, (b,)
+    frame: int = dataclasses.field(metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What the denoising loop starts from; the tokens of the video come last.
+
+    Attributes:
+      tokens: (b, n, c).
+      coords: (n, 3) pixel coordinates: frame, row, column.
+      mask: (b, n) strengths, or None without conditions.
+    """
+
+    tokens: Any
+    coords: Any
+    mask: Any
+
+
+def check_conditions(
+    conditions: Sequence[Condition],
+    lengths: Sequence[int],
+    num_frames: int,
+    temporal_factor: int = 8,
+) -> None:
+    """Refuses conditions, `lengths` frames long each, that do not fit a video of `num_frames`.
+
+    Raises:
+      ValueError: naming the condition, the value and a legal one.
+    """
+    for i, (condition, length) in enumerate(zip(conditions, lengths, strict=True)):
+        frame, name = condition.frame, f"condition {i}"
+        if length < 1:
+            raise ValueError(f"{name} has no frames")
+        if (length - 1) % temporal_factor:
+            legal = (length - 1) // temporal_factor * temporal_factor + 1
+            raise ValueError(
+                f"{name} has {length} frames, but a clip must have {temporal_factor}k+1; cut it to "
+                f"its first {legal}"
+            )
+        if frame + length > num_frames:
+            raise ValueError(
+                f"{name} shows the frames {frame} to {frame + length - 1}, but the video ends at "
+                f"frame {num_frames - 1}; cut it, or start it at frame "
+                f"{max(num_frames - length, 0)}"
+            )
+        if length > 1 and frame % temporal_factor:
+            below = frame // temporal_factor * temporal_factor
+            raise ValueError(
+                f"{name} is a clip at frame {frame}, but a clip must start at a multiple of "
+                f"{temporal_factor}: {below} or {below + temporal_factor} (an image may stand "
+                f"anywhere)"
+            )
+
+
+def as_video(media: Media) -> Float[np.ndarray, "b t h w c"]:
+    """Any array that `Condition` takes, as float32 in [-1, 1].
+
+    Raises:
+      ValueError: for other shapes, and for numbers out of range.
+    """
+    media = np.asarray(media)
+    if media.ndim not in (3, 4, 5):
+        raise ValueError(
+            f"a condition must be (h, w, c), (t, h, w, c) or (b, t, h, w, c), got {media.shape}"
+        )
+    media = media.reshape((1,) * (5 - media.ndim) + media.shape)
+    if media.dtype == np.uint8:
+        return media.astype(np.float32) / np.float32(127.5) - np.float32(1)
+    media = media.astype(np.float32)
+    if not np.all(np.abs(media) <= 1.001):  # rounding of an earlier resize; also false for NaN
+        raise ValueError(
+            f"floating-point media must lie in [-1, 1], got {media.min()} to {media.max()}; pass "
+            f"uint8 for 0 to 255"
+        )
+    return media
+
+
+def resize(
+    video: Float[Array, "*b h w c"], height: int, width: int
+) -> Float[Array, "*b {height} {width} c"]:
+    """Bilinear, corners not aligned, no smoothing when it shrinks; as the released pipeline."""
+    return _resize_axis(_resize_axis(video, -3, height), -2, width)
+
+
+def _resize_axis(x: Array, axis: int, size: int) -> Array:
+    old = x.shape[axis]
+    if size == old:
+        return x
+    at = np.maximum((np.arange(size) + 0.5) * np.float32(old / size) - 0.5, 0).astype(np.float32)
+    low = np.minimum(at.astype(np.int32), old - 1)
+    weight = (at - low).reshape((-1,) + (1,) * (-axis - 1))
+    weight = jnp.asarray(weight, x.dtype).reshape((1,) * (x.ndim + axis) + weight.shape)
+    high = np.minimum(low + 1, old - 1)
+    return jnp.take(x, low, axis) * (1 - weight) + jnp.take(x, high, axis) * weight
+
+
+def prepare(
+    latents: Float[Array, "b t h w c"],
+    conditions: Sequence[Encoded],
+    noise: NoiseSource,
+    *,
+    temporal_factor: int,
+    spatial_factor: int,
+    causal: bool,
+) -> Prepared:
+    """Puts the conditions into the initial latents and before them.
+
+    Args:
+      latents: noise, or a video noised to the first time.
+      conditions: what `check_conditions` let pass, in any order; the last of several that
+        overlap wins.
+      noise: draws "condition/i" for the extra tokens of condition i.
+      temporal_factor: frames per latent frame.
+      spatial_factor: pixels per latent row and column.
+      causal: the transformer's `causal_temporal_positioning`.
+    """
+    b, t, h, w, _ = latents.shape
+
+    def coords_of(grid: tokens.Grid) -> Int[Array, "n 3"]:
+        corner = tokens.latent_coords(grid)
+        return tokens.pixel_coords(corner, temporal_factor, spatial_factor, causal)
+
+    mask = jnp.zeros((b, t), jnp.float32)
+    extra: list[tuple[Array, Array, Array]] = []  # tokens, coords, mask
+    for i, condition in enumerate(conditions):
+        item, frame = condition.latents.astype(latents.dtype), condition.frame
+        strength = jnp.broadcast_to(jnp.asarray(condition.strength, jnp.float32), (b,))
+        tail = item if frame == 0 else item[:, PREFIX:]
+        if tail.shape[1]:
+            start = 0 if frame == 0 else frame // temporal_factor + PREFIX
+            place = slice(start, start + tail.shape[1])
+            latents = latents.at[:, place].set(_lerp(latents[:, place], tail, strength))
+            mask = mask.at[:, place].set(strength[:, None])
+        if frame == 0:
+            continue
+        item = item[:, :PREFIX]
+        item = jnp.broadcast_to(item, (b, *item.shape[1:]))
+        item = _lerp(noise.draw(f"condition/{i}", item.shape), item, strength)
+        coords = coords_of((item.shape[1], h, w)) + jnp.array([[frame, 0, 0]], jnp.int32)
+        weights = jnp.broadcast_to(strength[:, None], (b, coords.shape[0]))
+        extra.append((tokens.patchify(item), coords, weights))
+
+    extra.append((tokens.patchify(latents), coords_of((t, h, w)), jnp.repeat(mask, h * w, axis=1)))
+    all_tokens, all_coords, all_masks = zip(*extra, strict=True)
+    return Prepared(
+        tokens=jnp.concatenate(all_tokens, axis=1),
+        coords=jnp.concatenate(all_coords, axis=0),
+        mask=jnp.concatenate(all_masks, axis=1) if conditions else None,
+    )
+
+
+def _lerp(a: Array, b: Array, weight: Float[Array, "b"]) -> Array:
+    """From a to b, exactly b at weight 1 and exactly a at 0."""
+    weight = weight.reshape(-1, 1, 1, 1, 1)
+    return jnp.where(weight < 0.5, a + weight * (b - a), b - (b - a) * (1 - weight))

@@ -1,0 +1,198 @@
+"""Guidance: which rows of a batch a step needs, and what becomes of their velocities.
+
+A step may call the network on the negative caption (classifier-free guidance) and on the caption
+with some blocks skipped (spatio-temporal guidance), beside the caption itself. Rows are laid out in
+blocks of the batch size: [negative ..., caption ..., perturbed ...].
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32
+
+from ltx_jax.config import PerStep, SamplingConfig, STGMode
+
+
+class Branches(NamedTuple):
+    """The rows of a step beside those of the caption itself."""
+
+    negative: bool
+    perturbed: bool
+
+    @property
+    def count(self) -> int:
+        """Rows per sample."""
+        return 1 + self.negative + self.perturbed
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Scales:
+    """The numbers of guidance: of every step (s,), or of one ().
+
+    Attributes:
+      cfg: weight of classifier-free guidance; counts where there is a negative branch.
+      stg: weight of spatio-temporal guidance; counts where there is a perturbed branch.
+      rescale: share of the deviation that is set back to that of the caption's own velocity; 1
+        means that nothing is.
+      keep: (s, layers) or (layers,), 0 for the blocks that the perturbed branch skips, else 1.
+    """
+
+    cfg: Any
+    stg: Any
+    rescale: Any
+    keep: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The guidance of a whole run: the rows of each step, and the numbers."""
+
+    branches: tuple[Branches, ...]
+    scales: Scales
+
+    @property
+    def needs_negative(self) -> bool:
+        """Whether any step reads the negative caption."""
+        return any(step.negative for step in self.branches)
+
+
+def plan(options: SamplingConfig, times: Float32[np.ndarray, "s"], num_layers: int) -> Plan:
+    """Lays the per-step options out over the times of a run.
+
+    An option that is a list has one value per entry of `guidance_timesteps`; a step at time t takes
+    the first entry that is at most t, or else the last one. A branch that cannot change a step is
+    left out: a negative one where the scale is at most 1, a perturbed one where the scale is not
+    positive, no block is skipped or the mode is "residual" (which does nothing, as in the released
+    code).
+
+    Raises:
+      ValueError: for lists of another length, blocks the network does not have, unknown modes.
+    """
+    if options.stg_mode not in get_args(STGMode):
+        raise ValueError(f"stg_mode is {options.stg_mode!r}; known: {get_args(STGMode)}")
+    entries = _entries(options.guidance_timesteps, times)
+    cfg = _gather("guidance_scale", options.guidance_scale, entries, options)
+    stg = _gather("stg_scale", options.stg_scale, entries, options)
+    rescale = _gather("rescaling_scale", options.rescaling_scale, entries, options)
+    skipped = _gather_blocks(entries, options)
+
+    keep = np.ones((len(times), num_layers), np.float32)
+    branches = []
+    for i, blocks in enumerate(skipped):
+        if stg[i] > 0:
+            keep[i, _legal(blocks, num_layers)] = 0
+        else:
+            rescale[i] = 1
+        perturbed = stg[i] > 0 and len(blocks) > 0 and options.stg_mode != "residual"
+        branches.append(Branches(bool(cfg[i] > 1), bool(perturbed)))
+    return Plan(tuple(branches), Scales(cfg, stg, rescale, keep))
+
+
+def _entries(
+    guidance_timesteps: Sequence[float] | None, times: Float32[np.ndarray, "s"]
+) -> list[int]:
+    """Which entry of the per-step lists each time takes; compared in float32, as upstream."""
+    if guidance_timesteps is None:
+        return [0] * len(times)
+    if not guidance_timesteps:
+        raise ValueError("guidance_timesteps is empty; leave it out, or give a time per entry")
+    reached = np.asarray(guidance_timesteps, np.float32) <= times[:, None]
+    return [int(row.argmax()) if row.any() else len(row) - 1 for row in reached]
+
+
+def _gather(
+    name: str, value: PerStep, entries: list[int], options: SamplingConfig
+) -> Float32[np.ndarray, "s"]:
+    if isinstance(value, Sequence):
+        _check_length(name, value, options)
+        return np.asarray(value, np.float32)[entries]
+    return np.full(len(entries), value, np.float32)
+
+
+def _gather_blocks(entries: list[int], options: SamplingConfig) -> list[tuple[int, ...]]:
+    blocks = options.skip_block_list
+    flat = tuple(entry for entry in blocks if isinstance(entry, int))
+    nested = [tuple(entry) for entry in blocks if isinstance(entry, Sequence)]
+    if flat and nested:
+        raise ValueError(f"skip_block_list mixes numbers and lists: {blocks}")
+    if not nested:
+        return [flat] * len(entries)
+    _check_length("skip_block_list", nested, options)
+    return [nested[entry] for entry in entries]
+
+
+def _check_length(name: str, value: Sequence[Any], options: SamplingConfig) -> None:
+    times = options.guidance_timesteps
+    if times is None:
+        raise ValueError(
+            f"{name} is a list, {list(value)}: give guidance_timesteps, the time from which each "
+            f"entry counts, or a single value"
+        )
+    if len(value) != len(times):
+        raise ValueError(
+            f"{name} has {len(value)} entries and guidance_timesteps {len(times)}; they need as "
+            f"many"
+        )
+
+
+def _legal(blocks: tuple[int, ...], num_layers: int) -> list[int]:
+    unknown = [block for block in blocks if not 0 <= block < num_layers]
+    if unknown:
+        raise ValueError(
+            f"skip_block_list names the blocks {unknown}, but this transformer has the blocks 0 to "
+            f"{num_layers - 1}"
+        )
+    return list(blocks)
+
+
+def repeat_rows(x: Float[Array, "b *n"], branches: Branches) -> Float[Array, "r *n"]:
+    """The batch once for every branch."""
+    return jnp.concatenate([x] * branches.count)
+
+
+def skip_mask(
+    keep: Float[Array, "layers"], branches: Branches, batch: int
+) -> Float[Array, "layers r"]:
+    """The mask of `models.transformer.Skip`: the perturbed block of rows alone skips anything."""
+    shape = (keep.shape[0], batch)
+    whole = jnp.ones((shape[0], batch * (branches.count - 1)), keep.dtype)
+    return jnp.concatenate([whole, jnp.broadcast_to(keep[:, None], shape)], axis=1)
+
+
+def combine(
+    velocities: Float[Array, "r n c"], branches: Branches, scales: Scales, cfg_star: bool
+) -> Float[Array, "b n c"]:
+    """The guided velocity of each sample, in float32, from the rows of all branches.
+
+    Args:
+      velocities: in the layout of this module.
+      branches: what the rows are.
+      scales: the numbers of this step.
+      cfg_star: scale the negative velocity to its projection onto the caption's first
+        (CFG-Zero*, arXiv 2503.18886).
+    """
+    rows = iter(jnp.split(velocities.astype(jnp.float32), branches.count))
+    negative = next(rows) if branches.negative else None
+    text = next(rows)
+    perturbed = next(rows) if branches.perturbed else None
+
+    guided = text
+    if negative is not None:
+        if cfg_star:
+            onto = jnp.sum(text * negative, (1, 2), keepdims=True)
+            square = jnp.sum(negative * negative, (1, 2), keepdims=True)
+            negative = onto / (square + 1e-8) * negative
+        guided = negative + scales.cfg * (text - negative)
+    if perturbed is not None:
+        guided = guided + scales.stg * (text - perturbed)
+    if branches.count == 1:
+        return guided
+    deviation = jnp.std(text, (1, 2), keepdims=True, ddof=1)
+    ratio = deviation / jnp.std(guided, (1, 2), keepdims=True, ddof=1)
+    factor = scales.rescale * ratio + (1 - scales.rescale)
+    return guided * jnp.where(scales.rescale == 1, 1.0, factor)

@@ -1,0 +1,49 @@
+"""Jitted functions, compiled ahead of their first run and apart from it."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+
+class Programs:
+    """Calls jitted functions; compiles each once per shape, and adds up the seconds that takes.
+
+    Attributes:
+      seconds: spent on tracing and compiling so far.
+      count: programs compiled so far.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.count = 0
+        self._compiled: dict[Any, Callable[..., Any]] = {}
+
+    def __call__(self, function: Any, *args: Any, **static: Any) -> Any:
+        """`function(*args, **static)`, for a function from `jax.jit` whose keywords are static."""
+        leaves, tree = jax.tree.flatten(args)
+        key = (function, tuple(static.items()), tree, tuple(_signature(leaf) for leaf in leaves))
+        if key not in self._compiled:
+            begin = time.perf_counter()
+            self._compiled[key] = function.lower(*args, **static).compile()
+            self.seconds += time.perf_counter() - begin
+            self.count += 1
+        return self._compiled[key](*args)
+
+
+def _signature(leaf: Any) -> Any:
+    return jax.typeof(leaf), getattr(leaf, "sharding", None), getattr(leaf, "committed", None)
+
+
+@contextlib.contextmanager
+def explain_memory_errors(advice: str) -> Iterator[None]:
+    """Turns an accelerator's "out of memory" into a MemoryError that says what to lower."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise MemoryError(f"out of memory ({reason}); {advice}") from error

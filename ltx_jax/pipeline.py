@@ -1,0 +1,492 @@
+"""From a checkpoint and a prompt to a video: the public face of sampling."""
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Shaped
+
+from ltx_jax import request, sharding
+from ltx_jax.checkpoints.contents import Checkpoint
+from ltx_jax.config import DType, SamplingConfig, TransformerConfig, VAEConfig
+from ltx_jax.diffusion import conditioning, flow, guidance, latents, sampler, tokens
+from ltx_jax.diffusion.conditioning import Condition, Encoded
+from ltx_jax.diffusion.noise import GivenStart, NoiseSource, seeded
+from ltx_jax.diffusion.programs import Programs, explain_memory_errors
+from ltx_jax.diffusion.sampler import Caption, Inputs, Progress
+from ltx_jax.models.transformer import Transformer
+from ltx_jax.models.vae import LatentStatistics, Posterior, VideoVAE
+from ltx_jax.text import ByteTokenizer, TextEncoder
+
+Output = Literal["uint8", "float", "latents"]
+
+_log = logging.getLogger(__name__)
+
+
+@functools.lru_cache
+def network(cfg: TransformerConfig) -> sampler.Velocity:
+    """The transformer as the sampler calls it; one object per configuration."""
+    model = Transformer(cfg)
+
+    def velocity(
+        params: Any,
+        x: Array,
+        timestep: Array,
+        caption: Array,
+        caption_mask: Array | None,
+        rope: Any,
+        skip: Any,
+    ) -> Array:
+        return model.apply({"params": params}, x, timestep, caption, caption_mask, rope, skip)  # pyright: ignore[reportReturnType]
+
+    return velocity
+
+
+@functools.partial(jax.jit, static_argnames="cfg")
+def _encode(params: Any, clip: Float[Array, "b t h w c"], *, cfg: VAEConfig) -> Posterior:
+    return VideoVAE(cfg).apply({"params": params}, clip, method="encode")  # pyright: ignore[reportReturnType]
+
+
+class _Placing(NamedTuple):
+    """The static part of a start."""
+
+    transformer: TransformerConfig
+    batch: int
+    grid: tuple[int, int, int]
+    temporal_factor: int
+    spatial_factor: int
+    frame_rate: float
+    frames: tuple[int, ...]  # at which the conditions start
+
+
+@functools.partial(jax.jit, static_argnames="placing")
+def _start(
+    statistics: LatentStatistics,
+    noise: Any,
+    first_time: Float[Array, ""],
+    given: Posterior | Array | None,
+    posteriors: Sequence[Posterior],
+    strengths: Sequence[Array],
+    *,
+    placing: _Placing,
+) -> tuple[conditioning.Prepared, Any]:
+    """Initial tokens with the conditions in place, and their rotary tables."""
+    b, cfg = placing.batch, placing.transformer
+
+    def draw_latents(posterior: Posterior, name: str) -> Array:
+        fresh = noise.draw(name, (b, *posterior.mean.shape[1:]))
+        return statistics.normalize(posterior.sample(fresh))
+
+    x = noise.draw("initial", (b, *placing.grid, cfg.in_channels)).astype(jnp.float32)
+    if isinstance(given, Posterior):
+        given = draw_latents(given, "input")
+    if given is not None:
+        x = flow.add_noise(given, x, jnp.broadcast_to(first_time, (b,)))
+    encoded = [
+        Encoded(draw_latents(posterior, f"posterior/{i}"), strength, frame)
+        for i, (posterior, strength, frame) in enumerate(
+            zip(posteriors, strengths, placing.frames, strict=True)
+        )
+    ]
+    prepared = conditioning.prepare(
+        x,
+        encoded,
+        noise,
+        temporal_factor=placing.temporal_factor,
+        spatial_factor=placing.spatial_factor,
+        causal=cfg.causal_temporal_positioning,
+    )
+    positions = tokens.positions(prepared.coords, placing.frame_rate)
+    return prepared, tokens.rope_tables(positions, cfg)
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "uint8"))
+def _decode(
+    params: Any,
+    statistics: LatentStatistics,
+    x: Float[Array, "b t h w c"],
+    noise: Any,
+    timestep: Float[Array, ""],
+    level: Float[Array, ""],
+    tone_ratio: Float[Array, ""],
+    *,
+    cfg: VAEConfig,
+    uint8: bool,
+) -> Array:
+    b = x.shape[0]
+    if cfg.timestep_conditioning:
+        fresh = noise.draw("decode", x.shape)
+        x = latents.decoder_noise(x, fresh, jnp.broadcast_to(level, (b,)))
+    x = statistics.denormalize(latents.tone_map(x, tone_ratio))
+
+    def injected(index: int, shape: tuple[int, int]) -> Array:
+        return noise.draw("decoder", (b, *shape), index)
+
+    times = jnp.broadcast_to(timestep, (b,)) if cfg.timestep_conditioning else None
+    clip: Any = VideoVAE(cfg).apply({"params": params}, x, times, injected, method="decode")
+    if not uint8:
+        return jnp.clip(clip, -1, 1)
+    return (255 * jnp.clip(clip * 0.5 + 0.5, 0, 1)).astype(jnp.uint8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """A run that is ready for its loop: `sampler.sample(..., inputs, branches, mode)`.
+
+    Attributes:
+      options: all options.
+      size: of the video.
+      inputs: what the loop reads.
+      branches: of each step.
+      coords: (n, 3) pixel coordinates of the tokens.
+    """
+
+    options: SamplingConfig
+    size: request.Size
+    inputs: Inputs
+    branches: tuple[guidance.Branches, ...]
+    coords: Any
+
+
+class LTXPipeline:
+    """Samples videos with one checkpoint.
+
+    Attributes:
+      timings: seconds of the parts of the last call (text, encode, denoise, decode), of loading,
+        and of all compilation, which the other parts leave out.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        text_encoder: TextEncoder | None = None,
+        *,
+        dtype: DType = "bfloat16",
+        mesh: Mesh | None = None,
+    ):
+        """Wraps a loaded checkpoint; computes in `dtype`, whatever the parameters are stored in.
+
+        Raises:
+          ValueError: for a checkpoint without a transformer or a VAE, or parts that do not fit.
+        """
+        transformer, vae = checkpoint.transformer, checkpoint.vae
+        if transformer is None or vae is None:
+            missing = "transformer" if transformer is None else "VAE"
+            raise ValueError(f"sampling needs a whole checkpoint, and this one has no {missing}")
+        if transformer.in_channels != vae.latent_channels:
+            raise ValueError(
+                f"the transformer takes latents of {transformer.in_channels} channels and the VAE "
+                f"makes {vae.latent_channels}"
+            )
+        if text_encoder is None and checkpoint.text_encoder is not None:
+            cfg, params, max_tokens = checkpoint.text_encoder
+            cfg = dataclasses.replace(cfg, dtype=dtype)
+            text_encoder = TextEncoder(ByteTokenizer(), cfg, params, max_tokens, mesh)
+        if text_encoder is not None and text_encoder.cfg.d_model != transformer.caption_channels:
+            raise ValueError(
+                f"this text encoder makes embeddings {text_encoder.cfg.d_model} wide and the "
+                f"transformer was trained with {transformer.caption_channels}; released "
+                f"checkpoints use the T5-XXL of PixArt-alpha/PixArt-XL-2-1024-MS"
+            )
+        self.transformer = dataclasses.replace(transformer, dtype=dtype)
+        self.vae = dataclasses.replace(vae, dtype=dtype)
+        self.checkpoint = checkpoint
+        channels = vae.latent_channels
+        self.statistics = checkpoint.statistics or LatentStatistics(
+            jnp.zeros(channels), jnp.ones(channels)
+        )
+        self.text_encoder = text_encoder
+        self.mesh = mesh
+        self.timings: dict[str, float] = {}
+        self._programs = Programs()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        checkpoint: str | os.PathLike[str],
+        text_encoder: str | os.PathLike[str] | None = None,
+        *,
+        dtype: DType = "bfloat16",
+        param_dtype: DType | None = None,
+        mesh: Mesh | None = None,
+    ) -> "LTXPipeline":
+        """Loads a pipeline.
+
+        Args:
+          checkpoint: a safetensors file, a diffusers directory, a run of ours or a hub id.
+          text_encoder: a directory or hub id of a T5 encoder. None takes the checkpoint's own, or,
+            if it has none, leaves embeddings as the only way to caption.
+          dtype: of the computation; guidance and latents are always float32.
+          param_dtype: of the stored parameters; None means `dtype`.
+          mesh: the devices to run on (`ltx_jax.sharding.make_mesh`); None is one.
+        """
+        from ltx_jax.checkpoints.checkpoint import load  # with Orbax, which takes seconds
+
+        begin = time.perf_counter()
+        loaded = load(os.fspath(checkpoint), mesh=mesh, dtype=param_dtype or dtype)
+        encoder = None
+        if text_encoder is not None:
+            path = os.fspath(text_encoder)
+            encoder = TextEncoder.load(path, dtype=param_dtype or dtype, mesh=mesh)
+        pipe = cls(loaded, encoder, dtype=dtype, mesh=mesh)
+        pipe.timings["load"] = time.perf_counter() - begin
+        return pipe
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        options: SamplingConfig = SamplingConfig(),
+        *,
+        conditions: Sequence[Condition] = (),
+        input_media: Any = None,
+        input_latents: Any = None,
+        embeddings: Mapping[str, Any] | None = None,
+        noise: Any = None,
+        first_sample: int = 0,
+        output: Output = "uint8",
+        fused: bool = False,
+        callback: Callable[[Progress], None] | None = None,
+        **changes: Any,
+    ) -> Shaped[np.ndarray, "b t h w c"]:
+        """Samples one video per prompt.
+
+        Args:
+          prompt: one or several.
+          options: how to sample; `changes` replaces single fields: `pipe("...", height=512)`.
+          conditions: images and clips that every video has to show.
+          input_media: a video to change, as a path or like the media of a condition; needs a first
+            time below 1 (`skip_initial_inference_steps`, or `timesteps`).
+          input_latents: the same, as normalised latents (b, t, h, w, c).
+          embeddings: in place of prompts: prompt_embeds (b, m, d) and prompt_mask (b, m), and for
+            guidance negative_embeds and negative_mask, of b or 1.
+          noise: the initial noise (b, t, h, w, c), in place of the seed's; or a `NoiseSource`.
+          first_sample: index of the first prompt in its run. Sample i does not depend on the others
+            of its batch, so prompts[4:] with first_sample=4 are the same videos as in one batch.
+          output: "uint8" (b, t, h, w, 3); "float", the same in [-1, 1]; "latents", normalised, of
+            the padded size.
+          fused: all steps as one program; no callback then.
+          callback: called with a `Progress` after every step; what it raises ends the run.
+          changes: fields of `SamplingConfig`.
+
+        Raises:
+          ValueError: for anything that does not fit, naming the value and a way out.
+          MemoryError: if the device's memory does not suffice.
+        """
+        if output not in ("uint8", "float", "latents"):
+            raise ValueError(f"output must be 'uint8', 'float' or 'latents', got {output!r}")
+        start = self.prepare(
+            prompt,
+            options,
+            conditions=conditions,
+            input_media=input_media,
+            input_latents=input_latents,
+            embeddings=embeddings,
+            noise=noise,
+            first_sample=first_sample,
+            **changes,
+        )
+        with self._part("denoise", start.size):
+            denoised = sampler.sample(
+                network(self.transformer),
+                self.checkpoint.transformer_params,
+                start.inputs,
+                start.branches,
+                sampler.mode_of(start.options),
+                fused=fused,
+                callback=callback,
+                call=self._programs,
+            )
+            count = math.prod(start.size.grid)
+            x = np.asarray(tokens.unpatchify(denoised[:, -count:], start.size.grid))
+        if output == "latents":
+            return x
+        return self.decode(x, start.options, noise=noise, first_sample=first_sample, output=output)
+
+    def prepare(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        options: SamplingConfig = SamplingConfig(),
+        *,
+        conditions: Sequence[Condition] = (),
+        input_media: Any = None,
+        input_latents: Any = None,
+        embeddings: Mapping[str, Any] | None = None,
+        noise: Any = None,
+        first_sample: int = 0,
+        **changes: Any,
+    ) -> Start:
+        """All of a call before its loop; the arguments are those of `__call__`."""
+        options = request.replace(options, changes)
+        size = self._size(options)
+        size.notice()
+        times = flow.inference_times(
+            self.checkpoint.scheduler,
+            math.prod(size.grid),
+            num_inference_steps=options.num_inference_steps,
+            timesteps=options.timesteps,
+            skip_initial=options.skip_initial_inference_steps,
+            skip_final=options.skip_final_inference_steps,
+            allowed=self.checkpoint.allowed_inference_steps,
+        )
+        request.check_input(options, float(times[0]), input_media, input_latents)
+        plan = guidance.plan(options, times, self.transformer.num_layers)
+        with self._part("text", size):
+            caption, negative = self._captions(prompt, embeddings, options, plan.needs_negative)
+        batch = caption.embeddings.shape[0]
+        clips = request.load_conditions(conditions, size, batch, options.prepare_conditions)
+        source = self._noise(noise, batch, size, options, first_sample)
+        given: Any = None
+        with self._part("encode", size):
+            if input_media is not None:
+                clip = request.load_input(input_media, size, batch, options.prepare_conditions)
+                given = self._encode(clip)
+            elif input_latents is not None:
+                shape = (batch, *size.grid, self.transformer.in_channels)
+                given = request.checked("input_latents", input_latents, shape)
+            placing = _Placing(
+                self.transformer,
+                batch,
+                size.grid,
+                self.vae.temporal_factor,
+                self.vae.spatial_factor,
+                float(options.frame_rate),
+                tuple(condition.frame for condition in conditions),
+            )
+            prepared, rope = self._programs(
+                _start,
+                self.statistics,
+                source,
+                jnp.asarray(times[0]),
+                given,
+                tuple(self._encode(clip) for clip in clips),
+                tuple(jnp.asarray(c.strength, jnp.float32) for c in conditions),
+                placing=placing,
+            )
+        padded_times, scales = sampler.per_step(times, plan)
+        image_noise = options.image_cond_noise_scale
+        inputs = Inputs(
+            start=prepared.tokens,
+            mask=prepared.mask,
+            rope=rope,
+            caption=caption,
+            negative=negative,
+            times=padded_times,
+            scales=scales,
+            image_noise=jnp.asarray(image_noise, jnp.float32) if image_noise > 0 else None,
+            noise=source,
+        )
+        return Start(options, size, inputs, plan.branches, prepared.coords)
+
+    def decode(
+        self,
+        x: Float[Array, "b t h w c"] | Float[np.ndarray, "b t h w c"],
+        options: SamplingConfig = SamplingConfig(),
+        *,
+        noise: Any = None,
+        first_sample: int = 0,
+        output: Output = "uint8",
+        **changes: Any,
+    ) -> Shaped[np.ndarray, "b t2 h2 w2 c2"]:
+        """Turns latents (`output="latents"` of a call) into videos; arguments as of the call."""
+        options = request.replace(options, changes)
+        size = self._size(options)
+        shape = (x.shape[0], *size.grid, self.vae.latent_channels)
+        x = request.checked("latents", x, shape)
+        source = self._noise(noise, shape[0], size, options, first_sample)
+        level = options.decode_noise_scale
+        scalars = (
+            options.decode_timestep,
+            options.decode_timestep if level is None else level,
+            options.tone_map_compression_ratio,
+        )
+        with self._part("decode", size):
+            clip = self._programs(
+                _decode,
+                self.checkpoint.vae_params,
+                self.statistics,
+                x,
+                source,
+                *(jnp.asarray(scalar, jnp.float32) for scalar in scalars),
+                cfg=self.vae,
+                uint8=output == "uint8",
+            )
+            return size.crop(np.asarray(clip))
+
+    def _encode(self, clip: np.ndarray) -> Posterior:
+        params = self.checkpoint.vae_params
+        return self._programs(_encode, params, jnp.asarray(clip), cfg=self.vae)
+
+    def _size(self, options: SamplingConfig) -> request.Size:
+        return request.Size(
+            options.num_frames,
+            options.height,
+            options.width,
+            self.vae.temporal_factor,
+            self.vae.spatial_factor,
+        )
+
+    def _captions(
+        self,
+        prompt: str | Sequence[str] | None,
+        embeddings: Mapping[str, Any] | None,
+        options: SamplingConfig,
+        needs_negative: bool,
+    ) -> tuple[Caption, Caption | None]:
+        if embeddings is not None:
+            if prompt is not None:
+                raise ValueError("give a prompt or embeddings, not both")
+            return request.given_captions(
+                embeddings, needs_negative, self.transformer.caption_channels
+            )
+        if prompt is None:
+            raise ValueError("there is nothing to sample: give a prompt, or embeddings")
+        if self.text_encoder is None:
+            raise ValueError(
+                "this checkpoint has no text encoder of its own: name one (text_encoder=...), or "
+                "give embeddings"
+            )
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts:
+            raise ValueError("the list of prompts is empty")
+        caption = Caption(*self.text_encoder.encode(prompts))
+        negative = None
+        if needs_negative:
+            negative = Caption(*self.text_encoder.encode([options.negative_prompt]))
+        return request.matched(caption, negative)
+
+    def _noise(
+        self, noise: Any, batch: int, size: request.Size, options: SamplingConfig, first_sample: int
+    ) -> NoiseSource:
+        if isinstance(noise, NoiseSource):
+            return noise
+        source = seeded(options.seed, batch, first_sample)
+        if noise is None:
+            return source
+        shape = (batch, *size.grid, self.transformer.in_channels)
+        return GivenStart(request.checked("noise", noise, shape), source)
+
+    @contextlib.contextmanager
+    def _part(self, name: str, size: request.Size) -> Iterator[None]:
+        """Times a part of a call, compilation apart, on the mesh, with a word on its memory."""
+        begin, compiling = time.perf_counter(), self._programs.seconds
+        frames, height, width = size.padded
+        advice = (
+            f"the part was {name}, of {frames} frames of {height} x {width}: lower height, width, "
+            f"num_frames or the number of prompts, take dtype='bfloat16', or more devices"
+        )
+        on_mesh = contextlib.nullcontext() if self.mesh is None else sharding.use_mesh(self.mesh)
+        with explain_memory_errors(advice), on_mesh:
+            yield
+        compiling = self._programs.seconds - compiling
+        self.timings[name] = time.perf_counter() - begin - compiling
+        self.timings["compile"] = self._programs.seconds

@@ -1,0 +1,245 @@
+"""What a call of the pipeline asks for, read and checked: options, sizes, captions, media."""
+
+import dataclasses
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float32, Shaped
+
+from ltx_jax.config import SamplingConfig
+from ltx_jax.data import video
+from ltx_jax.diffusion import conditioning, flow
+from ltx_jax.diffusion.conditioning import Condition
+from ltx_jax.diffusion.sampler import Caption
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """The size that was asked for, and the legal one around it that is sampled.
+
+    Rows and columns are added on both sides, frames at the end; all are cut off again.
+    """
+
+    frames: int
+    height: int
+    width: int
+    temporal_factor: int  # frames per latent frame
+    spatial_factor: int  # pixels per latent row and column
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Latent frames, rows, columns."""
+        rows, columns = (-(-side // self.spatial_factor) for side in (self.height, self.width))
+        return -(-(self.frames - 1) // self.temporal_factor) + 1, rows, columns
+
+    @property
+    def padded(self) -> tuple[int, int, int]:
+        """Frames, height and width of the video that is sampled."""
+        t, h, w = self.grid
+        return (t - 1) * self.temporal_factor + 1, h * self.spatial_factor, w * self.spatial_factor
+
+    def notice(self) -> None:
+        """Says in the log that the size is padded, if it is."""
+        if self.padded != (self.frames, self.height, self.width):
+            _log.warning(
+                "%d frames of %d x %d are no legal size: sampling %d of %d x %d and cropping",
+                *(self.frames, self.height, self.width),
+                *self.padded,
+            )
+
+    def pad(self, clip: Float32[np.ndarray, "b t h w c"]) -> Float32[np.ndarray, "b t h2 w2 c"]:
+        """Surrounds a clip of the size asked for with mid-grey."""
+        sides = []
+        for asked, legal in zip((self.height, self.width), self.padded[1:], strict=True):
+            before = (legal - asked) // 2
+            sides.append((before, legal - asked - before))
+        return np.pad(clip, ((0, 0), (0, 0), *sides, (0, 0)))
+
+    def crop(self, clip: Shaped[np.ndarray, "b t h w c"]) -> Shaped[np.ndarray, "b t2 h2 w2 c"]:
+        """The part of a sampled video that was asked for."""
+        _, height, width = self.padded
+        top, left = (height - self.height) // 2, (width - self.width) // 2
+        return clip[:, : self.frames, top : top + self.height, left : left + self.width]
+
+
+def load_conditions(
+    conditions: Sequence[Condition], size: Size, batch: int, prepare: bool
+) -> list[Float32[np.ndarray, "b t h w c"]]:
+    """Reads, checks and prepares the media of conditions, padded; b is 1 or the batch.
+
+    Files and uint8 arrays are cropped to the aspect and, with `prepare`, blurred and compressed as
+    in training. Floating-point arrays are taken as prepared: they are resized if need be.
+
+    Raises:
+      ValueError: for media that cannot be read or do not fit the video.
+    """
+    clips = []
+    for i, condition in enumerate(conditions):
+        room = max(size.frames - condition.frame, 0)
+        clip = _read(condition.media, room + 1)
+        if clip.shape[0] not in (1, batch):
+            raise ValueError(
+                f"condition {i} holds {clip.shape[0]} clips for a batch of {batch} videos"
+            )
+        clips.append(clip)
+    lengths = [clip.shape[1] for clip in clips]
+    conditioning.check_conditions(conditions, lengths, size.frames, size.temporal_factor)
+    return [size.pad(_fit(clip, size, prepare)) for clip in clips]
+
+
+def load_input(
+    media: Any, size: Size, batch: int, prepare: bool
+) -> Float32[np.ndarray, "b t h w c"]:
+    """Reads the video that video-to-video starts from, at its padded size; b is 1 or the batch.
+
+    A longer one is cut. Frames that the padding adds repeat the last one.
+
+    Raises:
+      ValueError: for media that cannot be read, a still image or a clip that is too short.
+    """
+    clip = _read(media, size.padded[0])
+    if clip.shape[0] not in (1, batch):
+        raise ValueError(f"the input holds {clip.shape[0]} clips for a batch of {batch} videos")
+    length = clip.shape[1]
+    if length == 1 < size.frames:
+        raise ValueError(
+            f"the input is a still image, where a clip of {size.frames} frames is expected; "
+            f"to start a video from an image, pass it as a condition"
+        )
+    if length < size.frames:
+        raise ValueError(
+            f"the input has {length} frames and num_frames is {size.frames}: set num_frames to "
+            f"{length} or less"
+        )
+    clip = _fit(clip[:, : size.padded[0]], size, prepare)
+    missing = size.padded[0] - clip.shape[1]
+    clip = np.pad(clip, ((0, 0), (0, missing), (0, 0), (0, 0), (0, 0)), mode="edge")
+    return size.pad(clip)
+
+
+def _read(media: Any, num_frames: int) -> Shaped[np.ndarray, "b t h w c"]:
+    """A file or an array as (b, t, h, w, 3); at most `num_frames` frames of a file."""
+    if isinstance(media, str | os.PathLike):
+        return video.read_media(media, num_frames=num_frames)[None]
+    clip = np.asarray(media)
+    if clip.dtype != np.uint8:
+        clip = conditioning.as_video(clip)
+    clip = clip.reshape((1,) * (5 - clip.ndim) + clip.shape)
+    if clip.ndim != 5 or clip.shape[-1] != 3 or not clip.size:
+        raise ValueError(
+            f"media must be (h, w, 3), (t, h, w, 3) or (b, t, h, w, 3), got {np.shape(media)}"
+        )
+    return clip
+
+
+def _fit(clip: Shaped[np.ndarray, "b t h w c"], size: Size, prepare: bool) -> Any:
+    if clip.dtype != np.uint8:
+        return np.asarray(conditioning.resize(jnp.asarray(clip), size.height, size.width))
+    crf = 29 if prepare else 0
+    return np.stack(
+        [
+            video.prepare_condition(frames, size.height, size.width, blur=prepare, crf=crf)
+            for frames in clip
+        ]
+    )
+
+
+def replace(options: SamplingConfig, changes: Mapping[str, Any]) -> SamplingConfig:
+    """The options with some fields changed; lists become tuples, and 25 a 25.0 where that fits."""
+    real = {f.name for f in dataclasses.fields(options) if "float" in str(f.type)}
+
+    def frozen(value: Any, name: str) -> Any:
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            return tuple(frozen(entry, name) for entry in value)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        return float(value) if whole and name in real else value
+
+    return dataclasses.replace(options, **{name: frozen(v, name) for name, v in changes.items()})
+
+
+def check_input(
+    options: SamplingConfig, first_time: float, input_media: Any, input_latents: Any
+) -> None:
+    """Refuses an input that the first time makes useless, and a late start without an input."""
+    given = input_media is not None or input_latents is not None
+    if input_media is not None and input_latents is not None:
+        raise ValueError("give input_media or input_latents, not both")
+    if given and first_time > 1 - flow.TIME_EPSILON:
+        raise ValueError(
+            "the first time is 1, at which noise replaces all of the input: set "
+            "skip_initial_inference_steps, or timesteps that start below 1"
+        )
+    if not given and options.skip_initial_inference_steps and options.timesteps is None:
+        raise ValueError(
+            f"skip_initial_inference_steps is {options.skip_initial_inference_steps}, which is for "
+            f"changing a video: give input_media, or set it to 0"
+        )
+
+
+def checked(name: str, value: Any, shape: tuple[int, ...]) -> Float32[Array, "b t h w c"]:
+    """The array in float32, refused if it has another shape."""
+    value = jnp.asarray(value, jnp.float32)
+    if value.shape != shape:
+        raise ValueError(
+            f"{name} has the shape {value.shape}, and this run takes (b, t, h, w, c) = {shape}"
+        )
+    return value
+
+
+def given_captions(
+    embeddings: Mapping[str, Any], needs_negative: bool, channels: int
+) -> tuple[Caption, Caption | None]:
+    """Captions from prompt_embeds, prompt_mask, negative_embeds and negative_mask.
+
+    Raises:
+      ValueError: naming what is missing, or what has the wrong shape.
+    """
+
+    def read(kind: str, names: tuple[str, str]) -> Caption:
+        missing = [name for name in names if name not in embeddings]
+        if missing:
+            raise ValueError(
+                f"the embeddings lack {missing}"
+                + (", which guidance_scale > 1 needs" if kind == "negative" else "")
+                + f"; they hold {sorted(embeddings)}"
+            )
+        values, mask = (jnp.asarray(embeddings[name]) for name in names)
+        if values.ndim != 3 or values.shape[2] != channels or mask.shape != values.shape[:2]:
+            raise ValueError(
+                f"{names[0]} must be (b, m, {channels}) and {names[1]} (b, m), got "
+                f"{values.shape} and {mask.shape}"
+            )
+        return Caption(values, mask)
+
+    caption = read("positive", ("prompt_embeds", "prompt_mask"))
+    if not needs_negative:
+        return caption, None
+    return matched(caption, read("negative", ("negative_embeds", "negative_mask")))
+
+
+def matched(caption: Caption, negative: Caption | None) -> tuple[Caption, Caption | None]:
+    """Both with as many tokens, and as many negative captions as positive ones."""
+    if negative is None:
+        return caption, None
+    batch, length = caption.mask.shape
+    if negative.mask.shape[0] not in (1, batch):
+        raise ValueError(
+            f"there are {negative.mask.shape[0]} negative captions for {batch} prompts; give one, "
+            f"or as many"
+        )
+    length = max(length, negative.mask.shape[1])
+
+    def fitted(caption: Caption, rows: int) -> Caption:
+        more = length - caption.mask.shape[1]
+        values = jnp.pad(caption.embeddings, ((0, 0), (0, more), (0, 0)))
+        mask = jnp.pad(caption.mask.astype(jnp.float32), ((0, 0), (0, more)))
+        repeats = rows // values.shape[0]
+        return Caption(jnp.repeat(values, repeats, axis=0), jnp.repeat(mask, repeats, axis=0))
+
+    return fitted(caption, batch), fitted(negative, batch)

@@ -1,0 +1,86 @@
+"""Nine recorded runs of the released pipeline, reproduced with their random draws."""
+
+import golden_traces
+import jax
+import numpy as np
+import pytest
+
+from ltx_jax.diffusion import sampler
+from ltx_jax.diffusion.tokens import unpatchify
+from ltx_jax.pipeline import network
+
+# Rounding through up to 6 float32 calls of a random network and as many guided steps.
+TOLERANCE = dict(atol=1e-4, rtol=0)
+
+watched_step = jax.jit(sampler.denoise, static_argnames=("velocity", "branches", "mode"))
+
+
+@pytest.mark.parametrize("name", golden_traces.NAMES)
+def test_every_step_is_that_of_the_released_pipeline(name):
+    trace = golden_traces.load(name)
+    pipe, data = golden_traces.pipeline(trace.scheduler), trace.data
+    start = pipe.prepare(**trace.arguments)
+    np.testing.assert_array_equal(start.inputs.times[: trace.steps], data["timesteps"])
+    assert len(start.branches) == trace.steps
+    np.testing.assert_array_equal(start.coords, data["prep_pixel_coords"][0].T)
+    np.testing.assert_allclose(start.inputs.start, data["prep_latents"], **TOLERANCE)
+    if "prep_cond_mask" in data:
+        np.testing.assert_allclose(start.inputs.mask, data["prep_cond_mask"], atol=1e-7)
+    else:
+        assert start.inputs.mask is None
+
+    done = 0
+
+    def compare(function, params, tokens, inputs, index, *, velocity, branches, mode):
+        """Takes the place of the compiled step, to look into it."""
+        nonlocal done
+        assert (function, int(index)) == (sampler.step, done)
+        assert branches.count == data[f"call/{done}/x"].shape[0], "a row too many, or too few"
+        tokens, seen = watched_step(
+            velocity, params, tokens, inputs, index, branches=branches, mode=mode
+        )
+        ours = {
+            "timestep": seen["time"],
+            "sample": seen["sample"],
+            "guided_pred": seen["velocity"],
+            "latents_after": tokens,
+        }
+        for key, value in ours.items():
+            expected = data[f"step/{done}/{key}"]
+            np.testing.assert_allclose(value, expected, **TOLERANCE, err_msg=f"{key} {done}")
+        done += 1
+        return tokens
+
+    tokens = sampler.sample(
+        network(pipe.transformer),
+        pipe.checkpoint.transformer_params,
+        start.inputs,
+        start.branches,
+        sampler.mode_of(start.options),
+        call=compare,
+    )
+    assert done == trace.steps
+    output = golden_traces.channels_last(data["output"])
+    if output.shape[-1] == 8:
+        latents = unpatchify(tokens[:, -np.prod(start.size.grid) :], start.size.grid)
+        np.testing.assert_allclose(latents, output, **TOLERANCE)
+
+
+@pytest.mark.parametrize(("name", "fused"), [("multi_cond", False), ("cfgstar_schedule", True)])
+def test_latents_are_those_of_the_released_pipeline(name, fused):
+    trace = golden_traces.load(name)
+    pipe = golden_traces.pipeline(trace.scheduler)
+    ours = pipe(**trace.arguments, fused=fused, output="latents")
+    np.testing.assert_allclose(ours, golden_traces.channels_last(trace.data["output"]), **TOLERANCE)
+
+
+def test_decoded_video_is_that_of_the_released_pipeline():
+    """With the decoder's time and noise, and tone mapping."""
+    trace = golden_traces.load("plain_decode")
+    ours = golden_traces.pipeline(trace.scheduler)(**trace.arguments, output="float")
+    expected = golden_traces.channels_last(trace.data["output"])  # in [0, 1]
+    np.testing.assert_allclose(ours * 0.5 + 0.5, expected, **TOLERANCE)
+
+
+def test_there_are_nine_traces():
+    assert len(golden_traces.NAMES) == 9
