@@ -1,0 +1,121 @@
+"""Every file in configs/ loads, and what it describes can be built."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ltx_jax import config, sharding
+from ltx_jax.checkpoints import official_config
+from ltx_jax.checkpoints.released import RELEASED, UPSAMPLER_FILES
+from ltx_jax.config import SampleConfig, TrainTransformer, TrainVAE
+from ltx_jax.diffusion import flow, guidance
+from ltx_jax.models.t5 import T5Encoder
+from ltx_jax.models.transformer import Transformer
+from ltx_jax.models.vae import VideoVAE
+
+FOLDER = pathlib.Path(__file__).parents[1] / "configs"
+TRAINING = sorted(FOLDER.glob("*.py"))
+SAMPLING = sorted((FOLDER / "sample").glob("*.py"))
+RELEASES = {file: release for release in RELEASED.values() for file in release.files}
+
+
+def name(path):
+    return path.stem
+
+
+def shapes(module, *arguments):
+    def init(*arguments):
+        return sharding.unbox(module.init(jax.random.key(0), *arguments))["params"]
+
+    return jax.eval_shape(init, *arguments)
+
+
+@pytest.mark.parametrize("path", [*TRAINING, *SAMPLING], ids=name)
+def test_a_config_says_how_it_is_run(path):
+    text = path.read_text()
+    assert text.startswith('"""')
+    command = "sample.py --config" if path in SAMPLING else "train.py"
+    assert f"{command} {path.relative_to(FOLDER.parent)}" in text
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=name)
+def test_a_training_config_has_networks_that_fit_its_data(path):
+    cfg = config.load(str(path))
+    data = cfg.data
+    if isinstance(cfg, TrainVAE):
+        video = jnp.zeros((1, data.num_frames, data.height, data.width, 3))
+        params = shapes(VideoVAE(cfg.model), video)
+        assert {"encoder", "decoder"} <= set(params)
+    else:
+        assert isinstance(cfg, TrainTransformer)
+        model = cfg.model
+        pairs = jnp.zeros((1, 4, model.width // 2))
+        caption = jnp.zeros((1, cfg.max_caption_tokens, model.caption_channels))
+        tokens = jnp.zeros((1, 4, model.in_channels))
+        arguments = (tokens, jnp.zeros((1, 1)), caption, None, (pairs, pairs))
+        assert "blocks" in shapes(Transformer(model), *arguments)
+        ids = jnp.zeros((1, cfg.max_caption_tokens), jnp.int32)
+        assert "shared" in shapes(T5Encoder(cfg.text_encoder), ids, ids)
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=name)
+def test_a_transformer_config_takes_the_latents_of_the_vae_it_names(path):
+    cfg = config.load(str(path))
+    if isinstance(cfg, TrainVAE):
+        return
+    runs = {
+        vae.run.output: vae for p in TRAINING if isinstance(vae := config.load(str(p)), TrainVAE)
+    }
+    if cfg.vae in runs:  # else a path of the user's own
+        assert runs[cfg.vae].model.latent_channels == cfg.model.in_channels
+
+
+def test_every_release_has_its_settings():
+    files = {config.load(str(path)).checkpoint for path in SAMPLING}
+    assert set(RELEASES) <= files
+
+
+@pytest.mark.parametrize("path", SAMPLING, ids=name)
+def test_a_sampling_config_fits_its_checkpoint(path):
+    """Lists of one length, blocks that exist, times that a distilled model knows."""
+    cfg = config.load(str(path))
+    assert isinstance(cfg, SampleConfig)
+    if cfg.checkpoint not in RELEASES:
+        return
+    raw = RELEASES[cfg.checkpoint].config
+    layers = official_config.transformer(raw["transformer"]).num_layers
+    passes = [cfg] if cfg.second_pass is None else [cfg, cfg.second_pass]
+    assert cfg.second_pass is None or cfg.spatial_upscaler in UPSAMPLER_FILES
+    starts = []
+    for options in passes:
+        times = flow.inference_times(
+            official_config.scheduler(raw["scheduler"]),
+            6144,
+            num_inference_steps=options.num_inference_steps,
+            timesteps=options.timesteps,
+            skip_initial=options.skip_initial_inference_steps,
+            skip_final=options.skip_final_inference_steps,
+            allowed=raw.get("allowed_inference_steps"),
+        )
+        plan = guidance.plan(options, times, layers)
+        assert len(plan.branches) == len(times)
+        starts.append(float(times[0]))
+    assert starts[0] == 1.0
+    assert all(start < 1 for start in starts[1:])  # the second pass starts from the first's video
+
+
+def test_the_13b_model_guides_as_released():
+    """The indices into the seven-entry lists that the released code arrives at."""
+    cfg = config.load(str(FOLDER / "sample/ltxv_13b_0_9_8_dev.py"))
+    raw = RELEASES[cfg.checkpoint].config
+    times = flow.inference_times(
+        official_config.scheduler(raw["scheduler"]), 6144, num_inference_steps=30, skip_final=3
+    )
+    plan = guidance.plan(cfg, times, 48)
+    index = [0, 1, 1, 2, 2, *[3] * 5, *[4] * 4, *[5] * 5, *[6] * 8]
+    np.testing.assert_array_equal(
+        np.asarray(plan.scales.cfg), np.asarray(cfg.guidance_scale, np.float32)[index]
+    )
