@@ -1,0 +1,239 @@
+"""The loop's promises, with small functions in the place of the network."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ltx_jax.config import SamplingConfig
+from ltx_jax.diffusion import guidance, sampler
+from ltx_jax.diffusion.noise import seeded
+from ltx_jax.diffusion.sampler import Caption, Inputs, Mode
+
+LAYERS, TOKENS, CHANNELS = 4, 5, 3
+TIMES = np.float32([1.0, 0.9, 0.6, 0.2])
+NEGATIVE, POSITIVE = -1.0, 1.0
+
+
+def inputs_for(options, times=TIMES, batch=2, mask=None, image_noise=None):
+    plan = guidance.plan(options, times, LAYERS)
+    padded, scales = sampler.per_step(times, plan)
+    caption, negative = (
+        Caption(jnp.full((batch, 1, 1), value), jnp.ones((batch, 1)))
+        for value in (POSITIVE, NEGATIVE)
+    )
+    rng = np.random.default_rng(0)
+    inputs = Inputs(
+        start=jnp.asarray(rng.standard_normal((batch, TOKENS, CHANNELS), np.float32)),
+        mask=mask,
+        rope=None,
+        caption=caption,
+        negative=negative if plan.needs_negative else None,
+        times=padded,
+        scales=scales,
+        image_noise=image_noise,
+        noise=seeded(0, batch),
+    )
+    return inputs, plan
+
+
+PLAIN = SamplingConfig(guidance_scale=1.0, stg_scale=0.0)
+SCHEDULED = dataclasses.replace(
+    PLAIN,
+    guidance_scale=(1.0, 6.0, 3.0, 1.0),
+    stg_scale=(0.0, 2.0, 0.0, 1.0),
+    skip_block_list=((), (1,), (), (0, 2)),
+    guidance_timesteps=(1.0, 0.9, 0.6, 0.2),
+)
+
+
+def network(params, x, time, caption, caption_mask, rope, skip):
+    """Depends on every input."""
+    skipped = 0.0 if skip is None else jnp.sum(1 - skip.mask, axis=0)[:, None, None]
+    return jnp.sin(params * x + caption) + x * time[..., None] + 0.3 * skipped
+
+
+def run(velocity, inputs, plan, mode=Mode(), params=2.0, **kwargs):
+    return np.asarray(sampler.sample(velocity, params, inputs, plan.branches, mode, **kwargs))
+
+
+def eager(function, params, tokens, inputs, index, *, velocity, branches, mode):
+    """Calls a step without compiling it, so that the network sees numbers."""
+    with jax.disable_jit():
+        return sampler.denoise(
+            velocity, params, tokens, inputs, index, branches=branches, mode=mode
+        )[0]
+
+
+def test_the_exact_velocity_leads_to_the_data():
+    """Fixes sign and time: t = 1 is noise, and the velocity points towards it."""
+    data = jnp.full((2, TOKENS, CHANNELS), 0.7)
+
+    def exact(params, x, time, *rest):
+        return (x - params) / time[..., None]
+
+    inputs, plan = inputs_for(PLAIN)
+    for mode in (Mode(), Mode(stochastic=True)):
+        np.testing.assert_allclose(run(exact, inputs, plan, mode, data), data, atol=1e-6)
+
+
+def test_the_network_sees_the_times_of_the_schedule():
+    seen = []
+
+    def watch(params, x, time, *rest):
+        seen.append(np.asarray(time).ravel().tolist())
+        return x
+
+    inputs, plan = inputs_for(PLAIN)
+    run(watch, inputs, plan, call=eager)
+    np.testing.assert_array_equal(seen, np.repeat(TIMES[:, None], 2, axis=1))
+
+
+def test_guidance_of_at_most_one_takes_the_prediction_for_the_text():
+    """Other ports take the negative one in steps whose scale is not above 1."""
+
+    def caption_alone(params, x, time, caption, *rest):
+        return jnp.broadcast_to(caption, x.shape)
+
+    options = dataclasses.replace(
+        PLAIN, guidance_scale=(3.0, 1.0, 0.5), guidance_timesteps=(0.9, 0.6, 0.2)
+    )
+    inputs, plan = inputs_for(options)
+    x, after = inputs.start, []
+    run(caption_alone, inputs, plan, callback=lambda p: after.append(np.asarray(p.tokens)))
+    before = [np.asarray(x), *after[:-1]]
+    gaps = -np.diff([*TIMES, 0.0])
+    guided = NEGATIVE + 3.0 * (POSITIVE - NEGATIVE)
+    for start, end, gap, velocity in zip(
+        before, after, gaps, [guided, guided, POSITIVE, POSITIVE], strict=True
+    ):
+        np.testing.assert_allclose(end, start - gap * velocity, atol=1e-5)
+
+
+def test_no_branch_is_computed_that_a_step_does_not_need():
+    rows = []
+
+    def count(params, x, *rest):
+        rows.append((x.shape[0], rest[-1] is not None))
+        return x
+
+    inputs, plan = inputs_for(SCHEDULED)
+    run(count, inputs, plan, call=eager)
+    assert rows == [(2, False), (6, True), (4, False), (4, True)]
+
+
+def test_condition_tokens_get_their_own_lowered_time():
+    """A token of strength s is at noise level 1 - s until the video's time gets there."""
+    seen = []
+
+    def watch(params, x, time, *rest):
+        seen.append(np.asarray(time[0]).tolist())
+        return x
+
+    mask = jnp.broadcast_to(jnp.array([1.0, 0.8, 0.4, 0.0, 0.0]), (2, TOKENS))
+    inputs, plan = inputs_for(PLAIN, mask=mask)
+    run(watch, inputs, plan, call=eager)
+    expected = [np.minimum(t, [0.0, 0.2, 0.6, 1.0, 1.0]) for t in TIMES]
+    np.testing.assert_allclose(seen, expected, atol=1e-6)
+
+
+def test_condition_tokens_wait_for_their_time_and_hard_ones_never_move():
+    mask = jnp.broadcast_to(jnp.array([1.0, 0.8, 0.35, 0.0, 0.0]), (2, TOKENS))
+    inputs, plan = inputs_for(PLAIN, mask=mask)
+    states = [np.asarray(inputs.start)]
+    run(network, inputs, plan, callback=lambda p: states.append(np.asarray(p.tokens)))
+    moved = [np.any(a != b, axis=(0, 2)).tolist() for a, b in itertools.pairwise(states)]
+    assert moved == [
+        [False, False, False, True, True],  # time 1
+        [False, False, False, True, True],  # 0.9
+        [False, False, True, True, True],  # 0.6 <= 1 - 0.35
+        [False, True, True, True, True],  # 0.2 <= 1 - 0.8
+    ]
+
+
+def test_hard_condition_tokens_get_fresh_noise_that_fades():
+    mask = jnp.broadcast_to(jnp.array([1.0, 0.8, 0.4, 0.0, 0.0]), (2, TOKENS))
+    inputs, plan = inputs_for(PLAIN, mask=mask, image_noise=jnp.asarray(0.15))
+    seen = []
+
+    def watch(params, x, *rest):
+        seen.append(np.asarray(x))
+        return jnp.zeros_like(x)
+
+    run(watch, inputs, plan, call=eager)
+    for i, (x, t) in enumerate(zip(seen, TIMES, strict=True)):
+        noise = inputs.noise.draw("image_condition", x.shape, i)
+        expected = inputs.start + 0.15 * noise * t**2
+        np.testing.assert_allclose(x[:, 0], expected[:, 0], atol=1e-6)
+        np.testing.assert_array_equal(x[:, 1:], inputs.start[:, 1:])
+
+
+def test_the_host_loop_equals_the_fused_loop():
+    mask = jnp.broadcast_to(jnp.array([1.0, 0.5, 0.0, 0.0, 0.0]), (2, TOKENS))
+    inputs, plan = inputs_for(SCHEDULED, mask=mask, image_noise=jnp.asarray(0.15))
+    mode = Mode(cfg_star=True, stochastic=True)
+    host = run(network, inputs, plan, mode)
+    fused = run(network, inputs, plan, mode, fused=True)
+    np.testing.assert_allclose(fused, host, atol=1e-5)  # fused multiply-adds
+
+
+def test_other_times_scales_and_blocks_compile_nothing():
+    inputs, plan = inputs_for(SCHEDULED)
+    run(network, inputs, plan)
+    compiled = sampler.step._cache_size()
+    other = dataclasses.replace(
+        SCHEDULED,
+        guidance_scale=(1.0, 9.0, 4.0, 1.0),
+        skip_block_list=((), (0, 3), (), (2,)),
+        guidance_timesteps=(0.95, 0.5, 0.3, 0.1),
+    )
+    run(network, *inputs_for(other, np.float32([1.0, 0.7, 0.5, 0.4, 0.15, 0.1])))
+    assert sampler.step._cache_size() == compiled
+
+
+def test_a_callback_sees_every_step_and_may_stop_the_run():
+    inputs, plan = inputs_for(PLAIN)
+    seen = []
+
+    def callback(progress):
+        seen.append((progress.step, progress.steps, progress.time))
+        if progress.step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(network, inputs, plan, callback=callback)
+    assert seen == [(1, 4, 1.0), (2, 4, pytest.approx(0.9))]
+    run(network, inputs, plan)  # what the run started from is still there
+
+
+def test_a_fused_loop_has_no_callback():
+    inputs, plan = inputs_for(PLAIN)
+    with pytest.raises(ValueError, match="no callback"):
+        run(network, inputs, plan, fused=True, callback=print)
+
+
+def test_a_sample_does_not_depend_on_its_batch():
+    names = ("initial", "stochastic")
+    batch = seeded(7, 3)
+    for i in range(3):
+        single = seeded(7, 1, first=i)
+        for name in names:
+            together, alone = (s.draw(name, (n, 4, 2), 5) for s, n in ((batch, 3), (single, 1)))
+            np.testing.assert_array_equal(together[i], alone[0])
+
+
+def test_draws_differ_by_name_index_sample_and_seed():
+    shape = (2, 4)
+    draws = [
+        np.asarray(draw)
+        for draw in (
+            *seeded(0, 2).draw("initial", shape),
+            *seeded(0, 2).draw("decode", shape),
+            *seeded(0, 2).draw("decode", shape, 1),
+            *seeded(1, 2).draw("initial", shape),
+        )
+    ]
+    assert len({draw.tobytes() for draw in draws}) == len(draws)
