@@ -186,13 +186,14 @@ class AdaLNSingle(nn.Module):
         """Returns the modulation (shift, scale, gate of attention, then of feed-forward), and the
         embedding itself."""
         cfg = self.cfg
-        embedded = TimestepEmbedder(
-            cfg.width, cfg.dtype, cfg.param_dtype, name="timestep_embedder"
-        )(time)
+        embedder = TimestepEmbedder(cfg.width, cfg.dtype, cfg.param_dtype, name="timestep_embedder")
+        tokens = "token" if time.shape[1] > 1 else None
+        embedded = constrain(embedder(time), "batch", tokens, "act_embed")
         # Small at first, so that every block starts close to the identity.
         small = nn.initializers.normal(0.02)
         linear = _dense(cfg)(6 * cfg.width, ("embed", "adaln"), name="linear", kernel_init=small)
-        return linear(nn.silu(embedded)).reshape(*time.shape, 6, cfg.width), embedded
+        modulation = linear(nn.silu(embedded)).reshape(*time.shape, 6, cfg.width)
+        return constrain(modulation, "batch", tokens, None, "act_embed"), embedded
 
 
 class Block(nn.Module):
@@ -263,12 +264,11 @@ class Transformer(nn.Module):
         x = _dense(cfg)(cfg.width, (None, "embed"), name="patchify_proj")(x)
         x = constrain(x, "batch", "token", "act_embed")
 
-        per_token = "token" if timestep.shape[1] > 1 else None
         time = timestep.astype(jnp.float32) * (cfg.timestep_scale_multiplier or 1.0)
         modulation, embedded = AdaLNSingle(cfg, name="adaln_single")(time)
         caption = MLP(cfg, cfg.width, None, name="caption_projection")(caption.astype(cfg.dtype))
         context = _Context(
-            modulation=constrain(modulation, "batch", per_token, None, "act_embed"),
+            modulation=modulation,
             caption=constrain(caption, "batch", None, "act_embed"),
             caption_mask=caption_mask,
             rope=tuple(constrain(table, *_rope_axes(table)) for table in rope),
