@@ -144,6 +144,13 @@ def test_motion_is_smooth_below_a_pixel(shape):
     np.testing.assert_allclose((cover * rows).sum(axis=(1, 2)) / total, track.row, atol=0.05)
 
 
+@pytest.mark.parametrize("size", [(64, 64), (63, 81)])
+def test_the_origin_of_scenes_is_the_middle_of_the_picture(size):
+    frame = shapes.render(shapes.Scene((figure("cross"),), GREY), 1, *size, 24)[0]
+    np.testing.assert_array_equal(frame, frame[::-1])
+    np.testing.assert_array_equal(frame, frame[:, ::-1])
+
+
 @pytest.mark.parametrize(("shape", "period"), [("triangle", 120), ("star", 72), ("square", 90)])
 def test_angles_are_clockwise_degrees(shape, period):
     """The farthest pixel is a tip, which points up at angle 0 (a square's to a corner)."""

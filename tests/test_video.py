@@ -272,6 +272,18 @@ def test_each_bad_clip_is_an_error_that_names_it(tmp_path, kind, message):
         video.read_video(_make_bad(kind, tmp_path))
 
 
+def test_a_broken_frame_is_an_error_and_not_a_smear(tmp_path):
+    """FFmpeg shows what it can of such a frame, and marks it."""
+    noise = np.random.default_rng(0).integers(0, 255, (3, 64, 96, 3), dtype=np.uint8)
+    path = write_timed(tmp_path / "bad.mkv", noise, np.arange(3) / 24)
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 6  # inside the first frame
+    data[middle : middle + 2000] = np.random.default_rng(2).bytes(2000)
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"bad.mkv is damaged: the frame at 0.00 s is broken"):
+        video.read_video(path)
+
+
 def test_reading_past_the_end_is_an_error(tmp_path):
     video.write_video(tmp_path / "clip.mp4", numbered(5), 24)
     with pytest.raises(ValueError, match=r"clip.mp4 has no frame .*after 3.0 s"):
@@ -346,16 +358,16 @@ def test_a_failed_write_leaves_nothing_and_keeps_the_old_file(tmp_path, monkeypa
     path = tmp_path / "clip.mp4"
     video.write_video(path, numbered(3), 24)
     before = path.read_bytes()
-    calls, real = iter(range(100)), video._even
+    calls, real = iter(range(200)), video._even
 
     def full_disk(picture):
-        if next(calls) == 4:
+        if next(calls) == 90:  # the encoder holds some forty frames back
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(picture)
 
     monkeypatch.setattr(video, "_even", full_disk)
     with pytest.raises(ValueError, match=r"cannot write .*clip.mp4: No space left"):
-        video.write_video(path, numbered(8), 24)
+        video.write_video(path, np.zeros((100, 32, 48, 3), np.uint8), 24)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["clip.mp4"]
 
@@ -405,6 +417,7 @@ def test_contact_sheets_show_frames_evenly_below_their_label():
     [
         ((240, 426), (128, 192), (slice(0, 240), slice(33, 393))),
         ((240, 427), (128, 128), (slice(0, 240), slice(93, 333))),
+        ((100, 200), (30, 50), (slice(0, 100), slice(17, 183))),  # 166.67 is cut to 166
         ((426, 240), (128, 192), (slice(133, 293), slice(0, 240))),
         ((100, 101), (32, 32), (slice(0, 100), slice(0, 100))),
         ((101, 100), (33, 97), (slice(33, 67), slice(0, 100))),  # 100 / (97 / 33) = 34.02
