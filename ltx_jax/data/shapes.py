@@ -1,6 +1,7 @@
 """The procedural world: seeded clips with captions and exact ground truth, in numpy alone.
 
-    clip(7).frames      uint8 (25, 128, 128, 3)      clip(7).caption      "a red star moves left"
+    clip(34).frames    uint8 (25, 128, 128, 3)
+    clip(34).caption   "a small orange triangle stays still"
 
 A clip is a pure function of (seed, index); the same scene at another size or frame rate shows the
 same motion. `scenes.py` says what can happen, `captions.py` how it is told.
