@@ -15,6 +15,7 @@ from flax import struct
 from jaxtyping import Array, Float, Key
 
 from ltx_jax.config import BlockConfig, VAEConfig
+from ltx_jax.models.convolution import Stride
 from ltx_jax.models.layers import TimestepEmbedder
 from ltx_jax.models.vae_blocks import (
     Conv,
@@ -22,7 +23,6 @@ from ltx_jax.models.vae_blocks import (
     MidBlock,
     PointConv,
     ResBlock,
-    Stride,
     StridedConv,
     Upsample,
     make_norm,

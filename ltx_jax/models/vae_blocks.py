@@ -15,10 +15,11 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from ltx_jax.config import BlockConfig, VAEConfig
+from ltx_jax.models.attention import attention
+from ltx_jax.models.convolution import Stride, convolve
 from ltx_jax.models.layers import RMSNorm, TimestepEmbedder, dense, param
 from ltx_jax.sharding import constrain
 
-Stride = tuple[int, int, int]  # frames, rows, columns
 Video = Float[Array, "b t h w c"]
 
 NORM_GROUPS = 32
@@ -48,17 +49,6 @@ def depth_to_space(x: Video, stride: Stride) -> Float[Array, "b t2 h2 w2 c2"]:
     x = x.reshape(b, t, h, w, c // math.prod(stride), st, sh, sw)
     x = x.transpose(0, 1, 5, 2, 6, 3, 7, 4)
     return x.reshape(b, t * st, h * sh, w * sw, c // math.prod(stride))
-
-
-def convolve(
-    x: Video, kernel: Float[Array, "3 3 3 c d"], stride: Stride = (1, 1, 1), zeros: bool = False
-) -> Float[Array, "b t2 h2 w2 d"]:
-    """The one 3x3x3 convolution: no padding in time, zeros (one pixel) or nothing in space."""
-    space = (1, 1) if zeros else (0, 0)
-    y = jax.lax.conv_general_dilated(
-        x, kernel, stride, ((0, 0), space, space), dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
-    )
-    return checkpoint_name(y, "conv")
 
 
 class Conv(nn.Module):
@@ -91,6 +81,7 @@ class Conv(nn.Module):
             pad = ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0))
             x = jnp.pad(x, pad, mode=_PAD_MODES[cfg.spatial_padding_mode])
         y = convolve(x, kernel.astype(cfg.dtype), self.stride, zeros)
+        y = checkpoint_name(y, "conv")  # what remat="dots" keeps
         return y + bias.astype(cfg.dtype).reshape(1, 1, 1, 1, -1)
 
 
@@ -250,7 +241,7 @@ class SelfAttention(nn.Module):
         q = RMSNorm(1e-5, axes=("heads",), param_dtype=cfg.param_dtype, name="q_norm")(q)
         k = RMSNorm(1e-5, axes=("heads",), param_dtype=cfg.param_dtype, name="k_norm")(k)
         q, k, v = (y.reshape(b, -1, heads, self.head_dim) for y in (q, k, v))
-        y = jax.nn.dot_product_attention(q, k, v).reshape(b, -1, width)
+        y = attention(q, k, v).reshape(b, -1, width)
         y = linear(c, ("heads", "embed"), name="to_out")(y)
         return x + y.reshape(x.shape)
 
