@@ -119,5 +119,10 @@ def shardings(boxed: Any, mesh: Mesh) -> Any:
 def init_sharded(init: Callable[..., Any], mesh: Mesh, *args: Any) -> tuple[Any, Any]:
     """Runs `init(*args)`, every array born on its shard; returns the plain tree and its layout."""
     layout = shardings(jax.eval_shape(init, *args), mesh)
+    # LLVM spends seconds on every draw's bit generator at its highest level, and gains nothing.
+    quick = {"xla_backend_optimization_level": 1}
     with use_mesh(mesh):
-        return jax.jit(lambda *a: unbox(init(*a)), out_shardings=layout)(*args), layout
+        born = jax.jit(lambda *a: unbox(init(*a)), out_shardings=layout, compiler_options=quick)(
+            *args
+        )
+    return born, layout
