@@ -51,7 +51,7 @@ def pixel_coords(
 
 
 def positions(
-    pixel_coords: Int[Array, "*b n 3"], frame_rate: float | Float[Array, " b"]
+    pixel_coords: Int[Array, "*b n 3"], frame_rate: float | int | Float[Array, " b"]
 ) -> Float[Array, "*b n 3"]:
     """Coordinates in seconds, pixels, pixels. `frame_rate` is one number, or one of each sample."""
     # One product with the rounded reciprocal, as upstream: the last bit of a position turns the

@@ -1,0 +1,102 @@
+"""Attention, against its definition in float64 and against PyTorch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ltx_jax import sharding
+from ltx_jax.models.attention import attention
+
+# The second is large enough for the form that goes through the heads one by one.
+SIZES = {"small": (7, 5), "large": (130, 150)}
+
+
+def draw(n, m, dtype=jnp.float32, b=3, k=2, e=8):
+    rng = np.random.default_rng(0)
+    q = rng.standard_normal((b, n, k, e))
+    keys, values = rng.standard_normal((2, b, m, k, e))
+    mask = np.arange(m) < np.array([[m], [m // 2], [0]])
+    return [jnp.asarray(x, dtype) for x in (q, keys, values)], jnp.asarray(mask)
+
+
+def definition(q, k, v, mask=None):
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    scores = np.einsum("bnke,bmke->bknm", q, k) / np.sqrt(q.shape[-1])
+    if mask is not None:
+        scores = scores + (1 - np.asarray(mask, np.float64))[:, None, None] * -10_000
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    return np.einsum("bknm,bmke->bnke", weights, v)
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_is_softmax_attention(size, masked):
+    qkv, mask = draw(*size)
+    mask = mask if masked else None
+    got, want = jax.jit(attention)(*qkv, mask=mask), definition(*qkv, mask)
+    np.testing.assert_allclose(got[:2], want[:2], rtol=0, atol=1e-6)
+    # Scores of the row that is masked out altogether are rounded at 10000, to 1e-3.
+    np.testing.assert_allclose(got[2], want[2], rtol=0, atol=1e-2 if masked else 1e-6)
+
+
+def test_attention_matches_pytorch():
+    torch = pytest.importorskip("torch")
+    qkv, mask = draw(7, 5)
+    theirs = [torch.from_numpy(np.array(x)).transpose(1, 2) for x in qkv]
+    bias = torch.from_numpy(-10_000 * (1 - np.asarray(mask, np.float32)))[:, None, None]
+    want = torch.nn.functional.scaled_dot_product_attention(*theirs, attn_mask=bias)
+    got = attention(*qkv, mask=mask)
+    np.testing.assert_allclose(got, want.transpose(1, 2), rtol=0, atol=1e-3)
+    np.testing.assert_allclose(got[:2], want.transpose(1, 2)[:2], rtol=0, atol=1e-6)
+
+
+def test_a_caption_that_is_masked_out_still_gives_a_mean_of_its_values():
+    """As in the released model: the bias is not minus infinity, so nothing is NaN."""
+    qkv, mask = draw(7, 5)
+    masked_out = attention(*qkv, mask=mask)[2]
+    np.testing.assert_allclose(masked_out, attention(*qkv)[2], rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [bool, jnp.int32, jnp.float32])
+def test_masks_of_every_type_mean_the_same(dtype):
+    qkv, mask = draw(7, 5)
+    got = attention(*qkv, mask=mask.astype(dtype))
+    np.testing.assert_array_equal(got, attention(*qkv, mask=mask))
+
+
+def test_both_forms_have_the_same_gradients(mesh):
+    qkv, mask = draw(*SIZES["large"])
+    weight = jnp.sin(jnp.arange(qkv[0].size, dtype=jnp.float32)).reshape(qkv[0].shape)
+
+    def gradients():
+        def loss(q, k, v, mask):
+            return jnp.sum(weight * attention(q, k, v, mask=mask))
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*qkv, mask)
+
+    by_head = gradients()
+    with sharding.use_mesh(mesh):  # on a mesh, all heads at once
+        at_once = gradients()
+    for a, b in zip(by_head, at_once, strict=True):
+        np.testing.assert_allclose(a[:2], b[:2], rtol=0, atol=1e-5)
+
+
+def test_scores_and_softmax_are_in_float32_whatever_the_input():
+    """Close scores around 400, which bfloat16 rounds to multiples of 2."""
+    q = jnp.full((1, 1, 1, 1), 20.0, jnp.bfloat16)
+    k = jnp.array([20.0, 20.125], jnp.bfloat16).reshape(1, 2, 1, 1)
+    v = jnp.array([0.0, 1.0], jnp.bfloat16).reshape(1, 2, 1, 1)
+    got = attention(q, k, v)
+    assert got.dtype == jnp.bfloat16
+    want = 1 / (1 + np.exp(-20 * 0.125))
+    np.testing.assert_allclose(got.astype(np.float32).item(), want, rtol=2**-8)
+
+
+def test_scores_are_not_kept_for_the_gradient():
+    n = 1024
+    q = jax.ShapeDtypeStruct((1, n, 8, 16), jnp.float32)
+    gradient = jax.jit(jax.grad(lambda *qkv: jnp.sum(attention(*qkv) ** 2), argnums=(0, 1, 2)))
+    used = gradient.lower(q, q, q).compile().memory_analysis().temp_size_in_bytes
+    assert used < 5 * 4 * n * n, "more than the scores of a few of the eight heads"
