@@ -156,7 +156,8 @@ def _embed(
 class TextEncoder:
     """A tokenizer and a T5 encoder with its weights.
 
-    With a `mesh`, `params` lie on it (`load` puts them there) and the batch is split over it.
+    With a `mesh`, `params` lie on it (`load` puts them there) and the work is split over it;
+    embeddings come back whole on every device.
 
     Raises:
       ValueError: if `max_tokens` leaves no room for EOS, or if the tokenizer has more ids than the
@@ -244,17 +245,12 @@ class TextEncoder:
                     self.max_tokens - 1,
                     prompt,
                 )
+        ids, mask = _pad(rows, self.max_tokens)
         if self.mesh is None:
-            ids, mask = _pad(rows, self.max_tokens)
             return _embed(self.params, ids, mask, self.cfg), jnp.asarray(mask)
-
-        # The batch is split over these axes, so empty prompts fill it up.
-        fill = -len(rows) % (self.mesh.shape["data"] * self.mesh.shape["fsdp"])
-        ids, mask = _pad([*rows, *([],) * fill], self.max_tokens)
         with sharding.use_mesh(self.mesh):
             embeds = _embed(self.params, ids, mask, self.cfg)
-        embeds, mask = jax.device_put((embeds, mask), NamedSharding(self.mesh, P()))
-        return embeds[: len(rows)], mask[: len(rows)]
+        return jax.device_put((embeds, mask), NamedSharding(self.mesh, P()))
 
     @functools.cached_property
     def identity(self) -> str:

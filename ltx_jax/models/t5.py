@@ -73,6 +73,9 @@ class Embedding(nn.Module):
         cfg = self.cfg
         init = param((None, "embed"), nn.initializers.normal(1.0))
         table = self.param("embedding", init, (cfg.vocab_size, cfg.d_model), cfg.param_dtype)
+        # Gathered whole, as the other parameters are by FSDP: else XLA replicates the result.
+        table = constrain(table, None, None)
+        token_ids = constrain(token_ids, "batch", None)
         return jnp.take(table, token_ids, axis=0).astype(jnp.float32)
 
 
