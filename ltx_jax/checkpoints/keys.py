@@ -5,6 +5,8 @@ the transformer stacked on a leading axis; the files have (out, in), (out, in, t
 tensor per block. Everything else lies alike.
 """
 
+import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -63,7 +65,6 @@ class Leaf(NamedTuple):
 
     path: Path
     shape: tuple[int, ...]
-    dtype: np.dtype
     names: tuple[str, ...]  # official, without the prefix
     stacked: bool = False
 
@@ -111,7 +112,21 @@ class Leaf(NamedTuple):
 
 
 def transformer_boxed(cfg: TransformerConfig) -> Any:
-    """Shapes and logical axes of a transformer's parameters."""
+    """Shapes and logical axes of a transformer's parameters; their dtype means nothing."""
+    return _transformer_boxed(_plain(cfg))
+
+
+def vae_boxed(cfg: VAEConfig) -> Any:
+    """Shapes and logical axes of a VAE's parameters; their dtype means nothing."""
+    return _vae_boxed(_plain(cfg))
+
+
+def _plain(cfg: Any) -> Any:
+    return dataclasses.replace(cfg, remat="none", dtype="float32", param_dtype="float32")
+
+
+@functools.lru_cache(maxsize=8)  # tracing takes a second
+def _transformer_boxed(cfg: TransformerConfig) -> Any:
     tokens = jax.ShapeDtypeStruct((1, 1, cfg.in_channels), np.float32)
     time = jax.ShapeDtypeStruct((1, 1), np.float32)
     caption = jax.ShapeDtypeStruct((1, 1, cfg.caption_channels), np.float32)
@@ -121,8 +136,8 @@ def transformer_boxed(cfg: TransformerConfig) -> Any:
     return shapes["params"]
 
 
-def vae_boxed(cfg: VAEConfig) -> Any:
-    """Shapes and logical axes of a VAE's parameters."""
+@functools.lru_cache(maxsize=8)
+def _vae_boxed(cfg: VAEConfig) -> Any:
     size = cfg.patch_size * 2 ** len(cfg.encoder_blocks)  # fits whatever the blocks halve
     video = jax.ShapeDtypeStruct((1, 1, size, size, cfg.in_channels), np.float32)
     return jax.eval_shape(VideoVAE(cfg).init, jax.random.key(0), video)["params"]
@@ -141,10 +156,10 @@ def transformer_leaves(boxed: Any) -> list[Leaf]:
         if path[0] == "blocks":
             name = _transformer_name(path[1:])
             names = tuple(f"transformer_blocks.{i}.{name}" for i in range(shape.shape[0]))
-            leaves.append(Leaf(path, shape.shape, shape.dtype, names, stacked=True))
+            leaves.append(Leaf(path, shape.shape, names, stacked=True))
         else:
             names = (_transformer_name(path),)
-            leaves.append(Leaf(path, shape.shape, shape.dtype, names))
+            leaves.append(Leaf(path, shape.shape, names))
     return leaves
 
 
@@ -159,10 +174,7 @@ def _transformer_name(path: Path) -> str:
 
 def vae_leaves(cfg: VAEConfig, boxed: Any) -> list[Leaf]:
     """The parameters of `vae_boxed` and their official names."""
-    return [
-        Leaf(path, shape.shape, shape.dtype, (_vae_name(cfg, path),))
-        for path, shape in _flatten(boxed)
-    ]
+    return [Leaf(path, shape.shape, (_vae_name(cfg, path),)) for path, shape in _flatten(boxed)]
 
 
 def _vae_name(cfg: VAEConfig, path: Path) -> str:
@@ -202,7 +214,7 @@ def upsampler_leaves(boxed: Any) -> list[Leaf]:
         parts = [_UPSAMPLER_LIST.sub(r"\1.\2", module) for module in path[:-1]]
         return ".".join([*parts, "weight" if path[-1] in _WEIGHTS else path[-1]])
 
-    return [Leaf(path, shape.shape, shape.dtype, (name(path),)) for path, shape in _flatten(boxed)]
+    return [Leaf(path, shape.shape, (name(path),)) for path, shape in _flatten(boxed)]
 
 
 def _flatten(boxed: Any) -> list[tuple[Path, jax.ShapeDtypeStruct]]:

@@ -8,7 +8,7 @@ refused by name; keys that nothing reads are kept in the raw metadata.
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any, NamedTuple, get_args, get_type_hints
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from ltx_jax.config import (
     BlockConfig,
@@ -242,19 +242,30 @@ def build(kind: Any, values: Raw, where: str) -> Any:
     fields = {f.name for f in dataclasses.fields(kind)} - set(_RUNTIME)
     taken = {key: value for key, value in values.items() if key in fields}
     for key, value in taken.items():
-        choices = get_args(hints[key]) or (value,)
-        if hints[key] in (int, float, bool):
-            number = not isinstance(value, bool) and isinstance(value, int | float)
-            right = isinstance(value, bool) if hints[key] is bool else number
-            if not right or (hints[key] is int and value != int(value)):
-                raise ValueError(f"{where} {key} is {value!r}, expected {hints[key].__name__}")
-            taken[key] = hints[key](value)
-        elif all(isinstance(choice, str | int) for choice in choices) and value not in choices:
-            raise ValueError(f"{where} {key} is {value!r}; supported: {list(choices)}")
+        if get_origin(hints[key]) is tuple:  # whoever calls has made those
+            continue
+        # The types and the literal values that the field allows.
+        choices = [c for arg in get_args(hints[key]) for c in get_args(arg) or (arg,)]
+        choices = choices or [hints[key]]
+        literals = [choice for choice in choices if isinstance(choice, str | int)]
+        if value is None and type(None) in choices:
+            continue
+        if literals and value not in literals:
+            raise ValueError(f"{where} {key} is {value!r}; supported: {literals}")
+        for scalar in (bool, int, float):
+            if scalar in choices:
+                taken[key] = _number(scalar, value, f"{where} {key}")
     try:
         return kind(**taken)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from error
+
+
+def _number(kind: Any, value: Any, what: str) -> Any:
+    number = isinstance(value, int | float) and isinstance(value, bool) == (kind is bool)
+    if not number or kind(value) != value:
+        raise ValueError(f"{what} is {value!r}, expected {kind.__name__}")
+    return kind(value)
 
 
 def dump(configs: Configs) -> str:

@@ -1,7 +1,9 @@
 """From tensors in files to arrays on devices and back, one tensor at a time."""
 
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -18,6 +20,8 @@ from ltx_jax.config import DType
 _FLOATS = ("F32", "F16", "BF16")
 # Rows of a tensor that are turned at a time: more of them fall out of the processor's cache.
 _TILE = 16
+# Layers that are read and turned at a time; each holds one tensor.
+_THREADS = min(4, os.cpu_count() or 1)
 # XLA takes a host buffer as it is where it begins at such an address, and copies it otherwise.
 _ALIGNMENT = 64
 
@@ -142,8 +146,10 @@ def _read_leaf(
         part: _aligned_empty(tuple(stop - start for start, stop in part), dtype)
         for part in set(devices.values())
     }
-    for i, name in enumerate(leaf.names):
-        values = leaf.from_stored(found[name].read())
+
+    def fill(i: int) -> None:
+        # Cast before it is turned: numpy casts what lies in order many times faster.
+        values = leaf.from_stored(found[leaf.names[i]].read().astype(dtype, copy=False))
         for part, buffer in buffers.items():
             if leaf.stacked:
                 (start, stop), *inner = part
@@ -151,6 +157,9 @@ def _read_leaf(
                     _copy(buffer[i - start], values[_slices(inner)])
             else:
                 _copy(buffer, values[_slices(part)])
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        list(pool.map(fill, range(len(leaf.names))))
     if layout is None:
         return jax.device_put(buffers[whole])
     arrays = [jax.device_put(buffers[part], device) for device, part in devices.items()]
@@ -158,8 +167,9 @@ def _read_leaf(
     return jax.block_until_ready(array)  # or the host runs ahead of slow transfers
 
 
-def _slices(part: Iterable[tuple[int, int]]) -> tuple[slice, ...]:
-    return tuple(slice(start, stop) for start, stop in part)
+def _slices(part: Iterable[tuple[int, int]]) -> tuple[Any, ...]:
+    # The ellipsis keeps a tensor without dimensions an array.
+    return (..., *(slice(start, stop) for start, stop in part))
 
 
 def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -170,7 +180,8 @@ def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def _copy(target: np.ndarray, source: np.ndarray) -> None:
-    if source.dtype == target.dtype == ml_dtypes.bfloat16:
+    """Fills `target` with a view of the same dtype that lies in another order."""
+    if source.dtype == ml_dtypes.bfloat16:
         # numpy copies its own dtypes many times faster than this one.
         source, target = source.view(np.uint16), target.view(np.uint16)
     if target.ndim < 2:
@@ -202,16 +213,21 @@ def _to_host(array: Any, layer: int | None) -> np.ndarray:
     if not array.is_fully_addressable:
         raise ValueError("the parameters lie on several hosts: gather them before writing")
     if array.is_fully_replicated:
-        one = array.addressable_data(0)
-        return np.asarray(one if layer is None else one[layer])
-    shape = array.shape if layer is None else array.shape[1:]
-    host = np.empty(shape, array.dtype)
+        return _shard_to_host(array.addressable_data(0), layer)
+    host = np.empty(array.shape if layer is None else array.shape[1:], array.dtype)
     for shard in array.addressable_shards:
-        index, data = shard.index, shard.data
         if layer is None:
-            host[index] = np.asarray(data)
+            host[shard.index] = _shard_to_host(shard.data, None)
             continue
-        start, stop, _ = index[0].indices(array.shape[0])
+        start, stop, _ = shard.index[0].indices(array.shape[0])
         if start <= layer < stop:
-            host[index[1:]] = np.asarray(data[layer - start])
+            host[shard.index[1:]] = _shard_to_host(shard.data, layer - start)
     return host
+
+
+def _shard_to_host(data: jax.Array, layer: int | None) -> np.ndarray:
+    on_cpu = all(device.platform == "cpu" for device in data.devices())
+    if layer is not None and not on_cpu:
+        return np.asarray(data[layer])
+    whole = np.asarray(data)  # a view, on a CPU
+    return whole if layer is None else whole[layer]

@@ -44,8 +44,7 @@ FLOAT8 = ("F8_E4M3", "F8_E5M2")
 _MAX_HEADER = 100_000_000
 # A smaller file is fingerprinted whole, a larger one by samples.
 _HASH_WHOLE = 1 << 25
-_HASH_SAMPLE = 1 << 12
-_HASH_SAMPLES = 512
+_HASH_SAMPLE = 1 << 10
 
 
 class StoredTensor(NamedTuple):
@@ -252,9 +251,9 @@ def write_atomically(path: Path, chunks: Iterable[Any]) -> None:
 def fingerprint(paths: Iterable[Path]) -> str:
     """A SHA-256 (hex) of files, in the order given, whatever their names.
 
-    A file up to 32 MB is hashed whole; of a larger one the size, the first and last 4 KB and 512
-    samples of 4 KB at even distances, which hold the header's beginning and some of every part:
-    a 26 GB file takes milliseconds, and two trainings never agree.
+    A file up to 32 MB is hashed whole; of a larger one (safetensors then) the header and, of every
+    tensor, 1 KB at its beginning, middle and end. That takes milliseconds for 26 GB, and sees any
+    training, however few tensors it touched.
     """
     digest = hashlib.sha256()
     for path in paths:
@@ -264,8 +263,11 @@ def fingerprint(paths: Iterable[Path]) -> str:
             if size <= _HASH_WHOLE:
                 digest.update(file.read())
                 continue
-            last = size - _HASH_SAMPLE
-            for i in range(_HASH_SAMPLES):
-                file.seek(last * i // (_HASH_SAMPLES - 1))
-                digest.update(file.read(_HASH_SAMPLE))
+            header = int.from_bytes(file.read(8), "little")
+            digest.update(file.read(header))
+            for tensor in open_file(path).tensors.values():
+                last = max(tensor.nbytes - _HASH_SAMPLE, 0)
+                for offset in (0, last // 2, last):
+                    file.seek(tensor.offset + offset)
+                    digest.update(file.read(min(_HASH_SAMPLE, tensor.nbytes)))
     return digest.hexdigest()
