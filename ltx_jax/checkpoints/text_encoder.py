@@ -1,8 +1,8 @@
 """T5 encoder weights in the layout of transformers: a directory with config.json and safetensors.
 
-Tensors are read and written one at a time (`placement`): at its peak, loading on a CPU holds the
-parameters and one tensor of the file, at most 526 MB for T5-XXL stored in float32 (the token
-embedding); for another device the host holds one parameter with all its layers, at most 2 GB in
+Tensors are read and written one at a time (`placement`). On a CPU, loading holds the parameters
+and a few tensors of the file at its peak, the largest of T5-XXL being 526 MB in float32 (the token
+embedding). For another device the host holds one parameter with all its layers, at most 2 GB in
 bfloat16.
 """
 
@@ -146,13 +146,13 @@ def parameter_leaves(cfg: T5Config) -> list[Leaf]:
     """The parameters of `T5Encoder(cfg)` and their names in the files."""
     leaves = []
     for path, shape in jax.tree.leaves_with_path(sharding.unbox(_boxed(cfg))):
-        path, kind = _names(path), np.dtype(shape.dtype)
+        path = _names(path)
         if path[0] == "blocks":
             name = _PER_LAYER[path[1:]]
             names = tuple(f"encoder.block.{i}.layer.{name}" for i in range(cfg.num_layers))
-            leaves.append(Leaf(path, shape.shape, kind, names, stacked=True))
+            leaves.append(Leaf(path, shape.shape, names, stacked=True))
         else:
-            leaves.append(Leaf(path, shape.shape, kind, (_SINGLE[path],)))
+            leaves.append(Leaf(path, shape.shape, (_SINGLE[path],)))
     return leaves
 
 
