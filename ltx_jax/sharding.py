@@ -84,8 +84,23 @@ def spec(axes: tuple[str | None, ...]) -> P:
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Pins the layout of an activation; does nothing outside `use_mesh`."""
-    return with_logical_constraint(x, axes, fallback=RulesFallback.RAISE_ERROR)
+    """Pins the layout of an activation; does nothing outside `use_mesh`.
+
+    A dimension that its mesh axes do not divide is left whole. So are rows where a device would get
+    a single one: of two such devices, XLA (jax 0.10) makes wrong convolutions.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+
+    def fits(size: int, name: str | None) -> bool:
+        entry = RULES.get(name or "") or ()  # an unknown name is refused below
+        names = (entry,) if isinstance(entry, str) else entry
+        devices = math.prod(mesh.shape[axis] for axis in names)
+        return size % devices == 0 and not (name == "row" and size == devices > 1)
+
+    kept = tuple(name if fits(x.shape[i], name) else None for i, name in enumerate(axes))
+    return with_logical_constraint(x, kept, fallback=RulesFallback.RAISE_ERROR)
 
 
 def _is_boxed(x: Any) -> bool:
