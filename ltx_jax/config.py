@@ -195,6 +195,11 @@ class SamplingConfig:
         for name in ("height", "width", "num_frames", "frame_rate", "num_inference_steps"):
             value = getattr(self, name)
             _require(value > 0, f"{name} must be positive, got {value}")
+        for name in ("decode_timestep", "decode_noise_scale", "tone_map_compression_ratio"):
+            value = getattr(self, name)
+            _require(value is None or 0 <= value <= 1, f"{name} must lie in [0, 1], got {value}")
+        scale = self.image_cond_noise_scale
+        _require(scale >= 0, f"image_cond_noise_scale must not be negative, got {scale}")
 
 
 @dataclasses.dataclass(frozen=True)
