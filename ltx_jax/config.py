@@ -169,27 +169,27 @@ class SamplingConfig:
 
     negative_prompt: str = "worst quality, inconsistent motion, blurry, jittery, distorted"
     height: int = 704  # pixels; any positive size, padded to a legal one and cropped back
-    width: int = 1216
-    num_frames: int = 121
-    frame_rate: float = 30.0
-    num_inference_steps: int = 40
+    width: int = 1216  # likewise
+    num_frames: int = 121  # likewise; whole latent frames are 8k+1
+    frame_rate: float = 30.0  # frames per second
+    num_inference_steps: int = 40  # length of the checkpoint's own schedule
     timesteps: tuple[float, ...] | None = None  # explicit times, in place of a count
-    skip_initial_inference_steps: int = 0
-    skip_final_inference_steps: int = 0
+    skip_initial_inference_steps: int = 0  # of the schedule
+    skip_final_inference_steps: int = 0  # of the schedule
     guidance_scale: PerStep = 3.0  # classifier-free guidance; <= 1 is off
-    cfg_star_rescale: bool = False
+    cfg_star_rescale: bool = False  # scale the negative prediction to fit the positive one
     stg_scale: PerStep = 1.0  # spatio-temporal guidance; <= 0 is off
-    stg_mode: STGMode = "attention_values"
+    stg_mode: STGMode = "attention_values"  # what a skipped block does in place of attention
     skip_block_list: SkipBlocks = ()  # blocks that the perturbed branch skips
     rescaling_scale: PerStep = 0.7  # 1 is off
     guidance_timesteps: tuple[float, ...] | None = None  # times at which per-step values change
-    stochastic_sampling: bool = False
-    image_cond_noise_scale: float = 0.15
+    stochastic_sampling: bool = False  # new noise in every step
+    image_cond_noise_scale: float = 0.15  # noise on conditions, new in every step
     prepare_conditions: bool = True  # blur and H.264-compress condition images, as in training
-    decode_timestep: float = 0.05
-    decode_noise_scale: float | None = 0.025  # None: the decode timestep
-    tone_map_compression_ratio: float = 0.0
-    seed: int = 171_198
+    decode_timestep: float = 0.05  # noise level that the decoder is told, in [0, 1]
+    decode_noise_scale: float | None = 0.025  # level that is added; None: the decode timestep
+    tone_map_compression_ratio: float = 0.0  # in [0, 1]: how far to pull in extreme latents
+    seed: int = 171_198  # sample i draws from fold_in(key(seed), i)
 
     def __post_init__(self):
         for name in ("height", "width", "num_frames", "frame_rate", "num_inference_steps"):
@@ -224,8 +224,8 @@ class SampleConfig(SamplingConfig):
     output_path: str | None = None  # an .mp4 or a folder; None: outputs/
     # An .npy for the final normalised latents; decodes nothing unless output_path is given too.
     save_latents: str | None = None
-    dtype: DType = "bfloat16"
-    mesh: MeshConfig = MeshConfig()
+    dtype: DType = "bfloat16"  # of parameters and computation
+    mesh: MeshConfig = MeshConfig()  # of several devices; by default one is used
     # A latent upsampler's file: sample small, enlarge, refine. None: one pass.
     spatial_upscaler: str | None = None
     downscale_factor: float = 0.6666666  # size of the first of two passes

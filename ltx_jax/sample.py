@@ -31,6 +31,7 @@ DESCRIPTION = """Makes videos with LTX-Video.
 
 Options may start from a file, --config configs/sample/NAME.py or the JSON beside an earlier video;
 those given here come on top. They are called as in the official inference script."""
+PARTS: tuple[str, ...] = ("load", "text", "encode", "compile", "denoise", "decode", "write")
 EMBEDDINGS = ("prompt_embeds", "prompt_mask", "negative_embeds", "negative_mask")
 
 
@@ -52,20 +53,33 @@ def parse(arguments: Sequence[str]) -> SampleConfig:
     """Reads the command line over the file that `--config` names.
 
     Raises:
-      ValueError: for a file that does not hold sampling settings.
+      ValueError: for values out of range, and a file that does not hold sampling settings.
       SystemExit: for --help and for options that are not understood.
     """
     import tyro
 
-    return tyro.cli(
-        SampleConfig,
+    given = tyro.cli(
+        _Unchecked,
         prog="sample.py",
         description=DESCRIPTION,
         args=list(arguments),
-        default=_defaults(arguments),
+        default=_Unchecked(**_fields(_defaults(arguments))),
         use_underscores=True,
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
     )
+    return SampleConfig(**_fields(given))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Unchecked(SampleConfig):
+    """The options before they are checked: what is wrong with them is then one plain line."""
+
+    def __post_init__(self):
+        pass
+
+
+def _fields(cfg: SampleConfig, kind: type = SampleConfig) -> dict[str, Any]:
+    return {field.name: getattr(cfg, field.name) for field in dataclasses.fields(kind)}
 
 
 def _defaults(arguments: Sequence[str]) -> SampleConfig:
@@ -101,13 +115,13 @@ def run(cfg: SampleConfig) -> None:
         if path is not None:
             video.check_writable(path / "video.mp4")
     pipe = _load(cfg)
-    clock = {"load": pipe.timings.get("load", 0.0)}
+    clock = dict.fromkeys(PARTS, 0.0) | {"load": pipe.timings.get("load", 0.0)}
     for number, batch in enumerate(batches):
         label = f"video {number + 1}/{len(batches)}" if len(batches) > 1 else "denoising"
         seconds = _make(cfg, pipe, batch, embeddings, noise, label)
         for part, taken in seconds.items():
             clock[part] = clock.get(part, 0.0) + taken
-    parts = ", ".join(f"{part} {taken:.1f} s" for part, taken in clock.items() if taken >= 0.05)
+    parts = ", ".join(f"{part} {taken:.1f} s" for part, taken in clock.items())
     print(f"time: {parts}", file=sys.stderr)
 
 
@@ -186,7 +200,7 @@ def _load(cfg: SampleConfig) -> "LTXPipeline":
 
 def use_compilation_cache() -> None:
     """Keeps compiled programs under ~/.cache/ltx_jax, or where JAX_COMPILATION_CACHE_DIR says."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         jax.config.update(
             "jax_compilation_cache_dir", os.path.expanduser("~/.cache/ltx_jax/compiled")
         )
@@ -209,9 +223,7 @@ def _make(
     strengths = cfg.conditioning_strengths or (1.0,) * len(cfg.conditioning_media_paths)
     media = zip(cfg.conditioning_media_paths, cfg.conditioning_start_frames, strengths, strict=True)
     conditions = [Condition(path, frame, strength) for path, frame, strength in media]
-    options = SamplingConfig(
-        **{f.name: getattr(cfg, f.name) for f in dataclasses.fields(SamplingConfig)}
-    )
+    options = SamplingConfig(**_fields(cfg, SamplingConfig))
     prompts = None if embeddings is not None else [item.prompt or "" for item in batch]
     first = batch[0].index
     with _bar(label) as callback:
@@ -246,7 +258,11 @@ def _bar(label: str) -> Iterator[Callable[[Any], None]]:
     columns = rich.progress.Progress.get_default_columns()
     with rich.progress.Progress(*columns, console=rich.console.Console(stderr=True)) as bar:
         task = bar.add_task(label, total=None)
-        yield lambda step: bar.update(task, completed=step.step, total=step.steps)
+        try:
+            yield lambda step: bar.update(task, completed=step.step, total=step.steps)
+        except BaseException:
+            bar.live.transient = True  # an error stands alone
+            raise
 
 
 if __name__ == "__main__":

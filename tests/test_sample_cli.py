@@ -1,0 +1,395 @@
+"""sample.py from its command line, on a tiny random checkpoint: what it writes and refuses."""
+
+import dataclasses
+import json
+import os
+import shutil
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+FRAMES, HEIGHT, WIDTH = 9, 64, 96
+SIZES = ["--num_frames", f"{FRAMES}", "--height", f"{HEIGHT}", "--width", f"{WIDTH}"]
+FAST = ["--num_inference_steps", "2", "--stg_scale", "0", "--rescaling_scale", "1"]
+SMALL = [*SIZES, *FAST, "--dtype", "float32", "--frame_rate", "8"]
+CHANNELS, CAPTION = 8, 16
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A checkpoint, a text encoder, embeddings and media; compiled programs are kept beside."""
+    from ltx_jax.data import video
+
+    root = tmp_path_factory.mktemp("sample")
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(root / "compiled"))
+    compilation_cache.reset_cache()
+    _write_checkpoint(root / "tiny.safetensors")
+    _write_text_encoder(root / "t5", CAPTION)
+    _write_text_encoder(root / "wide", CAPTION + 8)
+    draw = np.random.default_rng(0)
+    rows = {
+        "prompt_embeds": draw.standard_normal((1, 5, CAPTION)),
+        "negative_embeds": draw.standard_normal((1, 5, CAPTION)),
+    }
+    masks = {name: np.ones((1, 5), np.int32) for name in ("prompt_mask", "negative_mask")}
+    np.savez(root / "embeddings.npz", **{k: v.astype(np.float32) for k, v in rows.items()}, **masks)
+    clip = draw.integers(0, 255, (17, HEIGHT, WIDTH, 3), np.uint8)
+    video.write_video(root / "clip17.mp4", clip, 8.0)
+    video.write_video(root / "clip8.mp4", clip[:8], 8.0)
+    video.write_image(root / "still.png", clip[0])
+    yield root
+    jax.config.update("jax_compilation_cache_dir", before)
+    compilation_cache.reset_cache()
+
+
+def _random(module, *arguments):
+    """Parameters of a network without compiling its initialiser."""
+    from ltx_jax import sharding
+
+    def init(*arguments):
+        return sharding.unbox(module.init(jax.random.key(0), *arguments))["params"]
+
+    draw = np.random.default_rng(0)
+
+    def fill(leaf):
+        value = draw.standard_normal(leaf.shape) / max(np.prod(leaf.shape[:-1]), 1) ** 0.5
+        return value.astype(np.float32)
+
+    return jax.tree.map(fill, jax.eval_shape(init, *arguments))
+
+
+def _write_checkpoint(path):
+    from ltx_jax.checkpoints import official
+    from ltx_jax.checkpoints.checkpoint import Checkpoint
+    from ltx_jax.config import BlockConfig, SchedulerConfig, TransformerConfig, VAEConfig
+    from ltx_jax.models.transformer import Transformer
+    from ltx_jax.models.vae import LatentStatistics, VideoVAE
+
+    cfg = TransformerConfig(
+        num_layers=2,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        caption_channels=CAPTION,
+    )
+    down = (BlockConfig("compress_all"),) * 3
+    vae = VAEConfig(
+        encoder_blocks=down,
+        decoder_blocks=down,
+        latent_channels=CHANNELS,
+        encoder_base_channels=8,
+        decoder_base_channels=8,
+        timestep_conditioning=True,
+    )
+    tokens, pairs = jnp.zeros((1, 4, CHANNELS)), jnp.zeros((1, 4, cfg.width // 2))
+    caption = jnp.zeros((1, 3, CAPTION))
+    arguments = (tokens, jnp.zeros((1, 1)), caption, None, (pairs, pairs))
+    pixels = jnp.zeros((1, 9, 32, 32, 3))
+    official.write(
+        path,
+        Checkpoint(
+            transformer=cfg,
+            transformer_params=_random(Transformer(cfg), *arguments),
+            vae=vae,
+            vae_params=_random(VideoVAE(vae), pixels),
+            statistics=LatentStatistics(np.zeros(CHANNELS, "f"), np.ones(CHANNELS, "f")),
+            scheduler=SchedulerConfig(sampler="LinearQuadratic"),
+        ),
+    )
+
+
+def _write_text_encoder(path, width):
+    from ltx_jax.config import T5Config
+    from ltx_jax.models.t5 import T5Encoder
+    from ltx_jax.text import ByteTokenizer, TextEncoder
+
+    cfg = T5Config(vocab_size=384, d_model=width, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    ids = jnp.zeros((1, 4), jnp.int32)
+    TextEncoder(ByteTokenizer(), cfg, _random(T5Encoder(cfg), ids, ids), 16).save(path)
+
+
+@pytest.fixture
+def sample(folder, tmp_path, capsys):
+    """Runs the command with small settings; gives the exit status, what it printed and where."""
+    from ltx_jax import sample
+
+    def run(*arguments, small=SMALL, source=("--embeddings", str(folder / "embeddings.npz"))):
+        out = tmp_path / "out"
+        command = ["--checkpoint", str(folder / "tiny.safetensors"), *small, *source]
+        if "--output_path" not in arguments:
+            command += ["--output_path", str(out)]
+        capsys.readouterr()
+        try:
+            status = sample.main([*command, *map(str, arguments)])
+        except SystemExit as error:
+            status = error.code
+        printed = capsys.readouterr()
+        lines = "\n".join(line for line in printed.err.splitlines() if line.strip())
+        return types.SimpleNamespace(status=status, out=printed.out, err=lines, folder=out)
+
+    return run
+
+
+def read(path):
+    from ltx_jax.data import video
+
+    return video.read_video(path)
+
+
+def assert_same_pictures(path, other):
+    """Up to what the encoder does: given equal frames twice, x264 may differ in a block or two."""
+    first, second = (read(p)[0].astype(int) for p in (path, other))
+    assert np.abs(first - second).mean() < 2
+    assert np.abs(first - second[:, ::-1]).mean() > 10  # and these frames are not flat
+
+
+def test_a_video_and_its_json_are_written_and_the_json_makes_it_again(sample, folder, tmp_path):
+    latents = tmp_path / "latents.npy"
+    guidance = ("--guidance_scale", 2, "--skip_block_list", 1, "--stg_scale", 1)
+    result = sample("--seed", 7, *guidance, "--save_latents", latents)
+    assert result.status == 0, result.err
+    path = result.folder / "embeddings_seed7.mp4"
+    frames, rate = read(path)
+    assert (frames.shape, rate) == ((FRAMES, HEIGHT, WIDTH, 3), 8.0)
+    assert result.out.split() == [str(latents), str(path)]
+    for part in ("load", "compile", "denoise", "decode", "write"):
+        assert part in result.err
+    sidecar = json.loads(path.with_suffix(".json").read_text())
+    assert sidecar["settings"]["seed"] == 7
+    assert sidecar["checkpoint_hash"]
+    assert {"jax", "jaxlib", "flax", "ltx-jax", "python"} <= set(sidecar["versions"])
+
+    from ltx_jax import sample as command
+
+    again, copy = tmp_path / "again.mp4", tmp_path / "again.npy"
+    arguments = ["--config", str(path.with_suffix(".json")), "--output_path", str(again)]
+    assert command.main([*arguments, "--save_latents", str(copy)]) == 0
+    np.testing.assert_array_equal(np.load(copy), np.load(latents))
+    assert_same_pictures(again, path)
+
+
+def test_the_command_line_goes_before_the_config_file(folder, tmp_path):
+    from ltx_jax import sample
+
+    file = tmp_path / "settings.py"
+    file.write_text(
+        "from ltx_jax.config import SampleConfig\n"
+        "config = SampleConfig(checkpoint='a', height=32, width=64, skip_block_list=((), (1, 2)))\n"
+    )
+    cfg = sample.parse(["--config", str(file), "--width", "128", "--guidance-scale", "1", "2"])
+    assert (cfg.checkpoint, cfg.height, cfg.width) == ("a", 32, 128)
+    assert cfg.guidance_scale == (1.0, 2.0)
+    assert cfg.skip_block_list == ((), (1, 2))
+
+
+def test_settings_survive_the_json(folder, tmp_path):
+    from ltx_jax import config, jobs
+
+    path = os.path.join(os.path.dirname(__file__), "../configs/sample/ltxv_13b_0_9_8_dev.py")
+    cfg = dataclasses.replace(config.load(path), mesh=config.MeshConfig(1, 2, 1, 1), prompt="a")
+    (item,) = jobs.plan(cfg)
+    item = dataclasses.replace(item, path=tmp_path / "video.mp4")
+    jobs.write_sidecar(cfg, item, "hash", {})
+    again = jobs.load_settings(str(tmp_path / "video.json"))
+    assert dataclasses.replace(again, config=None) == cfg
+
+
+def test_a_prompts_file_is_resumed_and_its_videos_do_not_depend_on_the_batch(
+    sample, folder, tmp_path
+):
+    file = tmp_path / "prompts.txt"
+    file.write_text("a red circle\n\na blue square\na green star\n")
+    source = ("--prompts_file", str(file), "--text_encoder", str(folder / "t5"))
+    first = sample("--seed", 3, source=source)
+    assert first.status == 0, first.err
+    names = [f"{line:04d}_seed3.mp4" for line in (1, 3, 4)]
+    assert sorted(path.name for path in first.folder.glob("*.mp4")) == names
+    kept = shutil.copytree(first.folder, tmp_path / "kept")
+    times = {name: (first.folder / name).stat().st_mtime_ns for name in names}
+
+    (first.folder / names[2]).unlink()
+    second = sample("--seed", 3, source=source)
+    assert second.out.split() == [str(first.folder / names[2])]
+    assert (first.folder / names[0]).stat().st_mtime_ns == times[names[0]]
+    assert_same_pictures(first.folder / names[2], kept / names[2])
+    assert "nothing to do" in sample("--seed", 3, source=source).err
+
+    other = tmp_path / "batched"
+    batched = sample("--seed", 3, "--batch_size", 2, "--output_path", other, source=source)
+    assert batched.status == 0, batched.err
+    assert_same_pictures(other / names[2], kept / names[2])
+
+    file.write_text("a yellow circle\n")
+    assert "exists with prompt 'a red circle'" in sample("--seed", 3, source=source).err
+
+
+def test_latents_alone_are_not_decoded_and_noise_replaces_the_seed(sample, folder, tmp_path):
+    grid = (1, (FRAMES - 1) // 8 + 1, HEIGHT // 32, WIDTH // 32, CHANNELS)
+    noise = np.random.default_rng(1).standard_normal(grid).astype(np.float32)
+    np.save(tmp_path / "noise.npy", noise)
+    from ltx_jax import sample as command
+
+    latents = []
+    for seed in (1, 2):
+        target = tmp_path / f"latents{seed}.npy"
+        arguments = ["--checkpoint", str(folder / "tiny.safetensors"), *SMALL, "--seed", str(seed)]
+        arguments += ["--embeddings", str(folder / "embeddings.npz"), "--save_latents", str(target)]
+        assert command.main([*arguments, "--noise", str(tmp_path / "noise.npy")]) == 0
+        latents.append(np.load(target))
+    assert latents[0].shape == grid
+    np.testing.assert_array_equal(*latents)
+    assert not list(tmp_path.glob("**/*.mp4"))
+    both = sample("--save_latents", tmp_path / "both.npy", "--seed", 1)
+    assert both.status == 0, both.err
+    assert (tmp_path / "both.npy").exists()
+    assert list(both.folder.glob("*.mp4"))
+
+
+def test_conditions_reach_the_video(sample, folder):
+    plain = sample("--seed", 1)
+    media = ["--conditioning_media_paths", folder / "still.png", "--conditioning_start_frames", 0]
+    held = sample("--seed", 1, *media, "--conditioning_strengths", 1.0)
+    assert held.status == 0, held.err
+    pictures = [read(r.out.split()[0])[0].astype(int) for r in (plain, held)]
+    assert np.abs(pictures[0] - pictures[1]).mean() > 1
+
+
+def test_the_second_run_of_a_shape_compiles_nothing(sample):
+    counts: dict[str, int] = {}
+
+    def listen(event, **_):
+        counts[event] = counts.get(event, 0) + 1
+
+    arguments = ("--height", 32, "--width", 32)  # a shape of its own
+    jax.clear_caches()  # as in a new process
+    assert sample(*arguments, "--seed", 1).status == 0
+    jax.clear_caches()
+    jax.monitoring.register_event_listener(listen)
+    try:
+        result = sample(*arguments, "--seed", 2)
+    finally:
+        jax.monitoring.unregister_event_listener(listen)
+    assert result.status == 0, result.err
+    assert counts.get("/jax/compilation_cache/cache_hits", 0) > 0
+    assert counts.get("/jax/compilation_cache/cache_misses", 0) == 0
+
+
+def test_help_names_every_option_of_the_official_script(capsys):
+    from ltx_jax import sample
+
+    with pytest.raises(SystemExit) as error:
+        sample.main(["--help"])
+    assert error.value.code == 0
+    text = capsys.readouterr().out
+    for name in (
+        *("config", "checkpoint", "text_encoder", "prompt", "prompts_file", "negative_prompt"),
+        *("height", "width", "num_frames", "frame_rate", "num_inference_steps", "timesteps"),
+        *("guidance_scale", "cfg_star_rescale", "stg_scale", "stg_mode", "skip_block_list"),
+        *("rescaling_scale", "guidance_timesteps", "stochastic_sampling", "embeddings", "noise"),
+        *("conditioning_media_paths", "conditioning_start_frames", "conditioning_strengths"),
+        *("image_cond_noise_scale", "input_media_path", "skip_initial_inference_steps"),
+        *("skip_final_inference_steps", "decode_timestep", "decode_noise_scale", "save_latents"),
+        *("tone_map_compression_ratio", "seed", "dtype", "output_path", "mesh.fsdp"),
+    ):
+        assert f"--{name} " in text, name
+
+
+def condition(path, frame=0, *more):
+    return (
+        *("--conditioning_media_paths", path),
+        *("--conditioning_start_frames", frame),
+        *more,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--height", 0), "height must be positive, got 0"),
+        (("--num_frames", -3), "num_frames must be positive, got -3"),
+        (("--frame_rate", 0), "frame_rate must be positive"),
+        (condition("still.png", 0, "--conditioning_strengths", 1.5), "must lie in [0, 1], got 1.5"),
+        (condition("still.png", 9), "must lie in [0, num_frames), got 9"),
+        (condition("clip8.mp4"), "8k+1"),
+        (condition("clip17.mp4"), "the video ends at frame 8"),
+        (("--conditioning_media_paths", "still.png"), "one start frame per path"),
+        (condition("missing.png"), "no file"),
+        (condition("empty.mp4"), "empty"),
+        (condition("corrupt.mp4"), "corrupt.mp4 is not a video"),
+        (("--input_media_path", "corrupt.mp4"), "corrupt.mp4 is not a video"),
+        (("--input_media_path", "still.png"), "still image"),
+        (("--checkpoint", "truncated.safetensors"), "truncated.safetensors"),
+        (("--checkpoint", "corrupt.safetensors"), "corrupt.safetensors"),
+        (("--checkpoint", "other.safetensors"), "other.safetensors"),
+        (("--checkpoint", "missing.safetensors"), "missing.safetensors"),
+        (("--embeddings", "corrupt.mp4"), "no .npz of embeddings"),
+        (("--embeddings", "short.npz"), "holds no prompt_mask"),
+        (("--noise", "flat.npy"), "(b, t, h, w, c)"),
+        (("--output_path", "still.png/out"), "cannot write"),
+        (("--output_path", "still.png/out/video.mp4"), "cannot write"),
+        (("--save_latents", "still.png/latents.npy"), "cannot write"),
+        (("--prompt", "a"), "give one of prompt, prompts_file and embeddings"),
+        (("--config", "corrupt.json"), "not readable as JSON"),
+        (("--config", "missing.py"), "no file"),
+        (("--checkpoint", ""), "--checkpoint"),
+    ],
+)
+def test_bad_input_is_one_message_and_leaves_nothing_behind(
+    sample, folder, tmp_path, arguments, message
+):
+    whole = (folder / "tiny.safetensors").read_bytes()
+    (tmp_path / "truncated.safetensors").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "corrupt.safetensors").write_bytes(b"\xff" * 1000)
+    from safetensors.numpy import save_file
+
+    save_file({"layer.weight": np.zeros((2, 2), "f")}, tmp_path / "other.safetensors")
+    for name in ("corrupt.mp4", "corrupt.json"):
+        (tmp_path / name).write_bytes(b"neither a video nor JSON" * 100)
+    (tmp_path / "empty.mp4").touch()
+    np.savez(tmp_path / "short.npz", prompt_embeds=np.zeros((1, 5, CAPTION), "f"))
+    np.save(tmp_path / "flat.npy", np.zeros((4, 4), "f"))
+    for name in ("still.png", "clip8.mp4", "clip17.mp4"):
+        shutil.copy(folder / name, tmp_path)
+    names = {path.name for path in tmp_path.iterdir()} | {"missing.safetensors", "missing.png"}
+    known = names | {"missing.py"}
+    arguments = [str(tmp_path / a) if str(a).split("/")[0] in known else str(a) for a in arguments]
+    result = sample(*arguments)
+    assert result.status == 2
+    assert message in result.err
+    assert result.err.startswith("sample.py: error: ")
+    assert "\n" not in result.err
+    assert not list(tmp_path.glob("**/*seed*"))
+    assert {path.name for path in tmp_path.iterdir()} <= names | {"out"}
+
+
+def test_a_text_encoder_of_the_wrong_width_is_refused(sample, folder):
+    source = ("--prompt", "a red circle", "--text_encoder", str(folder / "wide"))
+    result = sample(source=source)
+    assert result.status == 2
+    assert f"{CAPTION + 8} wide" in result.err
+
+
+def test_a_checkpoint_without_text_encoder_asks_for_one(sample):
+    result = sample(source=("--prompt", "a red circle"))
+    assert result.status == 2
+    assert "text_encoder" in result.err
+
+
+def test_out_of_memory_says_what_to_lower(sample, monkeypatch):
+    from ltx_jax import pipeline
+
+    def exhausted(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte.")
+
+    monkeypatch.setattr(pipeline.sampler, "sample", exhausted)
+    result = sample()
+    assert result.status == 2
+    assert "out of memory" in result.err
+    assert "num_frames" in result.err
+    assert not list(result.folder.glob("*.mp4"))
