@@ -5,12 +5,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ltx_jax.checkpoints.checkpoint import Checkpoint
-    from ltx_jax.config import SamplingConfig
+    from ltx_jax.config import MeshConfig, SamplingConfig
     from ltx_jax.diffusion.conditioning import Condition
     from ltx_jax.pipeline import LTXPipeline
+    from ltx_jax.sharding import make_mesh
     from ltx_jax.text import TextEncoder
 
-__all__ = ["Checkpoint", "Condition", "LTXPipeline", "SamplingConfig", "TextEncoder"]
+__all__ = [
+    "Checkpoint",
+    "Condition",
+    "LTXPipeline",
+    "MeshConfig",
+    "SamplingConfig",
+    "TextEncoder",
+    "make_mesh",
+]
 
 # Imported when first asked for (PEP 562), so that the networks and the sampler do not pay for
 # what reads checkpoints and videos.
@@ -18,8 +27,10 @@ _PLACES = {
     "Checkpoint": "ltx_jax.checkpoints.checkpoint",
     "Condition": "ltx_jax.diffusion.conditioning",
     "LTXPipeline": "ltx_jax.pipeline",
+    "MeshConfig": "ltx_jax.config",
     "SamplingConfig": "ltx_jax.config",
     "TextEncoder": "ltx_jax.text",
+    "make_mesh": "ltx_jax.sharding",
 }
 
 

@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -162,8 +162,9 @@ class LTXPipeline:
     """Samples videos with one checkpoint.
 
     Attributes:
-      timings: seconds of the parts of the last call (text, encode, denoise, decode), of loading,
-        and of all compilation, which the other parts leave out.
+      programs: what has been compiled so far.
+      timings: seconds of loading, and of the parts of the last call: text, encode, denoise, decode,
+        and compile, which the others leave out.
     """
 
     def __init__(
@@ -208,7 +209,7 @@ class LTXPipeline:
         self.text_encoder = text_encoder
         self.mesh = mesh
         self.timings: dict[str, float] = {}
-        self._programs = Programs()
+        self.programs = Programs()
 
     @classmethod
     def from_pretrained(
@@ -282,8 +283,8 @@ class LTXPipeline:
           ValueError: for anything that does not fit, naming the value and a way out.
           MemoryError: if the device's memory does not suffice.
         """
-        if output not in ("uint8", "float", "latents"):
-            raise ValueError(f"output must be 'uint8', 'float' or 'latents', got {output!r}")
+        if output not in get_args(Output):
+            raise ValueError(f"output must be one of {get_args(Output)}, got {output!r}")
         start = self.prepare(
             prompt,
             options,
@@ -295,7 +296,7 @@ class LTXPipeline:
             first_sample=first_sample,
             **changes,
         )
-        with self._part("denoise", start.size):
+        with self.part("denoise", start.size):
             denoised = sampler.sample(
                 network(self.transformer),
                 self.checkpoint.transformer_params,
@@ -304,7 +305,7 @@ class LTXPipeline:
                 sampler.mode_of(start.options),
                 fused=fused,
                 callback=callback,
-                call=self._programs,
+                call=self.programs,
             )
             count = math.prod(start.size.grid)
             x = np.asarray(tokens.unpatchify(denoised[:, -count:], start.size.grid))
@@ -326,8 +327,9 @@ class LTXPipeline:
         **changes: Any,
     ) -> Start:
         """All of a call before its loop; the arguments are those of `__call__`."""
+        self.timings = {part: t for part, t in self.timings.items() if part == "load"}
         options = request.replace(options, changes)
-        size = self._size(options)
+        size = self.size(options)
         size.notice()
         times = flow.inference_times(
             self.checkpoint.scheduler,
@@ -340,13 +342,13 @@ class LTXPipeline:
         )
         request.check_input(options, float(times[0]), input_media, input_latents)
         plan = guidance.plan(options, times, self.transformer.num_layers)
-        with self._part("text", size):
+        with self.part("text", size):
             caption, negative = self._captions(prompt, embeddings, options, plan.needs_negative)
         batch = caption.embeddings.shape[0]
         clips = request.load_conditions(conditions, size, batch, options.prepare_conditions)
         source = self._noise(noise, batch, size, options, first_sample)
         given: Any = None
-        with self._part("encode", size):
+        with self.part("encode", size):
             if input_media is not None:
                 clip = request.load_input(input_media, size, batch, options.prepare_conditions)
                 given = self._encode(clip)
@@ -362,7 +364,7 @@ class LTXPipeline:
                 float(options.frame_rate),
                 tuple(condition.frame for condition in conditions),
             )
-            prepared, rope = self._programs(
+            prepared, rope = self.programs(
                 _start,
                 self.statistics,
                 source,
@@ -399,7 +401,7 @@ class LTXPipeline:
     ) -> Shaped[np.ndarray, "b t2 h2 w2 c2"]:
         """Turns latents (`output="latents"` of a call) into videos; arguments as of the call."""
         options = request.replace(options, changes)
-        size = self._size(options)
+        size = self.size(options)
         shape = (x.shape[0], *size.grid, self.vae.latent_channels)
         x = request.checked("latents", x, shape)
         source = self._noise(noise, shape[0], size, options, first_sample)
@@ -409,8 +411,8 @@ class LTXPipeline:
             options.decode_timestep if level is None else level,
             options.tone_map_compression_ratio,
         )
-        with self._part("decode", size):
-            clip = self._programs(
+        with self.part("decode", size):
+            clip = self.programs(
                 _decode,
                 self.checkpoint.vae_params,
                 self.statistics,
@@ -424,9 +426,10 @@ class LTXPipeline:
 
     def _encode(self, clip: np.ndarray) -> Posterior:
         params = self.checkpoint.vae_params
-        return self._programs(_encode, params, jnp.asarray(clip), cfg=self.vae)
+        return self.programs(_encode, params, jnp.asarray(clip), cfg=self.vae)
 
-    def _size(self, options: SamplingConfig) -> request.Size:
+    def size(self, options: SamplingConfig) -> request.Size:
+        """The size that `options` ask for, on the grid of this VAE."""
         return request.Size(
             options.num_frames,
             options.height,
@@ -476,9 +479,9 @@ class LTXPipeline:
         return GivenStart(request.checked("noise", noise, shape), source)
 
     @contextlib.contextmanager
-    def _part(self, name: str, size: request.Size) -> Iterator[None]:
+    def part(self, name: str, size: request.Size) -> Iterator[None]:
         """Times a part of a call, compilation apart, on the mesh, with a word on its memory."""
-        begin, compiling = time.perf_counter(), self._programs.seconds
+        begin, compiling = time.perf_counter(), self.programs.seconds
         frames, height, width = size.padded
         advice = (
             f"the part was {name}, of {frames} frames of {height} x {width}: lower height, width, "
@@ -487,6 +490,7 @@ class LTXPipeline:
         on_mesh = contextlib.nullcontext() if self.mesh is None else sharding.use_mesh(self.mesh)
         with explain_memory_errors(advice), on_mesh:
             yield
-        compiling = self._programs.seconds - compiling
-        self.timings[name] = time.perf_counter() - begin - compiling
-        self.timings["compile"] = self._programs.seconds
+        compiling = self.programs.seconds - compiling
+        running = time.perf_counter() - begin - compiling
+        for part, seconds in ((name, running), ("compile", compiling)):
+            self.timings[part] = self.timings.get(part, 0.0) + seconds

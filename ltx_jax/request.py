@@ -69,9 +69,9 @@ class Size:
 
 
 def load_conditions(
-    conditions: Sequence[Condition], size: Size, batch: int, prepare: bool
+    conditions: Sequence[Condition], size: Size, batch: int | None, prepare: bool
 ) -> list[Float32[np.ndarray, "b t h w c"]]:
-    """Reads, checks and prepares the media of conditions, padded; b is 1 or the batch.
+    """Reads, checks and prepares the media of conditions, padded; b is 1 or the batch, if given.
 
     Files and uint8 arrays are cropped to the aspect and, with `prepare`, blurred and compressed as
     in training. Floating-point arrays are taken as prepared: they are resized if need be.
@@ -84,7 +84,7 @@ def load_conditions(
         room = max(size.frames - condition.frame, 0)
         # So far past the end that a clip which is too long has a legal length nevertheless.
         clip = _read(condition.media, (room // size.temporal_factor + 1) * size.temporal_factor + 1)
-        if clip.shape[0] not in (1, batch):
+        if batch is not None and clip.shape[0] not in (1, batch):
             raise ValueError(
                 f"condition {i} holds {clip.shape[0]} clips for a batch of {batch} videos"
             )

@@ -22,7 +22,6 @@ FLOORS = {
     "checkpoints": 4,
     "text": 5,
     "request": 5,
-    "request": 5,
     "pipeline": 6,
     "multiscale": 7,
     "encode": 8,
