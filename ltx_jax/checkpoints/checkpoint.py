@@ -36,12 +36,14 @@ def load(
     if path.is_file():
         _refuse_others(path)
         return official.read(path, mesh=mesh, dtype=dtype, allow_fp8=allow_fp8)
+    # Runs first: one of a transformer has a folder `vae` too, but only runs have their own config.
+    if (path / "config.json").is_file():
+        from ltx_jax.checkpoints import runs  # brings in Orbax, which takes a second
+
+        if runs.is_run(path):
+            return _cast(runs.load_run(path, mesh=mesh), dtype)
     if diffusers.is_directory(path):
         return diffusers.read(path, mesh=mesh, dtype=dtype, allow_fp8=allow_fp8)
-    from ltx_jax.checkpoints import runs  # brings in Orbax, which takes a second
-
-    if runs.is_run(path):
-        return _cast(runs.load_run(path, mesh=mesh), dtype)
     raise ValueError(f"{path} is no checkpoint: {_contents(path)}")
 
 
