@@ -7,16 +7,15 @@ import shutil
 import types
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from tiny_checkpoint import CAPTION, CHANNELS, write_checkpoint, write_text_encoder
 
 FRAMES, HEIGHT, WIDTH = 9, 64, 96
 SIZES = ["--num_frames", f"{FRAMES}", "--height", f"{HEIGHT}", "--width", f"{WIDTH}"]
 FAST = ["--num_inference_steps", "2", "--stg_scale", "0", "--rescaling_scale", "1"]
 SMALL = [*SIZES, *FAST, "--dtype", "float32", "--frame_rate", "8"]
-CHANNELS, CAPTION = 8, 16
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +27,9 @@ def folder(tmp_path_factory):
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", str(root / "compiled"))
     compilation_cache.reset_cache()
-    _write_checkpoint(root / "tiny.safetensors")
-    _write_text_encoder(root / "t5", CAPTION)
-    _write_text_encoder(root / "wide", CAPTION + 8)
+    write_checkpoint(root / "tiny.safetensors")
+    write_text_encoder(root / "t5", CAPTION)
+    write_text_encoder(root / "wide", CAPTION + 8)
     draw = np.random.default_rng(0)
     rows = {
         "prompt_embeds": draw.standard_normal((1, 5, CAPTION)),
@@ -45,73 +44,6 @@ def folder(tmp_path_factory):
     yield root
     jax.config.update("jax_compilation_cache_dir", before)
     compilation_cache.reset_cache()
-
-
-def _random(module, *arguments):
-    """Parameters of a network without compiling its initialiser."""
-    from ltx_jax import sharding
-
-    def init(*arguments):
-        return sharding.unbox(module.init(jax.random.key(0), *arguments))["params"]
-
-    draw = np.random.default_rng(0)
-
-    def fill(leaf):
-        value = draw.standard_normal(leaf.shape) / max(np.prod(leaf.shape[:-1]), 1) ** 0.5
-        return value.astype(np.float32)
-
-    return jax.tree.map(fill, jax.eval_shape(init, *arguments))
-
-
-def _write_checkpoint(path):
-    from ltx_jax.checkpoints import official
-    from ltx_jax.checkpoints.checkpoint import Checkpoint
-    from ltx_jax.config import BlockConfig, SchedulerConfig, TransformerConfig, VAEConfig
-    from ltx_jax.models.transformer import Transformer
-    from ltx_jax.models.vae import LatentStatistics, VideoVAE
-
-    cfg = TransformerConfig(
-        num_layers=2,
-        num_attention_heads=2,
-        attention_head_dim=16,
-        in_channels=CHANNELS,
-        out_channels=CHANNELS,
-        caption_channels=CAPTION,
-    )
-    down = (BlockConfig("compress_all"),) * 3
-    vae = VAEConfig(
-        encoder_blocks=down,
-        decoder_blocks=down,
-        latent_channels=CHANNELS,
-        encoder_base_channels=8,
-        decoder_base_channels=8,
-        timestep_conditioning=True,
-    )
-    tokens, pairs = jnp.zeros((1, 4, CHANNELS)), jnp.zeros((1, 4, cfg.width // 2))
-    caption = jnp.zeros((1, 3, CAPTION))
-    arguments = (tokens, jnp.zeros((1, 1)), caption, None, (pairs, pairs))
-    pixels = jnp.zeros((1, 9, 32, 32, 3))
-    official.write(
-        path,
-        Checkpoint(
-            transformer=cfg,
-            transformer_params=_random(Transformer(cfg), *arguments),
-            vae=vae,
-            vae_params=_random(VideoVAE(vae), pixels),
-            statistics=LatentStatistics(np.zeros(CHANNELS, "f"), np.ones(CHANNELS, "f")),
-            scheduler=SchedulerConfig(sampler="LinearQuadratic"),
-        ),
-    )
-
-
-def _write_text_encoder(path, width):
-    from ltx_jax.config import T5Config
-    from ltx_jax.models.t5 import T5Encoder
-    from ltx_jax.text import ByteTokenizer, TextEncoder
-
-    cfg = T5Config(vocab_size=384, d_model=width, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
-    ids = jnp.zeros((1, 4), jnp.int32)
-    TextEncoder(ByteTokenizer(), cfg, _random(T5Encoder(cfg), ids, ids), 16).save(path)
 
 
 @pytest.fixture

@@ -1,0 +1,70 @@
+# Everything runs from .venv, which these targets make. On a machine without Python 3.11 or newer
+# under one of these names: make PYTHON=/path/to/python3.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+  $$p -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
+  && { echo $$p; break; }; done)
+VENV ?= .venv
+# Installed first and by itself, so that nothing later picks another build of it.
+TORCH ?= torch==2.13.0
+WORKERS ?= 2
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+QUICKSTART := runs/quickstart
+PROMPT := a red circle moving right on a plain grey background
+
+.DEFAULT_GOAL := help
+.PHONY: help sample test test-slow lint clean
+
+help:
+	@echo "make sample     fit a tiny model to one clip and sample that clip (about 4 minutes)"
+	@echo "make test       the tests, 15 minutes or less on 2 cores"
+	@echo "make test-slow  the tests that kill, run several processes or take gigabytes"
+	@echo "make lint       ruff and pyright"
+	@echo "make clean      remove .venv and what make sample made"
+
+$(VENV)/.python:
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer with venv found; set PYTHON" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.package: $(VENV)/.python pyproject.toml
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.torch: $(VENV)/.python
+	$(PIP) $(TORCH)
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.torch $(VENV)/.package
+	$(PIP) --editable '.[test]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.test
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+# Until a trained model ships: a tiny one, fitted on the spot.
+$(QUICKSTART)/.trained: $(VENV)/.package configs/quickstart_vae.py configs/quickstart_transformer.py
+	@echo "Fitting a tiny VAE and a tiny transformer to one procedural clip; this takes minutes."
+	$(BIN)/python train.py configs/quickstart_vae.py
+	$(BIN)/python train.py configs/quickstart_transformer.py
+	@touch $@
+
+sample: $(QUICKSTART)/.trained
+	$(BIN)/python sample.py --config configs/sample/quickstart.py --output_path outputs/quickstart.mp4
+	@echo "This model has seen one clip and knows no other prompt. The video: outputs/quickstart.mp4"
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -n $(WORKERS) -q
+
+test-slow: $(VENV)/.test
+	$(BIN)/python -m pytest -m slow -q
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+clean:
+	rm -rf $(VENV) $(QUICKSTART) outputs/quickstart.mp4 outputs/quickstart.json

@@ -1,0 +1,75 @@
+"""A checkpoint and text encoders so small that a test makes them in a second."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ltx_jax import sharding
+from ltx_jax.checkpoints import official
+from ltx_jax.checkpoints.checkpoint import Checkpoint
+from ltx_jax.config import BlockConfig, SchedulerConfig, T5Config, TransformerConfig, VAEConfig
+from ltx_jax.models.t5 import T5Encoder
+from ltx_jax.models.transformer import Transformer
+from ltx_jax.models.vae import LatentStatistics, VideoVAE
+from ltx_jax.text import ByteTokenizer, TextEncoder
+
+CHANNELS, CAPTION = 8, 16  # of the latents; width of the caption embeddings
+
+
+def random_parameters(module, *arguments):
+    """Parameters of a network without compiling its initialiser."""
+
+    def init(*arguments):
+        return sharding.unbox(module.init(jax.random.key(0), *arguments))["params"]
+
+    draw = np.random.default_rng(0)
+
+    def fill(leaf):
+        value = draw.standard_normal(leaf.shape) / max(np.prod(leaf.shape[:-1]), 1) ** 0.5
+        return value.astype(np.float32)
+
+    return jax.tree.map(fill, jax.eval_shape(init, *arguments))
+
+
+def write_checkpoint(path, with_vae=True):
+    """Writes an official file, with a VAE of 32 x 32 x 8 pixels per latent or without one."""
+
+    cfg = TransformerConfig(
+        num_layers=2,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        caption_channels=CAPTION,
+    )
+    down = (BlockConfig("compress_all"),) * 3
+    vae = VAEConfig(
+        encoder_blocks=down,
+        decoder_blocks=down,
+        latent_channels=CHANNELS,
+        encoder_base_channels=8,
+        decoder_base_channels=8,
+        timestep_conditioning=True,
+    )
+    tokens, pairs = jnp.zeros((1, 4, CHANNELS)), jnp.zeros((1, 4, cfg.width // 2))
+    caption = jnp.zeros((1, 3, CAPTION))
+    arguments = (tokens, jnp.zeros((1, 1)), caption, None, (pairs, pairs))
+    pixels = jnp.zeros((1, 9, 32, 32, 3))
+    checkpoint = Checkpoint(
+        transformer=cfg,
+        transformer_params=random_parameters(Transformer(cfg), *arguments),
+        scheduler=SchedulerConfig(sampler="LinearQuadratic"),
+    )
+    if with_vae:
+        checkpoint.vae = vae
+        checkpoint.vae_params = random_parameters(VideoVAE(vae), pixels)
+        checkpoint.statistics = LatentStatistics(np.zeros(CHANNELS, "f"), np.ones(CHANNELS, "f"))
+    official.write(path, checkpoint)
+
+
+def write_text_encoder(path, width):
+    """Writes a T5 of a given width over bytes, in the layout of transformers."""
+
+    cfg = T5Config(vocab_size=384, d_model=width, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    ids = jnp.zeros((1, 4), jnp.int32)
+    TextEncoder(ByteTokenizer(), cfg, random_parameters(T5Encoder(cfg), ids, ids), 16).save(path)
