@@ -451,10 +451,15 @@ def test_the_hash_follows_the_contents_and_not_the_name(tmp_path, small, monkeyp
     values = values | {T + "proj_out.bias": values[T + "proj_out.bias"] + 1}
     assert checkpoint.load(write_official(copy, raw, values)).source_hash != first
 
-    monkeypatch.setattr(tensors, "_HASH_WHOLE", 10)  # now by samples
-    sampled = tensors.fingerprint([path])
-    assert sampled != first
-    assert sampled != tensors.fingerprint([copy])
+    monkeypatch.setattr(tensors, "_HASH_WHOLE", 10)  # now by pieces
+    pieces = tensors.fingerprint([path])
+    assert pieces not in (first, tensors.fingerprint([copy]))
+
+    other = tmp_path / "other.bin"  # what Orbax writes is not safetensors
+    other.write_bytes(bytes(5000))
+    zeros = tensors.fingerprint([other])
+    other.write_bytes(bytes(4000) + b"x" + bytes(999))
+    assert tensors.fingerprint([other]) != zeros
 
 
 def test_the_files_of_the_formats_own_library_and_ours_are_the_same(tmp_path, small):

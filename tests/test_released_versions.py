@@ -1,6 +1,5 @@
 """Names and shapes of every released version, without memory."""
 
-import functools
 import json
 import math
 
@@ -14,10 +13,6 @@ from ltx_jax.checkpoints import (
     official_config,
     released,
 )
-
-# Versions share their networks.
-transformer_boxed = functools.cache(keys.transformer_boxed)
-vae_boxed = functools.cache(keys.vae_boxed)
 
 VERSIONS = sorted(released.RELEASED)
 SIZES = {"2b": (28, 2048, 715, 1_923_385_472), "13b": (48, 4096, 1215, 13_042_569_344)}
@@ -143,7 +138,7 @@ def numel(shapes: dict[str, tuple[int, ...]], prefix: str = "") -> int:
 def test_the_transformer_has_exactly_the_released_tensors(version):
     layers, width, count, parameters = SIZES[version.partition("-")[0]]
     cfg = configs(version).transformer
-    shapes = keys.stored_shapes(keys.transformer_leaves(transformer_boxed(cfg)))
+    shapes = keys.stored_shapes(keys.transformer_leaves(keys.transformer_boxed(cfg)))
     assert shapes == transformer_table(layers, width)
     assert (len(shapes), numel(shapes)) == (count, parameters)
 
@@ -151,7 +146,7 @@ def test_the_transformer_has_exactly_the_released_tensors(version):
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_vae_has_exactly_the_released_tensors(version):
     cfg = configs(version).vae
-    shapes = keys.stored_shapes(keys.vae_leaves(cfg, vae_boxed(cfg)))
+    shapes = keys.stored_shapes(keys.vae_leaves(cfg, keys.vae_boxed(cfg)))
     family = version.removeprefix("2b-") if version in VAE_COUNTS else "0.9.5"
     assert shapes == vae_table(family)
     counts = (len(shapes), numel(shapes), numel(shapes, "encoder"), numel(shapes, "decoder"))
@@ -163,8 +158,8 @@ def test_released_tensors_fill_our_parameters_exactly(version):
     """The other direction: every parameter gets one tensor per layer, of its own size."""
     parsed = configs(version)
     for boxed, leaves in (
-        (transformer_boxed(parsed.transformer), keys.transformer_leaves),
-        (vae_boxed(parsed.vae), lambda boxed: keys.vae_leaves(parsed.vae, boxed)),
+        (keys.transformer_boxed(parsed.transformer), keys.transformer_leaves),
+        (keys.vae_boxed(parsed.vae), lambda boxed: keys.vae_leaves(parsed.vae, boxed)),
     ):
         made = leaves(boxed)
         names = [name for leaf in made for name in leaf.names]
@@ -192,12 +187,12 @@ def test_diffusers_classes_have_the_tensors_that_we_name_for_them(version):
             diffusers_config.dump_transformer(parsed.transformer)
         )
         vae = diffusers.AutoencoderKLLTXVideo.from_config(diffusers_vae.dump_vae(parsed.vae))
-    ours = keys.stored_shapes(keys.transformer_leaves(transformer_boxed(parsed.transformer)))
+    ours = keys.stored_shapes(keys.transformer_leaves(keys.transformer_boxed(parsed.transformer)))
     renamed = {keys.diffusers_transformer_name(name): shape for name, shape in ours.items()}
     assert renamed == {name: tuple(x.shape) for name, x in transformer.state_dict().items()}
 
     theirs = {name: tuple(x.shape) for name, x in vae.state_dict().items()}
-    shapes = keys.stored_shapes(keys.vae_leaves(parsed.vae, vae_boxed(parsed.vae)))
+    shapes = keys.stored_shapes(keys.vae_leaves(parsed.vae, keys.vae_boxed(parsed.vae)))
     shapes |= dict.fromkeys((keys.STATISTICS_MEAN, keys.STATISTICS_STD), (128,))
     rename = diffusers_vae.vae_renamer(diffusers_vae.vae_names(parsed.vae))
     assert {rename(name): shape for name, shape in shapes.items()} == theirs

@@ -112,17 +112,18 @@ class Leaf(NamedTuple):
 
 
 def transformer_boxed(cfg: TransformerConfig) -> Any:
-    """Shapes and logical axes of a transformer's parameters; their dtype means nothing."""
+    """Shapes and logical axes of a transformer's parameters."""
     return _transformer_boxed(_plain(cfg))
 
 
 def vae_boxed(cfg: VAEConfig) -> Any:
-    """Shapes and logical axes of a VAE's parameters; their dtype means nothing."""
+    """Shapes and logical axes of a VAE's parameters."""
     return _vae_boxed(_plain(cfg))
 
 
 def _plain(cfg: Any) -> Any:
-    return dataclasses.replace(cfg, remat="none", dtype="float32", param_dtype="float32")
+    """The configuration without what changes no parameter, so that traces are shared."""
+    return dataclasses.replace(cfg, remat="none", dtype="float32")
 
 
 @functools.lru_cache(maxsize=8)  # tracing takes a second

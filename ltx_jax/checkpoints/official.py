@@ -238,10 +238,12 @@ def official_tensors(checkpoint: Checkpoint) -> dict[str, Pending]:
     """
     parts: list[tuple[str, list[Leaf], Any]] = []
     if checkpoint.transformer is not None:
-        leaves = keys.transformer_leaves(keys.transformer_boxed(checkpoint.transformer))
+        cfg = official_config.stored(checkpoint.transformer)
+        leaves = keys.transformer_leaves(keys.transformer_boxed(cfg))
         parts.append((keys.TRANSFORMER_PREFIX, leaves, checkpoint.transformer_params))
     if checkpoint.vae is not None:
-        leaves = keys.vae_leaves(checkpoint.vae, keys.vae_boxed(checkpoint.vae))
+        cfg = official_config.stored(checkpoint.vae)
+        leaves = keys.vae_leaves(cfg, keys.vae_boxed(cfg))
         parts.append((keys.VAE_PREFIX, leaves, checkpoint.vae_params))
     if not parts:
         raise ValueError("this checkpoint has neither a transformer nor a VAE to write")

@@ -161,9 +161,10 @@ def _read_leaf(
     with ThreadPoolExecutor(_THREADS) as pool:
         list(pool.map(fill, range(len(leaf.names))))
     if layout is None:
-        return jax.device_put(buffers[whole])
-    arrays = [jax.device_put(buffers[part], device) for device, part in devices.items()]
-    array = jax.make_array_from_single_device_arrays(leaf.shape, layout, arrays)
+        array = jax.device_put(buffers[whole])
+    else:
+        arrays = [jax.device_put(buffers[part], device) for device, part in devices.items()]
+        array = jax.make_array_from_single_device_arrays(leaf.shape, layout, arrays)
     return jax.block_until_ready(array)  # or the host runs ahead of slow transfers
 
 

@@ -42,9 +42,9 @@ FLOAT8 = ("F8_E4M3", "F8_E5M2")
 
 # Longer headers are not read by the format's own library either.
 _MAX_HEADER = 100_000_000
-# A smaller file is fingerprinted whole, a larger one by samples.
+# A smaller file is fingerprinted whole, a larger one by pieces.
 _HASH_WHOLE = 1 << 25
-_HASH_SAMPLE = 1 << 10
+_HASH_PIECE = 1 << 10
 
 
 class StoredTensor(NamedTuple):
@@ -251,9 +251,9 @@ def write_atomically(path: Path, chunks: Iterable[Any]) -> None:
 def fingerprint(paths: Iterable[Path]) -> str:
     """A SHA-256 (hex) of files, in the order given, whatever their names.
 
-    A file up to 32 MB is hashed whole; of a larger one (safetensors then) the header and, of every
-    tensor, 1 KB at its beginning, middle and end. That takes milliseconds for 26 GB, and sees any
-    training, however few tensors it touched.
+    A file up to 32 MB is hashed whole. Of a larger one the size, the beginning, and pieces of 1 KB:
+    in safetensors at the beginning, middle and end of every tensor, which sees any training,
+    however few tensors it touched; in others 1024 at even distances. 26 GB take milliseconds.
     """
     digest = hashlib.sha256()
     for path in paths:
@@ -263,11 +263,19 @@ def fingerprint(paths: Iterable[Path]) -> str:
             if size <= _HASH_WHOLE:
                 digest.update(file.read())
                 continue
-            header = int.from_bytes(file.read(8), "little")
-            digest.update(file.read(header))
-            for tensor in open_file(path).tensors.values():
-                last = max(tensor.nbytes - _HASH_SAMPLE, 0)
-                for offset in (0, last // 2, last):
-                    file.seek(tensor.offset + offset)
-                    digest.update(file.read(min(_HASH_SAMPLE, tensor.nbytes)))
+            if path.suffix == ".safetensors":
+                header = int.from_bytes(file.read(8), "little")
+                digest.update(file.read(header))
+                offsets = _offsets(open_file(path).tensors.values())
+            else:
+                offsets = [i * (size - _HASH_PIECE) // 1023 for i in range(1024)]
+            for offset in offsets:
+                file.seek(offset)
+                digest.update(file.read(_HASH_PIECE))
     return digest.hexdigest()
+
+
+def _offsets(stored: Iterable[StoredTensor]) -> list[int]:
+    """The beginning, middle and end of every tensor; of a small one also what lies behind it."""
+    lasts = [(t.offset, max(t.nbytes - _HASH_PIECE, 0)) for t in stored]
+    return [first + part for first, last in lasts for part in sorted({0, last // 2, last})]
