@@ -76,8 +76,13 @@ def test_both_forms_have_the_same_gradients(mesh):
 
         return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*qkv, mask)
 
+    def goes_through_heads():
+        return "scan" in str(jax.make_jaxpr(attention)(*qkv))
+
+    assert goes_through_heads()
     by_head = gradients()
-    with sharding.use_mesh(mesh):  # on a mesh, all heads at once
+    with sharding.use_mesh(mesh):
+        assert not goes_through_heads()
         at_once = gradients()
     for a, b in zip(by_head, at_once, strict=True):
         np.testing.assert_allclose(a[:2], b[:2], rtol=0, atol=1e-5)

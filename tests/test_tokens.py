@@ -122,7 +122,7 @@ def test_rotary_tables_match_diffusers(heads, head_dim, fps):
     from diffusers.models.transformers.transformer_ltx import LTXVideoRotaryPosEmbed
 
     cfg = TransformerConfig(num_attention_heads=heads, attention_head_dim=head_dim)
-    coords = tokens.pixel_coords(tokens.latent_coords((6, 3, 4)), 8, 32, causal=True)
+    coords = tokens.pixel_coords(tokens.latent_coords((18, 2, 2)), 8, 32, causal=True)
     at = tokens.positions(coords, fps)
     oracle = LTXVideoRotaryPosEmbed(dim=cfg.width)
     want = oracle(torch.zeros(1), video_coords=torch.from_numpy(np.array(at)).T[None])
@@ -162,3 +162,11 @@ def test_a_width_too_small_for_a_frequency_does_not_rotate():
     cos, sin = tokens.rope_tables(jnp.ones((1, 5, 3)), cfg)
     np.testing.assert_array_equal(cos, np.ones((1, 5, 2)))
     np.testing.assert_array_equal(sin, np.zeros((1, 5, 2)))
+
+
+def test_a_single_frequency_is_the_slowest():
+    """A quarter turn at each end of an axis."""
+    cfg = TransformerConfig(num_attention_heads=2, attention_head_dim=4)
+    at = jnp.array([cfg.positional_embedding_max_pos, (0.0, 0.0, 0.0)])
+    _, sin = tokens.rope_tables(at, cfg)
+    np.testing.assert_allclose(sin[0, :, 1:], [[1, 1, 1], [-1, -1, -1]], atol=1e-6)

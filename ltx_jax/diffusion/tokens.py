@@ -71,13 +71,11 @@ def rope_frequencies(width: int, theta: float) -> np.ndarray:
     last place of a frequency shows in the third decimal of its cosine.
     """
     count = width // 6
-    step = np.float32(1) / np.float32(max(count - 1, 1))
+    step = np.float32(1) / np.float32(max(count - 1, 1))  # one frequency alone has x = 0
     k = np.arange(count)
     rising = (step * k.astype(np.float32)).astype(np.float64)
     falling = (1.0 - np.float64(step) * (count - 1 - k)).astype(np.float32)  # one rounding
-    exponents = np.where(k < count // 2, rising, falling)
-    if count == 1:
-        exponents = np.zeros(1)
+    exponents = np.where(k < max(count // 2, 1), rising, falling)
     powers = (np.float64(theta) ** exponents).astype(np.float32)
     return powers * np.float32(np.pi) / np.float32(2)
 
