@@ -18,12 +18,18 @@ def main(args: list[str]) -> int:
         if not isinstance(cfg, config.TrainVAE | config.TrainTransformer):
             raise ValueError(f"{args[0]} holds a {type(cfg).__name__}: nothing to train")
 
-        from ltx_jax.training.loop import train  # so that --help is quick
+        from ltx_jax.sample import use_compilation_cache  # so that --help is quick
+        from ltx_jax.training.loop import train
 
+        use_compilation_cache()
         train(cfg, lambda line: print(line, flush=True))
-    except (ValueError, OSError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        return 1
+    except (ValueError, OSError, MemoryError) as error:
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"train.py: error: {message}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("train.py: interrupted; the last checkpoint is whole", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -317,7 +317,7 @@ class DataConfig:
     num_frames: int = 25
     height: int = 128
     width: int = 128
-    frame_rate: float = 24.0
+    frame_rate: float = 24.0  # of the world; the clips of a folder keep their own
     batch_size: int = 8  # global
 
     def __post_init__(self):

@@ -182,7 +182,6 @@ def _manager(folder: Path, keep: int | None = None) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep,
         create=keep is not None,
-        read_only=keep is None,
         enable_async_checkpointing=False,
         cleanup_tmp_directories=keep is not None,
     )

@@ -13,9 +13,15 @@ import jax
 from ltx_jax import sharding
 from ltx_jax.checkpoints.runs import Run
 from ltx_jax.config import TrainTransformer, TrainVAE
+from ltx_jax.diffusion.programs import explain_memory_errors
 from ltx_jax.training import transformer, vae
 from ltx_jax.training.stage import Stage, check_batch_size
 from ltx_jax.training.state import TrainState
+
+_MEMORY_ADVICE = (
+    "lower --data.batch_size, --data.num_frames or the size, set --model.remat full, or split the "
+    "model over more devices (--mesh.fsdp)"
+)
 
 
 def train(cfg: TrainVAE | TrainTransformer, report: Callable[[str], None] = print) -> TrainState:
@@ -32,7 +38,13 @@ def train(cfg: TrainVAE | TrainTransformer, report: Callable[[str], None] = prin
 
     Raises:
       ValueError: if the configuration, the data or the run's folder cannot be used.
+      MemoryError: says what to lower.
     """
+    with explain_memory_errors(_MEMORY_ADVICE):
+        return _train(cfg, report)
+
+
+def _train(cfg: TrainVAE | TrainTransformer, report: Callable[[str], None]) -> TrainState:
     mesh = sharding.make_mesh(cfg.mesh)
     check_batch_size(cfg.data.batch_size, mesh)
     build = vae.build if isinstance(cfg, TrainVAE) else transformer.build
@@ -47,7 +59,7 @@ def train(cfg: TrainVAE | TrainTransformer, report: Callable[[str], None] = prin
             report(f"{run.folder}: {count / 1e6:.2f} M parameters on {mesh.size} device(s)")
         else:
             state = _restore(run, stage)
-            report(f"{run.folder}: continues after step {int(state.step)}")
+            report(f"{run.folder}: continues after step {int(state.step)} of {cfg.run.steps}")
         with sharding.use_mesh(mesh), _interruptible() as stopping:
             return _steps(cfg, stage, run, state, stopping, report)
     finally:

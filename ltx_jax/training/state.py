@@ -89,7 +89,10 @@ def plan(
 
 
 def _layout_like(tree: Any, params: Any, layout: Any, default: NamedSharding) -> Any:
-    """Lays out the leaves of an optimiser's state whose path ends like a parameter's as it is."""
+    """Lays out the leaves of an optimiser's state whose path ends like a parameter's as it is.
+
+    Muon sees wide kernels in groups of columns, one axis more: the groups are split then.
+    """
     flat = jax.tree.leaves_with_path(params)
     known = {
         tuple(entry.key for entry in path): (x.shape, where)
@@ -99,12 +102,26 @@ def _layout_like(tree: Any, params: Any, layout: Any, default: NamedSharding) ->
     def leaf(path: Any, x: Any) -> NamedSharding:
         names = tuple(getattr(entry, "key", None) for entry in path)
         for start in range(len(names)):
-            shape, where = known.get(names[start:], (None, default))
+            shape, where = known.get(names[start:], ((), default))
             if shape == x.shape:
                 return where
+            grouped = (*x.shape[:-2], x.shape[-2] * x.shape[-1]) if x.ndim > 1 else ()
+            if shape and shape == grouped:
+                spec = (*where.spec, *(None,) * (len(shape) - len(where.spec)))
+                return _if_it_divides(x.shape, NamedSharding(where.mesh, P(*spec)), default)
         return default
 
     return jax.tree.map_with_path(leaf, tree)
+
+
+def _if_it_divides(
+    shape: tuple[int, ...], where: NamedSharding, default: NamedSharding
+) -> NamedSharding:
+    try:
+        where.shard_shape(shape)
+    except ValueError:
+        return default
+    return where
 
 
 def apply_update(

@@ -56,20 +56,19 @@ def training_times(key: Array, batch: int, count: int, cfg: FlowConfig) -> Float
     Logit-normal, clipped at its percentiles and stretched so that they land on the ends (paper,
     section 3.1); a part of the samples is uniform.
     """
-    normal_key, uniform_key, choice_key = jax.random.split(key, 3)
+    normal_key, uniform_key = jax.random.split(key)
+    uniform, choice = jax.random.uniform(uniform_key, (2, batch))
     mean, low, high = time_density(count, cfg)
     t = jax.nn.sigmoid(mean + jax.random.normal(normal_key, (batch,)))
     t = jnp.clip((t - low) / (high - low), 0, 1)
-    is_uniform = jax.random.bernoulli(choice_key, cfg.uniform_fraction, (batch,))
-    t = jnp.where(is_uniform, jax.random.uniform(uniform_key, (batch,)), t)
+    t = jnp.where(choice < cfg.uniform_fraction, uniform, t)
     return t * (1 - cfg.min_time) + cfg.min_time
 
 
 def condition_times(key: Array, t: Float[Array, " b"], cfg: FlowConfig) -> Float[Array, " b"]:
     """Times of condition tokens: 0 half of the time, else up to the maximum, never above t."""
-    zero_key, time_key = jax.random.split(key)
-    own = jax.random.uniform(time_key, t.shape) * cfg.max_condition_time
-    return jnp.where(jax.random.bernoulli(zero_key, 0.5, t.shape), 0.0, jnp.minimum(own, t))
+    own, choice = jax.random.uniform(key, (2, *t.shape))
+    return jnp.where(choice < 0.5, 0.0, jnp.minimum(own * cfg.max_condition_time, t))
 
 
 def flow_loss(

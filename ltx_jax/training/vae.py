@@ -55,9 +55,8 @@ def latent_statistics(running: dict[str, Any]) -> LatentStatistics:
 
 def decode_times(key: Array, batch: int, cfg: VAELossConfig) -> Float[Array, " b"]:
     """Noise levels of the latents: uniform up to the maximum, and 0 for the clean fraction."""
-    time_key, clean_key = jax.random.split(key)
-    t = jax.random.uniform(time_key, (batch,)) * cfg.max_decode_time
-    return jnp.where(jax.random.bernoulli(clean_key, cfg.clean_fraction, (batch,)), 0.0, t)
+    t, choice = jax.random.uniform(key, (2, batch))
+    return jnp.where(choice < cfg.clean_fraction, 0.0, t * cfg.max_decode_time)
 
 
 def vae_loss(
@@ -70,15 +69,17 @@ def vae_loss(
     cfg: VAELossConfig,
 ) -> tuple[Float[Array, ""], tuple[dict[str, Array], dict[str, Any]]]:
     """Encodes, noises in normalised space, decodes: loss, then metrics and new statistics."""
-    sample_key, time_key, noise_key, map_key = jax.random.split(key, 4)
+    time_key, noise_key, map_key = jax.random.split(key, 3)
     posterior = apply({"params": params}, video, method="encode")
     seen = jax.lax.stop_gradient(posterior.mean)
     running = update_statistics(running, seen, updates, cfg.statistics_decay)
     statistics = latent_statistics(running)
 
-    z = statistics.normalize(posterior.sample(jax.random.normal(sample_key, seen.shape)))
+    # One draw: each would cost seconds of compilation.
+    sampling, noise = jax.random.normal(noise_key, (2, *seen.shape))
+    z = statistics.normalize(posterior.sample(sampling))
     t = decode_times(time_key, video.shape[0], cfg)
-    z = statistics.denormalize(add_noise(z, jax.random.normal(noise_key, z.shape), t))
+    z = statistics.denormalize(add_noise(z, noise, t))
     maps = key_noise(jax.random.split(map_key, video.shape[0]))
     reconstruction = apply({"params": params}, z, t, maps, method="decode")
 
