@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from jax.sharding import PartitionSpec as P
-from t5_reference import TINY, reference, run, save
+from t5_reference import TINY, reference, run, save, torch
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from ltx_jax import sharding
