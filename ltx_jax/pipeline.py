@@ -24,6 +24,7 @@ from ltx_jax.diffusion.conditioning import Condition, Encoded
 from ltx_jax.diffusion.noise import GivenStart, NoiseSource, seeded
 from ltx_jax.diffusion.programs import Programs, explain_memory_errors
 from ltx_jax.diffusion.sampler import Caption, Inputs, Progress
+from ltx_jax.models import convolution
 from ltx_jax.models.transformer import Transformer
 from ltx_jax.models.vae import LatentStatistics, Posterior, VideoVAE
 from ltx_jax.text import ByteTokenizer, TextEncoder
@@ -421,12 +422,19 @@ class LTXPipeline:
                 *(jnp.asarray(scalar, jnp.float32) for scalar in scalars),
                 cfg=self.vae,
                 uint8=output == "uint8",
+                compiler_options=convolution.compiler_options(),
             )
             return size.crop(np.asarray(clip))
 
     def _encode(self, clip: np.ndarray) -> Posterior:
         params = self.checkpoint.vae_params
-        return self.programs(_encode, params, jnp.asarray(clip), cfg=self.vae)
+        return self.programs(
+            _encode,
+            params,
+            jnp.asarray(clip),
+            cfg=self.vae,
+            compiler_options=convolution.compiler_options(),
+        )
 
     def size(self, options: SamplingConfig) -> request.Size:
         """The size that `options` ask for, on the grid of this VAE."""

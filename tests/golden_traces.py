@@ -21,9 +21,12 @@ from ltx_jax.config import (
     VAEConfig,
 )
 from ltx_jax.diffusion.conditioning import Condition
+from ltx_jax.diffusion.programs import Programs
 from ltx_jax.models.vae import LatentStatistics
 from ltx_jax.pipeline import LTXPipeline
 
+# The tests' time is that of LLVM.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 FOLDER = pathlib.Path(__file__).parent / "golden"
 NAMES = sorted(path.stem.removeprefix("pipe_") for path in FOLDER.glob("pipe_*.npz"))
 
@@ -90,7 +93,9 @@ def checkpoint(scheduler: SchedulerConfig = LINEAR_QUADRATIC) -> Checkpoint:
 @functools.cache
 def pipeline(scheduler: SchedulerConfig = LINEAR_QUADRATIC) -> LTXPipeline:
     """One for all tests, so that what one has compiled serves the next."""
-    return LTXPipeline(checkpoint(scheduler), dtype="float32")
+    pipe = LTXPipeline(checkpoint(scheduler), dtype="float32")
+    pipe.programs = Programs(QUICK)
+    return pipe
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from ltx_jax.checkpoints import keys
 from ltx_jax.config import MeshConfig, SamplingConfig, T5Config
 from ltx_jax.data import video
 from ltx_jax.diffusion.conditioning import Condition
-from ltx_jax.diffusion.programs import explain_memory_errors
+from ltx_jax.diffusion.programs import Programs, explain_memory_errors
 from ltx_jax.models.t5 import T5Encoder
 from ltx_jax.pipeline import LTXPipeline
 from ltx_jax.text import ByteTokenizer, TextEncoder
@@ -299,6 +299,7 @@ def test_one_device_equals_eight(pipe, embeddings):
         ),
     )
     spread = LTXPipeline(placed, dtype="float32", mesh=mesh)
+    spread.programs = Programs(golden_traces.QUICK)
     ours = spread(**arguments, output="latents")
     np.testing.assert_allclose(ours, pipe(**arguments, output="latents"), atol=1e-5)
 
@@ -319,6 +320,7 @@ def test_the_time_of_each_part_is_reported(pipe):
 
 def test_half_precision_keeps_float32_latents(text_encoder):
     half = LTXPipeline(golden_traces.checkpoint(), text_encoder, dtype="bfloat16")
+    half.programs = Programs(golden_traces.QUICK)
     start = half.prepare(PROMPTS[0], FAST)
     assert start.inputs.start.dtype == jnp.float32
     latents = half(PROMPTS[0], FAST, output="latents")

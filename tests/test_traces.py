@@ -12,7 +12,11 @@ from ltx_jax.pipeline import network
 # Rounding through up to 6 float32 calls of a random network and as many guided steps.
 TOLERANCE = dict(atol=1e-4, rtol=0)
 
-watched_step = jax.jit(sampler.denoise, static_argnames=("velocity", "branches", "mode"))
+watched_step = jax.jit(
+    sampler.denoise,
+    static_argnames=("velocity", "branches", "mode"),
+    compiler_options=golden_traces.QUICK,
+)
 
 
 @pytest.mark.parametrize("name", golden_traces.NAMES)

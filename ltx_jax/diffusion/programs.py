@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,20 +14,33 @@ class Programs:
     Attributes:
       seconds: spent on tracing and compiling so far.
       count: programs compiled so far.
+      compiler_options: of all programs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, compiler_options: Mapping[str, Any] | None = None) -> None:
         self.seconds = 0.0
         self.count = 0
+        self.compiler_options = dict(compiler_options or {})
         self._compiled: dict[Any, Callable[..., Any]] = {}
 
-    def __call__(self, function: Any, *args: Any, **static: Any) -> Any:
-        """`function(*args, **static)`, for a function from `jax.jit` whose keywords are static."""
+    def __call__(
+        self,
+        function: Any,
+        *args: Any,
+        compiler_options: Mapping[str, Any] | None = None,
+        **static: Any,
+    ) -> Any:
+        """`function(*args, **static)`, for a function from `jax.jit` whose keywords are static.
+
+        `compiler_options` are further ones for this function, the same in every call of it.
+        """
         leaves, tree = jax.tree.flatten(args)
         key = (function, tuple(static.items()), tree, tuple(_signature(leaf) for leaf in leaves))
         if key not in self._compiled:
             begin = time.perf_counter()
-            self._compiled[key] = function.lower(*args, **static).compile()
+            options = self.compiler_options | dict(compiler_options or {})
+            lowered = function.lower(*args, **static)
+            self._compiled[key] = lowered.compile(compiler_options=options)
             self.seconds += time.perf_counter() - begin
             self.count += 1
         return self._compiled[key](*args)

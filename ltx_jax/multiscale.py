@@ -1,0 +1,202 @@
+"""Sampling in two passes: a small video, enlarged as latents, then refined.
+
+The multi-scale pipeline of the released 0.9.7 and 0.9.8 settings. Most steps run on fewer than half
+of the tokens, and the second pass starts from its first time rather than from noise.
+"""
+
+import dataclasses
+import functools
+import os
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Shaped
+
+from ltx_jax import request
+from ltx_jax.config import SamplingConfig, UpsamplerConfig
+from ltx_jax.diffusion import conditioning
+from ltx_jax.diffusion.conditioning import Condition
+from ltx_jax.diffusion.latents import adain
+from ltx_jax.diffusion.noise import KeyNoise, seeded
+from ltx_jax.diffusion.sampler import Progress
+from ltx_jax.models import convolution
+from ltx_jax.models.upsampler import LatentUpsampler
+from ltx_jax.models.vae import LatentStatistics
+from ltx_jax.pipeline import LTXPipeline, Output
+
+# What the second pass takes from the options of the first.
+_SHARED = (
+    *("negative_prompt", "num_frames", "frame_rate", "seed"),
+    *("image_cond_noise_scale", "prepare_conditions"),
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Upsampler:
+    """A latent upsampler of rows and columns, which computes in float32.
+
+    Raises:
+      ValueError: if it is one of time.
+    """
+
+    cfg: UpsamplerConfig
+    params: Any
+
+    def __post_init__(self):
+        if self.cfg.temporal_upsample or not self.cfg.spatial_upsample:
+            raise ValueError(
+                "two passes need an upsampler of rows and columns alone, and this one is not: take "
+                "a released spatial upscaler"
+            )
+        object.__setattr__(self, "cfg", dataclasses.replace(self.cfg, dtype="float32"))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, mesh: Any = None) -> "Upsampler":
+        """Loads a released file (ltxv-spatial-upscaler-0.9.8.safetensors)."""
+        from ltx_jax.checkpoints.checkpoint import load_upsampler  # with Orbax, which takes seconds
+
+        return cls(*load_upsampler(os.fspath(path), mesh=mesh, dtype="float32"))
+
+
+def sample(
+    pipe: LTXPipeline,
+    upsampler: Upsampler,
+    prompt: str | Sequence[str] | None = None,
+    options: SamplingConfig = SamplingConfig(),
+    *,
+    second_pass: SamplingConfig,
+    downscale_factor: float = 0.6666666,
+    conditions: Sequence[Condition] = (),
+    embeddings: Mapping[str, Any] | None = None,
+    noise: Any = None,
+    first_sample: int = 0,
+    output: Output = "uint8",
+    fused: bool = False,
+    callback: Callable[[Progress], None] | None = None,
+    **changes: Any,
+) -> Shaped[np.ndarray, "b t h w c"]:
+    """Samples one video per prompt in two passes.
+
+    Args:
+      pipe: the pipeline of both passes; its `timings` tell of both together.
+      upsampler: doubles the rows and columns of the first pass's latents.
+      prompt: as in `LTXPipeline.__call__`, and so are the arguments not named here.
+      options: of the first pass; the size is that of the result.
+      second_pass: schedule, guidance and decoding of the second pass; its size and what both share
+        (frames, seed, negative prompt, conditioning) come from `options`.
+      downscale_factor: size of the first pass, as a part of the whole.
+      noise: of the first pass.
+      output: "latents" are those of the second pass, at its own size: twice the first one's.
+
+    Raises:
+      ValueError: as the pipeline does, and for a size that leaves nothing to sample.
+      MemoryError: if the device's memory does not suffice.
+    """
+    options = request.replace(options, changes)
+    size = pipe.size(options)
+    size.notice()
+    frames, height, width = size.padded
+    low = {
+        "height": _downscaled("height", height, downscale_factor, size.spatial_factor),
+        "width": _downscaled("width", width, downscale_factor, size.spatial_factor),
+    }
+    # Both passes see the same picture, stretched alike, as upstream.
+    clips = request.load_conditions(conditions, size, None, options.prepare_conditions)
+    prepared = [
+        dataclasses.replace(condition, media=clip)
+        for condition, clip in zip(conditions, clips, strict=True)
+    ]
+    common: dict[str, Any] = dict(
+        conditions=prepared,
+        embeddings=embeddings,
+        first_sample=first_sample,
+        fused=fused,
+        callback=callback,
+    )
+    first = dataclasses.replace(options, num_frames=frames, **low)
+    small = pipe(prompt, first, noise=noise, output="latents", **common)
+    timings = dict(pipe.timings)
+
+    with pipe.part("upsample", size):
+        large = enlarge(pipe, upsampler, jnp.asarray(small))
+    timings["upsample"] = pipe.timings["upsample"]
+
+    shared = {name: getattr(first, name) for name in _SHARED}
+    twice = {name: 2 * side for name, side in low.items()}
+    second = dataclasses.replace(second_pass, **shared, **twice)
+    made = pipe(
+        prompt,
+        second,
+        input_latents=large,
+        noise=_second_noise(options.seed, small.shape[0], first_sample),
+        output="latents" if output == "latents" else "float",
+        **common,
+    )
+    for part, seconds in pipe.timings.items():
+        if part != "load":
+            timings[part] = timings.get(part, 0.0) + seconds
+    pipe.timings = timings
+    if output == "latents":
+        return made
+    clips = [_resized(clip, height, width, output == "uint8") for clip in made]
+    return size.crop(np.stack(clips))
+
+
+def enlarge(
+    pipe: LTXPipeline, upsampler: Upsampler, latents: Float[Array, "b t h w c"]
+) -> Float[Array, "b t h2 w2 c"]:
+    """Doubles rows and columns of normalised latents, keeping each channel's distribution."""
+    return pipe.programs(
+        _enlarge,
+        upsampler.params,
+        pipe.statistics,
+        latents,
+        cfg=upsampler.cfg,
+        compiler_options=convolution.compiler_options(),
+    )
+
+
+@functools.partial(jax.jit, static_argnames="cfg")
+def _enlarge(
+    params: Any,
+    statistics: LatentStatistics,
+    latents: Float[Array, "b t h w c"],
+    *,
+    cfg: UpsamplerConfig,
+) -> Array:
+    z: Any = LatentUpsampler(cfg).apply({"params": params}, statistics.denormalize(latents))
+    return adain(statistics.normalize(z), latents)
+
+
+def _downscaled(name: str, size: int, factor: float, multiple: int) -> int:
+    scaled = int(size * factor)
+    low = scaled - scaled % multiple
+    if not low:
+        raise ValueError(
+            f"a {name} of {size} leaves nothing of the first pass, {factor} of it in multiples of "
+            f"{multiple}; take a larger video, or one pass"
+        )
+    return low
+
+
+def _second_noise(seed: int, batch: int, first: int) -> KeyNoise:
+    """Draws of their own: those of the first pass have gone into its latents."""
+    tag = zlib.crc32(b"second pass")
+    keys = seeded(seed, batch, first).keys
+    return KeyNoise(jax.vmap(lambda key: jax.random.fold_in(key, tag))(keys))
+
+
+@functools.partial(jax.jit, static_argnames=("height", "width", "uint8"))
+def _resize(clip: Float[Array, "t h w c"], *, height: int, width: int, uint8: bool) -> Array:
+    clip = conditioning.resize(clip, height, width)
+    return (255 * (clip * 0.5 + 0.5)).astype(jnp.uint8) if uint8 else clip
+
+
+def _resized(
+    clip: Float[np.ndarray, "t h w c"], height: int, width: int, uint8: bool
+) -> Shaped[np.ndarray, "t h2 w2 c"]:
+    return np.asarray(_resize(jnp.asarray(clip), height=height, width=width, uint8=uint8))
