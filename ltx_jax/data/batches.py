@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -31,6 +31,7 @@ class Batch:
     frame_rate: Float32[np.ndarray, " b"]
 
 
+@runtime_checkable
 class Source(Protocol):
     """Examples by index. `count` is None if there is no end of them."""
 
