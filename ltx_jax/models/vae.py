@@ -259,6 +259,10 @@ class VideoVAE(nn.Module):
         self.encoder = Encoder(cfg)
         self.decoder = Decoder(cfg)
         if cfg.use_quant_conv:
+            if cfg.latent_log_var != "per_channel":
+                raise ValueError(
+                    f"use_quant_conv needs a per_channel latent_log_var, not {cfg.latent_log_var}"
+                )
             self.quant_conv = PointConv(2 * cfg.latent_channels, *dtypes)
             self.post_quant_conv = PointConv(cfg.latent_channels, *dtypes)
 
