@@ -47,6 +47,7 @@ $(VENV)/.dev: $(VENV)/.test
 # Until a trained model ships: a tiny one, fitted on the spot.
 $(QUICKSTART)/.trained: $(VENV)/.package configs/quickstart_vae.py configs/quickstart_transformer.py
 	@echo "Fitting a tiny VAE and a tiny transformer to one procedural clip; this takes minutes."
+	$(BIN)/python -m ltx_jax.quickstart data/quickstart
 	$(BIN)/python train.py configs/quickstart_vae.py
 	$(BIN)/python train.py configs/quickstart_transformer.py
 	@touch $@
