@@ -43,5 +43,5 @@ config = TrainTransformer(
         weight_decay=0.0,
         ema_decay=0.98,
     ),
-    run=RunConfig(output="runs/quickstart/transformer", steps=300, log_every=25, save_every=1000),
+    run=RunConfig(output="runs/quickstart/transformer", steps=240, log_every=40, save_every=1000),
 )

@@ -49,5 +49,5 @@ config = TrainVAE(
         weight_decay=0.0,
         ema_decay=0.98,
     ),
-    run=RunConfig(output="runs/quickstart/vae", steps=150, log_every=25, save_every=1000),
+    run=RunConfig(output="runs/quickstart/vae", steps=120, log_every=20, save_every=1000),
 )

@@ -268,6 +268,13 @@ class SampleConfig(SamplingConfig):
             self.spatial_upscaler is None or self.second_pass is not None,
             "spatial_upscaler needs the settings of a second_pass: see configs/sample",
         )
+        one_pass = [name for name in ("noise", "input_media_path") if getattr(self, name)]
+        if self.save_latents and self.output_path:
+            one_pass.append("save_latents together with output_path")
+        _require(
+            self.spatial_upscaler is None or not one_pass,
+            f"two passes do not take {' or '.join(one_pass)}: add --spatial_upscaler None",
+        )
 
 
 @dataclasses.dataclass(frozen=True)

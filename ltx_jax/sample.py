@@ -115,10 +115,11 @@ def run(cfg: SampleConfig) -> None:
         if path is not None:
             video.check_writable(path / "video.mp4")
     pipe = _load(cfg)
+    make = _passes(cfg, pipe, noise)
     clock = dict.fromkeys(PARTS, 0.0) | {"load": pipe.timings.get("load", 0.0)}
     for number, batch in enumerate(batches):
         label = f"video {number + 1}/{len(batches)}" if len(batches) > 1 else "denoising"
-        seconds = _make(cfg, pipe, batch, embeddings, noise, label)
+        seconds = _make(cfg, pipe, make, batch, embeddings, label)
         for part, taken in seconds.items():
             clock[part] = clock.get(part, 0.0) + taken
     parts = ", ".join(f"{part} {taken:.1f} s" for part, taken in clock.items())
@@ -209,12 +210,52 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+# Latents and clips, each None or empty where it was not asked for.
+Made = tuple[np.ndarray | None, Sequence[np.ndarray] | np.ndarray]
+
+
+def _passes(
+    cfg: SampleConfig, pipe: "LTXPipeline", noise: np.ndarray | None
+) -> Callable[..., Made]:
+    """Samples a batch in one pass, or in two where the settings name an upsampler."""
+    options = SamplingConfig(**_fields(cfg, SamplingConfig))
+    decodes, upscaler, second = _decodes(cfg), cfg.spatial_upscaler, cfg.second_pass
+
+    def one(prompts: list[str] | None, first_sample: int, **arguments: Any) -> Made:
+        common: dict[str, Any] = dict(noise=noise, first_sample=first_sample)
+        media = cfg.input_media_path
+        latents = pipe(prompts, options, input_media=media, output="latents", **common, **arguments)
+        return latents, pipe.decode(latents, options, **common) if decodes else ()
+
+    if upscaler is None or second is None:
+        return one
+    from ltx_jax import multiscale
+
+    upsampler = multiscale.Upsampler.load(upscaler, mesh=pipe.mesh)
+
+    def two(prompts: list[str] | None, first_sample: int, **arguments: Any) -> Made:
+        made = multiscale.sample(
+            pipe,
+            upsampler,
+            prompts,
+            options,
+            second_pass=second,
+            downscale_factor=cfg.downscale_factor,
+            first_sample=first_sample,
+            output="uint8" if decodes else "latents",
+            **arguments,
+        )
+        return (None, made) if decodes else (made, ())
+
+    return two
+
+
 def _make(
     cfg: SampleConfig,
     pipe: "LTXPipeline",
+    make: Callable[..., Made],
     batch: Sequence[jobs.Video],
     embeddings: dict[str, np.ndarray] | None,
-    noise: np.ndarray | None,
     label: str,
 ) -> dict[str, float]:
     """Samples a batch and writes what was asked for; returns the seconds of each part."""
@@ -223,25 +264,18 @@ def _make(
     strengths = cfg.conditioning_strengths or (1.0,) * len(cfg.conditioning_media_paths)
     media = zip(cfg.conditioning_media_paths, cfg.conditioning_start_frames, strengths, strict=True)
     conditions = [Condition(path, frame, strength) for path, frame, strength in media]
-    options = SamplingConfig(**_fields(cfg, SamplingConfig))
     prompts = None if embeddings is not None else [item.prompt or "" for item in batch]
-    first = batch[0].index
     with _bar(label) as callback:
-        latents = pipe(
+        latents, clips = make(
             prompts,
-            options,
+            batch[0].index,
             conditions=conditions,
-            input_media=cfg.input_media_path,
             embeddings=embeddings,
-            noise=noise,
-            first_sample=first,
-            output="latents",
             callback=callback,
         )
-    clips = pipe.decode(latents, options, noise=noise, first_sample=first) if _decodes(cfg) else ()
     seconds = {part: taken for part, taken in pipe.timings.items() if part != "load"}
     begin = time.perf_counter()
-    if cfg.save_latents is not None:
+    if cfg.save_latents is not None and latents is not None:
         jobs.write(Path(cfg.save_latents), lambda file: np.save(file, latents))
         print(cfg.save_latents)
     for item, clip in zip(batch, clips, strict=False):

@@ -48,4 +48,4 @@ def test_links_and_files_in_the_documentation_exist(page):
         if not target.startswith("http"):
             assert (folder / target).exists(), target
     for target in re.findall(r"(?:configs|benchmarks|tests)/[\w/]+\.py", text):
-        assert (ROOT / target).exists(), target
+        assert "NAME" in target or (ROOT / target).exists(), target
