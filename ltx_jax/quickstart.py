@@ -12,7 +12,7 @@ FRAMES, HEIGHT, WIDTH, RATE = 17, 64, 64, 16.0
 
 def write_clip(folder: Path) -> Path:
     """Writes `clip.mp4` and `clip.txt`, a folder that `train.py` takes."""
-    star = Figure("star", "red", "right", size=0.5, x=0.25, y=0.5, rate=0.5)
+    star = Figure("star", "red", "right", size=0.5, x=-0.25, y=0.0, rate=0.5)
     scene = Scene((star,), Background("slate"))
     path = folder / "clip.mp4"
     video.write_video(path, shapes.render(scene, FRAMES, HEIGHT, WIDTH, RATE), RATE, crf=8)
