@@ -107,8 +107,10 @@ def _start(
         spatial_factor=placing.spatial_factor,
         causal=cfg.causal_temporal_positioning,
     )
+    # Laid out as each step leaves them, or the first step would be a program of its own.
+    laid_out = sharding.constrain(prepared.tokens, "batch", "token", None)
     positions = tokens.positions(prepared.coords, placing.frame_rate)
-    return prepared, tokens.rope_tables(positions, cfg)
+    return dataclasses.replace(prepared, tokens=laid_out), tokens.rope_tables(positions, cfg)
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "uint8"))

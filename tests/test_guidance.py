@@ -31,6 +31,12 @@ def test_guidance_changes_at_the_times_of_the_released_13b_settings():
     assert scales.cfg.tolist() == expected
 
 
+def test_an_entry_counts_from_its_own_time_on_whatever_float32_makes_of_it():
+    times = (0.9, 0.7, 0.3)
+    made = plan(np.float32(times), guidance_scale=(3.0, 4.0, 5.0), guidance_timesteps=times)
+    assert made.scales.cfg.tolist() == [3.0, 4.0, 5.0]
+
+
 def test_a_time_below_every_entry_takes_the_last_one():
     scales = plan(guidance_scale=(3.0, 5.0), guidance_timesteps=(0.9, 0.5)).scales
     assert scales.cfg.tolist() == [3.0, 5.0, 5.0]
@@ -162,5 +168,9 @@ def test_spatio_temporal_guidance_stands_alone_too(rows):
 
 def test_guidance_is_float32_whatever_the_network_computes_in(rows):
     half = jnp.asarray(rows.reshape(-1, 7, 4), jnp.bfloat16)
-    out = guidance.combine(half, Branches(True, True), scales(3.0, 1.0, 0.7), True)
-    assert out.dtype == jnp.float32
+    made, same = (
+        guidance.combine(x, Branches(True, True), scales(3.0, 1.0, 0.7), True)
+        for x in (half, half.astype(jnp.float32))
+    )
+    assert made.dtype == jnp.float32
+    np.testing.assert_array_equal(made, same)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ltx_jax import request, sharding
-from ltx_jax.checkpoints import keys
+from ltx_jax.checkpoints import keys, official
 from ltx_jax.config import MeshConfig, SamplingConfig, T5Config
 from ltx_jax.data import video
 from ltx_jax.diffusion.conditioning import Condition
@@ -282,6 +282,16 @@ def test_a_checkpoint_of_ours_brings_its_text_encoder(text_encoder):
     np.testing.assert_array_equal(embeds, text_encoder.encode(PROMPTS)[0])
 
 
+def test_a_pipeline_from_a_file_is_the_one_in_memory(pipe, embeddings, tmp_path):
+    path = tmp_path / "tiny.safetensors"
+    official.write(path, pipe.checkpoint)
+    loaded = LTXPipeline.from_pretrained(path, dtype="float32")
+    assert loaded.timings["load"] > 0
+    loaded.programs = pipe.programs
+    ours = loaded(embeddings=embeddings, options=FAST, output="latents")
+    np.testing.assert_array_equal(ours, pipe(embeddings=embeddings, options=FAST, output="latents"))
+
+
 def test_one_device_equals_eight(pipe, embeddings):
     options = dataclasses.replace(SMALL, cfg_star_rescale=True, image_cond_noise_scale=0.15)
     arguments = dict(  # the call of a batch of two, above
@@ -301,6 +311,7 @@ def test_one_device_equals_eight(pipe, embeddings):
     spread = LTXPipeline(placed, dtype="float32", mesh=mesh)
     spread.programs = Programs(golden_traces.QUICK)
     ours = spread(**arguments, output="latents")
+    assert spread.programs.count == 3, "one each to encode, to start and to step"
     np.testing.assert_allclose(ours, pipe(**arguments, output="latents"), atol=1e-5)
 
 

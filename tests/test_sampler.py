@@ -60,12 +60,29 @@ def run(velocity, inputs, plan, mode=Mode(), params=2.0, **kwargs):
     return np.asarray(sampler.sample(velocity, params, inputs, plan.branches, mode, **kwargs))
 
 
-def eager(function, params, tokens, inputs, index, *, velocity, branches, mode):
-    """Calls a step without compiling it, so that the network sees numbers."""
-    with jax.disable_jit():
-        return sampler.denoise(
-            velocity, params, tokens, inputs, index, branches=branches, mode=mode
-        )[0]
+watched = jax.jit(sampler.denoise, static_argnames=("velocity", "branches", "mode"))
+
+
+def velocities(velocity, inputs, plan):
+    """The guided velocity of every step: what the network saw, if it returns that."""
+    seen = []
+
+    def call(function, params, tokens, inputs, index, **static):
+        velocity = static.pop("velocity")
+        tokens, inside = watched(velocity, params, tokens, inputs, index, **static)
+        seen.append(np.asarray(inside["velocity"]))
+        return tokens
+
+    run(velocity, inputs, plan, call=call)
+    return seen
+
+
+def the_time(params, x, time, *rest):
+    return jnp.broadcast_to(time[..., None], x.shape)
+
+
+def the_tokens(params, x, *rest):
+    return x
 
 
 def test_the_exact_velocity_leads_to_the_data():
@@ -81,15 +98,8 @@ def test_the_exact_velocity_leads_to_the_data():
 
 
 def test_the_network_sees_the_times_of_the_schedule():
-    seen = []
-
-    def watch(params, x, time, *rest):
-        seen.append(np.asarray(time).ravel().tolist())
-        return x
-
-    inputs, plan = inputs_for(PLAIN)
-    run(watch, inputs, plan, call=eager)
-    np.testing.assert_array_equal(seen, np.repeat(TIMES[:, None], 2, axis=1))
+    for seen, t in zip(velocities(the_time, *inputs_for(PLAIN)), TIMES, strict=True):
+        np.testing.assert_array_equal(seen, np.full(seen.shape, t))
 
 
 def test_guidance_of_at_most_one_takes_the_prediction_for_the_text():
@@ -116,28 +126,21 @@ def test_guidance_of_at_most_one_takes_the_prediction_for_the_text():
 def test_no_branch_is_computed_that_a_step_does_not_need():
     rows = []
 
-    def count(params, x, *rest):
+    def count(params, x, *rest):  # runs once for every program
         rows.append((x.shape[0], rest[-1] is not None))
         return x
 
-    inputs, plan = inputs_for(SCHEDULED)
-    run(count, inputs, plan, call=eager)
+    velocities(count, *inputs_for(SCHEDULED))
     assert rows == [(2, False), (6, True), (4, False), (4, True)]
 
 
 def test_condition_tokens_get_their_own_lowered_time():
     """A token of strength s is at noise level 1 - s until the video's time gets there."""
-    seen = []
-
-    def watch(params, x, time, *rest):
-        seen.append(np.asarray(time[0]).tolist())
-        return x
-
     mask = jnp.broadcast_to(jnp.array([1.0, 0.8, 0.4, 0.0, 0.0]), (2, TOKENS))
     inputs, plan = inputs_for(PLAIN, mask=mask)
-    run(watch, inputs, plan, call=eager)
-    expected = [np.minimum(t, [0.0, 0.2, 0.6, 1.0, 1.0]) for t in TIMES]
-    np.testing.assert_allclose(seen, expected, atol=1e-6)
+    for seen, t in zip(velocities(the_time, inputs, plan), TIMES, strict=True):
+        expected = np.minimum(t, [0.0, 0.2, 0.6, 1.0, 1.0])
+        np.testing.assert_allclose(seen[0, :, 0], expected, atol=1e-6)
 
 
 def test_condition_tokens_wait_for_their_time_and_hard_ones_never_move():
@@ -157,18 +160,13 @@ def test_condition_tokens_wait_for_their_time_and_hard_ones_never_move():
 def test_hard_condition_tokens_get_fresh_noise_that_fades():
     mask = jnp.broadcast_to(jnp.array([1.0, 0.8, 0.4, 0.0, 0.0]), (2, TOKENS))
     inputs, plan = inputs_for(PLAIN, mask=mask, image_noise=jnp.asarray(0.15))
-    seen = []
-
-    def watch(params, x, *rest):
-        seen.append(np.asarray(x))
-        return jnp.zeros_like(x)
-
-    run(watch, inputs, plan, call=eager)
-    for i, (x, t) in enumerate(zip(seen, TIMES, strict=True)):
-        noise = inputs.noise.draw("image_condition", x.shape, i)
-        expected = inputs.start + 0.15 * noise * t**2
-        np.testing.assert_allclose(x[:, 0], expected[:, 0], atol=1e-6)
-        np.testing.assert_array_equal(x[:, 1:], inputs.start[:, 1:])
+    start = np.asarray(inputs.start)
+    draw = jax.jit(lambda noise, i: noise.draw("image_condition", start.shape, i))
+    for i, (seen, t) in enumerate(zip(velocities(the_tokens, inputs, plan), TIMES, strict=True)):
+        expected = start + 0.15 * t**2 * np.asarray(draw(inputs.noise, i))
+        np.testing.assert_allclose(seen[:, 0], expected[:, 0], atol=1e-6)
+        if i == 0:
+            np.testing.assert_array_equal(seen[:, 1:], start[:, 1:])
 
 
 def test_the_host_loop_equals_the_fused_loop():
@@ -216,24 +214,18 @@ def test_a_fused_loop_has_no_callback():
 
 
 def test_a_sample_does_not_depend_on_its_batch():
-    names = ("initial", "stochastic")
-    batch = seeded(7, 3)
+    draw = jax.jit(lambda noise, batch: noise.draw("decode", (batch, 4, 2), 5), static_argnums=1)
+    together = np.asarray(draw(seeded(7, 3), 3))
     for i in range(3):
-        single = seeded(7, 1, first=i)
-        for name in names:
-            together, alone = (s.draw(name, (n, 4, 2), 5) for s, n in ((batch, 3), (single, 1)))
-            np.testing.assert_array_equal(together[i], alone[0])
+        np.testing.assert_array_equal(draw(seeded(7, 1, first=i), 1)[0], together[i])
 
 
 def test_draws_differ_by_name_index_sample_and_seed():
-    shape = (2, 4)
-    draws = [
-        np.asarray(draw)
-        for draw in (
-            *seeded(0, 2).draw("initial", shape),
-            *seeded(0, 2).draw("decode", shape),
-            *seeded(0, 2).draw("decode", shape, 1),
-            *seeded(1, 2).draw("initial", shape),
-        )
-    ]
-    assert len({draw.tobytes() for draw in draws}) == len(draws)
+    @jax.jit
+    def draws(noise, other):
+        cases = ((noise, "initial", 0), (noise, "decode", 0), (noise, "decode", 1))
+        cases += ((other, "initial", 0),)
+        return [noise.draw(name, (2, 4), index) for noise, name, index in cases]
+
+    rows = np.concatenate([np.asarray(draw) for draw in draws(seeded(0, 2), seeded(1, 2))])
+    assert len({row.tobytes() for row in rows}) == len(rows) == 8
