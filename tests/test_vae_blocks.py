@@ -5,11 +5,12 @@ import itertools
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as tf
 from vae_reference import tiny
 
 from ltx_jax.models import vae_blocks
+
+torch = pytest.importorskip("torch")
+tf = torch.nn.functional
 
 # Sums of at most a few hundred float32 products of order 1, in another order.
 TOLERANCE = 1e-5

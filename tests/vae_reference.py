@@ -1,5 +1,6 @@
-"""Weights and configurations of other Video-VAEs as ours, by the tables of names alone."""
+"""What the Video-VAE's tests share: configs, and the weights of other Video-VAEs as ours."""
 
+import functools
 import math
 import re
 
@@ -11,6 +12,46 @@ from golden_weights import golden_tensor
 from ltx_jax import sharding
 from ltx_jax.config import BlockConfig, VAEConfig
 from ltx_jax.models.vae import VideoVAE
+
+TIMES = np.array([0.05, 0.3], np.float32)
+# Outputs are of order 1 to 4, of networks of up to twenty float32 convolutions, summed in another
+# order by each library; differences of 7e-6 were seen.
+TOLERANCE = 3e-5
+
+# Almost all of these tests' time is compilation.
+compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def channels_last(x):
+    return np.moveaxis(np.asarray(x), 1, -1)
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+
+
+def shapes(tree):
+    return jax.tree.map(lambda x: tuple(x.shape), tree)
+
+
+def encoder(cfg):
+    model = VideoVAE(cfg)
+    return compiled(lambda params, video: model.apply({"params": params}, video, method="encode"))
+
+
+def decoder(cfg):
+    """`maps` are the noise maps in order; none of them, no noise."""
+    model = VideoVAE(cfg)
+
+    def decode(params, latents, time, maps=()):
+        def noise(index, size):
+            assert maps[index].shape[-2:] == size
+            return maps[index]
+
+        kwargs = dict(noise=noise if maps else None, method="decode")
+        return model.apply({"params": params}, latents, time, **kwargs)
+
+    return compiled(decode)
 
 
 def res(layers, **options):
