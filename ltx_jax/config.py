@@ -200,6 +200,8 @@ class SamplingConfig:
             _require(value is None or 0 <= value <= 1, f"{name} must lie in [0, 1], got {value}")
         scale = self.image_cond_noise_scale
         _require(scale >= 0, f"image_cond_noise_scale must not be negative, got {scale}")
+        # jax.random.key would drop the higher bits.
+        _require(0 <= self.seed < 2**32, f"seed must lie in [0, 2**32), got {self.seed}")
 
 
 @dataclasses.dataclass(frozen=True)

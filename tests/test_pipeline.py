@@ -396,6 +396,7 @@ BAD = {
     "tone": (dict(tone_map_compression_ratio=1.5), r"tone_map_compression_ratio.*\[0, 1\].*1.5"),
     "decode": (dict(decode_timestep=-0.1), r"decode_timestep.*\[0, 1\].*-0.1"),
     "decode noise": (dict(decode_noise_scale=2.0), r"decode_noise_scale.*\[0, 1\].*2.0"),
+    "seed": (dict(seed=-1), r"seed must lie in \[0, 2\*\*32\), got -1"),
     "image noise": (dict(image_cond_noise_scale=-1.0), "image_cond_noise_scale.*-1.0"),
 }
 
