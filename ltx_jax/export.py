@@ -40,7 +40,8 @@ def export(source: str, out: Path) -> list[Path]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="ltx_jax.export", description=(__doc__ or "").partition("\n")[0])
+    summary = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(prog="ltx_jax.export", description=summary)
     parser.add_argument(
         "source", help="a run of train.py, or anything sample.py's --checkpoint takes"
     )

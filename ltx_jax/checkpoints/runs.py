@@ -163,7 +163,7 @@ class Run:
             raise ValueError("this checkpoint holds no VAE")
         channels = checkpoint.vae.latent_channels
         statistics = checkpoint.statistics or LatentStatistics(
-            np.zeros(channels), np.ones(channels)
+            np.zeros(channels, np.float32), np.ones(channels, np.float32)
         )
         tree = {
             "params": checkpoint.vae_params,
@@ -267,11 +267,19 @@ def load_run(path: str | Path, *, mesh: Mesh | None = None, ema: bool = True) ->
     checkpoint.transformer_params = restored["transformer"]
     checkpoint.scheduler = cfg.scheduler
     checkpoint.text_encoder = (cfg.text_encoder, restored["text_encoder"], cfg.max_caption_tokens)
-    _read_vae(folder / "vae", checkpoint, mesh)
+    vae = load_vae(folder, mesh=mesh)
+    if vae is None:
+        raise ValueError(f"{folder} has lost its VAE: there is no {folder / 'vae' / _CONFIG}")
+    checkpoint.vae, checkpoint.vae_params = vae.vae, vae.vae_params
+    checkpoint.statistics = vae.statistics
     return checkpoint
 
 
-def _read_vae(folder: Path, checkpoint: Checkpoint, mesh: Mesh | None) -> None:
+def load_vae(path: str | Path, *, mesh: Mesh | None = None) -> Checkpoint | None:
+    """Reads the VAE that a transformer run was started with; None if it holds none."""
+    folder = Path(path).expanduser().absolute() / "vae"
+    if not (folder / _CONFIG).exists():
+        return None
     cfg = read_config(folder)
     shapes = {
         "params": _placed(keys.vae_boxed(cfg), mesh),
@@ -279,6 +287,5 @@ def _read_vae(folder: Path, checkpoint: Checkpoint, mesh: Mesh | None) -> None:
     }
     with ocp.StandardCheckpointer() as checkpointer:
         restored = checkpointer.restore(folder / "weights", shapes)
-    checkpoint.vae = cfg
-    checkpoint.vae_params = restored["params"]
-    checkpoint.statistics = LatentStatistics(**restored["statistics"])
+    statistics = LatentStatistics(**restored["statistics"])
+    return Checkpoint(vae=cfg, vae_params=restored["params"], statistics=statistics)

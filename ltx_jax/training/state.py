@@ -91,7 +91,7 @@ def plan(
 def _layout_like(tree: Any, params: Any, layout: Any, default: NamedSharding) -> Any:
     """Lays out the leaves of an optimiser's state whose path ends like a parameter's as it is.
 
-    Muon sees wide kernels in groups of columns, one axis more: the groups are split then.
+    Muon sees wide kernels in groups of columns, one axis more: each group is split then.
     """
     flat = jax.tree.leaves_with_path(params)
     known = {
@@ -107,8 +107,9 @@ def _layout_like(tree: Any, params: Any, layout: Any, default: NamedSharding) ->
                 return where
             grouped = (*x.shape[:-2], x.shape[-2] * x.shape[-1]) if x.ndim > 1 else ()
             if shape and shape == grouped:
-                spec = (*where.spec, *(None,) * (len(shape) - len(where.spec)))
-                return _if_it_divides(x.shape, NamedSharding(where.mesh, P(*spec)), default)
+                *others, columns = (*where.spec, *(None,) * (len(shape) - len(where.spec)))
+                spec = P(*others, None, columns)
+                return _if_it_divides(x.shape, NamedSharding(where.mesh, spec), default)
         return default
 
     return jax.tree.map_with_path(leaf, tree)

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from ltx_jax import sharding
-from ltx_jax.checkpoints import checkpoint
+from ltx_jax.checkpoints import checkpoint, runs
 from ltx_jax.checkpoints.contents import Checkpoint
 from ltx_jax.config import FlowConfig, TrainTransformer, TransformerConfig, VAEConfig
 from ltx_jax.data import batches
@@ -208,7 +208,8 @@ def _first_frame(cfg: FlowConfig, grid: tokens.Grid, seed: int, step: int) -> np
 
 
 def _load_vae(cfg: TrainTransformer, mesh: Mesh) -> tuple[Checkpoint, VAEConfig]:
-    loaded = checkpoint.load(cfg.vae, mesh=mesh)
+    # A run that goes on keeps the VAE it began with, whatever has become of that path.
+    loaded = runs.load_vae(cfg.run.output, mesh=mesh) or checkpoint.load(cfg.vae, mesh=mesh)
     if loaded.vae is None:
         raise ValueError(f"{cfg.vae} holds no VAE: --vae must name a checkpoint that does")
     for name in ("in_channels", "out_channels"):
