@@ -46,6 +46,7 @@ $(VENV)/.dev: $(VENV)/.test
 
 # Until a trained model ships: a tiny one, fitted on the spot.
 $(QUICKSTART)/.trained: $(VENV)/.package configs/quickstart_vae.py configs/quickstart_transformer.py
+	@if [ -e $@ ]; then rm -rf $(QUICKSTART); fi  # fitted with other settings
 	@echo "Fitting a tiny VAE and a tiny transformer to one procedural clip; this takes minutes."
 	$(BIN)/python -m ltx_jax.quickstart data/quickstart
 	$(BIN)/python train.py configs/quickstart_vae.py
