@@ -10,7 +10,13 @@ import jax
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
-from tiny_checkpoint import CAPTION, CHANNELS, write_checkpoint, write_text_encoder
+from tiny_checkpoint import (
+    CAPTION,
+    CHANNELS,
+    write_checkpoint,
+    write_text_encoder,
+    write_upsampler,
+)
 
 FRAMES, HEIGHT, WIDTH = 9, 64, 96
 SIZES = ["--num_frames", f"{FRAMES}", "--height", f"{HEIGHT}", "--width", f"{WIDTH}"]
@@ -190,6 +196,24 @@ def test_conditions_reach_the_video(sample, folder):
     assert held.status == 0, held.err
     pictures = [read(r.out.split()[0])[0].astype(int) for r in (plain, held)]
     assert np.abs(pictures[0] - pictures[1]).mean() > 1
+
+
+def test_two_passes_where_the_settings_name_an_upsampler(sample, folder, tmp_path):
+    write_upsampler(tmp_path / "upsampler.safetensors")
+    file = tmp_path / "settings.py"
+    file.write_text(
+        "from ltx_jax.config import SampleConfig, SamplingConfig\n"
+        "config = SampleConfig(downscale_factor=0.5, second_pass=SamplingConfig(\n"
+        "    timesteps=(0.7, 0.3), guidance_scale=1.0, stg_scale=0.0, rescaling_scale=1.0))\n"
+    )
+    upsampler = ("--spatial_upscaler", tmp_path / "upsampler.safetensors", "--config", file)
+    result = sample(*upsampler)
+    assert result.status == 0, result.err
+    assert read(result.out.split()[0])[0].shape == (FRAMES, HEIGHT, WIDTH, 3)
+    assert "upsample" in result.err
+    refused = sample(*upsampler, "--save_latents", tmp_path / "latents.npy")
+    assert refused.status == 2
+    assert "two passes do not take save_latents together with output_path" in refused.err
 
 
 def test_the_second_run_of_a_shape_compiles_nothing(sample):

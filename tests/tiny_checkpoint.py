@@ -1,8 +1,13 @@
 """A checkpoint and text encoders so small that a test makes them in a second."""
 
+import json
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from golden_weights import golden_state_dict
+from safetensors.numpy import save_file
 
 from ltx_jax import sharding
 from ltx_jax.checkpoints import official
@@ -65,6 +70,13 @@ def write_checkpoint(path, with_vae=True):
         checkpoint.vae_params = random_parameters(VideoVAE(vae), pixels)
         checkpoint.statistics = LatentStatistics(np.zeros(CHANNELS, "f"), np.ones(CHANNELS, "f"))
     official.write(path, checkpoint)
+
+
+def write_upsampler(path):
+    """Writes the golden upsampler of rows and columns, which takes latents of 8 channels."""
+    with np.load(pathlib.Path(__file__).parent / "golden/upsampler_spatial_tiny.npz") as arrays:
+        values = golden_state_dict(json.loads(str(arrays["shapes"])))
+        save_file(values, path, {"config": str(arrays["config"])})
 
 
 def write_text_encoder(path, width):
