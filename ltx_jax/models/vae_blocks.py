@@ -189,7 +189,7 @@ class ResBlock(nn.Module):
         self,
         x: Video,
         embedding: Float[Array, "b d"] | None = None,
-        noise: tuple[Float[Array, "*b h w"], ...] = (),
+        noise: tuple[Float[Array, "..."], ...] = (),
     ) -> Float[Array, "b t h w c2"]:
         cfg = self.cfg
         ada = [] if embedding is None else modulation(self, "scale_shift_table", embedding, 4)
@@ -262,7 +262,7 @@ class MidBlock(nn.Module):
         self,
         x: Video,
         time: Float[Array, " b"] | None = None,
-        noise: tuple[Float[Array, "*b h w"], ...] = (),
+        noise: tuple[Float[Array, "..."], ...] = (),
     ) -> Video:
         cfg, c = self.cfg, x.shape[-1]
         embedding = None
