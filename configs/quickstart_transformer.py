@@ -31,9 +31,7 @@ config = TrainTransformer(
     text_encoder=T5Config(vocab_size=384, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2),
     max_caption_tokens=64,
     flow=FlowConfig(first_frame_probability=0.0),
-    data=DataConfig(
-        source="data/quickstart", num_frames=17, height=64, width=64, frame_rate=16.0, batch_size=8
-    ),
+    data=DataConfig(source="data/quickstart", num_frames=17, height=64, width=64, batch_size=8),
     optim=OptimConfig(
         name="muon",
         peak_lr=3e-3,

@@ -37,9 +37,7 @@ config = TrainVAE(
         timestep_conditioning=True,
     ),
     loss=VAELossConfig(pixel="mse", statistics_decay=0.98),
-    data=DataConfig(
-        source="data/quickstart", num_frames=17, height=64, width=64, frame_rate=16.0, batch_size=2
-    ),
+    data=DataConfig(source="data/quickstart", num_frames=17, height=64, width=64, batch_size=2),
     optim=OptimConfig(
         name="muon",
         peak_lr=6e-3,

@@ -113,8 +113,9 @@ def test_the_quickstart_asks_for_the_caption_it_was_fitted_to():
     assert cfg.prompt == quickstart.CAPTION
     assert (cfg.checkpoint, runs[1].vae) == (runs[1].run.output, runs[0].run.output)
     for size in (cfg, *(run.data for run in runs)):
-        shape = (size.num_frames, size.height, size.width, size.frame_rate)
-        assert shape == (quickstart.FRAMES, quickstart.HEIGHT, quickstart.WIDTH, quickstart.RATE)
+        shape = (size.num_frames, size.height, size.width)
+        assert shape == (quickstart.FRAMES, quickstart.HEIGHT, quickstart.WIDTH)
+    assert cfg.frame_rate == quickstart.RATE
 
 
 def test_the_13b_model_guides_as_released():

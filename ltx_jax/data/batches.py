@@ -62,9 +62,9 @@ class World:
             num_frames=cfg.num_frames,
             height=cfg.height,
             width=cfg.width,
-            fps=cfg.frame_rate,
+            fps=cfg.frame_rates[0],
         )
-        return Example(clip.frames, clip.caption, cfg.frame_rate)
+        return Example(clip.frames, clip.caption, cfg.frame_rates[0])
 
 
 class Folder:

@@ -1,13 +1,14 @@
 """Multi-head attention behind one function.
 
-`attention` is where a backend is chosen. The plain forms below are right on every platform and for
-every mask; a form for one kind of accelerator belongs beside them, with its condition in
-`attention`.
+`attention` is where a form is chosen. The plain one is right on every platform and for every mask;
+those for one kind of accelerator stand beside it, with their conditions in `attention`.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from ltx_jax.config import AttentionForm
 
 MASK_BIAS = -10_000.0  # as in the released model; not -inf, so a fully masked row stays finite
 
@@ -20,12 +21,31 @@ def attention(
     v: Float[Array, "b m k e"],
     *,
     mask: Mask | None = None,
+    form: AttentionForm = "plain",
 ) -> Float[Array, "b n k e"]:
     """Softmax attention, scaled by e**-0.5, scores and softmax in float32.
 
-    `mask` is 1 for the keys to attend to and 0 for the rest; None attends to all. Masked scores
-    are lowered by 10000, exactly.
+    Args:
+      mask: 1 for the keys to attend to and 0 for the rest; None attends to all.
+      form: "plain" takes any mask, and lowers masked scores by 10000, exactly. "cudnn" takes
+        bfloat16 or float16, and masks whose ones (at least one) all come first. "auto" is "cudnn"
+        for such types on NVIDIA GPUs and "plain" elsewhere.
     """
+    if form == "auto":
+        fits = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0
+        form = "cudnn" if fits and jax.default_backend() == "gpu" else "plain"
+    return _cudnn(q, k, v, mask) if form == "cudnn" else _plain(q, k, v, mask)
+
+
+def _cudnn(q: Array, k: Array, v: Array, mask: Mask | None) -> Array:
+    """The fused kernel, which never holds the scores; lengths take the place of a mask."""
+    lengths = None if mask is None else mask.astype(jnp.int32).sum(-1)
+    return jax.nn.dot_product_attention(
+        q, k, v, key_value_seq_lengths=lengths, implementation="cudnn"
+    )
+
+
+def _plain(q: Array, k: Array, v: Array, mask: Mask | None) -> Array:
     bias = None if mask is None else (1 - mask.astype(jnp.float32)) * MASK_BIAS
     # Heads first: XLA's CPU matmuls are several times slower with heads between the other two.
     q, k, v = (x.transpose(2, 0, 1, 3) for x in (q, k, v))

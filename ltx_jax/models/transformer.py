@@ -150,7 +150,9 @@ class Attention(nn.Module):
             return constrain(x, "batch", tokens, "act_heads", None)
 
         # Every token sees every key, so these are whole on each device of the `seq` axis.
-        out = attention(heads(q, "token"), heads(k, None), heads(v, None), mask=mask)
+        out = attention(
+            heads(q, "token"), heads(k, None), heads(v, None), mask=mask, form=cfg.attention
+        )
         out = constrain(out, "batch", "token", "act_heads", None).reshape(x.shape)
         if keep is not None and skip_mode == "attention_values":
             out = _keep(keep, out, v)

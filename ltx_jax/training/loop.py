@@ -5,7 +5,6 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -46,7 +45,8 @@ def train(cfg: TrainVAE | TrainTransformer, report: Callable[[str], None] = prin
 
 def _train(cfg: TrainVAE | TrainTransformer, report: Callable[[str], None]) -> TrainState:
     mesh = sharding.make_mesh(cfg.mesh)
-    check_batch_size(cfg.data.batch_size, mesh)
+    for bucket in cfg.data.sizes:
+        check_batch_size(bucket.batch_size, mesh)
     build = vae.build if isinstance(cfg, TrainVAE) else transformer.build
     stage = build(cfg, mesh)  # pyright: ignore[reportArgumentType]
     run = Run(cfg)
@@ -77,7 +77,7 @@ def _steps(
     first, last = int(state.step), cfg.run.steps
     clock = _Clock(first, last)
     late: tuple[int, dict[str, Any]] | None = None
-    for step, batch in _batches(stage, first, last):
+    for step, batch in enumerate(stage.batches(first, last), first):
         state, metrics = stage.step(state, batch)
         # The numbers of the step before: fetching this one's would make the device wait.
         if late is not None:
@@ -92,17 +92,6 @@ def _steps(
     if late is not None:
         clock.report(*late, cfg.run.log_every, report)
     return state
-
-
-def _batches(stage: Stage, first: int, last: int) -> Iterator[tuple[int, Any]]:
-    """Steps and their batches, each made while the step before runs."""
-    with ThreadPoolExecutor(1) as loader:
-        pending = [loader.submit(stage.batch, step) for step in range(first, min(first + 1, last))]
-        for step in range(first, last):
-            batch = pending.pop().result()
-            if step + 1 < last:
-                pending.append(loader.submit(stage.batch, step + 1))
-            yield step, batch
 
 
 class _Clock:
@@ -146,6 +135,7 @@ def _save(run: Run, stage: Stage, state: TrainState) -> None:
         "updates": state.updates,
         "opt_state": state.opt_state,
         "statistics": state.statistics,
+        "adversary": state.adversary,
     }
     parts = {"params": state.params, "ema": state.ema, "state": rest}
     statistics = stage.statistics(state)
@@ -161,6 +151,7 @@ def _restore(run: Run, stage: Stage) -> TrainState:
         "updates": shapes.updates,
         "opt_state": shapes.opt_state,
         "statistics": shapes.statistics,
+        "adversary": shapes.adversary,
     }
     parts = run.restore({"params": shapes.params, "ema": shapes.ema, "state": rest})
     return TrainState(params=parts["params"], ema=parts["ema"], **parts["state"])

@@ -29,6 +29,7 @@ class TrainState:
     ema: Any
     opt_state: Any
     statistics: Any  # running statistics of the stage, {} where it has none
+    adversary: Any  # the discriminator's "params" and "opt_state", {} where there is none
 
 
 class Plan(NamedTuple):
@@ -63,7 +64,7 @@ def plan(
         params = sharding.unbox(init(key))
         average = jax.tree.map(jnp.copy, params)
         count = (jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
-        return TrainState(*count, params, average, tx.init(params), statistics or {})
+        return TrainState(*count, params, average, tx.init(params), statistics or {}, {})
 
     shapes = jax.eval_shape(first, key)
     everywhere = NamedSharding(mesh, P())
@@ -74,6 +75,7 @@ def plan(
         ema=params_layout,
         opt_state=_layout_like(shapes.opt_state, shapes.params, params_layout, everywhere),
         statistics=jax.tree.map(lambda _: everywhere, shapes.statistics),
+        adversary={},
     )
 
     def make() -> TrainState:
@@ -157,20 +159,44 @@ def apply_update(
     return dataclasses.replace(kept, step=state.step + 1), accepted
 
 
+# (params, state, batch, key) -> loss, (metrics, new statistics)
+Loss = Callable[[Any, TrainState, Any, Array], tuple[Array, tuple[dict[str, Array], Any]]]
+# (state, batch, key) -> new state, metrics
+Update = Callable[[TrainState, Any, Array], tuple[TrainState, dict[str, Array]]]
+
+
+def descend(
+    loss: Loss, tx: optax.GradientTransformation, decay: float, layout: TrainState
+) -> Update:
+    """The update of one network on one loss.
+
+    Args:
+      loss: what to lower.
+      tx: the optimiser.
+      decay: of the parameter average.
+      layout: of the state; pins the gradients to that of the parameters.
+    """
+
+    def update(state: TrainState, batch: Any, key: Array) -> tuple[TrainState, dict[str, Array]]:
+        gradient = jax.value_and_grad(loss, has_aux=True)
+        (value, (metrics, statistics)), grads = gradient(state.params, state, batch, key)
+        grads = jax.lax.with_sharding_constraint(grads, layout.params)
+        new, _ = apply_update(state, grads, tx, decay, statistics, value)
+        return new, {"loss": value, **metrics, "grad_norm": optax.tree.norm(grads)}
+
+    return update
+
+
 def make_step(
-    loss: Callable[[Any, TrainState, Any, Array], tuple[Array, tuple[dict[str, Array], Any]]],
-    tx: optax.GradientTransformation,
-    decay: float,
+    update: Update,
     layout: TrainState,
     seed: int,
     compiler_options: dict[str, Any] | None = None,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]:
-    """Compiles the update (state, batch) -> (state, metrics); the old state's memory is reused.
+    """Compiles the step (state, batch) -> (state, metrics); the old state's memory is reused.
 
     Args:
-      loss: (params, state, batch, key) -> loss, (metrics, new statistics).
-      tx: the optimiser.
-      decay: of the parameter average.
+      update: counts a step, also where it rejects it.
       layout: pins the new state's sharding, or XLA may pick another.
       seed: the key of a step is that of the seed, folded with the step.
       compiler_options: of XLA.
@@ -178,13 +204,8 @@ def make_step(
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        gradient = jax.value_and_grad(loss, has_aux=True)
-        (value, (metrics, statistics)), grads = gradient(state.params, state, batch, key)
-        grads = jax.lax.with_sharding_constraint(grads, layout.params)
-        new, _ = apply_update(state, grads, tx, decay, statistics, value)
-        rejected = new.step - new.updates
-        norm = optax.tree.norm(grads)
-        return new, {"loss": value, **metrics, "grad_norm": norm, "rejected": rejected}
+        new, metrics = update(state, batch, key)
+        return new, {**metrics, "rejected": new.step - new.updates}
 
     return jax.jit(
         step, donate_argnums=0, out_shardings=(layout, None), compiler_options=compiler_options

@@ -4,6 +4,7 @@ Latents come from a frozen VAE: encoded once for a folder, live for the procedur
 posterior is sampled afresh in every step.
 """
 
+import functools
 import math
 import statistics as stdlib_statistics
 from collections.abc import Callable
@@ -29,8 +30,8 @@ from ltx_jax.models.vae import LatentStatistics, Posterior, VideoVAE, check_vide
 from ltx_jax.text import ByteTokenizer, tokenize
 from ltx_jax.training import losses
 from ltx_jax.training.optim import make_optimizer
-from ltx_jax.training.stage import Stage, replicate, split
-from ltx_jax.training.state import TrainState, make_step, plan
+from ltx_jax.training.stage import Stage, Validation, Work, ahead, replicate, split
+from ltx_jax.training.state import TrainState, descend, make_step, plan
 from ltx_jax.training.vae import to_float
 
 
@@ -196,8 +197,17 @@ def build(cfg: TrainTransformer, mesh: Mesh) -> Stage:
 
     tx = make_optimizer(cfg.optim, cfg.run.steps)
     planned = plan(init, tx, mesh, seed)
-    step = make_step(loss, tx, cfg.optim.ema_decay, planned.layout, seed)
-    return Stage(planned, step, batch, lambda state: {}, loaded)
+    update = descend(loss, tx, cfg.optim.ema_decay, planned.layout)
+    step = make_step(update, planned.layout, seed)
+    return Stage(
+        planned,
+        step,
+        batches=functools.partial(ahead, batch),
+        work=lambda batch: Work(0, 0.0),
+        validate=lambda state: Validation(),
+        statistics=lambda state: {},
+        vae=loaded,
+    )
 
 
 def _first_frame(cfg: FlowConfig, grid: tokens.Grid, seed: int, step: int) -> np.ndarray:

@@ -5,6 +5,7 @@ is told, and it must give the clean pixels.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,8 +21,8 @@ from ltx_jax.models import convolution
 from ltx_jax.models.vae import LatentStatistics, VideoVAE, check_video_shape, key_noise
 from ltx_jax.training import losses
 from ltx_jax.training.optim import ema_decay, make_optimizer
-from ltx_jax.training.stage import Stage, split
-from ltx_jax.training.state import TrainState, make_step, plan
+from ltx_jax.training.stage import Stage, Validation, Work, ahead, split
+from ltx_jax.training.state import TrainState, descend, make_step, plan
 
 # A channel whose deviation is less than this part of the largest has died.
 _DEAD = 0.05
@@ -127,5 +128,13 @@ def build(cfg: TrainVAE, mesh: Mesh) -> Stage:
     tx = make_optimizer(cfg.optim, cfg.run.steps)
     planned = plan(init, tx, mesh, cfg.run.seed, first_statistics(cfg.model.latent_channels))
     options = convolution.compiler_options()
-    step = make_step(loss, tx, cfg.optim.ema_decay, planned.layout, cfg.run.seed, options)
-    return Stage(planned, step, batch, statistics)
+    update = descend(loss, tx, cfg.optim.ema_decay, planned.layout)
+    step = make_step(update, planned.layout, cfg.run.seed, options)
+    return Stage(
+        planned,
+        step,
+        batches=functools.partial(ahead, batch),
+        work=lambda batch: Work(0, 0.0),
+        validate=lambda state: Validation(),
+        statistics=statistics,
+    )

@@ -1,0 +1,167 @@
+"""Settings of the networks and of the mesh. Field names are those of the released checkpoints."""
+
+import dataclasses
+from typing import Literal
+
+DType = Literal["float32", "bfloat16", "float16"]
+Remat = Literal["none", "dots", "full"]
+AttentionForm = Literal["auto", "plain", "cudnn"]
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises a ValueError with the message unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Size of every mesh axis; at most one may be -1, meaning "all remaining devices"."""
+
+    data: int = -1  # batch
+    fsdp: int = 1  # parameters and optimiser state, and batch
+    seq: int = 1  # video tokens
+    tensor: int = 1  # attention heads and feed-forward width
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """The diffusion transformer. Defaults are the released 2B model."""
+
+    num_layers: int = 28
+    num_attention_heads: int = 32
+    attention_head_dim: int = 64
+    in_channels: int = 128
+    out_channels: int = 128
+    caption_channels: int = 4096
+    norm_eps: float = 1e-6
+    positional_embedding_theta: float = 10_000.0
+    # Seconds, pixels, pixels: the coordinate that maps to 1 on each axis.
+    positional_embedding_max_pos: tuple[float, float, float] = (20.0, 2048.0, 2048.0)
+    # Whether latent frame f starts at pixel frame max(8 f - 7, 0) rather than 8 f.
+    causal_temporal_positioning: bool = False
+    timestep_scale_multiplier: float = 1000.0
+    attention_bias: bool = True
+    # How attention is computed: "auto" takes the fastest form of the default backend.
+    attention: AttentionForm = "auto"
+    remat: Remat = "none"
+    dtype: DType = "float32"  # of the computation
+    param_dtype: DType = "float32"  # of the stored parameters
+
+    def __post_init__(self):
+        require(self.num_layers > 0, f"num_layers must be positive, got {self.num_layers}")
+        require(self.width % 2 == 0, f"RoPE needs an even width, got {self.width}")
+
+    @property
+    def width(self) -> int:
+        """Model width: heads times channels per head."""
+        return self.num_attention_heads * self.attention_head_dim
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockConfig:
+    """One entry of the VAE's block lists, named as in the released checkpoints.
+
+    Encoder: res_x, res_x_y, attn_res_x is decoder only, compress_{time,space,all} (strided
+    convolution), compress_all_x_y, compress_{time,space,all}_res (space to depth).
+    Decoder: res_x, attn_res_x, res_x_y, compress_{time,space,all} (depth to space).
+    """
+
+    name: str
+    num_layers: int = 1  # res_x, attn_res_x: number of residual blocks
+    # Channel factor. None is the released default of the block: 2 for res_x_y, compress_all_x_y
+    # and compress_*_res, 1 for the rest.
+    multiplier: int | None = None
+    residual: bool = False  # decoder's compress_all: add the depth-to-space of the input
+    inject_noise: bool = False  # res_x, res_x_y: StyleGAN-like noise after each convolution
+    attention_head_dim: int | None = None  # attn_res_x
+
+    @property
+    def channel_multiplier(self) -> int:
+        """`multiplier`, or the released default of this block."""
+        if self.multiplier is not None:
+            return self.multiplier
+        doubles = self.name in ("res_x_y", "compress_all_x_y") or self.name.endswith("_res")
+        return 2 if doubles else 1
+
+
+@dataclasses.dataclass(frozen=True)
+class VAEConfig:
+    """The causal Video-VAE. Both block lists are in encoder order: the decoder reads its own last
+    first."""
+
+    encoder_blocks: tuple[BlockConfig, ...]
+    decoder_blocks: tuple[BlockConfig, ...]
+    in_channels: int = 3
+    out_channels: int = 3
+    latent_channels: int = 128
+    patch_size: int = 4
+    encoder_base_channels: int = 128
+    decoder_base_channels: int = 128
+    norm_layer: Literal["pixel_norm", "group_norm", "layer_norm"] = "pixel_norm"
+    latent_log_var: Literal["uniform", "per_channel", "constant", "none"] = "uniform"
+    causal_decoder: bool = False
+    timestep_conditioning: bool = False
+    spatial_padding_mode: Literal["zeros", "replicate", "reflect", "circular"] = "zeros"
+    use_quant_conv: bool = False
+    remat: Remat = "none"
+    dtype: DType = "float32"
+    param_dtype: DType = "float32"
+
+    @property
+    def spatial_factor(self) -> int:
+        """Pixels per latent, along height and along width."""
+        halvings = _count(self, "compress_space", "compress_all")
+        return self.patch_size * 2**halvings
+
+    @property
+    def temporal_factor(self) -> int:
+        """Frames per latent frame: 8k+1 frames become k+1 where this is 8."""
+        return 2 ** _count(self, "compress_time", "compress_all")
+
+
+def _count(cfg: VAEConfig, *names: str) -> int:
+    """Encoder blocks called one of `names`, also with `_res`; compress_all_x_y does not count."""
+    return sum(block.name.removesuffix("_res") in names for block in cfg.encoder_blocks)
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+    """A T5 v1.1 encoder (gated GELU). Defaults are T5-XXL; names are those of transformers."""
+
+    vocab_size: int = 32_128
+    d_model: int = 4096
+    d_kv: int = 64
+    d_ff: int = 10_240
+    num_layers: int = 24
+    num_heads: int = 64
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    layer_norm_epsilon: float = 1e-6
+    dtype: DType = "float32"
+    param_dtype: DType = "float32"
+
+
+@dataclasses.dataclass(frozen=True)
+class UpsamplerConfig:
+    """The latent upsampler between the two passes of multi-scale sampling."""
+
+    in_channels: int = 128
+    mid_channels: int = 512
+    num_blocks_per_stage: int = 4
+    dims: Literal[2, 3] = 3
+    spatial_upsample: bool = True
+    temporal_upsample: bool = False
+    dtype: DType = "float32"
+    param_dtype: DType = "float32"
+
+
+@dataclasses.dataclass(frozen=True)
+class DiscriminatorConfig:
+    """The 3-D patch discriminator of the VAE's adversarial loss."""
+
+    base_channels: int = 64
+    max_channels: int = 512
+    levels: int = 4  # each halves rows and columns, the later ones frames too
+    dtype: DType = "float32"
+    param_dtype: DType = "float32"

@@ -1,0 +1,149 @@
+"""Settings of sampling. Names and defaults are those of the official inference script."""
+
+import dataclasses
+from typing import Literal
+
+from ltx_jax.config.networks import DType, MeshConfig, require
+
+PerStep = float | tuple[float, ...]  # one value, or one per entry of `guidance_timesteps`
+SkipBlocks = tuple[int, ...] | tuple[tuple[int, ...], ...]
+STGMode = Literal["attention_values", "attention_skip", "residual", "transformer_block"]
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """How one video is sampled. Names and defaults are those of the official inference script."""
+
+    negative_prompt: str = "worst quality, inconsistent motion, blurry, jittery, distorted"
+    height: int = 704  # pixels; any positive size, padded to a legal one and cropped back
+    width: int = 1216  # likewise
+    num_frames: int = 121  # likewise; whole latent frames are 8k+1
+    frame_rate: float = 30.0  # frames per second
+    num_inference_steps: int = 40  # length of the checkpoint's own schedule
+    timesteps: tuple[float, ...] | None = None  # explicit times, in place of a count
+    skip_initial_inference_steps: int = 0  # of the schedule
+    skip_final_inference_steps: int = 0  # of the schedule
+    guidance_scale: PerStep = 3.0  # classifier-free guidance; <= 1 is off
+    cfg_star_rescale: bool = False  # scale the negative prediction to fit the positive one
+    stg_scale: PerStep = 1.0  # spatio-temporal guidance; <= 0 is off
+    stg_mode: STGMode = "attention_values"  # what a skipped block does in place of attention
+    skip_block_list: SkipBlocks = ()  # blocks that the perturbed branch skips
+    rescaling_scale: PerStep = 0.7  # 1 is off
+    guidance_timesteps: tuple[float, ...] | None = None  # times at which per-step values change
+    stochastic_sampling: bool = False  # new noise in every step
+    image_cond_noise_scale: float = 0.15  # noise on conditions, new in every step
+    prepare_conditions: bool = True  # blur and H.264-compress condition images, as in training
+    decode_timestep: float = 0.05  # noise level that the decoder is told, in [0, 1]
+    decode_noise_scale: float | None = 0.025  # level that is added; None: the decode timestep
+    tone_map_compression_ratio: float = 0.0  # in [0, 1]: how far to pull in extreme latents
+    seed: int = 171_198  # sample i draws from fold_in(key(seed), i)
+
+    def __post_init__(self):
+        for name in ("height", "width", "num_frames", "frame_rate", "num_inference_steps"):
+            value = getattr(self, name)
+            require(value > 0, f"{name} must be positive, got {value}")
+        for name in ("decode_timestep", "decode_noise_scale", "tone_map_compression_ratio"):
+            value = getattr(self, name)
+            require(value is None or 0 <= value <= 1, f"{name} must lie in [0, 1], got {value}")
+        scale = self.image_cond_noise_scale
+        require(scale >= 0, f"image_cond_noise_scale must not be negative, got {scale}")
+        # jax.random.key would drop the higher bits.
+        require(0 <= self.seed < 2**32, f"seed must lie in [0, 2**32), got {self.seed}")
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig(SamplingConfig):
+    """Everything that sample.py is told: where models and media lie, beside how to sample."""
+
+    config: str | None = None  # a .py or .json file that the other options start from
+    # A safetensors file, a diffusers folder, a Hugging Face repository or a run of train.py.
+    checkpoint: str = ""
+    text_encoder: str | None = None  # a T5 folder or repository; None: the checkpoint's own
+    prompt: str | None = None  # may be empty: an unconditional video
+    prompts_file: str | None = None  # one prompt per line; videos that exist are not made again
+    batch_size: int = 1  # prompts of the file that are sampled together
+    first_sample: int = 0  # which of its seed's videos the first one is
+    # An .npz with prompt_embeds, prompt_mask, negative_embeds and negative_mask, in place of text.
+    embeddings: str | None = None
+    noise: str | None = None  # an .npy (b, t, h, w, c) to start from, in place of the seed
+    conditioning_media_paths: tuple[str, ...] = ()  # images and clips that the video must contain
+    conditioning_start_frames: tuple[int, ...] = ()  # where each of them begins
+    conditioning_strengths: tuple[float, ...] = ()  # in [0, 1]; none given: 1
+    input_media_path: str | None = None  # a video to change, from skip_initial_inference_steps on
+    output_path: str | None = None  # an .mp4 or a folder; None: outputs/
+    # An .npy for the final normalised latents; decodes nothing unless output_path is given too.
+    save_latents: str | None = None
+    dtype: DType = "bfloat16"  # of parameters and computation
+    mesh: MeshConfig = MeshConfig()  # of several devices; by default one is used
+    # A latent upsampler's file: sample small, enlarge, refine. None: one pass.
+    spatial_upscaler: str | None = None
+    downscale_factor: float = 0.6666666  # size of the first of two passes
+    second_pass: SamplingConfig | None = None  # schedule and guidance of the refining pass
+
+    def __post_init__(self):
+        super().__post_init__()
+        media, starts = len(self.conditioning_media_paths), len(self.conditioning_start_frames)
+        strengths = self.conditioning_strengths
+        require(
+            media == starts,
+            f"conditioning_media_paths has {media} entries and conditioning_start_frames {starts}: "
+            "give one start frame per path",
+        )
+        require(
+            len(strengths) in (0, media),
+            f"conditioning_strengths has {len(strengths)} entries for {media} media: "
+            "give one per path, or none for 1.0 everywhere",
+        )
+        for value in strengths:
+            require(0 <= value <= 1, f"conditioning_strengths must lie in [0, 1], got {value}")
+        for frame in self.conditioning_start_frames:
+            require(
+                0 <= frame < self.num_frames,
+                f"conditioning_start_frames must lie in [0, num_frames), got {frame} "
+                f"with num_frames {self.num_frames}",
+            )
+        require(self.batch_size > 0, f"batch_size must be positive, got {self.batch_size}")
+        require(self.first_sample >= 0, f"first_sample must be >= 0, got {self.first_sample}")
+        texts = (self.prompt, self.prompts_file, self.embeddings)
+        require(
+            texts.count(None) >= 2,
+            "give one of prompt, prompts_file and embeddings, not several",
+        )
+        require(
+            0 < self.downscale_factor <= 1,
+            f"downscale_factor must lie in (0, 1], got {self.downscale_factor}",
+        )
+        require(
+            self.spatial_upscaler is None or self.second_pass is not None,
+            "spatial_upscaler needs the settings of a second_pass: see configs/sample",
+        )
+        one_pass = [name for name in ("noise", "input_media_path") if getattr(self, name)]
+        if self.save_latents and self.output_path:
+            one_pass.append("save_latents together with output_path")
+        require(
+            self.spatial_upscaler is None or not one_pass,
+            f"two passes do not take {' or '.join(one_pass)}: add --spatial_upscaler None",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class SchedulerConfig:
+    """How the sampler's times are laid out between 1 (noise) and 0."""
+
+    sampler: Literal["Uniform", "LinearQuadratic", "Constant"] = "Uniform"
+    shifting: Literal["SD3", "SimpleDiffusion"] | None = None
+    base_resolution: int = 1024  # tokens; SimpleDiffusion
+    target_shift_terminal: float | None = None  # last time after an SD3 shift
+    shift: float | None = None  # Constant
+    num_train_timesteps: int = 1000
+
+    def __post_init__(self):
+        terminal = self.target_shift_terminal
+        require(
+            terminal is None or 0 < terminal < 1,
+            f"target_shift_terminal must lie between 0 and 1, got {terminal}",
+        )
+        require(
+            self.sampler != "Constant" or self.shift is not None,
+            "the Constant sampler needs a shift",
+        )
