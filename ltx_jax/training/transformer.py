@@ -29,6 +29,7 @@ from ltx_jax.models.transformer import Transformer
 from ltx_jax.models.vae import LatentStatistics, Posterior, VideoVAE, check_video_shape
 from ltx_jax.text import ByteTokenizer, tokenize
 from ltx_jax.training import losses
+from ltx_jax.training.initial import Given, start_from
 from ltx_jax.training.optim import make_optimizer
 from ltx_jax.training.stage import Stage, Validation, Work, ahead, replicate, split
 from ltx_jax.training.state import Shared, TrainState, descend, make_step, plan
@@ -197,6 +198,7 @@ def build(cfg: TrainTransformer, mesh: Mesh) -> Stage:
 
     tx = make_optimizer(cfg.optim, cfg.run.steps)
     planned = plan(init, tx, mesh, seed)
+    planned = start_from(cfg.run.init_from, planned, mesh, functools.partial(_given, cfg))
     update = descend(loss, tx, cfg.optim, planned.layout)
     step = make_step(update, planned.layout, seed)
     return Stage(
@@ -208,6 +210,18 @@ def build(cfg: TrainTransformer, mesh: Mesh) -> Stage:
         statistics=lambda state: {},
         vae=loaded,
     )
+
+
+def _given(cfg: TrainTransformer, found: Checkpoint) -> Given:
+    """The weights of a checkpoint; a text encoder is drawn where it has none."""
+    if found.transformer is None:
+        raise ValueError("--run.init_from names a checkpoint without a transformer")
+    given = {"transformer": found.transformer_params}
+    configs = ((found.transformer, cfg.model),)
+    if found.text_encoder is None:
+        return Given(given, configs)
+    text_cfg, params, _ = found.text_encoder
+    return Given({**given, "text_encoder": params}, (*configs, (text_cfg, cfg.text_encoder)))
 
 
 def _first_frame(cfg: FlowConfig, grid: tokens.Grid, seed: int, step: int) -> np.ndarray:

@@ -14,12 +14,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
-from ltx_jax.config import TrainVAE, VAELossConfig
+from ltx_jax.checkpoints.contents import Checkpoint
+from ltx_jax.config import TrainVAE, VAEConfig, VAELossConfig
 from ltx_jax.data import batches
 from ltx_jax.diffusion.flow import add_noise
 from ltx_jax.models import convolution
 from ltx_jax.models.vae import LatentStatistics, VideoVAE, check_video_shape, key_noise
 from ltx_jax.training import losses
+from ltx_jax.training.initial import Given, start_from
 from ltx_jax.training.optim import ema_decay, make_optimizer
 from ltx_jax.training.stage import Stage, Validation, Work, ahead, split
 from ltx_jax.training.state import TrainState, descend, make_step, plan
@@ -95,6 +97,17 @@ def vae_loss(
     return cfg.pixel_weight * pixel + cfg.kl_weight * kl, (metrics, running)
 
 
+def _given(cfg: VAEConfig, found: Checkpoint) -> Given:
+    """The weights of a checkpoint, and its statistics as the running ones."""
+    if found.vae is None:
+        raise ValueError("--run.init_from names a checkpoint without a VAE")
+    running = None
+    if found.statistics is not None:
+        mean, std = (jnp.asarray(x) for x in (found.statistics.mean, found.statistics.std))
+        running = {"mean": mean, "square": std**2 + mean**2}
+    return Given(found.vae_params, ((found.vae, cfg),), running)
+
+
 def build(cfg: TrainVAE, mesh: Mesh) -> Stage:
     """Opens the data and plans the state.
 
@@ -127,6 +140,7 @@ def build(cfg: TrainVAE, mesh: Mesh) -> Stage:
 
     tx = make_optimizer(cfg.optim, cfg.run.steps)
     planned = plan(init, tx, mesh, cfg.run.seed, first_statistics(cfg.model.latent_channels))
+    planned = start_from(cfg.run.init_from, planned, mesh, functools.partial(_given, cfg.model))
     options = convolution.compiler_options()
     update = descend(loss, tx, cfg.optim, planned.layout)
     step = make_step(update, planned.layout, cfg.run.seed, options)
