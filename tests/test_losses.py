@@ -7,7 +7,6 @@ import pytest
 
 from ltx_jax.training import losses
 
-
 haar_bands = jax.jit(losses.haar_bands, static_argnums=1)
 
 
@@ -138,8 +137,3 @@ def test_tokens_of_weight_zero_do_not_count_in_the_velocity_loss():
     np.testing.assert_allclose(value, [error[0, 1:].mean(), error[1, :2].mean()], rtol=1e-5)
     prediction = prediction.at[0, 0].set(1e6)
     assert losses.velocity_loss(prediction, velocity, weight)[0] == value[0]
-
-
-def test_psnr_counts_a_range_of_two():
-    assert losses.psnr(jnp.float32(4.0)) == pytest.approx(0, abs=1e-6)
-    assert losses.psnr(jnp.float32(0.04)) == pytest.approx(20, abs=1e-5)

@@ -153,7 +153,7 @@ def test_files_that_cannot_be_used_are_refused_by_name(stored, tmp_path):
     save_file(trunk, bad)
     with pytest.raises(ValueError, match=r"no tensor lin0\.model\.1\.weight or lins\.0\.model\.1"):
         perceptual.read_lpips(bad, bad)
-    with pytest.raises(ValueError, match="missing.safetensors is no file"):
+    with pytest.raises(ValueError, match=r"missing\.safetensors is no file"):
         perceptual.read_lpips(tmp_path / "missing.safetensors", good)
     with pytest.raises(
         ValueError, match=r"vgg16\.pth is a pickle.*weights_only=True.*vgg16\.safet"

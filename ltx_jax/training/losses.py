@@ -125,8 +125,3 @@ def velocity_loss(
     per_token = jnp.mean(error * error, axis=-1)
     total = jnp.maximum(jnp.sum(weight, axis=-1), 1e-6)
     return jnp.sum(per_token * weight, axis=-1) / total
-
-
-def psnr(mean_squared_error: Float[Array, ""]) -> Float[Array, ""]:
-    """Peak signal-to-noise ratio in dB of values in [-1, 1]."""
-    return 10 * jnp.log10(4.0 / jnp.maximum(mean_squared_error, 1e-12))

@@ -60,6 +60,7 @@ def plan(
     mesh: Mesh,
     seed: int,
     statistics: Any = None,
+    adversary: tuple[Callable[[Array], Any], optax.GradientTransformation] | None = None,
 ) -> Plan:
     """Lays out the training state; nothing is allocated until `make` is called.
 
@@ -70,9 +71,21 @@ def plan(
       mesh: what to lay the state out on; `make` gives birth to every array on its shard.
       seed: of the parameters.
       statistics: first value of the running statistics.
+      adversary: `init` and `tx` of a discriminator.
     """
     key = jax.random.key(seed)
-    params_layout = sharding.shardings(jax.eval_shape(init, key), mesh)
+    everywhere = NamedSharding(mesh, P())
+
+    def lay_out(init: Callable[[Array], Any], opt_state: Any) -> tuple[Any, Any]:
+        boxed = jax.eval_shape(init, key)
+        where = sharding.shardings(boxed, mesh)
+        return where, _layout_like(opt_state, sharding.unbox(boxed), where, everywhere)
+
+    def first_adversary(key: Array) -> dict[str, Any]:
+        if adversary is None:
+            return {}
+        params = sharding.unbox(adversary[0](jax.random.fold_in(key, 1)))
+        return {"params": params, "opt_state": adversary[1].init(params)}
 
     def first(key: Array, given: Mapping[str, Any], running: Any) -> TrainState:
         params = sharding.unbox(init(key))
@@ -80,19 +93,24 @@ def plan(
         params |= jax.tree.map(lambda x, like: x.astype(like.dtype), dict(given), known)
         average = jax.tree.map(jnp.copy, params)
         zero = jnp.zeros((), jnp.int32)
-        return TrainState(zero, zero, zero, params, average, tx.init(params), running, {})
+        opt_state, other = tx.init(params), first_adversary(key)
+        return TrainState(zero, zero, zero, params, average, opt_state, running, other)
 
     shapes = jax.eval_shape(first, key, {}, statistics or {})
-    everywhere = NamedSharding(mesh, P())
+    params_layout, opt_layout = lay_out(init, shapes.opt_state)
+    adversary_layout = {}
+    if adversary is not None:
+        found = lay_out(adversary[0], shapes.adversary["opt_state"])
+        adversary_layout = dict(zip(("params", "opt_state"), found, strict=True))
     layout = TrainState(
         step=everywhere,
         updates=everywhere,
         rejected=everywhere,
         params=params_layout,
         ema=params_layout,
-        opt_state=_layout_like(shapes.opt_state, shapes.params, params_layout, everywhere),
+        opt_state=opt_layout,
         statistics=jax.tree.map(lambda _: everywhere, shapes.statistics),
-        adversary={},
+        adversary=adversary_layout,
     )
 
     def make(given: Mapping[str, Any] | None = None, running: Any = None) -> TrainState:
@@ -248,6 +266,12 @@ def settle(old: TrainState, new: TrainState, finite: Bool[Array, ""]) -> TrainSt
     )
 
 
+def gradient_norms(grads: Mapping[str, Any]) -> dict[str, Array]:
+    """The global norm, and that of each part of the network."""
+    parts = {f"grad_norm/{name}": optax.tree.norm(part) for name, part in grads.items()}
+    return {"grad_norm": jnp.linalg.norm(jnp.stack(list(parts.values()))), **parts}
+
+
 def descend(
     loss: Loss, tx: optax.GradientTransformation, cfg: OptimConfig, layout: TrainState
 ) -> Update:
@@ -264,10 +288,10 @@ def descend(
         (value, (metrics, statistics)), grads = value_and_gradient(
             loss, state.params, state, batch, key, cfg, layout.params
         )
-        norm = optax.tree.norm(grads)
+        norms = gradient_norms(grads)
         new = advance(state, grads, tx, cfg.ema_decay, statistics)
-        new = settle(state, new, jnp.isfinite(value) & jnp.isfinite(norm))
-        return new, {"loss": value, **metrics, "grad_norm": norm}
+        new = settle(state, new, jnp.isfinite(value) & jnp.isfinite(norms["grad_norm"]))
+        return new, {"loss": value, **metrics, **norms}
 
     return update
 
