@@ -31,7 +31,7 @@ from ltx_jax.text import ByteTokenizer, tokenize
 from ltx_jax.training import losses
 from ltx_jax.training.optim import make_optimizer
 from ltx_jax.training.stage import Stage, Validation, Work, ahead, replicate, split
-from ltx_jax.training.state import TrainState, descend, make_step, plan
+from ltx_jax.training.state import Shared, TrainState, descend, make_step, plan
 from ltx_jax.training.vae import to_float
 
 
@@ -182,7 +182,7 @@ def build(cfg: TrainTransformer, mesh: Mesh) -> Stage:
         text |= {"empty_ids": jnp.asarray(empty_ids[0]), "empty_mask": jnp.asarray(empty_mask[0])}
         rope = rope_of(cfg.model, grid, factors, batch["frame_rate"])
         value, metrics = flow_loss(
-            velocity, params, latents, batch["condition"], text, rope, key, cfg.flow
+            velocity, params, latents, batch["condition"].value, text, rope, key, cfg.flow
         )
         return value, (metrics, state.statistics)
 
@@ -193,11 +193,11 @@ def build(cfg: TrainTransformer, mesh: Mesh) -> Stage:
         ids, mask = tokenize(ByteTokenizer(), captions, cfg.max_caption_tokens)
         host = {"ids": ids, "mask": mask, "frame_rate": frame_rate}
         condition = _first_frame(cfg.flow, grid, seed, step)
-        return {**moments, **split(host, mesh), "condition": replicate(condition, mesh)}
+        return {**moments, **split(host, mesh), "condition": Shared(replicate(condition, mesh))}
 
     tx = make_optimizer(cfg.optim, cfg.run.steps)
     planned = plan(init, tx, mesh, seed)
-    update = descend(loss, tx, cfg.optim.ema_decay, planned.layout)
+    update = descend(loss, tx, cfg.optim, planned.layout)
     step = make_step(update, planned.layout, seed)
     return Stage(
         planned,

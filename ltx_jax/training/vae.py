@@ -128,7 +128,7 @@ def build(cfg: TrainVAE, mesh: Mesh) -> Stage:
     tx = make_optimizer(cfg.optim, cfg.run.steps)
     planned = plan(init, tx, mesh, cfg.run.seed, first_statistics(cfg.model.latent_channels))
     options = convolution.compiler_options()
-    update = descend(loss, tx, cfg.optim.ema_decay, planned.layout)
+    update = descend(loss, tx, cfg.optim, planned.layout)
     step = make_step(update, planned.layout, cfg.run.seed, options)
     return Stage(
         planned,
