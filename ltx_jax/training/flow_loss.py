@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ltx_jax.config import FlowConfig
+from ltx_jax.config import FlowConfig, TransformerConfig
 from ltx_jax.diffusion import conditioning, tokens
 from ltx_jax.diffusion.conditioning import Encoded
 from ltx_jax.diffusion.flow import add_noise, velocity_of
@@ -184,6 +184,13 @@ def kept_tokens(sizes: Sequence[tuple[int, int]], share: float) -> tuple[int, ..
         min(count, max(math.ceil((1 - share) * count), int(target / batch)))
         for count, batch in sizes
     )
+
+
+def rope_of(
+    coords: Int[Array, "b n 3"], frame_rate: Float[Array, " b"], cfg: TransformerConfig
+) -> tuple[Array, Array]:
+    """Rotary tables of each sample, at its own frames per second."""
+    return tokens.rope_tables(tokens.positions(coords, frame_rate), cfg)
 
 
 def flow_loss(
