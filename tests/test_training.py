@@ -14,7 +14,8 @@ from ltx_jax import config, sharding
 from ltx_jax.checkpoints import runs
 from ltx_jax.checkpoints.contents import Checkpoint
 from ltx_jax.config import FlowConfig, MeshConfig, OptimConfig, VAELossConfig
-from ltx_jax.data import batches, folder, shapes, video
+from ltx_jax.data import folder, shapes, video
+from ltx_jax.data.loader import Loader
 from ltx_jax.models.vae import LatentStatistics, Posterior, VideoVAE
 from ltx_jax.text import ByteTokenizer, tokenize
 from ltx_jax.training import optim, state, transformer, vae
@@ -319,16 +320,6 @@ def test_the_optimiser_lies_as_the_parameters_do():
     assert grouped  # the widest kernel, whose columns Muon takes in groups
 
 
-def test_batches_are_permutations_of_every_epoch():
-    chosen = [i for step in range(6) for i in batches.indices(6, 3, step, 4)]
-    epochs = [chosen[start : start + 6] for start in range(0, 24, 6)]
-    assert all(sorted(epoch) == list(range(6)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) > 1
-    assert batches.indices(6, 3, 4, 4) == chosen[16:20]
-    assert batches.indices(6, 4, 4, 4) != chosen[16:20]
-    assert batches.indices(None, 0, 2, 4) == [8, 9, 10, 11]
-
-
 @pytest.fixture(scope="module")
 def tiny_vae():
     """The tiny VAE with fresh weights, as a checkpoint."""
@@ -392,11 +383,11 @@ def test_clips_of_a_folder_are_encoded_once_and_keep_their_rate(tiny_vae, monkey
     cfg = load("transformer", "--data.source", str(tmp_path), "--data.batch-size", "4")
     mesh = one_device()
     stage = transformer.build(cfg, mesh)
-    (tmp_path / "0.mp4").unlink()  # all was read at the start
+    loader = Loader(cfg.data, (("none", 1.0),), cfg.run.seed)
 
     for step in range(3):
         batch = next(stage.batches(step, step + 1))
-        chosen = batches.indices(3, cfg.run.seed, step, 4)
+        chosen = [index for _, index in loader.plan(step).rows]
         np.testing.assert_allclose(batch["frame_rate"], [10 * (i + 1) for i in chosen])
         ids, mask = tokenize(ByteTokenizer(), [f"clip {i}" for i in chosen], 32)
         np.testing.assert_array_equal(batch["ids"], ids)
@@ -407,7 +398,7 @@ def test_clips_of_a_folder_are_encoded_once_and_keep_their_rate(tiny_vae, monkey
         lambda params, x: VideoVAE(tiny_vae.vae).apply({"params": params}, x, method="encode")
     )
     expected = encode(tiny_vae.vae_params, vae.to_float(jnp.asarray(frames[None]))).mean[0]
-    row = batches.indices(3, cfg.run.seed, 0, 4).index(1)
+    row = [index for _, index in loader.plan(0).rows].index(1)
     found = np.asarray(next(stage.batches(0, 0 + 1))["mean"])[row]
     np.testing.assert_allclose(found, expected, atol=1e-5)  # a batch of four, and of one
 

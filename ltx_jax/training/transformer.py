@@ -4,10 +4,9 @@ Latents come from a frozen VAE: encoded once for a folder, live for the procedur
 posterior is sampled afresh in every step.
 """
 
-import functools
 import math
 import statistics as stdlib_statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -19,8 +18,8 @@ from jaxtyping import Array, Bool, Float
 from ltx_jax import sharding
 from ltx_jax.checkpoints import checkpoint, runs
 from ltx_jax.checkpoints.contents import Checkpoint
-from ltx_jax.config import FlowConfig, TrainTransformer, TransformerConfig, VAEConfig
-from ltx_jax.data import batches
+from ltx_jax.config import DataConfig, FlowConfig, TrainTransformer, TransformerConfig, VAEConfig
+from ltx_jax.data.loader import Batch, Loader
 from ltx_jax.diffusion import tokens
 from ltx_jax.diffusion.flow import add_noise, velocity_of
 from ltx_jax.models import convolution
@@ -152,7 +151,7 @@ def rope_of(
 
 
 def build(cfg: TrainTransformer, mesh: Mesh) -> Stage:
-    """Opens data and VAE, encodes what is finite, and plans the state.
+    """Opens data and VAE, and plans the state.
 
     Raises:
       ValueError: if data, VAE and transformer do not fit each other.
@@ -186,14 +185,19 @@ def build(cfg: TrainTransformer, mesh: Mesh) -> Stage:
         )
         return value, (metrics, state.statistics)
 
-    posterior_of = _posteriors(cfg, vae, loaded.vae_params, mesh)
+    loader = Loader(data, (("none", 1.0),), seed)
+    posterior_of = _posteriors(loader, data, vae, loaded.vae_params, mesh)
 
-    def batch(step: int) -> dict[str, Any]:
-        moments, captions, frame_rate = posterior_of(step)
-        ids, mask = tokenize(ByteTokenizer(), captions, cfg.max_caption_tokens)
-        host = {"ids": ids, "mask": mask, "frame_rate": frame_rate}
+    def batch(step: int, loaded: Batch) -> dict[str, Any]:
+        ids, mask = tokenize(ByteTokenizer(), loaded.captions, cfg.max_caption_tokens)
+        host = {"ids": ids, "mask": mask, "frame_rate": loaded.frame_rate}
         condition = _first_frame(cfg.flow, grid, seed, step)
-        return {**moments, **split(host, mesh), "condition": replicate(condition, mesh)}
+        condition = replicate(condition, mesh)
+        return {**posterior_of(step, loaded), **split(host, mesh), "condition": condition}
+
+    def batches(first: int, last: int) -> Iterator[dict[str, Any]]:
+        made = loader.batches(first, last)
+        return ahead(lambda step: batch(step, next(made)), first, last)
 
     tx = make_optimizer(cfg.optim, cfg.run.steps)
     planned = plan(init, tx, mesh, seed)
@@ -202,7 +206,7 @@ def build(cfg: TrainTransformer, mesh: Mesh) -> Stage:
     return Stage(
         planned,
         step,
-        batches=functools.partial(ahead, batch),
+        batches=batches,
         work=lambda batch: Work(0, 0.0),
         validate=lambda state: Validation(),
         statistics=lambda state: {},
@@ -233,10 +237,9 @@ def _load_vae(cfg: TrainTransformer, mesh: Mesh) -> tuple[Checkpoint, VAEConfig]
 
 
 def _posteriors(
-    cfg: TrainTransformer, vae: VAEConfig, vae_params: Any, mesh: Mesh
-) -> Callable[[int], tuple[dict[str, Any], tuple[str, ...], np.ndarray]]:
-    """step -> moments of the posterior (on the mesh), captions, frames per second."""
-    data, seed = cfg.data, cfg.run.seed
+    loader: Loader, data: DataConfig, vae: VAEConfig, vae_params: Any, mesh: Mesh
+) -> Callable[[int, Batch], dict[str, Any]]:
+    """(step, its pixels) -> moments of the posterior, on the mesh; those of files are kept."""
     model = VideoVAE(vae)
 
     def moments(params: Any, frames: Array) -> dict[str, Array]:
@@ -245,31 +248,21 @@ def _posteriors(
 
     program = jax.jit(moments, compiler_options=convolution.compiler_options())
 
-    def encode(frames: np.ndarray) -> dict[str, Array]:
+    def encode(frames: Any) -> dict[str, Array]:
         with sharding.use_mesh(mesh):  # contexts belong to threads, and batches come from another
             return program(vae_params, split(frames, mesh))
 
-    source = batches.open_source(data, seed)
-    if source.count is None:
+    if data.source == "shapes":
+        return lambda step, loaded: encode(loaded.frames)
 
-        def live(step: int) -> tuple[dict[str, Any], tuple[str, ...], np.ndarray]:
-            chosen = batches.indices(None, seed, step, data.batch_size)
-            loaded = batches.load_batch(source, chosen)
-            return encode(loaded.frames), loaded.captions, loaded.frame_rate
+    kept: dict[tuple[int, int], dict[str, np.ndarray]] = {}
 
-        return live
-
-    rows: list[tuple[dict[str, np.ndarray], str, np.float32]] = []
-    for chosen, loaded in batches.in_order(source, data.batch_size):
-        encoded = jax.tree.map(np.asarray, encode(loaded.frames))
-        for i in range(len(chosen)):
-            row = jax.tree.map(lambda x, i=i: x[i], encoded)
-            rows.append((row, loaded.captions[i], loaded.frame_rate[i]))
-
-    def stored(step: int) -> tuple[dict[str, Any], tuple[str, ...], np.ndarray]:
-        chosen = [rows[i] for i in batches.indices(len(rows), seed, step, data.batch_size)]
-        stacked = jax.tree.map(lambda *x: np.stack(x), *[row for row, _, _ in chosen])
-        captions = tuple(caption for _, caption, _ in chosen)
-        return split(stacked, mesh), captions, np.array([rate for _, _, rate in chosen])
+    def stored(step: int, loaded: Batch) -> dict[str, Any]:
+        rows = loader.plan(step).rows
+        if not all(row in kept for row in rows):
+            encoded = jax.tree.map(np.asarray, encode(loaded.frames))
+            for i, row in enumerate(rows):
+                kept[row] = jax.tree.map(lambda x, i=i: x[i], encoded)
+        return split(jax.tree.map(lambda *x: np.stack(x), *[kept[row] for row in rows]), mesh)
 
     return stored
