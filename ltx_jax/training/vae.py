@@ -5,8 +5,7 @@ is told, and it must give the clean pixels.
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -15,7 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
 from ltx_jax.config import TrainVAE, VAELossConfig
-from ltx_jax.data import batches
+from ltx_jax.data.loader import Loader
 from ltx_jax.diffusion.flow import add_noise
 from ltx_jax.models import convolution
 from ltx_jax.models.vae import LatentStatistics, VideoVAE, check_video_shape, key_noise
@@ -104,7 +103,7 @@ def build(cfg: TrainVAE, mesh: Mesh) -> Stage:
     data = cfg.data
     shape = (data.batch_size, data.num_frames, data.height, data.width, cfg.model.in_channels)
     check_video_shape(cfg.model, shape)
-    source = batches.open_source(data, cfg.run.seed)
+    loader = Loader(data, (("none", 1.0),), cfg.run.seed)
     model = VideoVAE(cfg.model)
     loss_cfg = cfg.loss
     if not cfg.model.timestep_conditioning:  # a decoder that is told no time gets clean latents
@@ -117,9 +116,9 @@ def build(cfg: TrainVAE, mesh: Mesh) -> Stage:
         video = to_float(batch)
         return vae_loss(model.apply, params, state.statistics, state.updates, video, key, loss_cfg)
 
-    def batch(step: int) -> Array:
-        chosen = batches.indices(source.count, cfg.run.seed, step, data.batch_size)
-        return split(batches.load_batch(source, chosen).frames, mesh)
+    def batches(first: int, last: int) -> Iterator[Array]:
+        loaded = loader.batches(first, last)
+        return ahead(lambda _: split(next(loaded).frames, mesh), first, last)
 
     def statistics(state: TrainState) -> dict[str, Any]:
         value = latent_statistics(state.statistics)
@@ -133,7 +132,7 @@ def build(cfg: TrainVAE, mesh: Mesh) -> Stage:
     return Stage(
         planned,
         step,
-        batches=functools.partial(ahead, batch),
+        batches=batches,
         work=lambda batch: Work(0, 0.0),
         validate=lambda state: Validation(),
         statistics=statistics,
