@@ -11,7 +11,7 @@ import os
 from collections.abc import Generator, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import av.container
@@ -122,6 +122,51 @@ def read_video(
             f"{path} has no frame that can be decoded" + (f" after {start} s" if start else "")
         )
     return np.stack(pictures[:num_frames]), float(frame_rate or rate)
+
+
+class Facts(NamedTuple):
+    """What is known of a medium without decoding it."""
+
+    frames: int  # stored; 1 for a picture
+    height: int  # as shown, in pixels
+    width: int
+    seconds: float  # from the first frame to the end of the last; 0 for a picture
+    frame_rate: float  # on average; 0 for a picture
+    steady: bool  # all frames are shown for as long
+
+
+def probe(path: str | os.PathLike) -> Facts:
+    """Reads through a clip or a picture and says what it is; of a clip one frame is decoded.
+
+    Raises:
+      ValueError: as `read_video` and `read_image`; damage within a frame of a clip is not seen.
+    """
+    _check_file(path)
+    if is_image(path):
+        height, width = read_image(path).shape[:2]
+        return Facts(1, height, width, 0.0, 0.0, True)
+    with _open(path) as container:
+        stream = container.streams.video[0]
+        rate = float(stream.average_rate or stream.guessed_rate or 25)
+        tick = float(stream.time_base or 0)
+        picture = None
+        begins: list[float] = []
+        last = 0.0
+        for packet in container.demux(stream):
+            if packet.is_corrupt:
+                raise ValueError(f"{path} is truncated or damaged after {len(begins)} frames")
+            if picture is None:
+                picture = next(iter(packet.decode()), None)
+            if packet.size:
+                begin = len(begins) / rate if packet.pts is None else packet.pts * tick
+                begins.append(begin)
+                last = max(last, begin + ((packet.duration or 0) * tick or 1 / rate))
+        if picture is None:
+            raise ValueError(f"{path} has no frame that can be decoded")
+        height, width = _upright(picture, 1.0).shape[:2]
+    gaps = np.diff(sorted(begins))
+    steady = bool((np.abs(gaps - 1 / rate) <= 2 * max(tick, _TICK)).all())
+    return Facts(len(begins), height, width, last - min(begins), rate, steady)
 
 
 def read_media(
@@ -413,18 +458,23 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, widt
 
 
 def resize_crop(
-    frames: UInt8[np.ndarray, "t h w 3"], height: int, width: int
+    frames: UInt8[np.ndarray, "t h w 3"],
+    height: int,
+    width: int,
+    *,
+    place: tuple[float, float] = (0.5, 0.5),
 ) -> UInt8[np.ndarray, "t {height} {width} 3"]:
-    """Scales the frames to cover height x width, antialiased, and keeps the centre.
+    """Scales the frames to cover height x width, antialiased, and keeps a part of them.
 
-    The kept part is a centred box with real-valued edges, so the picture is not shifted.
+    The kept part is a box with real-valued edges, so that the centre is not shifted. `place` says
+    where it lies, down and across: 0 is the top or left edge, 1 the bottom or right one.
     """
     _check_size(height, width)
     stored_height, stored_width = frames.shape[1:3]
     scale = min(stored_height / height, stored_width / width)
-    x = (stored_width - width * scale) / 2
-    y = (stored_height - height * scale) / 2
-    box = (max(x, 0.0), max(y, 0.0), min(x + width * scale, stored_width), stored_height - y)
+    y = max((stored_height - height * scale) * place[0], 0.0)
+    x = max((stored_width - width * scale) * place[1], 0.0)
+    box = (x, y, min(x + width * scale, stored_width), min(y + height * scale, stored_height))
     return _resized(frames, height, width, box)
 
 
