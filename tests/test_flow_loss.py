@@ -14,7 +14,8 @@ from ltx_jax.diffusion import conditioning
 from ltx_jax.diffusion.conditioning import Encoded
 from ltx_jax.diffusion.noise import seeded
 from ltx_jax.training import flow_loss
-from ltx_jax.training.flow_loss import Geometry, Given
+from ltx_jax.training.conditions import Conditions, Item
+from ltx_jax.training.flow_loss import Geometry
 
 # The bit generators of random draws cost seconds at a higher level.
 QUICK = {"xla_backend_optimization_level": 0}
@@ -33,7 +34,7 @@ def draw(*shape, seed=0):
 def item(length, choices, batch=BATCH):
     """Images or clips at one of several frames, another for each sample."""
     frames = np.random.default_rng(1).choice(choices, batch).astype(np.int32)
-    return draw(batch, length, *GRID[1:], 2, seed=length), frames
+    return Item(draw(batch, length, *GRID[1:], 2, seed=length), frames)
 
 
 def prefix(*lengths):
@@ -41,11 +42,11 @@ def prefix(*lengths):
 
 
 PATTERNS = {
-    "none": Given(),
-    "first_frame": Given(prefix(1)),
-    "prefix": Given(prefix(3, 2, 1)),
-    "keyframes": Given(prefix(1, 0), [item(1, [1, 4, 6]), item(1, [2, 3])]),
-    "clip": Given(prefix(1, 0), [item(2, [2, 4])]),
+    "none": Conditions(),
+    "first_frame": Conditions(prefix(1)),
+    "prefix": Conditions(prefix(3, 2, 1)),
+    "keyframes": Conditions(prefix(1, 0), [item(1, [1, 4, 6]), item(1, [2, 3])]),
+    "clip": Conditions(prefix(1, 0), [item(2, [2, 4])]),
 }
 EXTRA = {"none": 0, "first_frame": 0, "prefix": 0, "keyframes": 2 * ROW, "clip": 2 * ROW}
 
@@ -53,7 +54,7 @@ EXTRA = {"none": 0, "first_frame": 0, "prefix": 0, "keyframes": 2 * ROW, "clip":
 program = jax.jit(flow_loss.noised, static_argnums=(3, 4, 5), compiler_options=QUICK)
 
 
-def show(given=Given(), cfg=FlowConfig(), kept=COUNT, data=None, batch=BATCH):
+def show(given=Conditions(), cfg=FlowConfig(), kept=COUNT, data=None, batch=BATCH):
     """The data of a batch, and what is made of it."""
     data = draw(batch, *GRID, 2) if data is None else data
     shown = program(data, given, jax.random.key(1), cfg, GEOMETRY, kept)

@@ -52,7 +52,8 @@ class Item(NamedTuple):
     """One image or clip for each example of a batch.
 
     Attributes:
-      video: pixels (b, t, h, w, 3) in uint8, or "mean" and "logvar" of the stored posterior.
+      video: pixels (b, t, h, w, 3) in uint8, or "mean" and "logvar" of the posterior, or latents;
+        at most two latent frames, encoded by themselves.
       frame: the frame of the video at which it begins, (b,), above 0.
     """
 

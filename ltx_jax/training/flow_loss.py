@@ -20,6 +20,7 @@ from ltx_jax.diffusion.conditioning import Encoded
 from ltx_jax.diffusion.flow import add_noise, velocity_of
 from ltx_jax.diffusion.noise import KeyNoise
 from ltx_jax.training import losses
+from ltx_jax.training.conditions import Conditions
 
 BINS = 5  # of the time, by which the loss is reported
 
@@ -70,19 +71,6 @@ class Geometry:
     causal: bool
 
 
-class Given(NamedTuple):
-    """What a batch is given beside its noise.
-
-    Attributes:
-      prefix: how many of the first latent frames of each sample (b,), or None for none of any.
-      items: images and clips elsewhere, encoded by themselves and normalised (b, t, h, w, c), at
-        most two latent frames each; and the frame, above 0, at which each starts (b,).
-    """
-
-    prefix: Any = None
-    items: Sequence[tuple[Any, Any]] = ()
-
-
 class Noised(NamedTuple):
     """What the network is shown of a batch, and what it has to answer.
 
@@ -105,7 +93,7 @@ class Noised(NamedTuple):
 
 def noised(
     latents: Float[Array, "b t h w c"],
-    given: Given,
+    given: Conditions,
     key: Array,
     cfg: FlowConfig,
     geometry: Geometry,
@@ -115,7 +103,7 @@ def noised(
 
     Args:
       latents: normalised data.
-      given: conditions.
+      given: conditions, their videos normalised latents (b, t, h, w, c).
       key: of this step.
       cfg: the distribution of times.
       geometry: see there.

@@ -26,8 +26,9 @@ from ltx_jax.models.transformer import Transformer
 from ltx_jax.models.vae import LatentStatistics, Posterior, VideoVAE, check_video_shape
 from ltx_jax.training import flops, flow_validation
 from ltx_jax.training.captions import Captions, open_captions
-from ltx_jax.training.conditions import Conditions, Draw, choose
-from ltx_jax.training.flow_loss import Geometry, Given, flow_loss, kept_tokens, noised, rope_of
+from ltx_jax.training.conditions import Conditions, Draw, Item, choose
+from ltx_jax.training.flow_loss import Geometry, flow_loss, kept_tokens, noised, rope_of
+from ltx_jax.training.initial import Given, start_from
 from ltx_jax.training.optim import make_optimizer
 from ltx_jax.training.stage import Stage, Work, share, split
 from ltx_jax.training.state import Loss, TrainState, descend, make_step, plan
@@ -87,13 +88,11 @@ def build(cfg: TrainTransformer, mesh: Mesh) -> Stage:
 
     def on_mesh(batch: Batch, given: Conditions, dropped: Bool[np.ndarray, " b"]) -> Any:
         """What a step takes; work for the devices is begun, not waited for."""
+        prefix = None if given.prefix is None else split(given.prefix, mesh)
+        items = (Item(moments(item.video), split(item.frame, mesh)) for item in given.items)
         return {
             "video": moments(_video(batch)),
-            "items": [
-                {"video": moments(item.video), "frame": split(item.frame, mesh)}
-                for item in given.items
-            ],
-            "prefix": None if given.prefix is None else split(given.prefix, mesh),
+            "given": Conditions(prefix, tuple(items)),
             "frame_rate": split(batch.frame_rate, mesh),
             "captions": captions.read(batch.captions, batch.embeddings, dropped),
         }
@@ -107,6 +106,7 @@ def build(cfg: TrainTransformer, mesh: Mesh) -> Stage:
 
     tx = make_optimizer(cfg.optim, cfg.run.steps)
     planned = plan(init, tx, mesh, seed)
+    planned = start_from(cfg.run.init_from, planned, mesh, functools.partial(_given, cfg))
     update = descend(loss, tx, cfg.optim, planned.layout)
     step = make_step(update, planned.layout, seed)
     return Stage(
@@ -120,6 +120,18 @@ def build(cfg: TrainTransformer, mesh: Mesh) -> Stage:
         statistics=lambda state: {},
         vae=loaded,
     )
+
+
+def _given(cfg: TrainTransformer, found: Checkpoint) -> Given:
+    """The weights of a checkpoint; a text encoder that trains is drawn where it has none."""
+    if found.transformer is None:
+        raise ValueError("--run.init_from names a checkpoint without a transformer")
+    given = {"transformer": found.transformer_params}
+    configs = ((found.transformer, cfg.model),)
+    if found.text_encoder is None or cfg.captions != "train":
+        return Given(given, configs)
+    text_cfg, params, _ = found.text_encoder
+    return Given({**given, "text_encoder": params}, (*configs, (text_cfg, cfg.text_encoder)))
 
 
 def _load_vae(cfg: TrainTransformer, mesh: Mesh) -> tuple[Checkpoint, VAEConfig]:
@@ -161,14 +173,15 @@ def _loss(
     """The loss of a batch of any bucket."""
 
     def loss(params: Any, state: TrainState, batch: dict[str, Any], key: Array) -> Any:
-        key, video_key, *keys = jax.random.split(key, 2 + len(batch["items"]))
+        prefix, items = batch["given"]
+        key, video_key, *keys = jax.random.split(key, 2 + len(items))
         latents = sample(batch["video"], video_key)
-        items = [
-            (sample(item["video"], own), item["frame"])
-            for item, own in zip(batch["items"], keys, strict=True)
-        ]
-        given = Given(batch["prefix"], items)
-        shown = noised(latents, given, key, cfg.flow, geometry, kept[latents.shape[1:4]])
+        items = tuple(
+            Item(sample(item.video, own), item.frame) for item, own in zip(items, keys, strict=True)
+        )
+        shown = noised(
+            latents, Conditions(prefix, items), key, cfg.flow, geometry, kept[latents.shape[1:4]]
+        )
         rope = rope_of(shown.coords, batch["frame_rate"], cfg.model)
         value, metrics = flow_loss(velocity, params, shown, batch["captions"], rope)
         return value, (metrics, state.statistics)
@@ -199,7 +212,7 @@ def _work(loss: Loss, kept: dict[tokens.Grid, int], state: TrainState) -> Callab
 
     def work(batch: dict[str, Any]) -> Work:
         b, *grid, _ = batch["video"]["mean"].shape
-        extra = sum(math.prod(item["video"]["mean"].shape[1:4]) for item in batch["items"])
+        extra = sum(math.prod(item.video["mean"].shape[1:4]) for item in batch["given"].items)
         leaves, tree = jax.tree.flatten(batch)
         shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves)
         return Work(b * (kept[tuple(grid)] + extra), flop(tree, shapes))
