@@ -256,17 +256,18 @@ def load_run(path: str | Path, *, mesh: Mesh | None = None, ema: bool = True) ->
             checkpoint.vae_params = restored[part]
             checkpoint.statistics = LatentStatistics(**restored["statistics"])
             return checkpoint
-        boxed = {
-            "transformer": keys.transformer_boxed(cfg.model),
-            "text_encoder": _text_encoder_boxed(cfg.text_encoder),
-        }
+        boxed = {"transformer": keys.transformer_boxed(cfg.model)}
+        if cfg.captions == "train":
+            boxed["text_encoder"] = _text_encoder_boxed(cfg.text_encoder)
         restored = _restore(manager, {part: _placed(boxed, mesh)}, folder)[part]
     finally:
         manager.close()
     checkpoint.transformer = cfg.model
     checkpoint.transformer_params = restored["transformer"]
     checkpoint.scheduler = cfg.scheduler
-    checkpoint.text_encoder = (cfg.text_encoder, restored["text_encoder"], cfg.max_caption_tokens)
+    if cfg.captions == "train":
+        params = restored["text_encoder"]
+        checkpoint.text_encoder = (cfg.text_encoder, params, cfg.max_caption_tokens)
     vae = load_vae(folder, mesh=mesh)
     if vae is None:
         raise ValueError(f"{folder} has lost its VAE: there is no {folder / 'vae' / _CONFIG}")

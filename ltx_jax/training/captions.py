@@ -15,7 +15,7 @@ from ltx_jax.config import TrainTransformer
 from ltx_jax.models.t5 import T5Encoder
 from ltx_jax.text import ByteTokenizer, TextEncoder
 
-Embedding = Float16[np.ndarray, "m d"]  # of one caption, unpadded
+Embedding = Float16[np.ndarray, "_ _"]  # of one caption (m, d), unpadded
 Dropped = Bool[np.ndarray, " b"]
 Place = Callable[[Any], Any]  # tree of host arrays -> of arrays on the mesh
 
