@@ -84,7 +84,7 @@ TINY = Scale(
     ),
     vae=vae_config(channels=8, latent_channels=8, depth=1),
     text=T5Config(
-        vocab_size=32,
+        vocab_size=384,
         d_model=32,
         d_kv=8,
         d_ff=64,

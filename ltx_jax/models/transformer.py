@@ -23,8 +23,8 @@ from ltx_jax.sharding import constrain
 Heads = tuple[Float[Array, "b n k e"], Float[Array, "b m k e"], Float[Array, "b m k e"]]
 Rope = tuple[Float[Array, "#b n p"], Float[Array, "#b n p"]]  # cosines, sines of the p = d/2 pairs
 
-_QK_NORM_EPSILON = 1e-5
-_OUTPUT_NORM_EPSILON = 1e-6  # `norm_eps` is that of the blocks alone
+QK_NORM_EPSILON = 1e-5
+OUTPUT_NORM_EPSILON = 1e-6  # `norm_eps` is that of the blocks alone
 # What the gradient keeps of a block, where it recomputes all of it. "attention" keeps more: its
 # parts are recomputed one by one, and what lies between them, attention itself, is not. (A policy
 # cannot say so: what a fused attention kernel saves for its gradient has no name.)
@@ -36,6 +36,14 @@ _REMAT = {
 # Elementwise chains are recomputed in the gradient whatever the policy for blocks: their float32
 # intermediates would be most of the memory, and recomputing them costs next to nothing.
 _recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
+
+
+def compiler_options() -> dict[str, Any] | None:
+    """What to compile programs around the transformer with, for the default backend."""
+    if jax.default_backend() != "gpu":
+        return None
+    # Triton would take the products before cuBLASLt can make bias and GELU part of them.
+    return {"xla_gpu_enable_triton_gemm": False}
 
 
 @struct.dataclass
@@ -109,7 +117,7 @@ def _norm_out(x: Array, time: Array, table: Array) -> Array:
     h = x.astype(jnp.float32)
     h = h - jnp.mean(h, axis=-1, keepdims=True)
     modulation = jnp.broadcast_to(time[:, :, None], (*time.shape[:2], *table.shape))
-    return _shift_and_scale(rms_normalize(h, _OUTPUT_NORM_EPSILON), modulation, table, 0)
+    return _shift_and_scale(rms_normalize(h, OUTPUT_NORM_EPSILON), modulation, table, 0)
 
 
 @_recomputed
@@ -135,7 +143,7 @@ class Attention(nn.Module):
         project = functools.partial(
             _dense(cfg), cfg.width, ("embed", "heads"), use_bias=cfg.attention_bias
         )
-        norm = functools.partial(RMSNorm, _QK_NORM_EPSILON, ("heads",), cfg.param_dtype)
+        norm = functools.partial(RMSNorm, QK_NORM_EPSILON, ("heads",), cfg.param_dtype)
         self.to_q, self.to_k, self.to_v = (project(name=name) for name in ("to_q", "to_k", "to_v"))
         self.q_norm, self.k_norm = norm(name="q_norm"), norm(name="k_norm")
         self.to_out = _dense(cfg)(cfg.width, ("heads", "embed"), name="to_out")
