@@ -94,11 +94,9 @@ def model(report: Report, scale: Scale) -> None:
         report.compare(
             "model",
             [
-                Case(
-                    f"{name}, {label}{kind}", net.by(form).forward, arguments, flop, options=options
-                )
-                for label, form in ATTENTIONS.items()
-                for kind, options in (("", {}), (", no Triton", NO_TRITON_GEMM))
+                Case(f"{name}, {form}{kind}", net.by(form).forward, arguments, flop, options=how)
+                for form in ATTENTIONS
+                for kind, how in (("", {}), (", no Triton", NO_TRITON_GEMM))
             ],
         )
         if layers is None:

@@ -6,6 +6,7 @@ bits. What does not change from step to step (`attend_captions`, `halve_rope`) i
 `models/transformer.py` is the reference that this is tested against.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from ltx_jax.models.transformer import (
     QK_NORM_EPSILON,
     Rope,
     Skip,
+    compiler_options,
 )
 
 _FP8 = jnp.float8_e4m3fn
@@ -230,7 +232,7 @@ def calibrate(params: Any, calls: Any, cfg: TransformerConfig) -> tuple[dict[str
     from `latents` to `skip`."""
     largest: list[dict[str, float]] = [{} for _ in range(cfg.num_layers)]
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=compiler_options())
     def observe(params: Any, call: Any) -> Any:
         seen: list[dict[str, Array]] = []
         velocity(params, *call, cfg=cfg, seen=seen)
