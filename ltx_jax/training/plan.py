@@ -90,6 +90,8 @@ def prepare(name: str) -> None:
         "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
         "TPU_SKIP_MDS_QUERY": "1",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",  # libtpu asks for both, and uses neither
+        "TPU_ACCELERATOR_TYPE": "v5p-8",
     }
     jax.config.update("jax_platforms", "cpu")
     if match := re.fullmatch(r"cpu:(\d+)", name):
