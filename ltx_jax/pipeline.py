@@ -311,7 +311,7 @@ class LTXPipeline:
                 call=self.programs,
             )
             count = math.prod(start.size.grid)
-            x = np.asarray(tokens.unpatchify(denoised[:, -count:], start.size.grid))
+            x = sharding.on_host(tokens.unpatchify(denoised[:, -count:], start.size.grid))
         if output == "latents":
             return x
         return self.decode(x, start.options, noise=noise, first_sample=first_sample, output=output)
@@ -426,7 +426,7 @@ class LTXPipeline:
                 uint8=output == "uint8",
                 compiler_options=convolution.compiler_options(),
             )
-            return size.crop(np.asarray(clip))
+            return size.crop(sharding.on_host(clip))
 
     def _encode(self, clip: np.ndarray) -> Posterior:
         params = self.checkpoint.vae_params

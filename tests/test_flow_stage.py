@@ -326,7 +326,7 @@ def test_pictures_and_clips_train_in_one_run(stage_of):
     assert len(clips) > 1
     for kind in clips:
         # A keyframe is 16 tokens more.
-        assert seen[kind][1].tokens == 2 * (39 + 16 * kind[-1])
+        assert seen[kind][1].tokens == 2 * (40 + 16 * kind[-1])
     assert seen[picture][1].tokens == 4 * 16
     most = max(clips, key=lambda kind: kind[-1])
     value, metrics = loss_of(stage, seen[most][0])

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from ltx_jax import sharding
 from ltx_jax.checkpoints import checkpoint, runs
 from ltx_jax.checkpoints.contents import Checkpoint
 from ltx_jax.config import BucketConfig, TrainTransformer, TransformerConfig, VAEConfig
@@ -70,6 +71,7 @@ def build(cfg: TrainTransformer, mesh: Mesh) -> Stage:
       ValueError: if data, networks and settings do not fit each other.
     """
     data, seed = cfg.data, cfg.run.seed
+    sharding.check_heads(cfg.model.num_attention_heads, mesh)
     loaded, vae = _load_vae(cfg, mesh)
     for size in data.sizes:
         shape = (size.batch_size, size.num_frames, size.height, size.width, vae.in_channels)
