@@ -309,7 +309,7 @@ def _manager(folder: epath.Path, run: RunConfig | None = None) -> ocp.Checkpoint
     options = ocp.CheckpointManagerOptions(
         create=False,  # by `Run.begin`
         cleanup_tmp_directories=True,
-        best_fn=_loss,  # else losses are not stored
+        best_fn=_loss if run.keep_best else None,  # without it losses are not stored
         best_mode="min",
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
         atomicity_options=mode and ocp.options.AtomicityOptions(mode=mode),

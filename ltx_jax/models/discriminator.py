@@ -48,8 +48,8 @@ class Discriminator(nn.Module):
     """Clips (or pairs of clips, one behind the other in the channels) to a logit per patch.
 
     Every level halves rows and columns and doubles the channels; those of the second half make k+1
-    frames of 2k+1. A patch of the default four levels is 16 x 16 pixels and four frames, and sees 78
-    pixels.
+    frames of 2k+1. A patch of the default four levels is 16 x 16 pixels and four frames; its logit
+    sees 78 x 78 of 19.
     """
 
     cfg: DiscriminatorConfig

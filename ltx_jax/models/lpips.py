@@ -82,7 +82,8 @@ def lpips_of_frames(
 
     @jax.checkpoint
     def of_frame(pair: tuple[Array, Array]) -> Array:
-        return jnp.mean(LPIPS().apply({"params": params}, *pair))
+        distances: Any = LPIPS().apply({"params": params}, *pair)
+        return jnp.mean(distances)
 
     frames = (jnp.swapaxes(reconstruction, 0, 1), jnp.swapaxes(video, 0, 1))
     return jnp.mean(jax.lax.map(of_frame, frames))

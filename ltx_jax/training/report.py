@@ -8,7 +8,7 @@ import math
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -69,7 +69,7 @@ class Reporter:
         if self._clock is not None:  # the first step compiles, and says nothing of the speed
             speed = self._clock.read(self._peak)
             text = _speed_line(speed, self._cfg.steps - done)
-        self._clock = _Clock()
+        self._clock = _Clock(time.monotonic())
         line = _numbers({name: x for name, x in values.items() if not name.startswith("rejected")})
         if values.get("rejected"):
             line += f"  rejected {values['rejected']:.0f} steps (not finite)"
@@ -109,7 +109,7 @@ class Reporter:
 class _Clock:
     """What has been done since when."""
 
-    begin: float = dataclasses.field(default_factory=time.monotonic)
+    begin: float
     steps: int = 0
     tokens: int = 0
     flop: float = 0.0
@@ -169,16 +169,6 @@ def animate(footage: Footage) -> bytes:
         each = round(1000 / footage.frame_rate)  # milliseconds; the format rounds them to tens
         images[0].save(file, "GIF", save_all=True, append_images=images[1:], duration=each, loop=0)
     return file.getvalue()
-
-
-class _Sink(Protocol):
-    """Somewhere that figures go."""
-
-    def scalars(self, done: int, values: Mapping[str, float]) -> None: ...
-
-    def video(self, done: int, name: str, footage: Footage) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class _TensorBoard:
@@ -247,8 +237,8 @@ class _WeightsAndBiases:
 
 def _sinks(
     cfg: TrainVAE | TrainTransformer, folder: epath.Path, first: int, log: Callable[[str], None]
-) -> list[_Sink]:
-    sinks: list[_Sink] = []
+) -> list[_TensorBoard | _WeightsAndBiases]:
+    sinks: list[Any] = []
     if cfg.run.tensorboard and _installed("tensorboardX"):
         sinks.append(_TensorBoard(folder / "tensorboard", first))
     elif cfg.run.tensorboard:

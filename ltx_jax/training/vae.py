@@ -22,7 +22,7 @@ from ltx_jax.training import adversary
 from ltx_jax.training.flops import count_flop
 from ltx_jax.training.initial import Given, start_from
 from ltx_jax.training.optim import make_optimizer
-from ltx_jax.training.stage import Stage, Work, ahead, replicate, share, split
+from ltx_jax.training.stage import Stage, Work, replicate, share, split
 from ltx_jax.training.state import Shared, TrainState, descend, make_step, plan
 from ltx_jax.training.vae_loss import (
     Networks,
@@ -31,7 +31,7 @@ from ltx_jax.training.vae_loss import (
     reconstruction_loss,
     vae_loss,
 )
-from ltx_jax.training.vae_validation import validator
+from ltx_jax.training.vae_validation import pixels, validator
 
 _log = logging.getLogger(__name__)
 
@@ -89,8 +89,8 @@ def build(cfg: TrainVAE, mesh: Mesh) -> Stage:
     )
 
     def batches(first: int, last: int) -> Iterator[dict[str, Any]]:
-        loaded = loader.batches(first, last)
-        return ahead(lambda _: {"frames": split(next(loaded).frames, mesh), **shared}, first, last)
+        for batch in loader.batches(first, last):
+            yield {"frames": split(pixels(batch), mesh), **shared}
 
     @functools.cache
     def work_of(shape: tuple[int, ...]) -> Work:
@@ -144,7 +144,7 @@ def _check(bucket: BucketConfig, cfg: TrainVAE, networks: Networks, lpips: Any) 
     video = jax.ShapeDtypeStruct(shape, jnp.float32)
     jax.eval_shape(lambda x: reconstruction_loss(x, x, lpips, cfg.loss), video)
     if networks.discriminator is not None:
-        jax.eval_shape(lambda x: Discriminator(cfg.discriminator).init(jax.random.key(0), x), video)
+        jax.eval_shape(Discriminator(cfg.discriminator).init, jax.random.key(0), video)
 
 
 def _voxels(cfg: TrainVAE, shape: tuple[int, ...]) -> int:

@@ -116,7 +116,7 @@ def reconstruction_loss(
     lpips: Any,
     cfg: VAELossConfig,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """Weighted sum of the terms that compare pixels, and each of them; LPIPS if given its weights."""
+    """Weighted sum of the terms that compare pixels, and each of them; `lpips`: its weights."""
     terms: dict[str, tuple[float, Callable[[], Array]]] = {
         "pixel": (cfg.pixel_weight, lambda: losses.pixel_loss(reconstruction, video, cfg.pixel)),
         "mse": (cfg.mse_weight, lambda: losses.pixel_loss(reconstruction, video, "mse")),

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array
+from jaxtyping import Array, UInt8
 
 from ltx_jax import metrics, sharding
 from ltx_jax.config import TrainVAE
+from ltx_jax.data.loader import Batch
 from ltx_jax.diffusion.flow import add_noise
 from ltx_jax.models import convolution
 from ltx_jax.models.lpips import lpips_of_frames
@@ -26,6 +27,17 @@ from ltx_jax.training.vae_loss import latent_statistics, to_float
 
 # Noise levels that the decoder is shown; the first is what the figures are of.
 TIMES = (0.0, 0.05, 0.1, 0.2)
+
+
+def pixels(batch: Batch) -> UInt8[np.ndarray, "b t h w 3"]:
+    """The frames of a batch.
+
+    Raises:
+      ValueError: if it holds latents in their place.
+    """
+    if batch.frames is None:
+        raise ValueError("a VAE is trained on pixels, and this data holds latents alone")
+    return batch.frames
 
 
 def validator(
@@ -65,8 +77,9 @@ def validator(
         seen = jnp.clip(decoded, -1, 1)
         ratios = metrics.psnr(seen, jnp.broadcast_to(video, seen.shape))
         figures = {"val_pixel": losses.pixel_loss(decoded[:1], video, cfg.loss.pixel)}
-        figures["val_psnr"] = ratios[0]
-        figures |= {f"val_psnr_at/{t:g}": x for t, x in zip(times, ratios, strict=True)}
+        figures |= {
+            f"val_psnr_at/{t:g}" if t else "val_psnr": x for t, x in zip(times, ratios, strict=True)
+        }
         with contextlib.suppress(ValueError):  # frames smaller than its window have no SSIM
             figures["val_ssim"] = metrics.ssim(seen[:1], video)[0]
         if "lpips" in shared:
@@ -80,8 +93,11 @@ def validator(
     )
 
     def validate(state: TrainState) -> Validation:
-        batch, rows, videos = clips(), [], {}
-        for i, (frames, rate) in enumerate(zip(batch.frames, batch.frame_rate, strict=True)):
+        batch = clips()
+        rows: list[dict[str, Any]] = []
+        videos: dict[str, Footage] = {}
+        for i, frames in enumerate(pixels(batch)):
+            rate = float(batch.frame_rate[i])
             shown = replicate(frames[None], mesh)  # on all devices: few clips, seldom
             with sharding.use_mesh(mesh):
                 decoded, figures = program(
@@ -89,9 +105,9 @@ def validator(
                 )
             rows.append(jax.device_get(figures))
             strips = [frames, *np.asarray(decoded)]
-            videos[f"reconstruction {i}"] = _side_by_side(strips[:2], float(rate))
+            videos[f"reconstruction {i}"] = _side_by_side(strips[:2], rate)
             if len(times) > 1:
-                videos[f"decode times {i}"] = _side_by_side(strips[1:], float(rate))
+                videos[f"decode times {i}"] = _side_by_side(strips[1:], rate)
         return Validation(
             {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}, videos
         )
