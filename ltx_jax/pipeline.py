@@ -497,8 +497,8 @@ class LTXPipeline:
             raise ValueError("there is nothing to sample: give a prompt, or embeddings")
         if self.text_encoder is None:
             raise ValueError(
-                "this checkpoint has no text encoder of its own: name one (text_encoder=...), or "
-                "give embeddings"
+                "this checkpoint has no text encoder of its own: name one (--text_encoder, or "
+                "text_encoder=...), or give embeddings"
             )
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts:
