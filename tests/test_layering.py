@@ -17,6 +17,7 @@ FLOORS = {
     "config": 0,
     "sharding": 1,
     "models": 2,
+    "metrics": 3,
     "data": 3,
     "diffusion": 3,
     "checkpoints": 4,
