@@ -3,6 +3,7 @@ test_flow_loss.py, whole runs in test_train_command.py."""
 
 import dataclasses
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from ltx_jax.checkpoints.contents import Checkpoint
 from ltx_jax.config import BucketConfig, FlowConfig, T5Config
 from ltx_jax.data import shapes
 from ltx_jax.data.loader import Batch, StoredLatents
+from ltx_jax.data.sources import Encoding
 from ltx_jax.diffusion import tokens
 from ltx_jax.models.vae import VideoVAE
 from ltx_jax.text import ByteTokenizer, TextEncoder, tokenize
@@ -94,7 +96,7 @@ def test_conditions_do_not_depend_on_the_number_of_processes():
         )
 
 
-def stored(b=16, keyframes=4, clips=4):
+def stored(b=16, keyframes=4, clips=2):
     """Latents of 2 channels; a condition item's values are its frame."""
 
     def items(count, *length):
@@ -143,10 +145,10 @@ def stage_of(monkeypatch):
     compiled = functools.partial(jax.jit, compiler_options=QUICK)
     monkeypatch.setattr(transformer, "make_step", lambda loss, *_: compiled(loss))
 
-    def build(*overrides, batches=None, buckets=()):
+    def build(*overrides, batches=None, buckets=(), encoding=None):
         if batches is not None:
-            loader = type("Given", (), {"batches": lambda self, *_: iter(batches)})
-            monkeypatch.setattr(transformer, "Loader", lambda *_, **__: loader())
+            given = SimpleNamespace(batches=lambda *_: iter(batches), encoding=encoding)
+            monkeypatch.setattr(transformer, "Loader", lambda *_, **__: given)
         cfg = load("transformer", "--run.output", "/none", *overrides)
         data = dataclasses.replace(cfg.data, buckets=buckets)
         return transformer.build(dataclasses.replace(cfg, data=data), ONE)
@@ -189,9 +191,9 @@ def test_pixels_and_their_stored_latents_have_the_same_loss(stage_of):
     clip, image = jax.tree.map(lambda x: x.astype(np.float16), (half["video"], item.video))
     keyframes = np.concatenate([image["mean"], image["logvar"][..., :1]], axis=-1)
     frames = item.frame[:, None]
-    clips = (np.repeat(keyframes[:, None], 2, axis=2), frames)
-    latents = StoredLatents(clip["mean"], clip["logvar"][..., :1], keyframes, frames, *clips)
-    cached = stage_of(*settings, batches=[tiny_batch("keyframes", latents=latents)])
+    no_clips = (np.zeros((8, 0, 2, 4, 4, 5), np.float16), np.zeros((8, 0), np.int32))
+    stored = StoredLatents(clip["mean"], clip["logvar"][..., :1], keyframes, frames, *no_clips)
+    cached = stage_of(*settings, batches=[tiny_batch("keyframes", latents=stored)])
 
     half |= {"video": clip, "given": half["given"]._replace(items=(item._replace(video=image),))}
     expected, metrics = loss_of(live, half)
@@ -222,9 +224,8 @@ def stored_captions(*lengths, width=16):
 
 
 def test_stored_captions_are_padded_and_cut():
-    cfg = load("transformer", "--captions", "cached", "--max_caption_tokens", "4")
     empty, *rows = stored_captions(1, 2, 4, 7, 3)
-    read = captions.cached(cfg, empty).read
+    read = captions.cached(empty, 4).read
     found = read(None, rows, np.array([False, False, False, True]), lambda tree: tree)
     np.testing.assert_array_equal(found["mask"].sum(axis=1), [2, 4, 4, 1])
     assert (np.diff(found["mask"], axis=1) <= 0).all()  # ones come first
@@ -233,16 +234,23 @@ def test_stored_captions_are_padded_and_cut():
         assert (found["embeddings"][i, len(row) :] == 0).all()
 
 
-def test_stored_captions_that_do_not_fit_are_refused():
+def encoding(empty):
+    """What made a data set, but for the empty caption of no consequence here."""
+    return Encoding(((5, 16, 16),), "vae", "hash", None, None, "t5", "id", "tokenizer", empty)
+
+
+def test_data_without_fitting_embeddings_are_refused():
     cfg = load("transformer", "--captions", "cached")
-    (empty,) = stored_captions(1)
-    read = captions.cached(cfg, empty).read
+    for nothing in (None, encoding(None)):
+        with pytest.raises(ValueError, match=r"hold no embeddings.*ltx_jax\.encode"):
+            captions.open_captions(cfg, nothing, ONE)
     with pytest.raises(ValueError, match="8 wide and the transformer expects 16"):
-        read(None, stored_captions(2, width=8), np.zeros(1, bool), jax.device_put)
-    with pytest.raises(ValueError, match="hold no embeddings"):
-        read(None, None, np.zeros(1, bool), jax.device_put)
-    with pytest.raises(ValueError, match=r"no embedding of the empty caption.*text_encoder_path"):
-        captions.open_captions(cfg, None, ONE)
+        captions.open_captions(cfg, encoding(((0.0,) * 8,)), ONE)
+
+
+def test_latents_of_another_vae_are_refused(stage_of):
+    with pytest.raises(ValueError, match="encoded by the VAE vae"):
+        stage_of(batches=[], encoding=encoding(None))
 
 
 def test_a_frozen_text_encoder_is_no_part_of_the_state(stage_of, tmp_path):
@@ -256,18 +264,6 @@ def test_a_frozen_text_encoder_is_no_part_of_the_state(stage_of, tmp_path):
     embeddings, mask = encoder.encode(batch.captions)
     np.testing.assert_array_equal(made["captions"]["mask"], mask)
     np.testing.assert_allclose(made["captions"]["embeddings"], embeddings, atol=1e-6)
-
-    # The empty caption computed for data that do not store it is the encoder's.
-    cfg = load("transformer", "--captions", "cached", *frozen[2:])
-    read = captions.open_captions(cfg, None, ONE).read
-    found = read(None, stored_captions(3), np.ones(1, bool), lambda tree: tree)
-    expected, mask = encoder.encode([""])
-    np.testing.assert_array_equal(found["mask"], mask)
-    length = int(mask.sum())
-    # Files hold float16.
-    np.testing.assert_allclose(
-        found["embeddings"][:, :length], expected[:, :length], rtol=1e-3, atol=1e-3
-    )
 
 
 def test_a_frozen_text_encoder_of_another_width_is_refused(stage_of, tmp_path):

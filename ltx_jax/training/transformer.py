@@ -20,6 +20,7 @@ from ltx_jax.checkpoints.contents import Checkpoint
 from ltx_jax.config import BucketConfig, TrainTransformer, TransformerConfig, VAEConfig
 from ltx_jax.data.loader import Batch, Loader
 from ltx_jax.diffusion import tokens
+from ltx_jax.encode import check_vae
 from ltx_jax.models.transformer import Transformer
 from ltx_jax.models.vae import check_video_shape
 from ltx_jax.training import flops, latents
@@ -75,7 +76,9 @@ def build(cfg: TrainTransformer, mesh: Mesh) -> Stage:
         check_video_shape(vae, shape)
     part = share(mesh)
     loader = Loader(data, cfg.flow.patterns, seed, process_index=part[0], process_count=part[1])
-    captions = open_captions(cfg, None, mesh)
+    if loader.encoding is not None:
+        check_vae(loader.encoding, loaded, cfg.vae)
+    captions = open_captions(cfg, loader.encoding, mesh)
     init, velocity = network(cfg.model, captions)
     causal = cfg.model.causal_temporal_positioning
     geometry = Geometry(vae.temporal_factor, vae.spatial_factor, causal)
