@@ -15,11 +15,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from ltx_jax import sharding
 from ltx_jax.checkpoints import checkpoint, runs
 from ltx_jax.checkpoints.contents import Checkpoint
 from ltx_jax.config import BucketConfig, TrainTransformer, TransformerConfig, VAEConfig
 from ltx_jax.data.loader import Batch, Loader
 from ltx_jax.diffusion import tokens
+from ltx_jax.encode import check_vae
 from ltx_jax.models.transformer import Transformer
 from ltx_jax.models.vae import check_video_shape
 from ltx_jax.training import flops, latents
@@ -69,13 +71,16 @@ def build(cfg: TrainTransformer, mesh: Mesh) -> Stage:
       ValueError: if data, networks and settings do not fit each other.
     """
     data, seed = cfg.data, cfg.run.seed
+    sharding.check_heads(cfg.model.num_attention_heads, mesh)
     loaded, vae = _load_vae(cfg, mesh)
     for size in data.sizes:
         shape = (size.batch_size, size.num_frames, size.height, size.width, vae.in_channels)
         check_video_shape(vae, shape)
     part = share(mesh)
     loader = Loader(data, cfg.flow.patterns, seed, process_index=part[0], process_count=part[1])
-    captions = open_captions(cfg, None, mesh)
+    if loader.encoding is not None:
+        check_vae(loader.encoding, loaded, cfg.vae)
+    captions = open_captions(cfg, loader.encoding, mesh)
     init, velocity = network(cfg.model, captions)
     causal = cfg.model.causal_temporal_positioning
     geometry = Geometry(vae.temporal_factor, vae.spatial_factor, causal)
