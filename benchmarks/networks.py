@@ -11,7 +11,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-from harness import Case, Report, count_flop, device_memory
+from harness import Case, Report, device_memory
 from jax import lax
 from kernels import cudnn_attention
 from sizes import FORCE_NHWC, NO_TRITON_GEMM, Scale, random
@@ -19,6 +19,7 @@ from sizes import FORCE_NHWC, NO_TRITON_GEMM, Scale, random
 from ltx_jax import sharding
 from ltx_jax.models.transformer import Transformer
 from ltx_jax.models.vae import VideoVAE
+from ltx_jax.training.flops import count_flop
 
 
 @dataclasses.dataclass(frozen=True)

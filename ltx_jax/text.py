@@ -146,9 +146,10 @@ def _pad(
 
 
 @functools.partial(jax.jit, static_argnames="cfg")
-def _embed(
+def embed(
     params: Any, ids: Int[Array, "b m"], mask: Int[Array, "b m"], cfg: T5Config
 ) -> Float[Array, "b m d"]:
+    """Embeddings of what `tokenize` gave."""
     return T5Encoder(cfg).apply({"params": params}, ids, mask)  # pyright: ignore[reportReturnType]
 
 
@@ -247,9 +248,9 @@ class TextEncoder:
                 )
         ids, mask = _pad(rows, self.max_tokens)
         if self.mesh is None:
-            return _embed(self.params, ids, mask, self.cfg), jnp.asarray(mask)
+            return embed(self.params, ids, mask, self.cfg), jnp.asarray(mask)
         with sharding.use_mesh(self.mesh):
-            embeds = _embed(self.params, ids, mask, self.cfg)
+            embeds = embed(self.params, ids, mask, self.cfg)
         return jax.device_put((embeds, mask), NamedSharding(self.mesh, P()))
 
     @functools.cached_property

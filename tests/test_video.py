@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from ltx_jax.data import video
+from ltx_jax.data.sheet import contact_sheet
 
 RED, BLUE = (200, 40, 40), (40, 60, 200)
 
@@ -401,15 +402,15 @@ def test_gifs_last_as_long_as_they_should(tmp_path):
 
 
 def test_contact_sheets_show_frames_evenly_below_their_label():
-    sheet = video.contact_sheet([numbered(11), cornered()], ["eleven", "three"], columns=3)
+    picture = contact_sheet([numbered(11), cornered()], ["eleven", "three"], columns=3)
     height = 6 + (16 + 32 + 12) + (16 + 48 + 12)
-    assert sheet.shape == (height, 6 + 3 * (64 + 6), 3)
+    assert picture.shape == (height, 6 + 3 * (64 + 6), 3)
     for i, level in enumerate((8, 48, 88)):  # frames 0, 5 and 10
         left = 6 + i * (48 + 6)
-        assert (sheet[24:56, left : left + 48] == level).all()
-    assert sheet[6:22].min() < 100  # the label
+        assert (picture[24:56, left : left + 48] == level).all()
+    assert picture[6:22].min() < 100  # the label
     with pytest.raises(ValueError, match="2 clips and 1 labels"):
-        video.contact_sheet([cornered(), cornered()], ["one"])
+        contact_sheet([cornered(), cornered()], ["one"])
 
 
 @pytest.mark.parametrize(

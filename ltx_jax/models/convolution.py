@@ -30,11 +30,14 @@ def compiler_options() -> dict[str, Any] | None:
 
 def convolve(
     x: Float[Array, "b t h w c"],
-    kernel: Float[Array, "k 3 3 c d"],
+    kernel: Float[Array, "k p q c d"],
     stride: Stride = (1, 1, 1),
     zeros: bool = True,
 ) -> Float[Array, "b t2 h2 w2 d"]:
-    """Convolves without padding in time, and with zeros (one pixel) or nothing in space."""
+    """Convolves without padding in time, and with zeros (one pixel) or nothing in space.
+
+    Windows of 3 x 3 pixels keep the size; those of 4 x 4 halve an even one at a stride of 2.
+    """
     return _convolve(x, kernel, stride, zeros)
 
 
@@ -107,28 +110,27 @@ def _gradients_by_convolution(
     x: Array, kernel: Array, grad: Array, *, zeros: bool
 ) -> tuple[Array, Array]:
     """Both gradients at stride 1, each as one forward convolution."""
-    depth = kernel.shape[0]
-    space = (1, 1) if zeros else (2, 2)
+    depth, rows, columns = kernel.shape[:3]
+    pad = int(zeros)
     flipped = jnp.flip(kernel, (0, 1, 2)).swapaxes(3, 4)
     of_x = jax.lax.conv_general_dilated(
         grad,
         flipped,
         (1, 1, 1),
-        ((depth - 1, depth - 1), space, space),
+        [(size - 1 - p, size - 1 - p) for size, p in ((depth, 0), (rows, pad), (columns, pad))],
         dimension_numbers=_LAYOUT,
     )
 
     # The kernel's is a sum over samples, frames, rows and columns. Frames and rows slide as the
-    # window of a convolution, samples and columns are its channels, and what meets the three
-    # columns of the kernel lies side by side.
-    if zeros:
-        x = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
+    # window of a convolution, samples and columns are its channels, and what meets the columns of
+    # the kernel lies side by side.
+    x = jnp.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad), (0, 0)))
     b, t, h, w, d = grad.shape
     c = x.shape[-1]
-    columns = jnp.stack([x[:, :, :, i : i + w] for i in range(3)], axis=3)
-    columns = columns.transpose(1, 2, 3, 5, 0, 4).reshape(1, *x.shape[1:3], 3 * c, b * w)
+    shifted = jnp.stack([x[:, :, :, i : i + w] for i in range(columns)], axis=3)
+    shifted = shifted.transpose(1, 2, 3, 5, 0, 4).reshape(1, *x.shape[1:3], columns * c, b * w)
     window = grad.transpose(1, 2, 0, 3, 4).reshape(t, h, 1, b * w, d)
     of_kernel = jax.lax.conv_general_dilated(
-        columns, window, (1, 1, 1), "VALID", dimension_numbers=_LAYOUT
+        shifted, window, (1, 1, 1), "VALID", dimension_numbers=_LAYOUT
     )
-    return of_x, of_kernel.reshape(depth, 3, 3, c, d)
+    return of_x, of_kernel.reshape(kernel.shape)

@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ltx_jax.config import STGMode, TransformerConfig
 from ltx_jax.models.attention import Mask, attention
 from ltx_jax.models.layers import RMSNorm, TimestepEmbedder, dense, param, rms_normalize
-from ltx_jax.sharding import constrain
+from ltx_jax.sharding import constrain, token_padding
 
 Rope = tuple[Float[Array, "#b n p"], Float[Array, "#b n p"]]  # cosines, sines of the p = d/2 pairs
 
@@ -56,6 +56,7 @@ class _Context:
     modulation: Any  # (b, n or 1, 6, d)
     caption: Any  # (b, m, d)
     caption_mask: Any  # (b, m) or None
+    token_mask: Any  # (b, n), or None: all tokens are real
     rope: Any  # (cos, sin)
     skip_mode: STGMode | None = struct.field(pytree_node=False)
 
@@ -149,9 +150,15 @@ class Attention(nn.Module):
             x = x.reshape(*x.shape[:2], cfg.num_attention_heads, cfg.attention_head_dim)
             return constrain(x, "batch", tokens, "act_heads", None)
 
-        # Every token sees every key, so these are whole on each device of the `seq` axis.
+        of_itself = rope is not None  # captions have no positions
+        keys = "token" if of_itself else None
         out = attention(
-            heads(q, "token"), heads(k, None), heads(v, None), mask=mask, form=cfg.attention
+            heads(q, "token"),
+            heads(k, keys),
+            heads(v, keys),
+            mask=mask,
+            form=cfg.attention,
+            of_itself=of_itself,
         )
         out = constrain(out, "batch", "token", "act_heads", None).reshape(x.shape)
         if keep is not None and skip_mode == "attention_values":
@@ -213,7 +220,7 @@ class Block(nn.Module):
 
         h = _norm_in(x, modulation, table, 0, cfg.norm_eps)
         h = Attention(cfg, name="attn1")(
-            h, h, rope=context.rope, skip_mode=context.skip_mode, keep=keep
+            h, h, context.token_mask, context.rope, skip_mode=context.skip_mode, keep=keep
         )
         x = _gate_in(x, h, modulation, table, 2)
         # The caption is attended to from the bare residual stream: no norm, no gate.
@@ -262,6 +269,8 @@ class Transformer(nn.Module):
         """
         cfg = self.cfg
         _check(cfg, latents, caption, rope, skip)
+        n = latents.shape[1]
+        latents, timestep, rope, token_mask = _pad(latents, timestep, rope)
         x = constrain(latents.astype(cfg.dtype), "batch", "token", None)
         x = _dense(cfg)(cfg.width, (None, "embed"), name="patchify_proj")(x)
         x = constrain(x, "batch", "token", "act_embed")
@@ -273,6 +282,7 @@ class Transformer(nn.Module):
             modulation=modulation,
             caption=constrain(caption, "batch", None, "act_embed"),
             caption_mask=caption_mask,
+            token_mask=token_mask,
             rope=tuple(constrain(table, *_rope_axes(table)) for table in rope),
             skip_mode=None if skip is None else skip.mode,
         )
@@ -300,7 +310,22 @@ class Transformer(nn.Module):
             param_dtype=cfg.param_dtype,
             kernel_init=nn.initializers.normal(0.02),
         )
-        return constrain(out(x), "batch", "token", None)
+        return constrain(out(x), "batch", "token", None)[:, :n]
+
+
+def _pad(
+    latents: Array, timestep: Array, rope: Rope
+) -> tuple[Array, Array, Rope, Bool[Array, "b n"] | None]:
+    """Adds tokens at the end until the devices of a mesh can share them, and masks those."""
+    b, n, _ = latents.shape
+    extra = token_padding(n)
+    if not extra:
+        return latents, timestep, rope, None
+    latents, *tables = (jnp.pad(x, ((0, 0), (0, extra), (0, 0))) for x in (latents, *rope))
+    if timestep.shape[1] > 1:
+        timestep = jnp.pad(timestep, ((0, 0), (0, extra)))
+    mask = jnp.broadcast_to(jnp.arange(n + extra) < n, (b, n + extra))
+    return latents, timestep, (tables[0], tables[1]), mask
 
 
 def _rope_axes(table: Array) -> tuple[str | None, ...]:

@@ -46,7 +46,7 @@ def train(cfg: TrainVAE | TrainTransformer, report: Callable[[str], None] = prin
 def _train(cfg: TrainVAE | TrainTransformer, report: Callable[[str], None]) -> TrainState:
     mesh = sharding.make_mesh(cfg.mesh)
     for bucket in cfg.data.sizes:
-        check_batch_size(bucket.batch_size, mesh)
+        check_batch_size(bucket.batch_size, mesh, cfg.optim.accumulate)
     build = vae.build if isinstance(cfg, TrainVAE) else transformer.build
     stage = build(cfg, mesh)  # pyright: ignore[reportArgumentType]
     run = Run(cfg)
@@ -133,6 +133,7 @@ def _save(run: Run, stage: Stage, state: TrainState) -> None:
     rest = {
         "step": state.step,
         "updates": state.updates,
+        "rejected": state.rejected,
         "opt_state": state.opt_state,
         "statistics": state.statistics,
         "adversary": state.adversary,
@@ -149,6 +150,7 @@ def _restore(run: Run, stage: Stage) -> TrainState:
     rest = {
         "step": shapes.step,
         "updates": shapes.updates,
+        "rejected": shapes.rejected,
         "opt_state": shapes.opt_state,
         "statistics": shapes.statistics,
         "adversary": shapes.adversary,
