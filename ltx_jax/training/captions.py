@@ -14,9 +14,10 @@ from ltx_jax import sharding, text
 from ltx_jax.config import TrainTransformer
 from ltx_jax.models.t5 import T5Encoder
 from ltx_jax.text import ByteTokenizer, TextEncoder
-from ltx_jax.training.stage import split
 
 Embedding = Float16[np.ndarray, "m d"]  # of one caption, unpadded
+Dropped = Bool[np.ndarray, " b"]
+Place = Callable[[Any], Any]  # tree of host arrays -> of arrays on the mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,13 +25,13 @@ class Captions:
     """One source of embeddings.
 
     Attributes:
-      read: (captions, stored embeddings or None, which are dropped (b,)) of this process's rows ->
-        arrays on the mesh. A dropped caption becomes the empty one.
+      read: (captions, stored embeddings or None, which are dropped (b,), `split` or another way to
+        place arrays) -> arrays on the mesh. A dropped caption becomes the empty one.
       embed: (parameters, those arrays) -> embeddings (b, m, d) and mask (b, m); a part of the step.
       init: key -> the parameters that train along, {} for none.
     """
 
-    read: Callable[[Sequence[str], Sequence[Embedding] | None, Bool[np.ndarray, " b"]], Any]
+    read: Callable[[Sequence[str], Sequence[Embedding] | None, Dropped, Place], Any]
     embed: Callable[[Any, Any], tuple[Any, Any]]
     init: Callable[[Array], dict[str, Any]]
 
@@ -47,7 +48,7 @@ def open_captions(cfg: TrainTransformer, empty: Embedding | None, mesh: Mesh) ->
       ValueError: if there is no such text encoder, or it does not fit the transformer.
     """
     if cfg.captions == "train":
-        return trained(cfg, mesh)
+        return trained(cfg)
     if cfg.captions == "frozen":
         return frozen(_load(cfg, mesh), mesh)
     if empty is None and cfg.text_encoder_path is not None:
@@ -58,7 +59,7 @@ def open_captions(cfg: TrainTransformer, empty: Embedding | None, mesh: Mesh) ->
             "the data hold no embedding of the empty caption: name the text encoder that made "
             "theirs (--text_encoder_path), or set --flow.caption_dropout 0"
         )
-    return cached(cfg, empty, mesh)
+    return cached(cfg, empty)
 
 
 def _load(cfg: TrainTransformer, mesh: Mesh) -> TextEncoder:
@@ -73,13 +74,13 @@ def _load(cfg: TrainTransformer, mesh: Mesh) -> TextEncoder:
     return encoder
 
 
-def trained(cfg: TrainTransformer, mesh: Mesh) -> Captions:
+def trained(cfg: TrainTransformer) -> Captions:
     """A T5 over bytes whose parameters are the "text_encoder" of the state's."""
     encoder = T5Encoder(cfg.text_encoder)
 
-    def read(captions: Sequence[str], stored: Any, dropped: Bool[np.ndarray, " b"]) -> Any:
+    def read(captions: Sequence[str], stored: Any, dropped: Dropped, place: Place) -> Any:
         ids, mask = text.tokenize(ByteTokenizer(), _drop(captions, dropped), cfg.max_caption_tokens)
-        return split({"ids": ids, "mask": mask}, mesh)
+        return place({"ids": ids, "mask": mask})
 
     def embed(params: Any, arrays: Any) -> tuple[Any, Any]:
         weights = {"params": params["text_encoder"]}
@@ -95,21 +96,21 @@ def trained(cfg: TrainTransformer, mesh: Mesh) -> Captions:
 def frozen(encoder: TextEncoder, mesh: Mesh) -> Captions:
     """A text encoder that is no part of the state: it embeds each batch before its step."""
 
-    def read(captions: Sequence[str], stored: Any, dropped: Bool[np.ndarray, " b"]) -> Any:
-        tokens = text.tokenize(encoder.tokenizer, _drop(captions, dropped), encoder.max_tokens)
-        ids, mask = split(tokens, mesh)
+    def read(captions: Sequence[str], stored: Any, dropped: Dropped, place: Place) -> Any:
+        texts = _drop(captions, dropped)
+        ids, mask = place(text.tokenize(encoder.tokenizer, texts, encoder.max_tokens))
         with sharding.use_mesh(mesh):
             return {"embeddings": text.embed(encoder.params, ids, mask, encoder.cfg), "mask": mask}
 
     return Captions(read, _given, lambda key: {})
 
 
-def cached(cfg: TrainTransformer, empty: Embedding, mesh: Mesh) -> Captions:
+def cached(cfg: TrainTransformer, empty: Embedding) -> Captions:
     """Embeddings that come with the data; longer ones are cut to `max_caption_tokens`."""
     length, width = cfg.max_caption_tokens, cfg.model.caption_channels
 
     def read(
-        captions: Any, stored: Sequence[Embedding] | None, dropped: Bool[np.ndarray, " b"]
+        captions: Any, stored: Sequence[Embedding] | None, dropped: Dropped, place: Place
     ) -> Any:
         if stored is None:
             raise ValueError("captions = 'cached', but the data hold no embeddings of captions")
@@ -125,7 +126,7 @@ def cached(cfg: TrainTransformer, empty: Embedding, mesh: Mesh) -> Captions:
             row = row[:length]
             embeddings[i, : len(row)] = row
             mask[i, : len(row)] = 1
-        return split({"embeddings": embeddings, "mask": mask}, mesh)
+        return place({"embeddings": embeddings, "mask": mask})
 
     return Captions(read, _given, lambda key: {})
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from ltx_jax import sharding
 from ltx_jax.checkpoints.contents import Checkpoint
-from ltx_jax.config import BucketConfig, SamplingConfig, TrainTransformer
+from ltx_jax.config import SamplingConfig, TrainTransformer
 from ltx_jax.data.loader import Batch
 from ltx_jax.diffusion import tokens
 from ltx_jax.diffusion.flow import add_noise, velocity_of
@@ -23,10 +23,11 @@ from ltx_jax.training.captions import Captions
 from ltx_jax.training.conditions import Conditions
 from ltx_jax.training.flow_loss import Geometry, rope_of
 from ltx_jax.training.held_out import held_out, rows
-from ltx_jax.training.stage import Footage, Validation, share
+from ltx_jax.training.stage import Footage, Validation, replicate
 from ltx_jax.training.state import TrainState
 
 TIMES = tuple(i / 10 for i in range(1, 10))
+EMBEDDINGS = ("prompt_embeds", "prompt_mask", "negative_embeds", "negative_mask")
 _STEPS = 20  # of a sampled video
 
 
@@ -37,7 +38,7 @@ def losses_at_times(
     captions: Any,
     rope: Any,
     key: Array,
-) -> Float[Array, "s b"]:
+) -> Float[Array, " s"]:
     """Mean squared error of the velocity at each of `TIMES`, with the same noise at all."""
     data = tokens.patchify(latents)
     noise = jax.random.normal(key, data.shape)
@@ -46,51 +47,9 @@ def losses_at_times(
     def at(time: Array) -> Array:
         t = jnp.broadcast_to(time, (data.shape[0], 1))
         error = velocity(params, add_noise(data, noise, t), t, captions, rope) - target
-        return jnp.mean(error * error, axis=(1, 2))
+        return jnp.mean(error * error)
 
     return jax.lax.map(at, jnp.asarray(TIMES))
-
-
-class Samples:
-    """Samples a video for each of a few captions, the same noise every time.
-
-    Args:
-      cfg: of the run.
-      size: of the videos.
-      vae: a checkpoint that holds the VAE.
-      mesh: to run on.
-    """
-
-    def __init__(self, cfg: TrainTransformer, size: BucketConfig, vae: Checkpoint, mesh: Mesh):
-        own = dataclasses.replace(vae, transformer=cfg.model, scheduler=cfg.scheduler)
-        self._pipe = LTXPipeline(own, dtype=cfg.model.dtype, mesh=mesh)
-        self._options = SamplingConfig(
-            num_frames=size.num_frames,
-            height=size.height,
-            width=size.width,
-            num_inference_steps=_STEPS,
-            stg_scale=0.0,
-            seed=cfg.run.seed,
-        )
-
-    def __call__(
-        self, params: Any, embeddings: dict[str, Any], frame_rate: float, count: int
-    ) -> list[Footage]:
-        """The first `count` videos.
-
-        Args:
-          params: the transformer's.
-          embeddings: of the captions and of no caption, as the pipeline takes them.
-          frame_rate: of all videos.
-          count: as many are decoded.
-        """
-        self._pipe.checkpoint.transformer_params = params
-        options = dataclasses.replace(self._options, frame_rate=frame_rate)
-        latents = self._pipe(None, options, embeddings=embeddings, output="latents")
-        clips = (
-            self._pipe.decode(latents[i : i + 1], options, first_sample=i)[0] for i in range(count)
-        )
-        return [Footage(clip, frame_rate) for clip in clips]
 
 
 def validator(
@@ -113,51 +72,62 @@ def validator(
       velocity: of the stage.
       sample: (moments, key) -> normalised latents.
       geometry: of the stage.
-      on_mesh: (batch, conditions, which captions are dropped) -> what `captions` and `sample` read.
+      on_mesh: (batch, conditions, which captions are dropped, how arrays are placed) -> a batch as
+        the step takes it.
     """
-    count, factors = cfg.run.validation_clips, dataclasses.asdict(geometry)
+    own = dataclasses.replace(vae, transformer=cfg.model, scheduler=cfg.scheduler)
+    pipeline = LTXPipeline(own, dtype=cfg.model.dtype, mesh=mesh)
 
-    def losses(params: Any, batch: Any) -> Array:
-        latents = sample(batch["video"], jax.random.key(0))
-        coords = tokens.pixel_coords(tokens.latent_coords(latents.shape[1:4]), **factors)
-        coords = jnp.broadcast_to(coords, (latents.shape[0], *coords.shape))
-        rope = rope_of(coords, batch["frame_rate"], cfg.model)
-        arguments = (params, latents, batch["captions"], rope, jax.random.key(1))
-        return jnp.mean(losses_at_times(velocity, *arguments)[:, :count], axis=1)
+    def losses(params: Any, batch: Any, key: Array) -> Array:
+        sample_key, noise_key = jax.random.split(key)
+        latents = sample(batch["video"], sample_key)
+        corners = tokens.latent_coords(latents.shape[1:4])
+        coords = tokens.pixel_coords(corners, **dataclasses.asdict(geometry))
+        rope = rope_of(coords[None], batch["frame_rate"], cfg.model)
+        return losses_at_times(velocity, params, latents, batch["captions"], rope, noise_key)
 
-    measure = jax.jit(losses, out_shardings=NamedSharding(mesh, P()))
-    embed = jax.jit(captions.embed)
+    everywhere = NamedSharding(mesh, P())
+    measure = jax.jit(losses, out_shardings=everywhere)
+    embed = jax.jit(captions.embed, out_shardings=everywhere)
 
     @functools.cache
-    def clips() -> tuple[Batch, Any, Any, Samples]:
-        """The clips, a batch of them that all devices can share, captions of none, a sampler."""
+    def clips() -> tuple[Batch, list[Any], Any]:
+        """Held-out clips, each of them on all devices (they are few), and the empty caption."""
         whole = held_out(cfg.run, cfg.data)
-        index, parts = share(mesh)
-        total = -(-count // mesh.size) * mesh.size
-        own = range(index * total // parts, (index + 1) * total // parts)
-        batch = rows(whole, [i % count for i in own])
-        nothing = np.ones(len(own), bool)
-        shown = on_mesh(batch, Conditions(), ~nothing)
-        empty = captions.read(batch.captions, batch.embeddings, nothing)
-        return whole, shown, empty, Samples(cfg, whole.bucket, vae, mesh)
+        place = functools.partial(replicate, mesh=mesh)
+        singles = [rows(whole, [i]) for i in range(len(whole.captions))]
+        shown = [on_mesh(one, Conditions(), np.zeros(1, bool), place) for one in singles]
+        one = singles[0]
+        return whole, shown, captions.read(one.captions, one.embeddings, np.ones(1, bool), place)
+
+    def video(params: Any, given: Any, empty: Any, batch: Batch, i: int) -> Footage:
+        options = SamplingConfig(
+            num_frames=batch.bucket.num_frames,
+            height=batch.bucket.height,
+            width=batch.bucket.width,
+            frame_rate=float(batch.frame_rate[i]),
+            num_inference_steps=_STEPS,
+            stg_scale=0.0,
+            seed=cfg.run.seed,
+        )
+        with sharding.use_mesh(mesh):
+            texts = (*embed(params, given), *embed(params, empty))
+        pipeline.checkpoint.transformer_params = params["transformer"]
+        clip = pipeline(
+            None, options, embeddings=dict(zip(EMBEDDINGS, texts, strict=True)), first_sample=i
+        )
+        return Footage(clip[0], options.frame_rate)
 
     def validate(state: TrainState) -> Validation:
-        whole, batch, empty, samples = clips()
-        with sharding.use_mesh(mesh):
-            found = np.asarray(measure(state.ema, batch))
-            caption, mask = embed(state.ema, batch["captions"])
-            negative, negative_mask = embed(state.ema, empty)
-        scalars = {"val_loss": float(found.mean())}
-        scalars |= {f"val_loss_at/{t}": float(x) for t, x in zip(TIMES, found, strict=True)}
-        embeddings = {
-            "prompt_embeds": caption,
-            "prompt_mask": mask,
-            "negative_embeds": negative,
-            "negative_mask": negative_mask,
-        }
-        rate = float(whole.frame_rate[0])
-        footage = samples(state.ema["transformer"], embeddings, rate, count)
-        names = [f"sample {i}: {text}" for i, text in enumerate(whole.captions)]
-        return Validation(scalars, dict(zip(names, footage, strict=True)))
+        batch, shown, empty = clips()
+        found, videos = [], {}
+        for i, (one, text) in enumerate(zip(shown, batch.captions, strict=True)):
+            with sharding.use_mesh(mesh):
+                found.append(np.asarray(measure(state.ema, one, jax.random.key(i))))
+            videos[f"sample {i}: {text}"] = video(state.ema, one["captions"], empty, batch, i)
+        means = np.mean(found, axis=0)
+        scalars = {"val_loss": float(means.mean())}
+        scalars |= {f"val_loss_at/{t}": float(x) for t, x in zip(TIMES, means, strict=True)}
+        return Validation(scalars, videos)
 
     return validate

@@ -11,9 +11,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array, Bool
+from jax.sharding import Mesh
+from jaxtyping import Array
 
 from ltx_jax import sharding
 from ltx_jax.checkpoints import checkpoint, runs
@@ -25,7 +24,7 @@ from ltx_jax.models import convolution
 from ltx_jax.models.transformer import Transformer
 from ltx_jax.models.vae import LatentStatistics, Posterior, VideoVAE, check_video_shape
 from ltx_jax.training import flops, flow_validation
-from ltx_jax.training.captions import Captions, open_captions
+from ltx_jax.training.captions import Captions, Dropped, Place, open_captions
 from ltx_jax.training.conditions import Conditions, Draw, Item, choose
 from ltx_jax.training.flow_loss import Geometry, flow_loss, kept_tokens, noised, rope_of
 from ltx_jax.training.initial import Given, start_from
@@ -86,15 +85,15 @@ def build(cfg: TrainTransformer, mesh: Mesh) -> Stage:
     loss = _loss(cfg, velocity, sample, geometry, kept)
     moments = _moments(loaded, vae, mesh)
 
-    def on_mesh(batch: Batch, given: Conditions, dropped: Bool[np.ndarray, " b"]) -> Any:
+    def on_mesh(batch: Batch, given: Conditions, dropped: Dropped, place: Place) -> Any:
         """What a step takes; work for the devices is begun, not waited for."""
-        prefix = None if given.prefix is None else split(given.prefix, mesh)
-        items = (Item(moments(item.video), split(item.frame, mesh)) for item in given.items)
+        prefix = None if given.prefix is None else place(given.prefix)
+        items = (Item(moments(item.video, place), place(item.frame)) for item in given.items)
         return {
-            "video": moments(_video(batch)),
+            "video": moments(_video(batch), place),
             "given": Conditions(prefix, tuple(items)),
-            "frame_rate": split(batch.frame_rate, mesh),
-            "captions": captions.read(batch.captions, batch.embeddings, dropped),
+            "frame_rate": place(batch.frame_rate),
+            "captions": captions.read(batch.captions, batch.embeddings, dropped, place),
         }
 
     def made(first: int, last: int) -> Iterator[Any]:
@@ -102,7 +101,8 @@ def build(cfg: TrainTransformer, mesh: Mesh) -> Stage:
         for step, batch in enumerate(loader.batches(first, last), first):
             draw = Draw(seed, step, part)
             dropped = draw.chances(cfg.flow.caption_dropout, len(batch.captions))
-            yield on_mesh(batch, choose(batch, draw, cfg.flow, vae.temporal_factor), dropped)
+            given = choose(batch, draw, cfg.flow, vae.temporal_factor)
+            yield on_mesh(batch, given, dropped, functools.partial(split, mesh=mesh))
 
     tx = make_optimizer(cfg.optim, cfg.run.steps)
     planned = plan(init, tx, mesh, seed)
@@ -227,22 +227,22 @@ def _video(batch: Batch) -> Any:
     return {"mean": batch.latents.mean, "logvar": batch.latents.logvar}
 
 
-def _moments(loaded: Checkpoint, vae: VAEConfig, mesh: Mesh) -> Callable[[Any], dict[str, Array]]:
-    """Moments of posteriors on the mesh: those given, or the encoder's for pixels."""
+def _moments(
+    loaded: Checkpoint, vae: VAEConfig, mesh: Mesh
+) -> Callable[[Any, Place], dict[str, Array]]:
+    """(pixels or stored moments, how to place arrays) -> moments of posteriors, on the mesh."""
     model = VideoVAE(vae)
 
+    @functools.partial(jax.jit, compiler_options=convolution.compiler_options())
     def encode(params: Any, frames: Array) -> dict[str, Array]:
         posterior: Any = model.apply({"params": params}, to_float(frames), method="encode")
-        return {"mean": posterior.mean, "logvar": posterior.logvar}
+        found = {"mean": posterior.mean, "logvar": posterior.logvar}
+        return jax.tree.map(lambda x: sharding.constrain(x, "batch", *(None,) * 4), found)
 
-    where = NamedSharding(mesh, sharding.spec(("batch",)))
-    options = convolution.compiler_options()
-    program = jax.jit(encode, out_shardings=where, compiler_options=options)
-
-    def moments(video: Any) -> dict[str, Array]:
+    def moments(video: Any, place: Place) -> dict[str, Array]:
         if isinstance(video, dict):
-            return split(video, mesh)
+            return place(video)
         with sharding.use_mesh(mesh):
-            return program(loaded.vae_params, split(video, mesh))
+            return encode(loaded.vae_params, place(video))
 
     return moments
