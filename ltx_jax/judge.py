@@ -15,7 +15,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.ndimage
@@ -134,18 +134,21 @@ def _blobs(frame: np.ndarray) -> list[_Blob]:
     if not len(background):
         return []
     chroma -= np.median(background, axis=0)
-    smooth = scipy.ndimage.uniform_filter(chroma, (3, 3, 0))  # less noisy than a pixel alone
+    smooth = scipy.ndimage.uniform_filter(chroma, 3, axes=(0, 1))  # less noisy than a pixel alone
     saturated = np.linalg.norm(smooth, axis=-1) > _SATURATED
     hue = np.argmax(smooth @ _hues().T, axis=-1)
     least = _MIN_AREA * min(frame.shape[:2]) ** 2
+    counts = np.bincount(hue[saturated], minlength=len(COLOURS))
     found = []
     for k, (name, rgb) in enumerate(COLOURS.items()):
-        labels, _ = scipy.ndimage.label(saturated & (hue == k))
+        if counts[k] < least:
+            continue
+        labels = _label(saturated & (hue == k))
         areas = np.bincount(labels.ravel())
         areas[0] = 0  # what lies outside
         for label in np.flatnonzero(areas >= max(least, _MIN_SHARE * areas.max())):
             inside = labels == label
-            core = scipy.ndimage.binary_erosion(inside)
+            core: np.ndarray = scipy.ndimage.binary_erosion(inside)
             core = core if core.any() else inside
             colour = np.median(pixels[core], axis=0)
             uneven = np.median(np.linalg.norm(pixels[core] - colour, axis=-1))
@@ -153,9 +156,16 @@ def _blobs(frame: np.ndarray) -> list[_Blob]:
                 continue
             full = np.median(chroma[core], axis=0)
             cover = chroma @ (full / (full @ full))  # share of each pixel that is the object's
-            cover[~scipy.ndimage.binary_dilation(inside, iterations=2)] = 0
+            near: np.ndarray = scipy.ndimage.binary_dilation(inside, iterations=2)
+            cover[~near] = 0
             found.append(_measure(name, cover))
     return found
+
+
+def _label(mask: np.ndarray) -> np.ndarray:
+    """Numbers the connected parts of a mask from 1."""
+    labels: Any = scipy.ndimage.label(mask)
+    return labels[0]
 
 
 @functools.cache
