@@ -207,6 +207,22 @@ class RunConfig:
     wandb: str | None = None  # a Weights & Biases project to report to as well
     max_rejected: int = 20  # steps in a row with a loss or gradient that is not finite
 
+    def __post_init__(self):
+        for name in ("log_every", "save_every", "keep", "validation_clips", "max_rejected"):
+            value = getattr(self, name)
+            require(value > 0, f"{name} must be positive, got {value}")
+        every = self.validate_every
+        require(
+            not self.keep_best or (every > 0 and self.save_every % every == 0),
+            f"keep_best needs a validation before every save: save_every = {self.save_every} must "
+            f"be a multiple of validate_every = {every}",
+        )
+
+    def validates_after(self, done: int) -> bool:
+        """Whether a validation follows step `done`; one follows the last step, if there are any."""
+        every = self.validate_every
+        return every > 0 and (done % every == 0 or done == self.steps)
+
 
 @dataclasses.dataclass(frozen=True)
 class DistributedConfig:

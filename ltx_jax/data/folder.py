@@ -3,9 +3,10 @@
 import dataclasses
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -14,6 +15,7 @@ from ltx_jax.data import video
 
 CLIPS = (".mp4", ".mkv", ".webm", ".mov", ".m4v", ".avi", ".gif")
 ENDINGS = (*CLIPS, ".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_NAMED = 100  # of the clips that are left out; more are only counted
 
 _log = logging.getLogger(__name__)
 
@@ -68,7 +70,7 @@ def _read_caption(path: Path, allow_empty: bool) -> str:
 
 
 def load_clip(
-    path: str | os.PathLike,
+    path: video.File,
     num_frames: int,
     height: int,
     width: int,
@@ -113,22 +115,23 @@ def load_clip(
 def check_clips(
     clips: Sequence[Captioned],
 ) -> tuple[tuple[Captioned, ...], tuple[video.Facts, ...]]:
-    """Probes the clips of a folder; those that cannot be used are left out and named in the log.
+    """Probes clips, and leaves out and names those that are damaged or empty.
+
+    Returns:
+      The others, and what is known of them.
 
     Raises:
       ValueError: if none is left.
     """
     with ThreadPoolExecutor() as pool:
         probed = list(pool.map(_probe, clips))
-    bad = [found for found in probed if isinstance(found, ValueError)]
-    if len(bad) == len(clips):
-        raise ValueError(f"none of {len(clips)} clips can be used; the first: {bad[0]}")
-    for error in bad:
-        _log.warning("left out: %s", error)
-    if bad:
-        _log.warning("%d of %d clips are left out", len(bad), len(clips))
-    good = [(c, facts) for c, facts in zip(clips, probed, strict=True) if isinstance(facts, tuple)]
-    return tuple(clip for clip, _ in good), tuple(facts for _, facts in good)
+    report_left_out([x for x in probed if isinstance(x, ValueError)], str, len(clips))
+    good = [
+        (clip, found)
+        for clip, found in zip(clips, probed, strict=True)
+        if not isinstance(found, ValueError)
+    ]
+    return tuple(clip for clip, _ in good), tuple(found for _, found in good)
 
 
 def _probe(clip: Captioned) -> video.Facts | ValueError:
@@ -136,3 +139,17 @@ def _probe(clip: Captioned) -> video.Facts | ValueError:
         return video.probe(clip.path)
     except ValueError as error:
         return error
+
+
+def report_left_out(bad: Sequence[Any], reason: Callable[[Any], str], count: int) -> None:
+    """Names and counts in the log which of `count` clips cannot be used, and why.
+
+    Raises:
+      ValueError: if none is left.
+    """
+    if len(bad) == count:
+        raise ValueError(f"none of {count} clips can be used; the first: {reason(bad[0])}")
+    for clip in bad[:_NAMED]:
+        _log.warning("left out: %s", reason(clip))
+    if bad:
+        _log.warning("%d of %d clips are left out", len(bad), count)

@@ -22,7 +22,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps
 
 _IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF")
-_TICK = 1e-3  # seconds; Matroska rounds time stamps to this
+TICK = 1e-3  # seconds; Matroska rounds time stamps to this
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Stored:
 File = str | os.PathLike | Stored
 
 
-def _handle(path: File) -> Any:
+def _handle(path: File) -> str | io.BytesIO:
     """What libraries open."""
     return io.BytesIO(path.content) if isinstance(path, Stored) else os.fspath(path)
 
@@ -187,7 +187,7 @@ def probe(path: File) -> Facts:
             raise ValueError(f"{path} has no frame that can be decoded")
         height, width = _upright(picture, 1.0).shape[:2]
     gaps = np.diff(sorted(begins))
-    steady = bool((np.abs(gaps - 1 / rate) <= 2 * max(tick, _TICK)).all())
+    steady = bool((np.abs(gaps - 1 / rate) <= 2 * max(tick, TICK)).all())
     return Facts(len(begins), height, width, last - min(begins), rate, steady)
 
 
@@ -223,7 +223,7 @@ def _check_file(path: File) -> None:
 def _open(path: File) -> Iterator[av.container.InputContainer]:
     """Opens a file that has a video stream; PyAV's errors become ValueErrors naming the file."""
     try:
-        with av.open(_handle(path)) as container:
+        with av.open(_handle(path), "r") as container:
             if not container.streams.video:
                 kinds = sorted({stream.type for stream in container.streams}) or ["nothing"]
                 raise ValueError(f"{path} has no video stream, only {' and '.join(kinds)}")
@@ -258,19 +258,19 @@ def _timed(
         for frame in packet.decode():
             begin = index / rate if frame.pts is None else float(frame.time) - origin
             index += 1
-            if previous is not None and begin > start + _TICK:
+            if previous is not None and begin > start + TICK:
                 yield previous[0], begin, previous[1]
             previous = begin, frame
     if previous is not None:
         begin, frame = previous
         seconds = float((frame.duration or 0) * (frame.time_base or 0)) or 1 / rate
-        if begin + seconds > start + _TICK:
+        if begin + seconds > start + TICK:
             yield begin, begin + seconds, frame
 
 
 def _count_before(seconds: float | int, frame_rate: float | int) -> int:
     """Number of times k / frame_rate, k >= 0, before `seconds`; within a tick counts as equal."""
-    return max(math.ceil((seconds - _TICK) * frame_rate), 0)
+    return max(math.ceil((seconds - TICK) * frame_rate), 0)
 
 
 def _upright(frame: av.VideoFrame, pixel_aspect: float) -> np.ndarray:

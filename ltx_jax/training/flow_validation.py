@@ -21,7 +21,6 @@ from ltx_jax.diffusion.flow import add_noise, velocity_of
 from ltx_jax.pipeline import LTXPipeline
 from ltx_jax.training.captions import Captions
 from ltx_jax.training.conditions import Conditions
-from ltx_jax.training.flow_loss import Geometry, rope_of
 from ltx_jax.training.held_out import held_out, rows
 from ltx_jax.training.stage import Footage, Validation, replicate
 from ltx_jax.training.state import TrainState
@@ -57,9 +56,7 @@ def validator(
     mesh: Mesh,
     vae: Checkpoint,
     captions: Captions,
-    velocity: Callable[..., Any],
-    sample: Callable[..., Any],
-    geometry: Geometry,
+    losses: Callable[[Any, Any, Array], Array],
     on_mesh: Callable[..., Any],
 ) -> Callable[[TrainState], Validation]:
     """What a stage validates with: the averaged parameters, held-out clips, the same noise.
@@ -69,22 +66,12 @@ def validator(
       mesh: to run on.
       vae: a checkpoint that holds the VAE.
       captions: the source of embeddings.
-      velocity: of the stage.
-      sample: (moments, key) -> normalised latents.
-      geometry: of the stage.
+      losses: (params, batch, key) -> the loss at each of `TIMES`.
       on_mesh: (batch, conditions, which captions are dropped, how arrays are placed) -> a batch as
         the step takes it.
     """
     own = dataclasses.replace(vae, transformer=cfg.model, scheduler=cfg.scheduler)
     pipeline = LTXPipeline(own, dtype=cfg.model.dtype, mesh=mesh)
-
-    def losses(params: Any, batch: Any, key: Array) -> Array:
-        sample_key, noise_key = jax.random.split(key)
-        latents = sample(batch["video"], sample_key)
-        corners = tokens.latent_coords(latents.shape[1:4])
-        coords = tokens.pixel_coords(corners, **dataclasses.asdict(geometry))
-        rope = rope_of(coords[None], batch["frame_rate"], cfg.model)
-        return losses_at_times(velocity, params, latents, batch["captions"], rope, noise_key)
 
     everywhere = NamedSharding(mesh, P())
     measure = jax.jit(losses, out_shardings=everywhere)

@@ -165,8 +165,9 @@ def _if_it_divides(
 
 # (params, state, batch, key) -> loss, (metrics, new statistics)
 Loss = Callable[[Any, TrainState, Any, Array], tuple[Array, tuple[dict[str, Array], Any]]]
-# (state, batch, key) -> new state, metrics
-Update = Callable[[TrainState, Any, Array], tuple[TrainState, dict[str, Array]]]
+# (state, batch, key) -> new state, metrics: scalars, and under `GRADIENTS` a tree of them
+GRADIENTS = "gradients"
+Update = Callable[[TrainState, Any, Array], tuple[TrainState, dict[str, Any]]]
 
 
 def value_and_gradient(
@@ -266,10 +267,12 @@ def settle(old: TrainState, new: TrainState, finite: Bool[Array, ""]) -> TrainSt
     )
 
 
-def gradient_norms(grads: Mapping[str, Any]) -> dict[str, Array]:
-    """The global norm, and that of each part of the network."""
-    parts = {f"grad_norm/{name}": optax.tree.norm(part) for name, part in grads.items()}
-    return {"grad_norm": jnp.linalg.norm(jnp.stack(list(parts.values()))), **parts}
+def gradient_norms(grads: Mapping[str, Any]) -> dict[str, Any]:
+    """The global norm, that of each part of the network, and under `GRADIENTS` each tensor's."""
+    squares = jax.tree.map(lambda x: jnp.sum(jnp.square(x.astype(jnp.float32))), dict(grads))
+    parts = {f"grad_norm/{k}": jnp.sqrt(optax.tree.sum(part)) for k, part in squares.items()}
+    total = jnp.sqrt(optax.tree.sum(squares))
+    return {"grad_norm": total, **parts, GRADIENTS: jax.tree.map(jnp.sqrt, squares)}
 
 
 def descend(
@@ -284,7 +287,7 @@ def descend(
       layout: of the state.
     """
 
-    def update(state: TrainState, batch: Any, key: Array) -> tuple[TrainState, dict[str, Array]]:
+    def update(state: TrainState, batch: Any, key: Array) -> tuple[TrainState, dict[str, Any]]:
         (value, (metrics, statistics)), grads = value_and_gradient(
             loss, state.params, state, batch, key, cfg, layout.params
         )
@@ -301,7 +304,7 @@ def make_step(
     layout: TrainState,
     seed: int,
     compiler_options: dict[str, Any] | None = None,
-) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]:
+) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]:
     """Compiles the step (state, batch) -> (state, metrics); the old state's memory is reused.
 
     Args:
@@ -311,7 +314,7 @@ def make_step(
       compiler_options: of XLA.
     """
 
-    def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         new, metrics = update(state, batch, key)
         counts = {"rejected": new.step - new.updates, "rejected_in_a_row": new.rejected}

@@ -4,6 +4,7 @@ Latents come from a frozen VAE, stored with the data or encoded as the batches c
 is sampled afresh in every step.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator
@@ -20,18 +21,18 @@ from ltx_jax.checkpoints.contents import Checkpoint
 from ltx_jax.config import BucketConfig, TrainTransformer, TransformerConfig, VAEConfig
 from ltx_jax.data.loader import Batch, Loader
 from ltx_jax.diffusion import tokens
-from ltx_jax.models import convolution
+from ltx_jax.encode import check_vae
 from ltx_jax.models.transformer import Transformer
-from ltx_jax.models.vae import LatentStatistics, Posterior, VideoVAE, check_video_shape
-from ltx_jax.training import flops, flow_validation
+from ltx_jax.models.vae import check_video_shape
+from ltx_jax.training import flops, latents
 from ltx_jax.training.captions import Captions, Dropped, Place, open_captions
 from ltx_jax.training.conditions import Conditions, Draw, Item, choose
 from ltx_jax.training.flow_loss import Geometry, flow_loss, kept_tokens, noised, rope_of
+from ltx_jax.training.flow_validation import losses_at_times, validator
 from ltx_jax.training.initial import Given, start_from
 from ltx_jax.training.optim import make_optimizer
 from ltx_jax.training.stage import Stage, Work, share, split
 from ltx_jax.training.state import Loss, TrainState, descend, make_step, plan
-from ltx_jax.training.vae_loss import to_float
 
 
 def network(cfg: TransformerConfig, captions: Captions) -> tuple[Callable[..., Any], ...]:
@@ -70,20 +71,23 @@ def build(cfg: TrainTransformer, mesh: Mesh) -> Stage:
       ValueError: if data, networks and settings do not fit each other.
     """
     data, seed = cfg.data, cfg.run.seed
+    sharding.check_heads(cfg.model.num_attention_heads, mesh)
     loaded, vae = _load_vae(cfg, mesh)
     for size in data.sizes:
         shape = (size.batch_size, size.num_frames, size.height, size.width, vae.in_channels)
         check_video_shape(vae, shape)
     part = share(mesh)
     loader = Loader(data, cfg.flow.patterns, seed, process_index=part[0], process_count=part[1])
-    captions = open_captions(cfg, None, mesh)
+    if loader.encoding is not None:
+        check_vae(loader.encoding, loaded, cfg.vae)
+    captions = open_captions(cfg, loader.encoding, mesh)
     init, velocity = network(cfg.model, captions)
     causal = cfg.model.causal_temporal_positioning
     geometry = Geometry(vae.temporal_factor, vae.spatial_factor, causal)
     kept = _kept(cfg, vae)
-    sample = _sampler(loaded, vae)
+    sample = latents.sampler(loaded, vae)
     loss = _loss(cfg, velocity, sample, geometry, kept)
-    moments = _moments(loaded, vae, mesh)
+    moments = latents.reader(loaded, vae, data, mesh)
 
     def on_mesh(batch: Batch, given: Conditions, dropped: Dropped, place: Place) -> Any:
         """What a step takes; work for the devices is begun, not waited for."""
@@ -114,8 +118,8 @@ def build(cfg: TrainTransformer, mesh: Mesh) -> Stage:
         step,
         batches=made,
         work=_work(loss, kept, planned.shapes),
-        validate=flow_validation.validator(
-            cfg, mesh, loaded, captions, velocity, sample, geometry, on_mesh
+        validate=validator(
+            cfg, mesh, loaded, captions, _held_out_loss(cfg, velocity, sample, geometry), on_mesh
         ),
         statistics=lambda state: {},
         vae=loaded,
@@ -149,20 +153,6 @@ def _load_vae(cfg: TrainTransformer, mesh: Mesh) -> tuple[Checkpoint, VAEConfig]
     return loaded, loaded.vae
 
 
-def _sampler(loaded: Checkpoint, vae: VAEConfig) -> Callable[..., Any]:
-    """(stored moments, key) -> a sample of the posterior, normalised."""
-    channels = vae.latent_channels
-    # Without statistics the latents are not normalised.
-    statistics = loaded.statistics or LatentStatistics(jnp.zeros(channels), jnp.ones(channels))
-
-    def sample(video: dict[str, Array], key: Array) -> Array:
-        mean, logvar = (video[name].astype(jnp.float32) for name in ("mean", "logvar"))
-        noise = jax.random.normal(key, mean.shape)
-        return statistics.normalize(Posterior(mean, logvar).sample(noise))
-
-    return sample
-
-
 def _loss(
     cfg: TrainTransformer,
     velocity: Callable[..., Any],
@@ -175,18 +165,37 @@ def _loss(
     def loss(params: Any, state: TrainState, batch: dict[str, Any], key: Array) -> Any:
         prefix, items = batch["given"]
         key, video_key, *keys = jax.random.split(key, 2 + len(items))
-        latents = sample(batch["video"], video_key)
+        video = sample(batch["video"], video_key)
         items = tuple(
             Item(sample(item.video, own), item.frame) for item, own in zip(items, keys, strict=True)
         )
-        shown = noised(
-            latents, Conditions(prefix, items), key, cfg.flow, geometry, kept[latents.shape[1:4]]
-        )
+        given, count = Conditions(prefix, items), kept[video.shape[1:4]]
+        shown = noised(video, given, key, cfg.flow, geometry, count)
         rope = rope_of(shown.coords, batch["frame_rate"], cfg.model)
         value, metrics = flow_loss(velocity, params, shown, batch["captions"], rope)
         return value, (metrics, state.statistics)
 
     return loss
+
+
+def _held_out_loss(
+    cfg: TrainTransformer,
+    velocity: Callable[..., Any],
+    sample: Callable[..., Any],
+    geometry: Geometry,
+) -> Callable[[Any, Any, Array], Array]:
+    """(params, batch, key) -> the loss at each of `TIMES`, without conditions."""
+
+    def losses(params: Any, batch: Any, key: Array) -> Array:
+        sample_key, noise_key = jax.random.split(key)
+        video = sample(batch["video"], sample_key)
+        corners = tokens.latent_coords(video.shape[1:4])
+        coords = tokens.pixel_coords(corners, **dataclasses.asdict(geometry))
+        coords = jnp.broadcast_to(coords, (video.shape[0], *coords.shape))
+        rope = rope_of(coords, batch["frame_rate"], cfg.model)
+        return losses_at_times(velocity, params, video, batch["captions"], rope, noise_key)
+
+    return losses
 
 
 def _kept(cfg: TrainTransformer, vae: VAEConfig) -> dict[tokens.Grid, int]:
@@ -225,24 +234,3 @@ def _video(batch: Batch) -> Any:
     if batch.latents is None:
         return batch.frames
     return {"mean": batch.latents.mean, "logvar": batch.latents.logvar}
-
-
-def _moments(
-    loaded: Checkpoint, vae: VAEConfig, mesh: Mesh
-) -> Callable[[Any, Place], dict[str, Array]]:
-    """(pixels or stored moments, how to place arrays) -> moments of posteriors, on the mesh."""
-    model = VideoVAE(vae)
-
-    @functools.partial(jax.jit, compiler_options=convolution.compiler_options())
-    def encode(params: Any, frames: Array) -> dict[str, Array]:
-        posterior: Any = model.apply({"params": params}, to_float(frames), method="encode")
-        found = {"mean": posterior.mean, "logvar": posterior.logvar}
-        return jax.tree.map(lambda x: sharding.constrain(x, "batch", *(None,) * 4), found)
-
-    def moments(video: Any, place: Place) -> dict[str, Array]:
-        if isinstance(video, dict):
-            return place(video)
-        with sharding.use_mesh(mesh):
-            return encode(loaded.vae_params, place(video))
-
-    return moments
