@@ -384,7 +384,7 @@ def posteriors(
         found = jnp.concatenate([posterior.mean, posterior.logvar[..., :1]], axis=-1)
         return found.astype(jnp.float16).reshape(b, items, *found.shape[1:])
 
-    times = starts[..., None] + jnp.arange(cfg.temporal_factor + 1)
+    times = starts[..., None] + jnp.arange(cfg.temporal_factor + 1)[None, None]
     short = jax.vmap(lambda clip, chosen: clip[chosen])(frames, times)
     return (
         encode(frames[:, None])[:, 0],

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from ltx_jax.config import STGMode, TransformerConfig
 from ltx_jax.models.attention import Mask, attention
@@ -350,8 +350,8 @@ class Transformer(nn.Module):
 
 
 def _pad(
-    latents: Array, timestep: Array, rope: Rope
-) -> tuple[Array, Array, Rope, Bool[Array, "b n"] | None]:
+    latents: Array, timestep: Array, rope: tuple[Array, Array]
+) -> tuple[Array, Array, tuple[Array, Array], Array | None]:
     """Adds tokens at the end until the devices of a mesh can share them, and masks those."""
     b, n, _ = latents.shape
     extra = token_padding(n)

@@ -110,7 +110,6 @@ def _parts(cfg: TrainTransformer, loaded: Checkpoint, vae: VAEConfig, texts: Cap
 
 
 def _sketch(cfg: TrainTransformer, vae: VAEConfig, parts: _Parts, mesh: Mesh) -> Sketch:
-    sharding.check_heads(cfg.model.num_attention_heads, mesh)
     tx = make_optimizer(cfg.optim, cfg.run.steps)
     planned = plan(parts.init, tx, mesh, cfg.run.seed)
     update = descend(parts.loss, tx, cfg.optim, planned.layout)
@@ -125,6 +124,7 @@ def sketch(cfg: TrainTransformer, mesh: Mesh) -> Sketch:
     Raises:
       ValueError: if networks and settings do not fit each other.
     """
+    sharding.check_heads(cfg.model.num_attention_heads, mesh)
     vae = _described_vae(cfg.vae)
     parts = _parts(cfg, Checkpoint(), vae, captions.sketched(cfg))
     return _sketch(cfg, vae, parts, mesh)
@@ -174,6 +174,7 @@ def build(cfg: TrainTransformer, mesh: Mesh) -> Stage:
       ValueError: if data, networks and settings do not fit each other.
     """
     data, seed = cfg.data, cfg.run.seed
+    sharding.check_heads(cfg.model.num_attention_heads, mesh)
     loaded, vae = _load_vae(cfg, mesh)
     part = share(mesh)
     loader = Loader(data, cfg.flow.patterns, seed, process_index=part[0], process_count=part[1])
