@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -12,6 +13,7 @@ from jaxtyping import Array, Bool, Float16
 
 from ltx_jax import sharding, text
 from ltx_jax.config import TrainTransformer
+from ltx_jax.data.sources import Encoding
 from ltx_jax.models.t5 import T5Encoder
 from ltx_jax.text import ByteTokenizer, TextEncoder
 
@@ -31,35 +33,40 @@ class Captions:
       init: key -> the parameters that train along, {} for none.
     """
 
-    read: Callable[[Sequence[str], Sequence[Embedding] | None, Dropped, Place], Any]
+    read: Callable[[Sequence[str], Any, Dropped, Place], Any]
     embed: Callable[[Any, Any], tuple[Any, Any]]
     init: Callable[[Array], dict[str, Any]]
 
 
-def open_captions(cfg: TrainTransformer, empty: Embedding | None, mesh: Mesh) -> Captions:
+def open_captions(cfg: TrainTransformer, encoding: Encoding | None, mesh: Mesh) -> Captions:
     """The source that the config names.
 
     Args:
       cfg: of the run.
-      empty: the stored embedding of the empty caption, if the data hold it.
-      mesh: where embeddings and encoders lie.
+      encoding: what made the data's latents and embeddings, if they hold any.
+      mesh: what an encoder lies on.
 
     Raises:
-      ValueError: if there is no such text encoder, or it does not fit the transformer.
+      ValueError: if there is no such text encoder or no such data, or they do not fit the
+        transformer.
     """
     if cfg.captions == "train":
         return trained(cfg)
     if cfg.captions == "frozen":
         return frozen(_load(cfg, mesh), mesh)
-    if empty is None and cfg.text_encoder_path is not None:
-        embeddings, mask = _load(cfg, mesh).encode([""])
-        empty = np.asarray(embeddings[0, : int(mask[0].sum())], np.float16)
+    empty = None if encoding is None else encoding.empty
     if empty is None:
         raise ValueError(
-            "the data hold no embedding of the empty caption: name the text encoder that made "
-            "theirs (--text_encoder_path), or set --flow.caption_dropout 0"
+            "captions = 'cached', and the data hold no embeddings of captions: encode them "
+            "(python -m ltx_jax.encode), or take the text encoder itself (--captions frozen)"
         )
-    return cached(cfg, empty)
+    width = cfg.model.caption_channels
+    if empty.shape[1] != width:
+        raise ValueError(
+            f"the data hold embeddings of captions {empty.shape[1]} wide and the transformer "
+            f"expects {width}"
+        )
+    return cached(empty, cfg.max_caption_tokens)
 
 
 def _load(cfg: TrainTransformer, mesh: Mesh) -> TextEncoder:
@@ -72,6 +79,23 @@ def _load(cfg: TrainTransformer, mesh: Mesh) -> TextEncoder:
             f"captions {wanted} wide"
         )
     return encoder
+
+
+def sketched(cfg: TrainTransformer) -> Captions:
+    """The source of a stage without data and encoder, which reads nothing."""
+    if cfg.captions == "train":
+        return trained(cfg)
+    return cached(np.zeros((1, cfg.model.caption_channels), np.float16), cfg.max_caption_tokens)
+
+
+def shapes(cfg: TrainTransformer, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """What `read` gives for a batch."""
+    m, width = cfg.max_caption_tokens, cfg.model.caption_channels
+    mask = jax.ShapeDtypeStruct((batch, m), jnp.int32)
+    if cfg.captions == "train":
+        return {"ids": mask, "mask": mask}
+    dtype = jnp.float16 if cfg.captions == "cached" else cfg.model.dtype
+    return {"embeddings": jax.ShapeDtypeStruct((batch, m, width), dtype), "mask": mask}
 
 
 def trained(cfg: TrainTransformer) -> Captions:
@@ -105,25 +129,21 @@ def frozen(encoder: TextEncoder, mesh: Mesh) -> Captions:
     return Captions(read, _given, lambda key: {})
 
 
-def cached(cfg: TrainTransformer, empty: Embedding) -> Captions:
-    """Embeddings that come with the data; longer ones are cut to `max_caption_tokens`."""
-    length, width = cfg.max_caption_tokens, cfg.model.caption_channels
+def cached(empty: Embedding, max_tokens: int) -> Captions:
+    """Embeddings that come with the data; longer ones are cut to `max_tokens`."""
 
     def read(
         captions: Any, stored: Sequence[Embedding] | None, dropped: Dropped, place: Place
     ) -> Any:
-        if stored is None:
-            raise ValueError("captions = 'cached', but the data hold no embeddings of captions")
-        embeddings = np.zeros((len(stored), length, width), np.float16)
-        mask = np.zeros((len(stored), length), np.int32)
-        for i, row in enumerate(stored):
-            row = empty if dropped[i] else row
-            if row.shape[1] != width:
-                raise ValueError(
-                    f"the stored embeddings of captions are {row.shape[1]} wide and the "
-                    f"transformer expects {width}"
-                )
-            row = row[:length]
+        if stored is None:  # of the data's own it is known that they have them
+            raise ValueError(
+                "captions = 'cached', and the held-out clips have no embeddings: name encoded ones "
+                "(--run.validation_source)"
+            )
+        embeddings = np.zeros((len(stored), max_tokens, empty.shape[1]), np.float16)
+        mask = np.zeros((len(stored), max_tokens), np.int32)
+        for i, (row, no) in enumerate(zip(stored, dropped, strict=True)):
+            row = (empty if no else row)[:max_tokens]
             embeddings[i, : len(row)] = row
             mask[i, : len(row)] = 1
         return place({"embeddings": embeddings, "mask": mask})
