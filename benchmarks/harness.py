@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 COLUMNS = (
     *("case", "median ms", "range ms", "TFLOP/s", "of peak", "GB/s"),
@@ -174,35 +173,6 @@ def device_memory() -> dict[str, float]:
     stats = jax.devices()[0].memory_stats() or {}
     names = {"bytes_in_use": "in_use_gb", "peak_bytes_in_use": "peak_gb", "bytes_limit": "limit_gb"}
     return {short: stats[name] / 1e9 for name, short in names.items() if name in stats}
-
-
-def count_flop(function: Callable[..., Any], *arguments: Any) -> float:
-    """Floating-point operations of all products and convolutions, from the traced program."""
-    return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
-
-
-def _count(jaxpr: Any) -> float:
-    total = 0.0
-    for equation in jaxpr.eqns:
-        out, parameters = equation.outvars[0].aval, equation.params
-        if equation.primitive.name == "dot_general":
-            left = equation.invars[0].aval.shape
-            contracted = parameters["dimension_numbers"][0][0]
-            total += 2.0 * np.prod(out.shape) * np.prod([left[i] for i in contracted])
-        elif equation.primitive.name == "conv_general_dilated":
-            kernel = equation.invars[1].aval.shape
-            features = kernel[parameters["dimension_numbers"].rhs_spec[0]]
-            total += 2.0 * np.prod(out.shape) * np.prod(kernel) / features
-        inner = []
-        for value in parameters.values():
-            for part in value if isinstance(value, (tuple, list)) else (value,):
-                part = getattr(part, "jaxpr", part)
-                if hasattr(part, "eqns"):
-                    inner.append(_count(part))
-        # One branch of a condition runs; the body of a scan, `length` times.
-        combine = max if equation.primitive.name == "cond" else sum
-        total += combine(inner or [0.0]) * parameters.get("length", 1)
-    return total
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from harness import Case, Report, count_flop, device_memory
+from harness import Case, Report, device_memory
 from jax import lax
 from sizes import FORCE_NHWC, NO_TRITON_GEMM, Scale, random
 
@@ -18,6 +18,7 @@ from ltx_jax.config import AttentionForm
 from ltx_jax.models.t5 import T5Encoder
 from ltx_jax.models.transformer import Transformer
 from ltx_jax.models.vae import VideoVAE
+from ltx_jax.training.flops import count_flop
 
 
 @dataclasses.dataclass(frozen=True)

@@ -339,7 +339,7 @@ class LTXPipeline:
                 call=functools.partial(self.programs, compiler_options=compiler_options()),
             )
             count = math.prod(start.size.grid)
-            x = np.asarray(tokens.unpatchify(denoised[:, -count:], start.size.grid))
+            x = sharding.on_host(tokens.unpatchify(denoised[:, -count:], start.size.grid))
         if output == "latents":
             return x
         return self.decode(x, start.options, noise=noise, first_sample=first_sample, output=output)
@@ -458,7 +458,7 @@ class LTXPipeline:
                 uint8=output == "uint8",
                 compiler_options=convolution.compiler_options(),
             )
-            return size.crop(np.asarray(clip))
+            return size.crop(sharding.on_host(clip))
 
     def _encode(self, clip: np.ndarray) -> Posterior:
         params = self.checkpoint.vae_params
@@ -497,8 +497,8 @@ class LTXPipeline:
             raise ValueError("there is nothing to sample: give a prompt, or embeddings")
         if self.text_encoder is None:
             raise ValueError(
-                "this checkpoint has no text encoder of its own: name one (text_encoder=...), or "
-                "give embeddings"
+                "this checkpoint has no text encoder of its own: name one (--text_encoder, or "
+                "text_encoder=...), or give embeddings"
             )
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts:

@@ -7,7 +7,6 @@ is loaded. A video is written whole or not at all, then a JSON beside it from wh
 
 import contextlib
 import dataclasses
-import os
 import sys
 import time
 import zipfile
@@ -15,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 import rich.console
 import rich.progress
@@ -23,6 +21,7 @@ import rich.progress
 from ltx_jax import jobs
 from ltx_jax.config import MeshConfig, SampleConfig, SamplingConfig
 from ltx_jax.data import video
+from ltx_jax.diffusion import programs
 
 if TYPE_CHECKING:
     from ltx_jax.pipeline import LTXPipeline
@@ -186,7 +185,7 @@ def _load(cfg: SampleConfig) -> "LTXPipeline":
     from ltx_jax import sharding
     from ltx_jax.pipeline import LTXPipeline
 
-    use_compilation_cache()
+    programs.use_compilation_cache()
     mesh = None if cfg.mesh == MeshConfig() else sharding.make_mesh(cfg.mesh)
     text_encoder = cfg.text_encoder if cfg.embeddings is None else None
     pipe = LTXPipeline.from_pretrained(
@@ -197,17 +196,6 @@ def _load(cfg: SampleConfig) -> "LTXPipeline":
         if before not in (None, pipe.checkpoint.source_hash):
             print(f"warning: {cfg.config} was made with another checkpoint", file=sys.stderr)
     return pipe
-
-
-def use_compilation_cache() -> None:
-    """Keeps compiled programs under ~/.cache/ltx_jax, or where JAX_COMPILATION_CACHE_DIR says."""
-    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
-        jax.config.update(
-            "jax_compilation_cache_dir", os.path.expanduser("~/.cache/ltx_jax/compiled")
-        )
-    # Small programs too: the second run of a shape compiles nothing.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 # Latents and clips, each None or empty where it was not asked for.

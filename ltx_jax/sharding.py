@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from flax import linen as nn
 from flax.linen.spmd import LogicallyPartitioned, RulesFallback, with_logical_constraint
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.experimental import multihost_utils
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ltx_jax.config import MeshConfig
@@ -83,24 +85,67 @@ def spec(axes: tuple[str | None, ...]) -> P:
     return P(*resolved)
 
 
-def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Pins the layout of an activation; does nothing outside `use_mesh`.
+def fit(
+    shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh | AbstractMesh
+) -> tuple[str | None, ...]:
+    """Drops the logical axes of dimensions that their devices do not divide: those stay whole.
 
-    A dimension that its mesh axes do not divide is left whole. So are rows where a device would get
-    a single one: of two such devices, XLA (jax 0.10) makes wrong convolutions.
+    So do rows where a device would get a single one: of two such devices, XLA (jax 0.10) makes
+    wrong convolutions.
     """
+
+    def fits(size: int, name: str | None) -> bool:
+        devices = _devices(name, mesh)
+        return size % devices == 0 and not (name == "row" and size == devices > 1)
+
+    pairs = zip(shape, axes, strict=True)
+    return tuple(name if fits(size, name) else None for size, name in pairs)
+
+
+def _devices(name: str | None, mesh: Mesh | AbstractMesh) -> int:
+    """Devices that share a logical axis; 1 for a name without a row, which `spec` refuses."""
+    entry = RULES.get(name or "") or ()
+    return math.prod(mesh.shape[axis] for axis in ((entry,) if isinstance(entry, str) else entry))
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Pins the layout of an activation, as far as it fits; does nothing outside `use_mesh`."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-
-    def fits(size: int, name: str | None) -> bool:
-        entry = RULES.get(name or "") or ()  # an unknown name is refused below
-        names = (entry,) if isinstance(entry, str) else entry
-        devices = math.prod(mesh.shape[axis] for axis in names)
-        return size % devices == 0 and not (name == "row" and size == devices > 1)
-
-    kept = tuple(name if fits(x.shape[i], name) else None for i, name in enumerate(axes))
+    kept = fit(x.shape, axes, mesh)
     return with_logical_constraint(x, kept, fallback=RulesFallback.RAISE_ERROR)
+
+
+def token_padding(count: int) -> int:
+    """How many tokens to add for the devices of `seq` to get equally many; 0 outside `use_mesh`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 0 if mesh.empty else -count % _devices("token", mesh)
+
+
+def check_heads(heads: int, mesh: Mesh | AbstractMesh) -> None:
+    """Refuses attention heads that cannot be split evenly.
+
+    Sequence parallelism splits tokens over `seq` everywhere but inside attention, where it splits
+    heads instead.
+
+    Raises:
+      ValueError: naming the axes.
+    """
+    seq, tensor = mesh.shape["seq"], mesh.shape["tensor"]
+    if heads % (seq * tensor):
+        raise ValueError(
+            f"{heads} attention heads cannot be split over the {seq * tensor} devices of the mesh "
+            f"axes seq ({seq}) and tensor ({tensor}): take --mesh.seq and --mesh.tensor whose "
+            f"product divides {heads}"
+        )
+
+
+def platform() -> str:
+    """ "cpu", "gpu" or "tpu": what the current mesh is made of, or else the default backend."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    name = jax.default_backend() if device is None else device.platform
+    return "gpu" if name in ("cuda", "rocm") else name
 
 
 def _is_boxed(x: Any) -> bool:
@@ -119,14 +164,8 @@ def shardings(boxed: Any, mesh: Mesh) -> Any:
     """
 
     def leaf(x: Any) -> NamedSharding:
-        if not _is_boxed(x):
-            return NamedSharding(mesh, P())
-        entries = []
-        for size, entry in zip(x.value.shape, spec(x.names), strict=True):
-            names = entry if isinstance(entry, tuple) else (entry,) if entry else ()
-            divides = size % math.prod(mesh.shape[name] for name in names) == 0
-            entries.append(entry if divides else None)
-        return NamedSharding(mesh, P(*entries))
+        names = fit(x.value.shape, x.names, mesh) if _is_boxed(x) else ()
+        return NamedSharding(mesh, spec(names))
 
     return jax.tree.map(leaf, boxed, is_leaf=_is_boxed)
 
@@ -141,3 +180,10 @@ def init_sharded(init: Callable[..., Any], mesh: Mesh, *args: Any) -> tuple[Any,
             *args
         )
     return born, layout
+
+
+def on_host(x: jax.Array) -> np.ndarray:
+    """A whole array, on every process; all of them have to ask."""
+    if not (x.is_fully_addressable or x.is_fully_replicated):
+        x = multihost_utils.process_allgather(x, tiled=True)
+    return np.asarray(x)

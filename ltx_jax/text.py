@@ -146,9 +146,10 @@ def _pad(
 
 
 @functools.partial(jax.jit, static_argnames="cfg")
-def _embed(
+def embed(
     params: Any, ids: Int[Array, "b m"], mask: Int[Array, "b m"], cfg: T5Config
 ) -> Float[Array, "b m d"]:
+    """Embeddings of what `tokenize` gave."""
     return T5Encoder(cfg).apply({"params": params}, ids, mask)  # pyright: ignore[reportReturnType]
 
 
@@ -191,13 +192,15 @@ class TextEncoder:
         """Loads a T5 v1.1 and its tokenizer, in `dtype` (parameters and computation).
 
         Takes a directory of transformers, one with `text_encoder/` and `tokenizer/` in it, or the
-        id of either on the Hugging Face hub. The released LTX-Video models take 256 tokens in
-        bfloat16.
+        id of either on the Hugging Face hub; or a run of train.py that trained one, which then
+        takes no more tokens than there. The released LTX-Video models take 256 tokens in bfloat16.
 
         Raises:
           ValueError: if there is no T5 v1.1 with its tokenizer, naming what is wrong.
         """
         root = hub.resolve(path_or_id, _FILES)
+        if (root / "steps").is_dir():
+            return cls._of_a_run(root, dtype, max_tokens, mesh)
         encoder = next((d for d in (root / "text_encoder", root) if _has(d, "config.json")), None)
         if encoder is None:
             raise ValueError(
@@ -215,6 +218,20 @@ class TextEncoder:
         tokenizer = load_tokenizer(place)
         params = text_encoder.load_params(encoder, cfg, mesh)
         return cls(tokenizer, cfg, params, max_tokens, mesh)
+
+    @classmethod
+    def _of_a_run(
+        cls, root: Path, dtype: DType, max_tokens: int, mesh: Mesh | None
+    ) -> "TextEncoder":
+        from ltx_jax.checkpoints import runs  # brings in Orbax, which takes a second
+
+        found = runs.load_run(root, mesh=mesh).text_encoder
+        if found is None:
+            raise ValueError(f"{root} is a run without a text encoder of its own")
+        cfg, params, own_max_tokens = found
+        cfg = dataclasses.replace(cfg, dtype=dtype, param_dtype=dtype)
+        params = jax.tree.map(lambda x: x.astype(dtype), params)
+        return cls(ByteTokenizer(), cfg, params, min(max_tokens, own_max_tokens), mesh)
 
     def save(self, directory: str | Path) -> None:
         """Writes `text_encoder/` and `tokenizer/`, which transformers, diffusers and `load` read.
@@ -247,9 +264,9 @@ class TextEncoder:
                 )
         ids, mask = _pad(rows, self.max_tokens)
         if self.mesh is None:
-            return _embed(self.params, ids, mask, self.cfg), jnp.asarray(mask)
+            return embed(self.params, ids, mask, self.cfg), jnp.asarray(mask)
         with sharding.use_mesh(self.mesh):
-            embeds = _embed(self.params, ids, mask, self.cfg)
+            embeds = embed(self.params, ids, mask, self.cfg)
         return jax.device_put((embeds, mask), NamedSharding(self.mesh, P()))
 
     @functools.cached_property

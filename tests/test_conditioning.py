@@ -1,5 +1,6 @@
 """Condition images and clips: where they go, how strong they are, and what is refused."""
 
+import functools
 import pathlib
 
 import jax
@@ -17,13 +18,13 @@ ROW = GRID[1] * GRID[2]  # tokens of a latent frame
 NOISE = {batch: seeded(0, batch) for batch in (1, 2)}
 
 
-compiled = jax.jit(
-    conditioning.prepare, static_argnames=("temporal_factor", "spatial_factor", "causal")
-)
-
-
-def prepare(latents, *conditions, causal=True):
-    prepared = compiled(
+@functools.partial(jax.jit, static_argnames=("frames", "causal"))
+def compiled(latents, items, frames, causal):
+    conditions = [
+        Encoded(item, strength, frame)
+        for (item, strength), frame in zip(items, frames, strict=True)
+    ]
+    return conditioning.prepare(
         latents,
         conditions,
         NOISE[latents.shape[0]],
@@ -31,7 +32,30 @@ def prepare(latents, *conditions, causal=True):
         spatial_factor=32,
         causal=causal,
     )
+
+
+def prepare(latents, *conditions, causal=True):
+    items = [(condition.latents, condition.strength) for condition in conditions]
+    frames = tuple(condition.frame for condition in conditions)
+    prepared = compiled(latents, items, frames, causal)
     return jax.tree.map(np.asarray, prepared)  # indexing numpy compiles nothing
+
+
+@jax.jit
+def traced(latents, item, strength, frame):
+    return conditioning.prepare(
+        latents,
+        [Encoded(item, strength, frame)],
+        NOISE[latents.shape[0]],
+        temporal_factor=8,
+        spatial_factor=32,
+        causal=True,
+    )
+
+
+def prepare_traced(latents, condition):
+    arguments = (condition.latents, condition.strength, condition.frame)
+    return jax.tree.map(np.asarray, traced(latents, *arguments))
 
 
 @pytest.fixture
@@ -43,7 +67,7 @@ def random():
 @pytest.fixture
 def item(random):
     def make(frames, frame, strength=1.0, batch=1):
-        return Encoded(random(batch, frames, *GRID[1:], 8), np.float32(strength), frame)
+        return Encoded(random(batch, frames, *GRID[1:], 8), np.asarray(strength, np.float32), frame)
 
     return make
 
@@ -135,6 +159,28 @@ def test_one_condition_serves_a_whole_batch(random, item):
     prepared = prepare(latents, *shared)
     for part in (slice(0, 2 * ROW), slice(2 * ROW, 3 * ROW)):
         np.testing.assert_array_equal(prepared.tokens[0, part], prepared.tokens[1, part])
+
+
+def test_each_latent_frame_may_have_its_own_strength(random, item):
+    latents = random(2, *GRID, 8)
+    strengths = np.array([[1, 0.5, 0], [0.25, 0, 0]], np.float32)
+    prepared = prepare(latents, item(3, 0, strengths, batch=2))
+    expected = np.pad(strengths, ((0, 0), (0, 2))).repeat(ROW, axis=1)
+    np.testing.assert_array_equal(prepared.mask, expected)
+    is_free = expected == 0
+    np.testing.assert_array_equal(prepared.tokens[is_free], flat(latents)[is_free])
+
+
+def test_each_sample_may_have_its_image_at_another_frame(random, item):
+    latents = random(2, *GRID, 8)
+    image, frames = item(1, np.array([5, 30], np.int32), batch=2), (5, 30)
+    prepared = prepare_traced(latents, image)
+    assert prepared.coords.shape == (2, 6 * ROW, 3)
+    for i, frame in enumerate(frames):
+        alone = prepare(latents[:1], Encoded(image.latents[i : i + 1], image.strength, frame))
+        np.testing.assert_array_equal(prepared.coords[i], alone.coords)
+        np.testing.assert_array_equal(prepared.tokens[i, :ROW], alone.tokens[0, :ROW])
+        np.testing.assert_array_equal(prepared.mask[i], alone.mask[0])
 
 
 def test_resize_is_that_of_the_released_pipeline():

@@ -88,3 +88,22 @@ def test_a_clip_that_is_too_short_is_an_error_that_names_it(clips):
         folder.load_clip(clips / "b.mp4", 13, 32, 32, start=0.5)
     with pytest.raises(ValueError, match="num_frames must be positive"):
         folder.load_clip(clips / "b.mp4", 0, 32, 32)
+
+
+def test_bad_clips_are_left_out_counted_and_named(clips, caplog):
+    whole = (clips / "b.mp4").read_bytes()
+    (clips / "d.mp4").write_bytes(whole[: len(whole) // 2])
+    (clips / "e.mp4").write_bytes(b"")
+    (clips / "f.png").write_bytes((clips / "a.png").read_bytes()[:60])
+    (clips / "g.mp4").write_text("no clip at all")
+    for name in "defg":
+        (clips / f"{name}.txt").write_text(name)
+    good, facts = folder.check_clips(folder.list_clips(clips))
+    assert [clip.path.name for clip in good] == ["a.png", "b.mp4", "c.gif"]
+    assert [known.frames for known in facts] == [1, 24, 6]
+    for name, reason in (("d.mp4", ""), ("e.mp4", "is empty"), ("f.png", ""), ("g.mp4", "")):
+        [line] = [r.message for r in caplog.records if f"left out: {clips / name} " in r.message]
+        assert reason in line
+    assert "4 of 7 clips are left out" in caplog.text
+    with pytest.raises(ValueError, match=r"none of 4 clips can be used; the first: .*d.mp4"):
+        folder.check_clips([clip for clip in folder.list_clips(clips) if clip not in good])

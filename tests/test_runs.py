@@ -1,6 +1,10 @@
 import dataclasses
 import json
+import os
 import pathlib
+import signal
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +12,12 @@ import numpy as np
 import pytest
 
 from ltx_jax import config, sharding
-from ltx_jax.checkpoints import checkpoint, runs
+from ltx_jax.checkpoints import checkpoint, lock, runs
 from ltx_jax.config import MeshConfig
 
-CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
-TINY = str(CONFIGS[0].parent / "shapes_tiny_vae.py")
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+TINY = str(ROOT / "configs/shapes_tiny_vae.py")
 
 
 def tiny(path, **run):
@@ -20,6 +25,16 @@ def tiny(path, **run):
     return dataclasses.replace(
         cfg, run=dataclasses.replace(cfg.run, output=str(path / "run"), **run)
     )
+
+
+def begun(path, **settings):
+    run = runs.Run(tiny(path, **settings))
+    run.begin()
+    return run
+
+
+def steps_of(path):
+    return sorted(p.name for p in (path / "run" / "steps").iterdir())
 
 
 def as_shapes(tree):
@@ -47,7 +62,10 @@ def test_fields_that_an_old_file_lacks_take_their_defaults(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c["config"]["run"].update(stpes=3), r"config\.run has no field 'stpes'"),
+        (
+            lambda c: c["config"]["run"].update(stpes=3),
+            r"config\.run has no field 'stpes': did you mean 'steps'",
+        ),
         (lambda c: c.update(type="Other"), "no configuration of a run"),
         (lambda c: c["config"].pop("model"), "no configuration of a run"),
         (lambda c: c["config"]["data"].update(height=0), "height must be positive"),
@@ -72,17 +90,53 @@ def test_a_folder_that_is_no_run_is_not_taken_for_one(tmp_path):
 
 
 def test_a_run_keeps_the_last_steps_and_restores_the_latest(tmp_path):
-    run = runs.Run(tiny(tmp_path, keep=2))
+    run = begun(tmp_path, keep=2)
     for step in (1, 2, 3):
         run.save(step, {"params": {"a": {"kernel": jnp.full((2, 3), step)}}})
     run.close()
-    again = runs.Run(tiny(tmp_path, keep=2))
+    again = begun(tmp_path, keep=2)
     assert again.latest_step == 3
     shapes = as_shapes({"a": {"kernel": jnp.zeros((2, 3), int)}})
     restored = again.restore({"params": shapes})
     again.close()
     np.testing.assert_array_equal(restored["params"]["a"]["kernel"], np.full((2, 3), 3))
-    assert sorted(p.name for p in (tmp_path / "run" / "steps").iterdir()) == ["2", "3"]
+    assert steps_of(tmp_path) == ["2", "3"]
+
+
+def test_a_run_keeps_the_best_steps_too_also_over_a_restart(tmp_path):
+    settings = dict(keep=1, keep_best=2, save_every=1, validate_every=1)
+    losses = {1: 0.5, 2: 0.1, 3: float("nan"), 4: 0.7, 5: 0.2, 6: None, 7: 0.6}
+    run = begun(tmp_path, **settings)
+    for step, loss in losses.items():
+        if step == 5:
+            run.close()
+            run = begun(tmp_path, **settings)
+        run.save(step, {"params": {"kernel": jnp.ones(3)}}, loss)
+    run.close()
+    assert steps_of(tmp_path) == ["2", "5", "7"]
+
+
+def test_the_best_are_kept_only_where_every_save_has_been_validated():
+    with pytest.raises(ValueError, match="save_every = 10 must be a multiple of validate_every"):
+        config.RunConfig(keep_best=1, save_every=10, validate_every=4)
+
+
+def test_arrays_may_be_given_away_while_they_are_being_saved(tmp_path):
+    """Orbax writes in the background what the next step may overwrite."""
+    mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=8))
+    where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
+    following = jax.jit(lambda x: x + 1, donate_argnums=0, out_shardings=where)
+    value = np.random.default_rng(0).standard_normal((512, 512), np.float32)
+    x = jax.device_put(value, where)
+    run = begun(tmp_path)
+    run.save(1, {"params": {"kernel": x}})
+    for _ in range(20):
+        x = following(x)
+    jax.block_until_ready(x)
+    run.wait()
+    restored = run.restore({"params": as_shapes({"kernel": x})})["params"]["kernel"]
+    run.close()
+    np.testing.assert_array_equal(restored, value)
 
 
 def test_a_run_is_restored_onto_another_mesh(tmp_path):
@@ -92,9 +146,10 @@ def test_a_run_is_restored_onto_another_mesh(tmp_path):
     def place(mesh, *axes):
         return jax.device_put(value, jax.sharding.NamedSharding(mesh, P(*axes)))
 
-    run = runs.Run(tiny(tmp_path))
+    run = begun(tmp_path)
     first = sharding.make_mesh(MeshConfig(data=1, fsdp=8))
     run.save(1, {"params": {"kernel": place(first, "fsdp")}})
+    run.wait()
     second = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     wanted = place(second, "tensor", "fsdp")
     restored = run.restore({"params": as_shapes({"kernel": wanted})})["params"]["kernel"]
@@ -104,22 +159,128 @@ def test_a_run_is_restored_onto_another_mesh(tmp_path):
 
 
 def test_a_save_that_was_cut_off_leaves_the_one_before(tmp_path):
-    run = runs.Run(tiny(tmp_path))
+    run = begun(tmp_path)
     run.save(1, {"params": {"kernel": jnp.ones(3)}})
     run.close()
     partial = tmp_path / "run" / "steps" / "2.orbax-checkpoint-tmp"
-    partial.mkdir()
-    (partial / "params").mkdir()
-    again = runs.Run(tiny(tmp_path))
+    (partial / "params").mkdir(parents=True)
+    again = begun(tmp_path)
     assert again.latest_step == 1
+    again.save(2, {"params": {"kernel": jnp.ones(3)}})
     again.close()
+    assert steps_of(tmp_path) == ["1", "2"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 3 MB."""
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(tmp_path)], capture_output=True
+    )
+    if made.returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield tmp_path
+    subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_a_full_disk_leaves_the_step_before_and_says_so(small_disk):
+    noise = np.random.default_rng(0).integers(0, 2**31, (2, 500_000), np.int32)  # 2 MB each
+    run = begun(small_disk, keep=1)
+    run.save(1, {"params": {"kernel": jnp.asarray(noise[0])}})
+    run.wait()
+    run.save(2, {"params": {"kernel": jnp.asarray(noise[1])}})
+    with pytest.raises(ValueError, match=r"step 2 could not .*, step 1 is whole: the disk is full"):
+        run.wait()
+    assert steps_of(small_disk) == ["1"]  # nothing takes room that is of no use
+    run.close()
+    again = begun(small_disk, keep=1)
+    found = again.restore({"params": as_shapes({"kernel": jnp.asarray(noise[0])})})
+    again.close()
+    np.testing.assert_array_equal(found["params"]["kernel"], noise[0])
+
+
+def test_a_save_that_fails_is_noticed_without_waiting(tmp_path, monkeypatch):
+    run = begun(tmp_path)
+
+    def fail():
+        raise OSError(28, "No space left on device")
+
+    run.save(1, {"params": {"kernel": jnp.ones(3)}})
+    run.wait()
+    monkeypatch.setattr(run._manager, "wait_until_finished", fail)
+    run.check()  # nothing is being saved
+    run._saving = 2
+    with pytest.raises(ValueError, match=r"step 2 could not be saved .* step 1 is whole"):
+        run.check()
+    monkeypatch.undo()
+    run.close()
 
 
 def test_arrays_of_another_shape_are_an_error_of_one_line(tmp_path):
-    run = runs.Run(tiny(tmp_path))
+    run = begun(tmp_path)
     run.save(1, {"params": {"kernel": jnp.ones((2, 3))}})
+    run.wait()
     with pytest.raises(ValueError, match=r"step 1 of .* cannot be restored"):
         run.restore({"params": as_shapes({"kernel": jnp.ones((3, 3))})})
+    run.close()
+
+
+def test_a_run_is_written_by_one_process(tmp_path):
+    run = begun(tmp_path)
+    with pytest.raises(ValueError, match=f"is being written by process {os.getpid()} on"):
+        runs.Run(tiny(tmp_path))
+    run.close()
+    begun(tmp_path).close()
+
+
+def test_the_lock_of_a_process_that_died_is_taken_over(tmp_path):
+    program = f"""
+import time
+from etils import epath
+from ltx_jax.checkpoints.lock import Lock
+held = Lock(epath.Path({str(tmp_path / "run")!r}))
+print("held", flush=True)
+time.sleep(600)
+"""
+    (tmp_path / "run").mkdir()
+    other = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(ValueError, match=f"is being written by process {other.pid} on"):
+        runs.Run(tiny(tmp_path))
+    other.send_signal(signal.SIGKILL)
+    other.wait()
+    assert str(other.pid) in (tmp_path / "run/lock").read_text()
+    begun(tmp_path).close()
+
+
+def test_behind_an_address_the_last_to_come_holds_the_run(tmp_path, monkeypatch):
+    """Nothing can be locked there; a path of files stands in for the address."""
+    monkeypatch.setattr(lock, "is_address", lambda _: True)
+    first = begun(tmp_path)
+    first.save(1, {"params": {"kernel": jnp.ones(3)}})
+    first.wait()
+    second = begun(tmp_path)
+    with pytest.raises(ValueError, match=f"process {os.getpid()} on .* has taken over"):
+        first.save(2, {"params": {"kernel": jnp.ones(3)}})
+    second.save(2, {"params": {"kernel": jnp.ones(3)}})
+    second.close()
+    first.close()
+
+
+def test_nothing_is_left_of_a_run_that_did_not_begin(tmp_path):
+    runs.Run(tiny(tmp_path)).close()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_died_as_it_began_begins_again(tmp_path):
+    begun(tmp_path).close()
+    (tmp_path / "run/config.json").unlink()
+    (tmp_path / "run/steps").rmdir()
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["lock"]
+    run = begun(tmp_path)
+    assert run.latest_step is None
     run.close()
 
 
@@ -133,8 +294,12 @@ def test_arrays_of_another_shape_are_an_error_of_one_line(tmp_path):
 )
 def test_a_run_does_not_go_on_under_another_configuration(change, message, tmp_path):
     output = ["--run.output", str(tmp_path / "run")]
-    runs.Run(config.load(TINY, output)).close()
-    runs.Run(config.load(TINY, [*output, "--run.steps", "99", "--mesh.fsdp", "2"])).close()
+    run = runs.Run(config.load(TINY, output))
+    run.begin()
+    run.close()
+    free = ["--run.steps", "99", "--mesh.fsdp", "2", "--data.threads", "7", "--data.prefetch", "9"]
+    free += ["--distributed.num-processes", "2"]
+    runs.Run(config.load(TINY, [*output, *free])).close()
     with pytest.raises(ValueError, match=message):
         runs.Run(config.load(TINY, [*output, *change]))
 
@@ -148,6 +313,8 @@ def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path):
 
 
 def test_a_run_without_a_step_says_so(tmp_path):
-    runs.Run(tiny(tmp_path)).close()
+    begun(tmp_path).close()
     with pytest.raises(ValueError, match="has no checkpoint yet"):
         checkpoint.load(tmp_path / "run")
+    with pytest.raises(ValueError, match="has no checkpoint yet"):
+        runs.restore(tiny(tmp_path), {})

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import re
 import struct
 from fractions import Fraction
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from ltx_jax.data import video
+from ltx_jax.data.sheet import contact_sheet
 
 RED, BLUE = (200, 40, 40), (40, 60, 200)
 
@@ -284,6 +286,56 @@ def test_a_broken_frame_is_an_error_and_not_a_smear(tmp_path):
         video.read_video(path)
 
 
+@pytest.mark.parametrize("kind", ["missing", "folder", "empty", "text", "noise", "truncated"])
+def test_probing_finds_what_reading_would(tmp_path, kind):
+    path = _make_bad(kind, tmp_path)
+    with pytest.raises(ValueError, match=r".") as read:
+        video.read_video(path)
+    with pytest.raises(ValueError, match=r".") as probed:
+        video.probe(path)
+    # Frames that a decoder holds back are not counted alike.
+    assert re.sub("[0-9]+ frames", "", str(probed.value)) == re.sub(
+        "[0-9]+ frames", "", str(read.value)
+    )
+
+
+def test_probing_tells_what_reading_gives(tmp_path):
+    clips = [tmp_path / "a.mp4", tmp_path / "b.mkv", tmp_path / "c.gif", tmp_path / "d.mkv"]
+    video.write_video(clips[0], numbered(7), 24)
+    write_timed(clips[1], numbered(9), np.arange(9) / 24)
+    video.write_gif(clips[2], numbered(5), 10)
+    write_timed(clips[3], numbered(5), [0.0, 0.1, 0.2, 0.5, 0.6])
+    for path in clips:
+        frames, rate = video.read_video(path)
+        facts = video.probe(path)
+        assert facts[:3] == frames.shape[:3]
+        assert facts.frame_rate == rate
+        assert facts.steady == (path != clips[3])
+        # Resampled, a clip has as many frames as it has ticks.
+        assert len(video.read_video(path, frame_rate=50)[0]) == round(50 * facts.seconds)
+    video.write_image(tmp_path / "e.png", cornered(30, 20)[0])
+    assert video.probe(tmp_path / "e.png") == (1, 30, 20, 0, 0, True)
+
+
+def test_a_file_in_memory_is_read_as_on_disk(tmp_path):
+    video.write_video(tmp_path / "a.mp4", numbered(7), 24)
+    video.write_image(tmp_path / "b.png", cornered()[0])
+    clip, picture = (
+        video.Stored("stored", (tmp_path / name).read_bytes()) for name in ("a.mp4", "b.png")
+    )
+    assert video.probe(clip) == video.probe(tmp_path / "a.mp4")
+    for options in ({}, {"start": 0.1, "num_frames": 2}):
+        frames, rate = video.read_video(clip, **options)
+        expected, _ = video.read_video(tmp_path / "a.mp4", **options)
+        np.testing.assert_array_equal(frames, expected)
+        assert rate == 24
+    assert video.is_image(picture)
+    np.testing.assert_array_equal(video.read_image(picture), cornered()[0])
+    for content, message in ((b"", "stored is empty"), (b"text" * 99, "stored is not a video")):
+        with pytest.raises(ValueError, match=message):
+            video.read_video(video.Stored("stored", content))
+
+
 def test_reading_past_the_end_is_an_error(tmp_path):
     video.write_video(tmp_path / "clip.mp4", numbered(5), 24)
     with pytest.raises(ValueError, match=r"clip.mp4 has no frame .*after 3.0 s"):
@@ -401,15 +453,15 @@ def test_gifs_last_as_long_as_they_should(tmp_path):
 
 
 def test_contact_sheets_show_frames_evenly_below_their_label():
-    sheet = video.contact_sheet([numbered(11), cornered()], ["eleven", "three"], columns=3)
+    picture = contact_sheet([numbered(11), cornered()], ["eleven", "three"], columns=3)
     height = 6 + (16 + 32 + 12) + (16 + 48 + 12)
-    assert sheet.shape == (height, 6 + 3 * (64 + 6), 3)
+    assert picture.shape == (height, 6 + 3 * (64 + 6), 3)
     for i, level in enumerate((8, 48, 88)):  # frames 0, 5 and 10
         left = 6 + i * (48 + 6)
-        assert (sheet[24:56, left : left + 48] == level).all()
-    assert sheet[6:22].min() < 100  # the label
+        assert (picture[24:56, left : left + 48] == level).all()
+    assert picture[6:22].min() < 100  # the label
     with pytest.raises(ValueError, match="2 clips and 1 labels"):
-        video.contact_sheet([cornered(), cornered()], ["one"])
+        contact_sheet([cornered(), cornered()], ["one"])
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ def load(
     dtype: DType | None = None,
     allow_fp8: bool = False,
 ) -> Checkpoint:
-    """Loads an official file, a diffusers folder, a run of train.py, or a repository of either.
+    """Loads an official file, a diffusers folder, a repository of either, or a run of train.py,
+    also by its address (gs://, s3://).
 
     Args:
       mesh: lays the parameters out by their logical axes; None puts them on the default device.
@@ -32,13 +33,17 @@ def load(
       ValueError: if there is no such checkpoint, or it is damaged, incomplete or of a kind that
         is not supported; says what is wrong and what to do.
     """
+    if "://" in str(path_or_hub_id):
+        from ltx_jax.checkpoints import runs  # brings in Orbax, which takes a second
+
+        return _cast(runs.load_run(path_or_hub_id, mesh=mesh), dtype)
     path = hub.resolve(path_or_hub_id)
     if path.is_file():
         _refuse_others(path)
         return official.read(path, mesh=mesh, dtype=dtype, allow_fp8=allow_fp8)
     # Runs first: one of a transformer has a folder `vae` too, but only runs have their own config.
     if (path / "config.json").is_file():
-        from ltx_jax.checkpoints import runs  # brings in Orbax, which takes a second
+        from ltx_jax.checkpoints import runs
 
         if runs.is_run(path):
             return _cast(runs.load_run(path, mesh=mesh), dtype)

@@ -3,59 +3,78 @@
 RUN/config.json     the whole configuration, so that a run describes itself
 RUN/steps/N/        Orbax: parameters, their average, and the rest of the training state
 RUN/vae/            the VAE a transformer is trained on, with its own config.json
+RUN/lock            who writes it now
+
+RUN may be a local folder or an address, gs:// or s3://.
 """
 
+import contextlib
 import dataclasses
+import hashlib
 import json
+import math
+import os
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.sharding import Mesh, SingleDeviceSharding
+from orbax.checkpoint import checkpoint_managers
 
 from ltx_jax import sharding
 from ltx_jax.checkpoints import keys, tensors
 from ltx_jax.checkpoints.contents import Checkpoint
-from ltx_jax.config import T5Config, TrainTransformer, TrainVAE, VAEConfig
+from ltx_jax.checkpoints.lock import Lock, is_address
+from ltx_jax.config import RunConfig, T5Config, TrainTransformer, TrainVAE, VAEConfig, nearest
 from ltx_jax.models.t5 import T5Encoder
 from ltx_jax.models.vae import LatentStatistics
 
 _KINDS: dict[str, Any] = {kind.__name__: kind for kind in (TrainVAE, TrainTransformer, VAEConfig)}
 _CONFIG = "config.json"
-# Parts of a configuration that may differ when a run goes on.
-_FREE = ("run", "mesh")
+_STEPS = "steps"
+_LOCK = "lock"
+# Parts of a configuration that may differ when a run goes on, but for the seed.
+_FREE = ("run.", "mesh.", "distributed.", "data.threads", "data.prefetch")
+_SEED = "run.seed"
 
 
-def is_run(path: Path) -> bool:
+def locate(path: str | os.PathLike[str]) -> epath.Path:
+    """A run's folder, absolute, or its address."""
+    return epath.Path(path) if is_address(path) else epath.Path(path).expanduser().absolute()
+
+
+def is_run(path: str | os.PathLike[str]) -> bool:
     """Whether a folder is a run of train.py."""
     try:
-        return json.loads((path / _CONFIG).read_text()).get("type") in (
-            "TrainVAE",
-            "TrainTransformer",
-        )
+        content = json.loads((locate(path) / _CONFIG).read_text())
+        return content.get("type") in ("TrainVAE", "TrainTransformer")
     except (OSError, ValueError, AttributeError):
         return False
 
 
-def write_config(folder: Path, cfg: Any) -> None:
-    """Writes a configuration with the name of its type."""
+def write_config(folder: str | os.PathLike[str], cfg: Any) -> None:
+    """Writes a configuration with the name of its type, whole or not at all."""
     content = {"type": type(cfg).__name__, "config": dataclasses.asdict(cfg)}
     text = json.dumps(content, indent=2) + "\n"
-    tensors.write_atomically(folder / _CONFIG, [text.encode()])
+    if is_address(folder):
+        (locate(folder) / _CONFIG).write_text(text)
+    else:
+        tensors.write_atomically(Path(folder) / _CONFIG, [text.encode()])
 
 
-def read_config(folder: Path) -> Any:
+def read_config(folder: str | os.PathLike[str]) -> Any:
     """Reads what `write_config` wrote; fields that the file lacks take their defaults.
 
     Raises:
       ValueError: if it is no such file, or names a field that does not exist.
     """
-    file = folder / _CONFIG
+    file = locate(folder) / _CONFIG
     try:
         content = json.loads(file.read_text())
         kind = _KINDS[content["type"]]
@@ -74,7 +93,7 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         hints = typing.get_type_hints(kind)
         unknown = sorted(set(value) - set(hints))
         if unknown:
-            raise ValueError(f"{where} has no field {unknown[0]!r}")
+            raise ValueError(f"{where} has no field {unknown[0]!r}{nearest(unknown[0], hints)}")
         fields = {name: _build(hints[name], v, f"{where}.{name}") for name, v in value.items()}
         return kind(**fields)  # pyright: ignore[reportCallIssue]
     origin, args = typing.get_origin(kind), typing.get_args(kind)
@@ -87,8 +106,10 @@ def _build(kind: Any, value: Any, where: str) -> Any:
     return float(value) if kind is float else value
 
 
-def check_same(stored: Any, wanted: Any, folder: Path) -> None:
-    """Refuses to go on with a run under another configuration; `run` and `mesh` may differ.
+def check_same(stored: Any, wanted: Any, folder: epath.Path) -> None:
+    """Refuses to go on with a run under another configuration.
+
+    What may differ is how it is run: `run` but for the seed, the mesh, processes, loader threads.
 
     Raises:
       ValueError: naming the first field that differs.
@@ -100,7 +121,7 @@ def check_same(stored: Any, wanted: Any, folder: Path) -> None:
         )
     pairs = zip(_flat(stored), _flat(wanted), strict=False)
     for (name, old), (other, new) in pairs:
-        if name.startswith(_FREE) and name != "run.seed":
+        if name.startswith(_FREE) and name != _SEED:
             continue
         if (name, old) != (other, new):
             raise ValueError(
@@ -121,41 +142,47 @@ def _flat(cfg: Any, prefix: str = "") -> list[tuple[str, Any]]:
 
 
 class Run:
-    """A run that is being trained: opens or starts it, saves, restores.
+    """A run that is being trained: opens it, alone, saves in the background, restores.
 
-    A step folder appears under its name when it is complete, so a run that is killed while it
-    saves keeps the one before.
+    Nothing but the lock is written before `begin`. A step folder appears under its name when it is
+    complete, so a run that is killed while it saves keeps the one before.
 
     Raises:
-      ValueError: if the folder cannot be written, or holds a run of another configuration.
+      ValueError: if the folder cannot be written, holds a run of another configuration or other
+        things, or is being written by another process.
     """
 
     def __init__(self, cfg: TrainVAE | TrainTransformer):
-        self.folder = Path(cfg.run.output).expanduser().absolute()
+        self.folder = locate(cfg.run.output)
+        self._cfg = cfg
+        self._saving: int | None = None
+        self._lock: Lock | None = None
+        if jax.process_index() == 0:
+            self._lock = self._take()
+        self._manager = _manager(self.folder, cfg.run)
+
+    def _take(self) -> Lock:
         if (self.folder / _CONFIG).exists():
-            check_same(read_config(self.folder), cfg, self.folder)
-        elif self.folder.is_dir() and any(self.folder.iterdir()):
+            check_same(read_config(self.folder), self._cfg, self.folder)
+        elif self.folder.exists() and {file.name for file in self.folder.iterdir()} - {_LOCK}:
             raise ValueError(f"{self.folder} is not empty and no run: choose another --run.output")
-        write_config(self.folder, cfg)
-        self._manager = _manager(self.folder, keep=cfg.run.keep)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return Lock(self.folder)
 
     @property
     def latest_step(self) -> int | None:
         """The last step saved."""
         return self._manager.latest_step()
 
-    def save(self, step: int, parts: Mapping[str, Any]) -> None:
-        """Writes named trees of arrays; they may be changed (donated) afterwards."""
-        args = {name: ocp.args.StandardSave(tree) for name, tree in parts.items()}
-        self._manager.save(step, args=ocp.args.Composite(**args), force=True)
-        self._manager.wait_until_finished()
+    def begin(self, vae: Checkpoint | None = None) -> None:
+        """Writes what describes the run: its configuration, and the VAE it is trained on."""
+        if jax.process_index() == 0:
+            write_config(self.folder, self._cfg)
+            (self.folder / _STEPS).mkdir(exist_ok=True)
+        if vae is not None:
+            self._write_vae(vae)
 
-    def restore(self, shapes: Mapping[str, Any]) -> dict[str, Any]:
-        """Reads the latest step; `shapes` are trees of ShapeDtypeStruct with shardings."""
-        return _restore(self._manager, shapes, self.folder)
-
-    def write_vae(self, checkpoint: Checkpoint) -> None:
-        """Writes the VAE of a checkpoint beside the steps, once."""
+    def _write_vae(self, checkpoint: Checkpoint) -> None:
         folder = self.folder / "vae"
         if (folder / _CONFIG).exists():
             return
@@ -171,33 +198,152 @@ class Run:
         }
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(folder / "weights", tree, force=True)
-        write_config(folder, checkpoint.vae)  # last: it says that the weights are complete
+        if jax.process_index() == 0:  # last: it says that the weights are complete
+            write_config(folder, checkpoint.vae)
+
+    def save(self, step: int, parts: Mapping[str, Any], loss: float | None = None) -> None:
+        """Begins to write named trees of arrays; they may be changed (donated) at once.
+
+        Args:
+          step: how many steps have been taken.
+          parts: what to write.
+          loss: of the validation, if there was one at this step; the lowest are kept.
+
+        Raises:
+          ValueError: if this save cannot be begun or the one before has failed; says what is left.
+        """
+        self.wait()
+        if self._lock is not None:
+            self._lock.check()
+        args = {name: ocp.args.StandardSave(tree) for name, tree in parts.items()}
+        if loss is not None and math.isnan(loss):
+            loss = math.inf
+        self._saving = step
+        with self._explained():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(**args),
+                metrics=None if loss is None else {"loss": loss},
+                force=True,
+            )
+
+    def check(self) -> None:
+        """Raises what `wait` would, if the save in the background has ended; costs nothing."""
+        if self._saving is not None and not self._manager.is_saving_in_progress():
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits until the last save is complete.
+
+        Raises:
+          ValueError: if it has failed; says what is left.
+        """
+        with self._explained():
+            self._manager.wait_until_finished()
+        self._saving = None
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            step, self._saving = self._saving, None
+            reason = str(error).strip().splitlines()[0]
+            if "No space left" in str(error):
+                reason = f"the disk is full ({reason})"
+            self._discard_unfinished()
+            kept = self._manager.all_steps(read=True)
+            left = f"step {max(kept)} is whole" if kept else "there is no earlier one"
+            raise ValueError(
+                f"step {step} could not be saved in {self.folder}, {left}: {reason}"
+            ) from error
+
+    def _discard_unfinished(self) -> None:
+        """Gives back the room that a failed save takes."""
+        if jax.process_index() == 0:
+            for path in (self.folder / _STEPS).glob("*.orbax-checkpoint-tmp*"):
+                with contextlib.suppress(OSError):
+                    path.rmtree()
+
+    def restore(self, shapes: Mapping[str, Any]) -> dict[str, Any]:
+        """Reads the latest step; `shapes` are trees of ShapeDtypeStruct with shardings."""
+        return _restore(self._manager, shapes, self.folder)
 
     def close(self) -> None:
-        """Releases Orbax's threads."""
-        self._manager.close()
+        """Waits for the last save, releases Orbax's threads and the lock.
+
+        Raises:
+          ValueError: as `wait` does.
+        """
+        try:
+            self.wait()
+            self._manager.close()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+                if not (self.folder / _CONFIG).exists():  # nothing was begun
+                    self._lock.remove()
 
 
-def _manager(folder: Path, keep: int | None = None) -> ocp.CheckpointManager:
+def _loss(metrics: Any) -> float:
+    return metrics["loss"]
+
+
+def _manager(folder: epath.Path, run: RunConfig | None = None) -> ocp.CheckpointManager:
+    """Of a run's steps: to write them as `run` says, or to read alone."""
+    if run is None:
+        reading = ocp.CheckpointManagerOptions(create=False, enable_async_checkpointing=False)
+        return ocp.CheckpointManager(folder / _STEPS, options=reading)
+    policies: list[Any] = [checkpoint_managers.LatestN(run.keep)]
+    if run.keep_best:
+        # It keeps the last of what it sorts, so the order is from the highest loss.
+        best = checkpoint_managers.BestN(
+            get_metric_fn=_loss,
+            reverse=True,
+            n=run.keep_best,
+            keep_checkpoints_without_metrics=False,
+        )
+        policies.append(best)
+    # Only a local folder is renamed in one piece.
+    mode = ocp.options.AtomicityMode.COMMIT_FILE if is_address(folder) else None
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep,
-        create=keep is not None,
-        enable_async_checkpointing=False,
-        cleanup_tmp_directories=keep is not None,
+        create=False,  # by `Run.begin`
+        cleanup_tmp_directories=True,
+        best_fn=_loss if run.keep_best else None,  # without it losses are not stored
+        best_mode="min",
+        preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+        atomicity_options=mode and ocp.options.AtomicityOptions(mode=mode),
     )
-    return ocp.CheckpointManager(folder / "steps", options=options)
+    return ocp.CheckpointManager(folder / _STEPS, options=options)
 
 
 def _restore(
-    manager: ocp.CheckpointManager, shapes: Mapping[str, Any], folder: Path
+    manager: ocp.CheckpointManager, shapes: Mapping[str, Any], folder: epath.Path
 ) -> dict[str, Any]:
-    args = {name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()}
     step = manager.latest_step()
+    if step is None:
+        raise ValueError(f"{folder} has no checkpoint yet: train it first")
+    args = {name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()}
     try:
         return dict(manager.restore(step, args=ocp.args.Composite(**args)))
     except (ValueError, KeyError, OSError) as error:
         first = str(error).strip().splitlines()[:1]
         raise ValueError(f"step {step} of {folder} cannot be restored: {first}") from error
+
+
+def restore(cfg: TrainVAE | TrainTransformer, shapes: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads the latest step of a run that another process may be training.
+
+    Raises:
+      ValueError: if there is none, or it has another configuration.
+    """
+    folder = locate(cfg.run.output)
+    check_same(read_config(folder), cfg, folder)
+    manager = _manager(folder)
+    try:
+        return _restore(manager, shapes, folder)
+    finally:
+        manager.close()
 
 
 def _placed(boxed: Any, mesh: Mesh | None) -> Any:
@@ -222,7 +368,9 @@ def _statistics_shapes(channels: int, mesh: Mesh | None) -> Any:
     return _placed({"mean": vector, "std": vector}, mesh)
 
 
-def load_run(path: str | Path, *, mesh: Mesh | None = None, ema: bool = True) -> Checkpoint:
+def load_run(
+    path: str | os.PathLike[str], *, mesh: Mesh | None = None, ema: bool = True
+) -> Checkpoint:
     """Reads the networks of the latest step of a run.
 
     Args:
@@ -233,10 +381,8 @@ def load_run(path: str | Path, *, mesh: Mesh | None = None, ema: bool = True) ->
     Raises:
       ValueError: if it is no run, has no step yet, or does not fit its own configuration.
     """
-    folder = Path(path).expanduser().absolute()
+    folder = locate(path)
     cfg = read_config(folder)
-    if not (folder / "steps").is_dir():
-        raise ValueError(f"{folder} has no checkpoint yet: train it first")
     manager = _manager(folder)
     try:
         step = manager.latest_step()
@@ -244,8 +390,7 @@ def load_run(path: str | Path, *, mesh: Mesh | None = None, ema: bool = True) ->
             raise ValueError(f"{folder} has no checkpoint yet: train it first")
         part = "ema" if ema else "params"
         checkpoint = Checkpoint(metadata={"run": str(folder), "step": str(step), "weights": part})
-        files = sorted(file for file in (folder / "steps" / str(step)).rglob("*") if file.is_file())
-        checkpoint.source_hash = tensors.fingerprint(files)
+        checkpoint.source_hash = _fingerprint(folder / _STEPS / str(step))
         if isinstance(cfg, TrainVAE):
             shapes = {
                 part: _placed(keys.vae_boxed(cfg.model), mesh),
@@ -256,17 +401,18 @@ def load_run(path: str | Path, *, mesh: Mesh | None = None, ema: bool = True) ->
             checkpoint.vae_params = restored[part]
             checkpoint.statistics = LatentStatistics(**restored["statistics"])
             return checkpoint
-        boxed = {
-            "transformer": keys.transformer_boxed(cfg.model),
-            "text_encoder": _text_encoder_boxed(cfg.text_encoder),
-        }
+        boxed = {"transformer": keys.transformer_boxed(cfg.model)}
+        if cfg.captions == "train":
+            boxed["text_encoder"] = _text_encoder_boxed(cfg.text_encoder)
         restored = _restore(manager, {part: _placed(boxed, mesh)}, folder)[part]
     finally:
         manager.close()
     checkpoint.transformer = cfg.model
     checkpoint.transformer_params = restored["transformer"]
     checkpoint.scheduler = cfg.scheduler
-    checkpoint.text_encoder = (cfg.text_encoder, restored["text_encoder"], cfg.max_caption_tokens)
+    if "text_encoder" in restored:
+        encoder = restored["text_encoder"]
+        checkpoint.text_encoder = (cfg.text_encoder, encoder, cfg.max_caption_tokens)
     vae = load_vae(folder, mesh=mesh)
     if vae is None:
         raise ValueError(f"{folder} has lost its VAE: there is no {folder / 'vae' / _CONFIG}")
@@ -275,9 +421,16 @@ def load_run(path: str | Path, *, mesh: Mesh | None = None, ema: bool = True) ->
     return checkpoint
 
 
-def load_vae(path: str | Path, *, mesh: Mesh | None = None) -> Checkpoint | None:
+def _fingerprint(folder: epath.Path) -> str:
+    """Of a step's files; of its name where they would have to be fetched."""
+    if is_address(folder):
+        return hashlib.sha256(str(folder).encode()).hexdigest()
+    return tensors.fingerprint(sorted(p for p in Path(folder).rglob("*") if p.is_file()))
+
+
+def load_vae(path: str | os.PathLike[str], *, mesh: Mesh | None = None) -> Checkpoint | None:
     """Reads the VAE that a transformer run was started with; None if it holds none."""
-    folder = Path(path).expanduser().absolute() / "vae"
+    folder = locate(path) / "vae"
     if not (folder / _CONFIG).exists():
         return None
     cfg = read_config(folder)

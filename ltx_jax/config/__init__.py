@@ -3,8 +3,11 @@
 Imports nothing of ours but its own parts, so that `--help` is instant.
 """
 
+import dataclasses
+import difflib
+import re
 import runpy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ltx_jax.config.networks import (
@@ -70,6 +73,7 @@ __all__ = [
     "VAEConfig",
     "VAELossConfig",
     "load",
+    "nearest",
 ]
 
 
@@ -77,14 +81,43 @@ def load(path: str, overrides: Sequence[str] = ()) -> Any:
     """Reads `config` from a Python file (or `file.py:name`), then applies `--group.field value`.
 
     Raises:
-      ValueError: if the file does not define the name.
+      ValueError: if the file does not define the name or sets a field that does not exist, or if
+        there are overrides and no tyro.
     """
-    import tyro  # the command line alone needs it
-
     file, _, name = path.partition(":")
-    namespace = runpy.run_path(file)
+    try:
+        namespace = runpy.run_path(file)
+    except TypeError as error:
+        if ".__init__()" not in str(error):
+            raise
+        raise ValueError(f"{file}: {_explain(error)}") from error
     name = name or "config"
     if name not in namespace:
         raise ValueError(f"{file} defines no {name!r}")
     default = namespace[name]
+    if not overrides:
+        return default
+    try:
+        import tyro  # the command line alone needs it
+    except ImportError as error:
+        raise ValueError(
+            f"settings on the command line ({overrides[0]}) need tyro, which is not installed: "
+            "pip install tyro, or set them in a config file"
+        ) from error
     return tyro.cli(type(default), default=default, args=list(overrides))
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """A question after an error: whether the most similar of `names` was meant; may be empty."""
+    found = difflib.get_close_matches(name, list(names), n=1)
+    return f": did you mean {found[0]!r}?" if found else ""
+
+
+def _explain(error: TypeError) -> str:
+    """What a constructor complains about, with the field that was meant."""
+    match = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    kind = globals().get(match[1]) if match else None
+    if match is None or kind is None:
+        return str(error)
+    names = [field.name for field in dataclasses.fields(kind)]
+    return f"{match[1]} has no field {match[2]!r}{nearest(match[2], names)}"

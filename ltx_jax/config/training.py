@@ -136,6 +136,16 @@ class VAELossConfig:
     clean_fraction: float = 0.1  # of the batch, decoded at t = 0
     statistics_decay: float = 0.999  # running mean and deviation of the latents
 
+    def __post_init__(self):
+        for name in ("pixel", "mse", "kl", "dwt", "lpips", "gan"):
+            weight = getattr(self, f"{name}_weight")
+            require(weight >= 0, f"{name}_weight must not be negative, got {weight}")
+        require(self.dwt_levels > 0, f"dwt_levels must be positive, got {self.dwt_levels}")
+        require(
+            0 <= self.disc_start <= 1,
+            f"disc_start is a share of the run and must lie in [0, 1], got {self.disc_start}",
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class FlowConfig:
@@ -197,6 +207,22 @@ class RunConfig:
     wandb: str | None = None  # a Weights & Biases project to report to as well
     max_rejected: int = 20  # steps in a row with a loss or gradient that is not finite
 
+    def __post_init__(self):
+        for name in ("log_every", "save_every", "keep", "validation_clips", "max_rejected"):
+            value = getattr(self, name)
+            require(value > 0, f"{name} must be positive, got {value}")
+        every = self.validate_every
+        require(
+            not self.keep_best or (every > 0 and self.save_every % every == 0),
+            f"keep_best needs a validation before every save: save_every = {self.save_every} must "
+            f"be a multiple of validate_every = {every}",
+        )
+
+    def validates_after(self, done: int) -> bool:
+        """Whether a validation follows step `done`; one follows the last step, if there are any."""
+        every = self.validate_every
+        return every > 0 and (done % every == 0 or done == self.steps)
+
 
 @dataclasses.dataclass(frozen=True)
 class DistributedConfig:
@@ -209,7 +235,11 @@ class DistributedConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainVAE:
-    """The first stage: `python train.py configs/NAME.py`."""
+    """The first stage: `python train.py configs/NAME.py`.
+
+    The discriminator has an optimiser of its own, whose schedule begins when it does. It takes the
+    micro-batches of `optim`, and has no parameter average.
+    """
 
     model: VAEConfig
     loss: VAELossConfig = VAELossConfig()
@@ -220,6 +250,12 @@ class TrainVAE:
     run: RunConfig = RunConfig()
     mesh: MeshConfig = MeshConfig()
     distributed: DistributedConfig = DistributedConfig()
+
+    def __post_init__(self):
+        require(
+            self.disc_optim.accumulate == 1,
+            "disc_optim.accumulate has no effect: set optim.accumulate, which is that of both",
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,16 +1,23 @@
 """A folder of captioned clips: `clip.mp4` beside `clip.txt`; pictures are clips of one frame."""
 
 import dataclasses
+import logging
 import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
 from ltx_jax.data import video
 
-_CLIPS = (".mp4", ".mkv", ".webm", ".mov", ".m4v", ".avi", ".gif")
-ENDINGS = (*_CLIPS, ".png", ".jpg", ".jpeg", ".webp", ".bmp")
+CLIPS = (".mp4", ".mkv", ".webm", ".mov", ".m4v", ".avi", ".gif")
+ENDINGS = (*CLIPS, ".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_NAMED = 100  # of the clips that are left out; more are only counted
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,15 +70,16 @@ def _read_caption(path: Path, allow_empty: bool) -> str:
 
 
 def load_clip(
-    path: str | os.PathLike,
+    path: video.File,
     num_frames: int,
     height: int,
     width: int,
     *,
     start: float | int = 0.0,
     frame_rate: float | int | None = None,
+    place: tuple[float, float] = (0.5, 0.5),
 ) -> tuple[UInt8[np.ndarray, "{num_frames} {height} {width} 3"], float]:
-    """Reads one training example, scaled to cover height x width and cut around the centre.
+    """Reads one training example, scaled to cover height x width and cut to it.
 
     Args:
       path: a clip, or a picture if `num_frames` is 1.
@@ -80,6 +88,7 @@ def load_clip(
       width: too.
       start: seconds into the clip.
       frame_rate: resample by time; None takes the stored frames.
+      place: of the part that is kept, as `video.resize_crop` has it.
 
     Returns:
       The frames and their rate; the rate of a picture is `frame_rate`, or 1.
@@ -92,13 +101,55 @@ def load_clip(
     if video.is_image(path):
         if num_frames > 1:
             raise ValueError(f"{path} is a still image; a clip of {num_frames} frames is expected")
-        return video.resize_crop(video.read_image(path)[None], height, width), float(
-            frame_rate or 1
-        )
+        picture = video.read_image(path)[None]
+        return video.resize_crop(picture, height, width, place=place), float(frame_rate or 1)
     frames, fps = video.read_video(path, num_frames=num_frames, start=start, frame_rate=frame_rate)
     if len(frames) < num_frames:
         raise ValueError(
             f"{path} is too short: {len(frames)} frames at {fps:g} per second from {start:g} s on, "
             f"and {num_frames} are needed"
         )
-    return video.resize_crop(frames, height, width), fps
+    return video.resize_crop(frames, height, width, place=place), fps
+
+
+def check_clips(
+    clips: Sequence[Captioned],
+) -> tuple[tuple[Captioned, ...], tuple[video.Facts, ...]]:
+    """Probes clips, and leaves out and names those that are damaged or empty.
+
+    Returns:
+      The others, and what is known of them.
+
+    Raises:
+      ValueError: if none is left.
+    """
+    with ThreadPoolExecutor() as pool:
+        probed = list(pool.map(_probe, clips))
+    report_left_out([x for x in probed if isinstance(x, ValueError)], str, len(clips))
+    good = [
+        (clip, found)
+        for clip, found in zip(clips, probed, strict=True)
+        if not isinstance(found, ValueError)
+    ]
+    return tuple(clip for clip, _ in good), tuple(found for _, found in good)
+
+
+def _probe(clip: Captioned) -> video.Facts | ValueError:
+    try:
+        return video.probe(clip.path)
+    except ValueError as error:
+        return error
+
+
+def report_left_out(bad: Sequence[Any], reason: Callable[[Any], str], count: int) -> None:
+    """Names and counts in the log which of `count` clips cannot be used, and why.
+
+    Raises:
+      ValueError: if none is left.
+    """
+    if len(bad) == count:
+        raise ValueError(f"none of {count} clips can be used; the first: {reason(bad[0])}")
+    for clip in bad[:_NAMED]:
+        _log.warning("left out: %s", reason(clip))
+    if bad:
+        _log.warning("%d of %d clips are left out", len(bad), count)

@@ -1,36 +1,58 @@
-"""Video and picture files in and out. All of PyAV and Pillow is in this file.
+"""Video and picture files in and out. All of PyAV is in this file.
 
 Frames are uint8 (t, h, w, 3), RGB, as a viewer shows them: rotation and mirror metadata of phones
 are applied. Everything that can be wrong with a file is a ValueError that names it.
 """
 
 import contextlib
+import dataclasses
 import io
 import math
 import os
 from collections.abc import Generator, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import av.container
 import av.error
 import numpy as np
 from jaxtyping import Float32, UInt8
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageOps
 
 _IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF")
-_TICK = 1e-3  # seconds; Matroska rounds time stamps to this
+TICK = 1e-3  # seconds; Matroska rounds time stamps to this
 
 
-def _open_image(path: str | os.PathLike) -> Image.Image:
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A media file in memory, and what to call it."""
+
+    name: str
+    content: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+
+File = str | os.PathLike | Stored
+
+
+def _handle(path: File) -> str | io.BytesIO:
+    """What libraries open."""
+    return io.BytesIO(path.content) if isinstance(path, Stored) else os.fspath(path)
+
+
+def _open_image(path: File) -> Image.Image:
     """By content, and only of the formats above: Pillow also claims some video files."""
     Image.init()
-    return Image.open(path, formats=[name for name in _IMAGE_FORMATS if name in Image.OPEN])
+    return Image.open(
+        _handle(path), formats=[name for name in _IMAGE_FORMATS if name in Image.OPEN]
+    )
 
 
-def is_image(path: str | os.PathLike) -> bool:
+def is_image(path: File) -> bool:
     """Whether the file is a still image, judged by its content; animations are not."""
     try:
         with _open_image(path) as image:
@@ -40,7 +62,7 @@ def is_image(path: str | os.PathLike) -> bool:
         return False
 
 
-def read_image(path: str | os.PathLike) -> UInt8[np.ndarray, "h w 3"]:
+def read_image(path: File) -> UInt8[np.ndarray, "h w 3"]:
     """Reads a picture upright (EXIF orientation applied), transparency laid over white.
 
     Raises:
@@ -64,7 +86,7 @@ def read_image(path: str | os.PathLike) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def read_video(
-    path: str | os.PathLike,
+    path: File,
     *,
     num_frames: int | None = None,
     start: float | int = 0.0,
@@ -124,6 +146,51 @@ def read_video(
     return np.stack(pictures[:num_frames]), float(frame_rate or rate)
 
 
+class Facts(NamedTuple):
+    """What is known of a medium without decoding it."""
+
+    frames: int  # stored; 1 for a picture
+    height: int  # as shown, in pixels
+    width: int
+    seconds: float  # from the first frame to the end of the last; 0 for a picture
+    frame_rate: float  # on average; 0 for a picture
+    steady: bool  # all frames are shown for as long
+
+
+def probe(path: File) -> Facts:
+    """Reads through a clip or a picture and says what it is; of a clip one frame is decoded.
+
+    Raises:
+      ValueError: as `read_video` and `read_image`; damage within a frame of a clip is not seen.
+    """
+    _check_file(path)
+    if is_image(path):
+        height, width = read_image(path).shape[:2]
+        return Facts(1, height, width, 0.0, 0.0, True)
+    with _open(path) as container:
+        stream = container.streams.video[0]
+        rate = float(stream.average_rate or stream.guessed_rate or 25)
+        tick = float(stream.time_base or 0)
+        picture = None
+        begins: list[float] = []
+        last = 0.0
+        for packet in container.demux(stream):
+            if packet.is_corrupt:
+                raise ValueError(f"{path} is truncated or damaged after {len(begins)} frames")
+            if picture is None:
+                picture = next(iter(packet.decode()), None)
+            if packet.size:
+                begin = len(begins) / rate if packet.pts is None else packet.pts * tick
+                begins.append(begin)
+                last = max(last, begin + ((packet.duration or 0) * tick or 1 / rate))
+        if picture is None:
+            raise ValueError(f"{path} has no frame that can be decoded")
+        height, width = _upright(picture, 1.0).shape[:2]
+    gaps = np.diff(sorted(begins))
+    steady = bool((np.abs(gaps - 1 / rate) <= 2 * max(tick, TICK)).all())
+    return Facts(len(begins), height, width, last - min(begins), rate, steady)
+
+
 def read_media(
     path: str | os.PathLike, *, num_frames: int | None = None, frame_rate: float | int | None = None
 ) -> UInt8[np.ndarray, "t h w 3"]:
@@ -134,26 +201,29 @@ def read_media(
     return read_video(path, num_frames=num_frames, frame_rate=frame_rate)[0]
 
 
-def _check_file(path: str | os.PathLike) -> None:
-    path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; a file is expected")
-    if not path.exists():
-        raise ValueError(f"there is no file {path}")
-    try:
-        with path.open("rb") as file:
-            empty = not file.read(1)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+def _check_file(path: File) -> None:
+    if isinstance(path, Stored):
+        empty = not path.content
+    else:
+        path = Path(path)
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder; a file is expected")
+        if not path.exists():
+            raise ValueError(f"there is no file {path}")
+        try:
+            with path.open("rb") as file:
+                empty = not file.read(1)
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     if empty:
         raise ValueError(f"{path} is empty (0 bytes)")
 
 
 @contextlib.contextmanager
-def _open(path: str | os.PathLike) -> Iterator[av.container.InputContainer]:
+def _open(path: File) -> Iterator[av.container.InputContainer]:
     """Opens a file that has a video stream; PyAV's errors become ValueErrors naming the file."""
     try:
-        with av.open(os.fspath(path)) as container:
+        with av.open(_handle(path), "r") as container:
             if not container.streams.video:
                 kinds = sorted({stream.type for stream in container.streams}) or ["nothing"]
                 raise ValueError(f"{path} has no video stream, only {' and '.join(kinds)}")
@@ -166,7 +236,7 @@ def _open(path: str | os.PathLike) -> Iterator[av.container.InputContainer]:
 
 
 def _timed(
-    path: str | os.PathLike,
+    path: File,
     container: av.container.InputContainer,
     stream: av.VideoStream,
     start: float | int,
@@ -188,19 +258,19 @@ def _timed(
         for frame in packet.decode():
             begin = index / rate if frame.pts is None else float(frame.time) - origin
             index += 1
-            if previous is not None and begin > start + _TICK:
+            if previous is not None and begin > start + TICK:
                 yield previous[0], begin, previous[1]
             previous = begin, frame
     if previous is not None:
         begin, frame = previous
         seconds = float((frame.duration or 0) * (frame.time_base or 0)) or 1 / rate
-        if begin + seconds > start + _TICK:
+        if begin + seconds > start + TICK:
             yield begin, begin + seconds, frame
 
 
 def _count_before(seconds: float | int, frame_rate: float | int) -> int:
     """Number of times k / frame_rate, k >= 0, before `seconds`; within a tick counts as equal."""
-    return max(math.ceil((seconds - _TICK) * frame_rate), 0)
+    return max(math.ceil((seconds - TICK) * frame_rate), 0)
 
 
 def _upright(frame: av.VideoFrame, pixel_aspect: float) -> np.ndarray:
@@ -368,63 +438,24 @@ def write_gif(
         )
 
 
-def contact_sheet(
-    clips: Sequence[UInt8[np.ndarray, "_ _ _ 3"]],
-    labels: Sequence[str],
-    *,
-    columns: int = 6,
-    scale: float | int = 1.0,
-) -> UInt8[np.ndarray, "h w 3"]:
-    """Draws one row per clip: its label, and below it `columns` frames evenly spaced in time."""
-    if not clips or len(clips) != len(labels):
-        raise ValueError(f"got {len(clips)} clips and {len(labels)} labels")
-    gap, font = 6, ImageFont.load_default(size=13)
-    rows = []
-    for clip in clips:
-        picked = clip[np.round(np.linspace(0, len(clip) - 1, min(columns, len(clip)))).astype(int)]
-        size = round(clip.shape[2] * scale), round(clip.shape[1] * scale)
-        rows.append([Image.fromarray(frame).resize(size) for frame in picked])
-    width = max(gap + sum(frame.width + gap for frame in row) for row in rows)
-    texts = [_wrapped(label, font, width - 2 * gap) for label in labels]
-    heights = [
-        16 * len(text) + row[0].height + 2 * gap for text, row in zip(texts, rows, strict=True)
-    ]
-    sheet = Image.new("RGB", (width, sum(heights) + gap), (255, 255, 255))
-    draw = ImageDraw.Draw(sheet)
-    top = gap
-    for text, row, height in zip(texts, rows, heights, strict=True):
-        for i, line in enumerate(text):
-            draw.text((gap, top + 16 * i), line, fill=(30, 30, 30), font=font)
-        for i, frame in enumerate(row):
-            sheet.paste(frame, (gap + i * (frame.width + gap), top + 16 * len(text) + 2))
-        top += height
-    return np.array(sheet)
-
-
-def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list:
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return [line for line in lines if line]
-
-
 def resize_crop(
-    frames: UInt8[np.ndarray, "t h w 3"], height: int, width: int
+    frames: UInt8[np.ndarray, "t h w 3"],
+    height: int,
+    width: int,
+    *,
+    place: tuple[float, float] = (0.5, 0.5),
 ) -> UInt8[np.ndarray, "t {height} {width} 3"]:
-    """Scales the frames to cover height x width, antialiased, and keeps the centre.
+    """Scales the frames to cover height x width, antialiased, and keeps a part of them.
 
-    The kept part is a centred box with real-valued edges, so the picture is not shifted.
+    The kept part is a box with real-valued edges, so that the centre is not shifted. `place` says
+    where it lies, down and across: 0 is the top or left edge, 1 the bottom or right one.
     """
     _check_size(height, width)
     stored_height, stored_width = frames.shape[1:3]
     scale = min(stored_height / height, stored_width / width)
-    x = (stored_width - width * scale) / 2
-    y = (stored_height - height * scale) / 2
-    box = (max(x, 0.0), max(y, 0.0), min(x + width * scale, stored_width), stored_height - y)
+    y = max((stored_height - height * scale) * place[0], 0.0)
+    x = max((stored_width - width * scale) * place[1], 0.0)
+    box = (x, y, min(x + width * scale, stored_width), min(y + height * scale, stored_height))
     return _resized(frames, height, width, box)
 
 

@@ -52,14 +52,20 @@ class Condition:
             raise ValueError(f"the strength of a condition must lie in [0, 1], got {self.strength}")
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Encoded:
-    """A condition as normalised latents (b, t, h, w, c)."""
+    """A condition as latents, of the sampler and of training alike.
+
+    Attributes:
+      latents: (b, t, h, w, c), normalised.
+      strength: (); or one of each sample, (b,); or one of each of its latent frames too, (b, t).
+      frame: which frame of the video its first frame is: a number, or one of each sample, (b,). The
+        latter are traced: none may be 0, and the condition is at most `PREFIX` latent frames.
+    """
 
     latents: Any
-    strength: Any  # () or, one of each sample, (b,)
-    frame: int = dataclasses.field(metadata={"static": True})
+    strength: Any
+    frame: Any
 
 
 @jax.tree_util.register_dataclass
@@ -69,7 +75,7 @@ class Prepared:
 
     Attributes:
       tokens: (b, n, c).
-      coords: (n, 3) pixel coordinates: frame, row, column.
+      coords: pixel coordinates (frame, row, column): (n, 3), or (b, n, 3) where samples differ.
       mask: (b, n) strengths, or None without conditions.
     """
 
@@ -186,32 +192,44 @@ def prepare(
     extra: list[tuple[Array, Array, Array]] = []  # tokens, coords, mask
     for i, condition in enumerate(conditions):
         item, frame = condition.latents.astype(latents.dtype), condition.frame
-        strength = jnp.broadcast_to(jnp.asarray(condition.strength, jnp.float32), (b,))
-        tail = item if frame == 0 else item[:, PREFIX:]
+        strength = _of_each_frame(condition.strength, (b, item.shape[1]))
+        opens = isinstance(frame, int) and frame == 0
+        head = 0 if opens else PREFIX
+        tail, weight = item[:, head:], strength[:, head:]
         if tail.shape[1]:
-            start = 0 if frame == 0 else frame // temporal_factor + PREFIX
+            start = 0 if opens else frame // temporal_factor + PREFIX
             place = slice(start, start + tail.shape[1])
-            latents = latents.at[:, place].set(_lerp(latents[:, place], tail, strength))
-            mask = mask.at[:, place].set(strength[:, None])
-        if frame == 0:
+            latents = latents.at[:, place].set(_lerp(latents[:, place], tail, weight))
+            mask = mask.at[:, place].set(weight)
+        if opens:
             continue
-        item = item[:, :PREFIX]
+        item, weight = item[:, :head], strength[:, :head]
         item = jnp.broadcast_to(item, (b, *item.shape[1:]))
-        item = _lerp(noise.draw(f"condition/{i}", item.shape), item, strength)
-        coords = coords_of((item.shape[1], h, w)) + jnp.array([[frame, 0, 0]], jnp.int32)
-        weights = jnp.broadcast_to(strength[:, None], (b, coords.shape[0]))
-        extra.append((tokens.patchify(item), coords, weights))
+        item = _lerp(noise.draw(f"condition/{i}", item.shape), item, weight)
+        coords = coords_of((item.shape[1], h, w))
+        coords = jnp.broadcast_to(coords, (*jnp.shape(frame), *coords.shape))
+        coords = coords.at[..., 0].add(jnp.asarray(frame, jnp.int32)[..., None])
+        extra.append((tokens.patchify(item), coords, jnp.repeat(weight, h * w, axis=1)))
 
     extra.append((tokens.patchify(latents), coords_of((t, h, w)), jnp.repeat(mask, h * w, axis=1)))
     all_tokens, all_coords, all_masks = zip(*extra, strict=True)
+    samples = (b,) if any(coords.ndim == 3 for coords in all_coords) else ()
+    all_coords = [jnp.broadcast_to(x, (*samples, *x.shape[-2:])) for x in all_coords]
     return Prepared(
         tokens=jnp.concatenate(all_tokens, axis=1),
-        coords=jnp.concatenate(all_coords, axis=0),
+        coords=jnp.concatenate(all_coords, axis=-2),
         mask=jnp.concatenate(all_masks, axis=1) if conditions else None,
     )
 
 
-def _lerp(a: Array, b: Array, weight: Float[Array, "b"]) -> Array:
+def _of_each_frame(strength: Any, shape: tuple[int, int]) -> Float[Array, "b t"]:
+    strength = jnp.asarray(strength, jnp.float32)
+    if strength.ndim == 1:
+        strength = strength[:, None]
+    return jnp.broadcast_to(strength, shape)
+
+
+def _lerp(a: Array, b: Array, weight: Float[Array, "b t"]) -> Array:
     """From a to b, exactly b at weight 1 and exactly a at 0."""
-    weight = weight.reshape(-1, 1, 1, 1, 1)
+    weight = weight[..., None, None, None]
     return jnp.where(weight < 0.5, a + weight * (b - a), b - (b - a) * (1 - weight))

@@ -1,6 +1,7 @@
-"""Jitted functions, compiled ahead of their first run and apart from it."""
+"""Jitted functions, compiled ahead of their first run and apart from it, and kept on disk."""
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -60,3 +61,14 @@ def explain_memory_errors(advice: str) -> Iterator[None]:
             raise
         reason = str(error).splitlines()[0]
         raise MemoryError(f"out of memory ({reason}); {advice}") from error
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs under ~/.cache/ltx_jax, or where JAX_COMPILATION_CACHE_DIR says."""
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
+        jax.config.update(
+            "jax_compilation_cache_dir", os.path.expanduser("~/.cache/ltx_jax/compiled")
+        )
+    # Small programs too: the second run of a shape compiles nothing.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

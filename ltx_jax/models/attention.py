@@ -4,10 +4,16 @@
 those for one kind of accelerator stand beside it, with their conditions in `attention`.
 """
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
+from ltx_jax import sharding
 from ltx_jax.config import AttentionForm
 
 MASK_BIAS = -10_000.0  # as in the released model; not -inf, so a fully masked row stays finite
@@ -22,19 +28,54 @@ def attention(
     *,
     mask: Mask | None = None,
     form: AttentionForm = "plain",
+    of_itself: bool = False,
 ) -> Float[Array, "b n k e"]:
     """Softmax attention, scaled by e**-0.5, scores and softmax in float32.
 
     Args:
+      q: queries; on a mesh, split over its axes by batch, tokens and heads.
+      k: keys; on a mesh, whole on every device that holds queries of their sample and head.
+      v: values, laid out as the keys.
       mask: 1 for the keys to attend to and 0 for the rest; None attends to all.
       form: "plain" takes any mask, and lowers masked scores by 10000, exactly. "cudnn" takes
         bfloat16 or float16, and masks whose ones (at least one) all come first. "auto" is "cudnn"
-        for such types on NVIDIA GPUs and "plain" elsewhere.
+        for such types on GPUs and "plain" elsewhere.
+      of_itself: the keys are of the tokens of the queries, and split as these: while attending,
+        the devices of the `seq` axis split the heads in place of the tokens (Ulysses, Jacobs et
+        al., arXiv 2309.14509).
+
+    Raises:
+      ValueError: if the devices of `seq` and `tensor` cannot split the heads for that.
     """
     if form == "auto":
         fits = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0
-        form = "cudnn" if fits and jax.default_backend() == "gpu" else "plain"
-    return _cudnn(q, k, v, mask) if form == "cudnn" else _plain(q, k, v, mask)
+        form = "cudnn" if fits and sharding.platform() == "gpu" else "plain"
+    attend = _cudnn if form == "cudnn" else _plain
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size <= 1:  # 0 without a mesh
+        return attend(q, k, v, mask)
+
+    def layout(x: Array, tokens: str | None) -> P:
+        axes = ("batch", tokens, "act_heads", None)[: x.ndim]
+        return sharding.spec(sharding.fit(x.shape, axes, mesh))
+
+    queries, keys = layout(q, "token"), layout(k, "token" if of_itself else None)
+    swap = of_itself and queries[1] is not None and mesh.shape["seq"] > 1
+    if swap:
+        sharding.check_heads(q.shape[2], mesh)
+    masks = None if mask is None else layout(mask, None)
+    return jax.shard_map(
+        functools.partial(_swapped, attend) if swap else attend,
+        in_specs=(queries, keys, keys, masks),
+        out_specs=queries,
+    )(q, k, v, mask)
+
+
+def _swapped(attend: Callable[..., Array], q: Array, k: Array, v: Array, mask: Any) -> Array:
+    """On each device of `seq`: its part of the heads with all tokens, for its tokens back."""
+    move = functools.partial(jax.lax.all_to_all, axis_name="seq", tiled=True)
+    q, k, v = (move(x, split_axis=2, concat_axis=1) for x in (q, k, v))
+    return move(attend(q, k, v, mask), split_axis=1, concat_axis=2)
 
 
 def _cudnn(q: Array, k: Array, v: Array, mask: Mask | None) -> Array:
@@ -49,11 +90,9 @@ def _plain(q: Array, k: Array, v: Array, mask: Mask | None) -> Array:
     bias = None if mask is None else (1 - mask.astype(jnp.float32)) * MASK_BIAS
     # Heads first: XLA's CPU matmuls are several times slower with heads between the other two.
     q, k, v = (x.transpose(2, 0, 1, 3) for x in (q, k, v))
-    # On CPU, one head at a time takes half the time and holds the scores of one head alone. Not on
-    # a mesh: the loop would undo a split over heads.
-    one_device = jax.sharding.get_abstract_mesh().size <= 1  # 0 without a mesh
+    # On CPU, one head at a time takes half the time and holds the scores of one head alone.
     large = q.shape[2] * k.shape[2] >= 128 * 128
-    if jax.default_backend() == "cpu" and one_device and large:
+    if sharding.platform() == "cpu" and large:
         out = jax.lax.map(lambda head: _attend(*head, bias), (q, k, v))
     else:
         out = jax.vmap(_attend, (0, 0, 0, None))(q, k, v, bias)

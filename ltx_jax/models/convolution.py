@@ -33,11 +33,14 @@ def compiler_options() -> dict[str, Any] | None:
 
 def convolve(
     x: Float[Array, "b t h w c"],
-    kernel: Float[Array, "k 3 3 c d"],
+    kernel: Float[Array, "k p q c d"],
     stride: Stride = (1, 1, 1),
     zeros: bool = True,
 ) -> Float[Array, "b t2 h2 w2 d"]:
-    """Convolves without padding in time, and with zeros (one pixel) or nothing in space."""
+    """Convolves without padding in time, and with zeros (one pixel) or nothing in space.
+
+    Windows of 3 x 3 pixels keep the size; those of 4 x 4 halve an even one at a stride of 2.
+    """
     return _convolve(x, kernel, stride, zeros)
 
 
@@ -66,9 +69,12 @@ def _backward(
         function = functools.partial(function, stride=stride, zeros=zeros)
         return lambda x, kernel, grad: jax.vjp(function, x, kernel)[1](grad)
 
-    cpu = gradient_of(_native if _HAS_ONEDNN else _sum_of_frames)
-    if _HAS_ONEDNN and stride == (1, 1, 1):
+    if not _HAS_ONEDNN:
+        cpu = gradient_of(_sum_of_frames)
+    elif stride == (1, 1, 1):
         cpu = functools.partial(_gradients_by_convolution, zeros=zeros)
+    else:
+        cpu = gradient_of(_over_cells)
     return jax.lax.platform_dependent(*saved, grad, cpu=cpu, default=gradient_of(_native))
 
 
@@ -106,32 +112,59 @@ def _sum_of_frames(x: Array, kernel: Array, *, stride: Stride, zeros: bool) -> A
     return total.astype(x.dtype).reshape(b, frames, *total.shape[1:])
 
 
+def _over_cells(x: Array, kernel: Array, *, stride: Stride, zeros: bool) -> Array:
+    """A strided convolution as one of stride 1 over cells, each with all its pixels as channels."""
+    window = kernel.shape[:3]
+    pad = (0, int(zeros), int(zeros))
+    outputs = [
+        (n + 2 * p - k) // s + 1
+        for n, p, k, s in zip(x.shape[1:4], pad, window, stride, strict=True)
+    ]
+    cells = [-(-k // s) for k, s in zip(window, stride, strict=True)]  # of the window
+    needed = [(n + k - 1) * s for n, k, s in zip(outputs, cells, stride, strict=True)]
+    ends = [m - n - p for m, n, p in zip(needed, x.shape[1:4], pad, strict=True)]  # or cut off
+    x = jax.lax.pad(
+        x,
+        jnp.zeros((), x.dtype),
+        [(0, 0, 0), *((p, e, 0) for p, e in zip(pad, ends, strict=True)), (0, 0, 0)],
+    )
+    widened = [(0, n * s - k) for n, s, k in zip(cells, stride, window, strict=True)]
+    kernel = jnp.pad(kernel, (*widened, (0, 0), (0, 0)))
+    b, t, h, w, c = x.shape
+    st, sh, sw = stride
+    x = x.reshape(b, t // st, st, h // sh, sh, w // sw, sw, c).transpose(0, 1, 3, 5, 2, 4, 6, 7)
+    x = x.reshape(*x.shape[:4], -1)
+    t, h, w, _, d = kernel.shape
+    kernel = kernel.reshape(t // st, st, h // sh, sh, w // sw, sw, c, d)
+    kernel = kernel.transpose(0, 2, 4, 1, 3, 5, 6, 7).reshape(*cells, -1, d)
+    return _convolve(x, kernel, (1, 1, 1), False)
+
+
 def _gradients_by_convolution(
     x: Array, kernel: Array, grad: Array, *, zeros: bool
 ) -> tuple[Array, Array]:
     """Both gradients at stride 1, each as one forward convolution."""
-    depth = kernel.shape[0]
-    space = (1, 1) if zeros else (2, 2)
+    depth, rows, columns = kernel.shape[:3]
+    pad = int(zeros)
     flipped = jnp.flip(kernel, (0, 1, 2)).swapaxes(3, 4)
     of_x = jax.lax.conv_general_dilated(
         grad,
         flipped,
         (1, 1, 1),
-        ((depth - 1, depth - 1), space, space),
+        [(size - 1 - p, size - 1 - p) for size, p in ((depth, 0), (rows, pad), (columns, pad))],
         dimension_numbers=_LAYOUT,
     )
 
     # The kernel's is a sum over samples, frames, rows and columns. Frames and rows slide as the
-    # window of a convolution, samples and columns are its channels, and what meets the three
-    # columns of the kernel lies side by side.
-    if zeros:
-        x = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
+    # window of a convolution, samples and columns are its channels, and what meets the columns of
+    # the kernel lies side by side.
+    x = jnp.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad), (0, 0)))
     b, t, h, w, d = grad.shape
     c = x.shape[-1]
-    columns = jnp.stack([x[:, :, :, i : i + w] for i in range(3)], axis=3)
-    columns = columns.transpose(1, 2, 3, 5, 0, 4).reshape(1, *x.shape[1:3], 3 * c, b * w)
+    shifted = jnp.stack([x[:, :, :, i : i + w] for i in range(columns)], axis=3)
+    shifted = shifted.transpose(1, 2, 3, 5, 0, 4).reshape(1, *x.shape[1:3], columns * c, b * w)
     window = grad.transpose(1, 2, 0, 3, 4).reshape(t, h, 1, b * w, d)
     of_kernel = jax.lax.conv_general_dilated(
-        columns, window, (1, 1, 1), "VALID", dimension_numbers=_LAYOUT
+        shifted, window, (1, 1, 1), "VALID", dimension_numbers=_LAYOUT
     )
-    return of_x, of_kernel.reshape(depth, 3, 3, c, d)
+    return of_x, of_kernel.reshape(kernel.shape)

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from ltx_jax.config import STGMode, TransformerConfig
 from ltx_jax.models.attention import Mask, attention
 from ltx_jax.models.layers import RMSNorm, TimestepEmbedder, dense, param, rms_normalize
-from ltx_jax.sharding import constrain
+from ltx_jax.sharding import constrain, token_padding
 
 Heads = tuple[Float[Array, "b n k e"], Float[Array, "b m k e"], Float[Array, "b m k e"]]
 Rope = tuple[Float[Array, "#b n p"], Float[Array, "#b n p"]]  # cosines, sines of the p = d/2 pairs
@@ -68,6 +68,7 @@ class _Context:
     modulation: Any  # (b, n or 1, 6, d)
     caption: Any  # (b, m, d)
     caption_mask: Any  # (b, m) or None
+    token_mask: Any  # (b, n), or None: all tokens are real
     rope: Any  # (cos, sin)
     skip_mode: STGMode | None = struct.field(pytree_node=False)
 
@@ -161,12 +162,14 @@ class Attention(nn.Module):
             x = x.reshape(*x.shape[:2], cfg.num_attention_heads, cfg.attention_head_dim)
             return constrain(x, "batch", tokens, "act_heads", None)
 
-        # Every token sees every key, so these are whole on each device of the `seq` axis.
-        return heads(q, "token"), heads(k, None), heads(v, None)
+        keys = None if rope is None else "token"  # every device of `seq` sees the whole caption
+        return heads(q, "token"), heads(k, keys), heads(v, keys)
 
-    def attend(self, heads: Heads, mask: Mask | None = None) -> Float[Array, "b n d"]:
+    def attend(
+        self, heads: Heads, mask: Mask | None = None, of_itself: bool = False
+    ) -> Float[Array, "b n d"]:
         """What each query sees of the values."""
-        out = attention(*heads, mask=mask, form=self.cfg.attention)
+        out = attention(*heads, mask=mask, form=self.cfg.attention, of_itself=of_itself)
         out = constrain(out, "batch", "token", "act_heads", None)
         return out.reshape(*out.shape[:2], -1)
 
@@ -230,7 +233,7 @@ class Block(nn.Module):
             return nn.remat(method, prevent_cse=False) if self.cfg.remat == "attention" else method
 
         heads = part(Block._to_self)(self, x, context)
-        attended = self.attn1.attend(heads)
+        attended = self.attn1.attend(heads, context.token_mask, of_itself=True)
         after, heads = part(Block._to_caption)(self, x, attended, heads[2], keep, context)
         attended = self.attn2.attend(heads, context.caption_mask)
         after = part(Block._to_end)(self, after, attended, context)
@@ -302,6 +305,8 @@ class Transformer(nn.Module):
         """
         cfg = self.cfg
         _check(cfg, latents, caption, rope, skip)
+        n = latents.shape[1]
+        latents, timestep, rope, token_mask = _pad(latents, timestep, rope)
         x = constrain(latents.astype(cfg.dtype), "batch", "token", None)
         x = _dense(cfg)(cfg.width, (None, "embed"), name="patchify_proj")(x)
         x = constrain(x, "batch", "token", "act_embed")
@@ -313,6 +318,7 @@ class Transformer(nn.Module):
             modulation=modulation,
             caption=constrain(caption, "batch", None, "act_embed"),
             caption_mask=caption_mask,
+            token_mask=token_mask,
             rope=tuple(constrain(table, *_rope_axes(table)) for table in rope),
             skip_mode=None if skip is None else skip.mode,
         )
@@ -340,7 +346,22 @@ class Transformer(nn.Module):
             param_dtype=cfg.param_dtype,
             kernel_init=nn.initializers.normal(0.02),
         )
-        return constrain(out(x), "batch", "token", None)
+        return constrain(out(x), "batch", "token", None)[:, :n]
+
+
+def _pad(
+    latents: Array, timestep: Array, rope: tuple[Array, Array]
+) -> tuple[Array, Array, tuple[Array, Array], Array | None]:
+    """Adds tokens at the end until the devices of a mesh can share them, and masks those."""
+    b, n, _ = latents.shape
+    extra = token_padding(n)
+    if not extra:
+        return latents, timestep, rope, None
+    latents, *tables = (jnp.pad(x, ((0, 0), (0, extra), (0, 0))) for x in (latents, *rope))
+    if timestep.shape[1] > 1:
+        timestep = jnp.pad(timestep, ((0, 0), (0, extra)))
+    mask = jnp.broadcast_to(jnp.arange(n + extra) < n, (b, n + extra))
+    return latents, timestep, (tables[0], tables[1]), mask
 
 
 def _rope_axes(table: Array) -> tuple[str | None, ...]:

@@ -1,179 +1,211 @@
-"""The training loop: steps, a progress line, checkpoints, and a clean stop on a signal."""
+"""The training loop: steps, reports, validation, checkpoints, and a clean stop on a signal."""
 
 import contextlib
-import math
-import signal
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from ltx_jax import sharding
-from ltx_jax.checkpoints.runs import Run
+from ltx_jax.checkpoints import runs
 from ltx_jax.config import TrainTransformer, TrainVAE
 from ltx_jax.diffusion.programs import explain_memory_errors
-from ltx_jax.training import transformer, vae
-from ltx_jax.training.stage import Stage, check_batch_size
-from ltx_jax.training.state import TrainState
+from ltx_jax.training import process, transformer, vae
+from ltx_jax.training.report import Reporter, check_installed
+from ltx_jax.training.stage import Stage, Validation, Work, check_batch_size
+from ltx_jax.training.state import GRADIENTS, TrainState
 
 _MEMORY_ADVICE = (
-    "lower --data.batch_size, --data.num_frames or the size, set --model.remat full, or split the "
-    "model over more devices (--mesh.fsdp)"
+    "raise --optim.accumulate, lower --data.batch_size, --data.num_frames or the size, set "
+    "--model.remat full, or split the model over more devices (--mesh.fsdp)"
 )
 
 
-def train(cfg: TrainVAE | TrainTransformer, report: Callable[[str], None] = print) -> TrainState:
+def train(
+    cfg: TrainVAE | TrainTransformer, log: Callable[[str], None] = print, profile: bool = False
+) -> TrainState:
     """Trains from the latest step of `run.output`, or from the start, to `run.steps`.
 
     SIGTERM and Ctrl-C save and return after the step in progress; a second Ctrl-C leaves at once.
 
     Args:
       cfg: the whole configuration.
-      report: takes the lines of the log.
+      log: takes the lines of the log; in the first process only.
+      profile: writes a profiler's trace of a few steps under the run.
 
     Returns:
       The last state.
 
     Raises:
       ValueError: if the configuration, the data or the run's folder cannot be used.
+      FloatingPointError: after `run.max_rejected` steps in a row that were not finite.
       MemoryError: says what to lower.
     """
+    if not process.is_first():
+        log = _silent
     with explain_memory_errors(_MEMORY_ADVICE):
-        return _train(cfg, report)
+        mesh, stage = _build(cfg)
+        with contextlib.closing(runs.Run(cfg)) as run:
+            state = _begin(run, stage, mesh, cfg.run.steps, log)
+            traces = run.folder / "profile" if profile and process.is_first() else None
+            with (
+                sharding.use_mesh(mesh),
+                process.interruptible() as stopping,
+                process.traced(traces, log) as tracer,
+                contextlib.closing(Reporter(cfg, run.folder, int(state.step), log)) as reporter,
+            ):
+                state, stopped = _steps(cfg, stage, run, state, reporter, tracer, stopping)
+        if stopped:  # and saved: the run is closed
+            log(f"stopped and saved at step {state.step}; the same command goes on from there")
+        return state
 
 
-def _train(cfg: TrainVAE | TrainTransformer, report: Callable[[str], None]) -> TrainState:
+def evaluate(cfg: TrainVAE | TrainTransformer, log: Callable[[str], None] = print) -> Validation:
+    """Validates the latest step of `run.output`, and says its figures.
+
+    Raises:
+      ValueError: if there is no such run or no step of it, or it has another configuration.
+    """
+    with explain_memory_errors(_MEMORY_ADVICE):
+        mesh, stage = _build(cfg)
+        state = _restored(lambda shapes: runs.restore(cfg, shapes), stage)
+        with sharding.use_mesh(mesh):
+            found = stage.validate(state)
+    if process.is_first():
+        log(f"{cfg.run.output} after step {state.step}")
+        for name, value in found.scalars.items():
+            log(f"{name} {value:.6g}")
+    return found
+
+
+def _build(cfg: TrainVAE | TrainTransformer) -> tuple[Mesh, Stage]:
     mesh = sharding.make_mesh(cfg.mesh)
     for bucket in cfg.data.sizes:
-        check_batch_size(bucket.batch_size, mesh)
+        check_batch_size(bucket.batch_size, mesh, cfg.optim.accumulate)
+    check_installed(cfg)
     build = vae.build if isinstance(cfg, TrainVAE) else transformer.build
-    stage = build(cfg, mesh)  # pyright: ignore[reportArgumentType]
-    run = Run(cfg)
-    try:
-        if stage.vae is not None:
-            run.write_vae(stage.vae)
-        if run.latest_step is None:
-            state = stage.plan.make()
-            count = sum(x.size for x in jax.tree.leaves(state.params))
-            report(f"{run.folder}: {count / 1e6:.2f} M parameters on {mesh.size} device(s)")
-        else:
-            state = _restore(run, stage)
-            report(f"{run.folder}: continues after step {int(state.step)} of {cfg.run.steps}")
-        with sharding.use_mesh(mesh), _interruptible() as stopping:
-            return _steps(cfg, stage, run, state, stopping, report)
-    finally:
-        run.close()
+    return mesh, build(cfg, mesh)  # pyright: ignore[reportArgumentType]
+
+
+def _begin(
+    run: runs.Run, stage: Stage, mesh: Mesh, last: int, log: Callable[[str], None]
+) -> TrainState:
+    """The state to go on from."""
+    if run.latest_step is None:
+        state = stage.plan.make()
+        count = sum(x.size for x in jax.tree.leaves(state.params))
+        log(f"{run.folder}: {count / 1e6:.2f} M parameters on {mesh.size} device(s)")
+    else:
+        state = _restored(run.restore, stage)
+        log(f"{run.folder}: continues after step {state.step} of {last}")
+    run.begin(stage.vae)
+    return state
+
+
+class _Taken(NamedTuple):
+    """What is to be said of a step, while the next one runs."""
+
+    done: int
+    metrics: dict[str, Any]
+    work: Work
+    waited: float
 
 
 def _steps(
     cfg: TrainVAE | TrainTransformer,
     stage: Stage,
-    run: Run,
+    run: runs.Run,
     state: TrainState,
-    stopping: Callable[[], bool],
-    report: Callable[[str], None],
-) -> TrainState:
-    first, last = int(state.step), cfg.run.steps
-    clock = _Clock(first, last)
-    late: tuple[int, dict[str, Any]] | None = None
-    for step, batch in enumerate(stage.batches(first, last), first):
+    reporter: Reporter,
+    tracer: Callable[[int, Any], None],
+    stopping: Callable[[int], bool],
+) -> tuple[TrainState, bool]:
+    """Takes all steps that are left; the last state, and whether it was asked to stop before."""
+    first, last, settings = int(state.step), cfg.run.steps, cfg.run
+    batches = stage.batches(first, last)
+    taken: _Taken | None = None
+    stop = False
+
+    def tell() -> None:
+        nonlocal taken
+        if taken is not None:
+            _report(taken, reporter, settings.max_rejected, state)
+        taken = None
+
+    for done in range(first + 1, last + 1):
+        with reporter.pause():
+            tracer(done - first, state)
+        begin = time.monotonic()
+        batch = next(batches)
+        waited = time.monotonic() - begin
         state, metrics = stage.step(state, batch)
-        # The numbers of the step before: fetching this one's would make the device wait.
-        if late is not None:
-            clock.report(*late, cfg.run.log_every, report)
-        late = (step + 1, metrics)
-        stop = stopping()
-        if stop or step + 1 == last or (step + 1) % cfg.run.save_every == 0:
-            _save(run, stage, state)
+        tell()  # of the step before: fetching this one's numbers would make the device wait
+        taken = _Taken(done, metrics, stage.work(batch), waited)
+        run.check()
+        stop = stopping(done)
+        loss = None
+        if settings.validates_after(done) and not stop:
+            tell()
+            with reporter.pause():
+                found = stage.validate(state)
+                reporter.validation(done, found)
+            loss = next(iter(found.scalars.values()), None)
+        if stop or done == last or done % settings.save_every == 0:
+            with reporter.pause():
+                _save(run, stage, state, loss)
         if stop:
-            report(f"stopped and saved at step {step + 1}; the same command goes on from there")
             break
-    if late is not None:
-        clock.report(*late, cfg.run.log_every, report)
-    return state
+    tell()
+    return state, stop
 
 
-class _Clock:
-    """Prints the progress line; the first step, which compiles, does not count as speed."""
-
-    def __init__(self, first: int, last: int):
-        self._last = last
-        self._mark: tuple[int, float] | None = None
-        self._begun = first + 1
-
-    def report(
-        self, step: int, metrics: dict[str, Any], every: int, report: Callable[[str], None]
-    ) -> None:
-        if step != self._begun and step % every and step != self._last:
-            return
-        values = {name: float(value) for name, value in metrics.items()}
-        now = time.monotonic()
-        speed = ""
-        if self._mark is not None and step > self._mark[0]:
-            rate = (step - self._mark[0]) / (now - self._mark[1])
-            left = (self._last - step) / rate
-            speed = f"  {rate:.3g} steps/s  {_duration(left)} left"
-        self._mark = (step, now)
-        numbers = "  ".join(
-            f"{name} {value:.4g}" for name, value in values.items() if name != "rejected"
+def _report(taken: _Taken, reporter: Reporter, most: int, state: TrainState) -> None:
+    tensors = taken.metrics[GRADIENTS]
+    figures = {name: x for name, x in taken.metrics.items() if name != GRADIENTS}
+    reporter.step(taken.done, figures, taken.work, taken.waited)
+    rejected = int(figures["rejected_in_a_row"])
+    if rejected >= most:
+        raise FloatingPointError(
+            f"{rejected} steps in a row were not finite, the last is {taken.done}. "
+            f"{_name_broken(figures, tensors, state)}. No step of them was kept: go on with a "
+            "lower --optim.peak_lr in another run that starts from this one (--run.init_from)"
         )
-        if values.get("rejected"):
-            numbers += f"  rejected {values['rejected']:.0f} steps (not finite)"
-        report(f"step {step}/{self._last}  {numbers}{speed}")
 
 
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(math.ceil(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+def _name_broken(figures: Mapping[str, Any], gradients: Any, state: TrainState) -> str:
+    """The figures, gradients and parameters that are not finite."""
+    all_finite = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree))
+    params = {**state.params, "discriminator": state.adversary.get("params", {})}
+    told = []
+    for kind, tree in (("figures", figures), ("gradients", gradients), ("parameters", params)):
+        flags = jax.tree.leaves_with_path(jax.device_get(all_finite(dict(tree))))
+        names = ["/".join(str(entry.key) for entry in path) for path, well in flags if not well]
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        told.append(f"{kind}: {', '.join(names[:5]) or 'none'}{more}")
+    return "Not finite are " + "; ".join(told)
 
 
-def _save(run: Run, stage: Stage, state: TrainState) -> None:
-    rest = {
-        "step": state.step,
-        "updates": state.updates,
-        "opt_state": state.opt_state,
-        "statistics": state.statistics,
-        "adversary": state.adversary,
-    }
-    parts = {"params": state.params, "ema": state.ema, "state": rest}
+def _silent(_: str) -> None: ...
+
+
+def _save(run: runs.Run, stage: Stage, state: TrainState, loss: float | None) -> None:
+    parts = {"params": state.params, "ema": state.ema, "state": _rest(state)}
     statistics = stage.statistics(state)
     if statistics:
         parts["statistics"] = statistics
-    run.save(int(state.step), parts)
+    run.save(int(state.step), parts, loss)
 
 
-def _restore(run: Run, stage: Stage) -> TrainState:
+def _restored(read: Callable[[Mapping[str, Any]], dict[str, Any]], stage: Stage) -> TrainState:
     shapes = stage.plan.shapes
-    rest = {
-        "step": shapes.step,
-        "updates": shapes.updates,
-        "opt_state": shapes.opt_state,
-        "statistics": shapes.statistics,
-        "adversary": shapes.adversary,
-    }
-    parts = run.restore({"params": shapes.params, "ema": shapes.ema, "state": rest})
+    parts = read({"params": shapes.params, "ema": shapes.ema, "state": _rest(shapes)})
     return TrainState(params=parts["params"], ema=parts["ema"], **parts["state"])
 
 
-@contextlib.contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Turns SIGTERM and SIGINT into a question; the second of one kind acts as it always did."""
-    asked = False
-    previous: dict[int, Any] = {}
-
-    def note(number: int, _: Any) -> None:
-        nonlocal asked
-        asked = True
-        signal.signal(number, previous[number])
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        # Signals belong to the main thread; elsewhere (a notebook's worker) nothing is caught.
-        with contextlib.suppress(ValueError):
-            previous[number] = signal.signal(number, note)
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+def _rest(state: TrainState) -> dict[str, Any]:
+    """What a step changes beside the parameters and their average."""
+    fields = {name: getattr(state, name) for name in state.__dataclass_fields__}
+    return {name: x for name, x in fields.items() if name not in ("params", "ema")}

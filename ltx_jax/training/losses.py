@@ -1,7 +1,8 @@
 """Terms of the training losses, each in float32 and each reduced to a scalar."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -14,6 +15,55 @@ def pixel_loss(
     """Mean absolute or mean squared error over all values."""
     error = reconstruction.astype(jnp.float32) - video.astype(jnp.float32)
     return jnp.mean(jnp.abs(error) if kind == "l1" else error * error)
+
+
+def haar_bands(
+    video: Float[Array, "b t h w c"], levels: int = 1
+) -> list[Float[Array, "b t2 h2 w2 c"]]:
+    """The orthonormal 3-D Haar transform: the detail bands of each level, then what is left.
+
+    A level halves frames, rows and columns and gives eight bands. An odd number of frames is made
+    even by repeating the first, as the causal encoder does; a single frame is halved in rows and
+    columns alone, into four bands.
+
+    Raises:
+      ValueError: if rows or columns cannot be halved as often.
+    """
+    height, width = video.shape[2:4]
+    if height % 2**levels or width % 2**levels:
+        raise ValueError(f"{height} x {width} pixels cannot be halved {levels} times (dwt_levels)")
+    details, low = [], video
+    for _ in range(levels):
+        frames = low.shape[1]
+        if frames > 1 and frames % 2:
+            low = jnp.concatenate([low[:, :1], low], axis=1)
+        low, *high = _halve([low], (1, 2, 3) if frames > 1 else (2, 3))
+        details += high
+    return [*details, low]
+
+
+def _halve(bands: list[Array], axes: tuple[int, ...]) -> list[Array]:
+    """Splits every band in two along every axis; the lowest comes first."""
+    for axis in axes:
+        pairs = [
+            (jax.lax.slice_in_dim(x, 0, None, 2, axis), jax.lax.slice_in_dim(x, 1, None, 2, axis))
+            for x in bands
+        ]
+        bands = [(a + sign * b) * 0.5**0.5 for sign in (1, -1) for a, b in pairs]
+    return bands
+
+
+def dwt_loss(
+    reconstruction: Float[Array, "b t h w c"], video: Float[Array, "b t h w c"], levels: int
+) -> Float[Array, ""]:
+    """Mean absolute error over all Haar coefficients ("video DWT loss", paper, section 2.1).
+
+    Pixel losses alone blur what is fine; here every band of it has a share of its own.
+    """
+    error = reconstruction.astype(jnp.float32) - video.astype(jnp.float32)
+    bands = haar_bands(error, levels)  # the transform is linear
+    total = jnp.sum(jnp.stack([jnp.sum(jnp.abs(band)) for band in bands]))
+    return total / sum(band.size for band in bands)
 
 
 def kl_loss(
@@ -29,6 +79,42 @@ def kl_loss(
     return jnp.mean(jnp.sum(per_channel, axis=-1))
 
 
+class GANLosses(NamedTuple):
+    """What each side of an adversarial game has to lower, and how well the discriminator does."""
+
+    generator: Float[Array, ""]
+    discriminator: Float[Array, ""]
+    accuracy: Float[Array, ""]  # share of right answers; 0.5: it cannot tell
+
+
+def pair_losses(first: Float[Array, "*b"], second: Float[Array, "*b"]) -> GANLosses:
+    """The reconstruction GAN's (paper, section 2.1).
+
+    The logits say "the first of the two is the original": `first` where it is, `second` for the
+    same pair the other way round.
+    """
+    first, second = first.astype(jnp.float32), second.astype(jnp.float32)
+    return GANLosses(
+        jnp.mean(jax.nn.softplus(first)) + jnp.mean(jax.nn.softplus(-second)),
+        jnp.mean(jax.nn.softplus(-first)) + jnp.mean(jax.nn.softplus(second)),
+        _accuracy(first, second),
+    )
+
+
+def hinge_losses(original: Float[Array, "*b"], reconstruction: Float[Array, "*b"]) -> GANLosses:
+    """The usual GAN's, with a hinge: the logits of each clip alone say that it is an original."""
+    original, reconstruction = (x.astype(jnp.float32) for x in (original, reconstruction))
+    return GANLosses(
+        -jnp.mean(reconstruction),
+        jnp.mean(jax.nn.relu(1 - original)) + jnp.mean(jax.nn.relu(1 + reconstruction)),
+        _accuracy(original, reconstruction),
+    )
+
+
+def _accuracy(yes: Array, no: Array) -> Array:
+    return 0.5 * (jnp.mean(yes > 0) + jnp.mean(no < 0))
+
+
 def velocity_loss(
     prediction: Float[Array, "b n c"],
     velocity: Float[Array, "b n c"],
@@ -39,8 +125,3 @@ def velocity_loss(
     per_token = jnp.mean(error * error, axis=-1)
     total = jnp.maximum(jnp.sum(weight, axis=-1), 1e-6)
     return jnp.sum(per_token * weight, axis=-1) / total
-
-
-def psnr(mean_squared_error: Float[Array, ""]) -> Float[Array, ""]:
-    """Peak signal-to-noise ratio in dB of values in [-1, 1]."""
-    return 10 * jnp.log10(4.0 / jnp.maximum(mean_squared_error, 1e-12))

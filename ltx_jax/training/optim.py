@@ -1,5 +1,7 @@
 """Optimisers: AdamW, or Muon on matrices and kernels with AdamW on the rest."""
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -38,10 +40,20 @@ def make_schedule(cfg: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(cfg: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """Global-norm clipping, then the optimiser of the config with its schedule."""
+    """Global-norm clipping, then the optimiser of the config with its schedule.
+
+    Frozen parameters get no update and no state.
+    """
     schedule = make_schedule(cfg, steps)
     if cfg.name == "adamw":
-        update = optax.adamw(schedule, cfg.b1, cfg.b2, weight_decay=cfg.weight_decay, mask=decayed)
+        update = optax.adamw(
+            schedule,
+            cfg.b1,
+            cfg.b2,
+            mu_dtype=cfg.moment_dtype,
+            weight_decay=cfg.weight_decay,
+            mask=decayed,
+        )
     else:
         update = _in_columns(
             optax.contrib.muon(
@@ -49,13 +61,46 @@ def make_optimizer(cfg: OptimConfig, steps: int) -> optax.GradientTransformation
                 beta=cfg.b1,
                 weight_decay=cfg.weight_decay,
                 weight_decay_mask=decayed,
+                mu_dtype=cfg.moment_dtype,
                 adam_b1=cfg.b1,
                 adam_b2=cfg.b2,
                 consistent_rms=_UPDATE_RMS,
                 muon_weight_dimension_numbers=muon_axes,
             )
         )
-    return optax.chain(optax.clip_by_global_norm(cfg.clip_norm), update)
+    tx = optax.chain(optax.clip_by_global_norm(cfg.clip_norm), update)
+    if not cfg.freeze:
+        return tx
+
+    def kinds(params: Any) -> Any:
+        fixed = frozen(params, cfg.freeze)
+        return jax.tree.map(lambda no: "frozen" if no else "trained", fixed)
+
+    return optax.multi_transform({"trained": tx, "frozen": optax.set_to_zero()}, kinds)
+
+
+def frozen(params: Any, patterns: Sequence[str]) -> Any:
+    """True for the parameters whose path, as in "blocks/attn1/to_q/kernel", a pattern matches.
+
+    Raises:
+      ValueError: if a pattern is no regular expression, or matches nothing.
+    """
+    matched = dict.fromkeys(patterns, False)
+
+    def leaf(path: Any, _: Any) -> bool:
+        name = "/".join(entry.key for entry in path)
+        found = [pattern for pattern in patterns if re.search(pattern, name)]
+        matched.update(dict.fromkeys(found, True))
+        return bool(found)
+
+    try:
+        fixed = jax.tree.map_with_path(leaf, params)
+    except re.error as error:
+        raise ValueError(f"optim.freeze: {error.pattern!r} cannot be read: {error}") from error
+    idle = [pattern for pattern, found in matched.items() if not found]
+    if idle:
+        raise ValueError(f"optim.freeze: {idle[0]!r} matches no parameter")
+    return fixed
 
 
 def decayed(params: Any) -> Any:

@@ -1,7 +1,6 @@
 """What the loop needs of a stage, and how batches reach the mesh."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -71,25 +70,61 @@ def ahead(make: Callable[[int], Any], first: int, last: int) -> Iterator[Any]:
             yield made
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Refuses a batch that cannot be split evenly.
+def check_batch_size(batch_size: int, mesh: Mesh, parts: int = 1) -> None:
+    """Refuses a batch that cannot be split evenly, over the devices and then into micro-batches.
 
     Raises:
       ValueError: naming the axes.
     """
-    shards = math.prod(mesh.shape[axis] for axis in ("data", "fsdp"))
-    if batch_size % shards:
+    shards = _shards(mesh)
+    if batch_size % (shards * parts):
+        times = f" times the {parts} micro-batches of optim.accumulate" if parts > 1 else ""
         raise ValueError(
             f"data.batch_size = {batch_size} is no multiple of the {shards} devices of the mesh "
-            f"axes data and fsdp: take {-(-batch_size // shards) * shards}, or set --mesh.data"
+            f"axes data and fsdp{times}: take {-(-batch_size // (shards * parts)) * shards * parts}"
+            ", or set --mesh.data"
         )
 
 
+def share(mesh: Mesh) -> tuple[int, int]:
+    """Which part of every batch this process loads: its index, and how many parts there are.
+
+    Part i of n is rows [i b/n, (i + 1) b/n) of a batch of b. Processes that only split the rest of
+    the mesh between them load the same part.
+
+    Raises:
+      ValueError: if the processes' parts overlap.
+    """
+    rows: dict[int, set[int]] = {}
+    shards = _shards(mesh)
+    for device, (index,) in _by_batch(mesh).devices_indices_map((shards,)).items():
+        rows.setdefault(device.process_index, set()).add(index.indices(shards)[0])
+    parts = sorted({tuple(sorted(held)) for held in rows.values()})
+    if sum(len(part) for part in parts) != shards:
+        raise ValueError(
+            f"the mesh {dict(mesh.shape)} gives its processes parts of a batch that overlap: make "
+            "the axes seq and tensor, together, a divisor or a multiple of a process's devices"
+        )
+    return parts.index(tuple(sorted(rows[jax.process_index()]))), len(parts)
+
+
+def _by_batch(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, sharding.spec(("batch",)))
+
+
+def _shards(mesh: Mesh) -> int:
+    """Devices that share a batch."""
+    return mesh.size // _by_batch(mesh).shard_shape((mesh.size,))[0]
+
+
 def split(tree: Any, mesh: Mesh) -> Any:
-    """Puts arrays on the mesh, their first axis split over the devices that share a batch."""
-    return jax.device_put(tree, NamedSharding(mesh, sharding.spec(("batch",))))
+    """Puts arrays on the mesh, their first axis split over the devices that share a batch.
+
+    With several processes each gives its own part, as `share` says.
+    """
+    return jax.make_array_from_process_local_data(_by_batch(mesh), tree)
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Puts arrays on every device."""
-    return jax.device_put(tree, NamedSharding(mesh, P()))
+    """Puts arrays on every device; all processes give the same."""
+    return jax.make_array_from_process_local_data(NamedSharding(mesh, P()), tree)

@@ -1,220 +1,141 @@
-"""The second stage: the transformer and its text encoder on rectified flow.
+"""The second stage: the transformer, and a text encoder along with it, on rectified flow.
 
-Latents come from a frozen VAE: encoded once for a folder, live for the procedural world. The
-posterior is sampled afresh in every step.
+Latents come from a frozen VAE, stored with the data or encoded as the batches come. The posterior
+is sampled afresh in every step.
 """
 
+import dataclasses
 import functools
 import math
-import statistics as stdlib_statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array
 
 from ltx_jax import sharding
 from ltx_jax.checkpoints import checkpoint, runs
 from ltx_jax.checkpoints.contents import Checkpoint
-from ltx_jax.config import FlowConfig, TrainTransformer, TransformerConfig, VAEConfig
-from ltx_jax.data import batches
+from ltx_jax.config import BucketConfig, TrainTransformer, TransformerConfig, VAEConfig
+from ltx_jax.data.loader import Batch, Loader
 from ltx_jax.diffusion import tokens
-from ltx_jax.diffusion.flow import add_noise, velocity_of
-from ltx_jax.models import convolution
-from ltx_jax.models.t5 import T5Encoder
+from ltx_jax.encode import check_vae
 from ltx_jax.models.transformer import Transformer
-from ltx_jax.models.vae import LatentStatistics, Posterior, VideoVAE, check_video_shape
-from ltx_jax.text import ByteTokenizer, tokenize
-from ltx_jax.training import losses
+from ltx_jax.models.vae import check_video_shape
+from ltx_jax.training import flops, latents
+from ltx_jax.training.captions import Captions, Dropped, Place, open_captions
+from ltx_jax.training.conditions import Conditions, Draw, Item, choose
+from ltx_jax.training.flow_loss import Geometry, flow_loss, kept_tokens, noised, rope_of
+from ltx_jax.training.flow_validation import losses_at_times, validator
+from ltx_jax.training.initial import Given, start_from
 from ltx_jax.training.optim import make_optimizer
-from ltx_jax.training.stage import Stage, Validation, Work, ahead, replicate, split
-from ltx_jax.training.state import TrainState, descend, make_step, plan
-from ltx_jax.training.vae import to_float
+from ltx_jax.training.stage import Stage, Work, share, split
+from ltx_jax.training.state import Loss, TrainState, descend, make_step, plan
 
 
-def time_density(count: int, cfg: FlowConfig) -> tuple[float, float, float]:
-    """Mean of the logit-normal density for `count` tokens, and the times of its two percentiles.
-
-    The mean is linear in the token count, as in SD3, and constant above `max_tokens`: the line
-    goes on to put all mass next to t = 1.
-    """
-    slope = (cfg.max_shift - cfg.min_shift) / (cfg.max_tokens - cfg.min_tokens)
-    mean = cfg.min_shift + slope * (min(count, cfg.max_tokens) - cfg.min_tokens)
-    normal = stdlib_statistics.NormalDist(mean)
-
-    def time(percentile: float) -> float:
-        return 1 / (1 + math.exp(-normal.inv_cdf(percentile / 100)))
-
-    return mean, time(cfg.low_percentile), time(cfg.high_percentile)
-
-
-def training_times(key: Array, batch: int, count: int, cfg: FlowConfig) -> Float[Array, " b"]:
-    """Times of a batch of clips of `count` tokens, in [min_time, 1].
-
-    Logit-normal, clipped at its percentiles and stretched so that they land on the ends (paper,
-    section 3.1); a part of the samples is uniform.
-    """
-    normal_key, uniform_key = jax.random.split(key)
-    uniform, choice = jax.random.uniform(uniform_key, (2, batch))
-    mean, low, high = time_density(count, cfg)
-    t = jax.nn.sigmoid(mean + jax.random.normal(normal_key, (batch,)))
-    t = jnp.clip((t - low) / (high - low), 0, 1)
-    t = jnp.where(choice < cfg.uniform_fraction, uniform, t)
-    return t * (1 - cfg.min_time) + cfg.min_time
-
-
-def condition_times(key: Array, t: Float[Array, " b"], cfg: FlowConfig) -> Float[Array, " b"]:
-    """Times of condition tokens: 0 half of the time, else up to the maximum, never above t."""
-    own, choice = jax.random.uniform(key, (2, *t.shape))
-    return jnp.where(choice < 0.5, 0.0, jnp.minimum(own * cfg.max_condition_time, t))
-
-
-def flow_loss(
-    velocity: Callable[..., Any],
-    params: Any,
-    latents: Float[Array, "b n c"],
-    condition: Bool[Array, " n"],
-    text: dict[str, Any],
-    rope: Any,
-    key: Array,
-    cfg: FlowConfig,
-) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """Mean squared error of the predicted velocity, and metrics.
-
-    Args:
-      velocity: (params, x (b, n, c), times (b, n), token ids, caption mask, rope) -> (b, n, c).
-      params: of both networks.
-      latents: normalised data.
-      condition: tokens that are given: they have a small time of their own and carry no loss.
-      text: `ids` and `mask` (b, m) of the captions; `empty_ids` and `empty_mask` (m,) of none.
-      rope: passed on.
-      key: of this step.
-      cfg: times, caption dropout.
-    """
-    time_key, condition_key, noise_key, drop_key = jax.random.split(key, 4)
-    b, n, _ = latents.shape
-    t = training_times(time_key, b, n, cfg)
-    own = condition_times(condition_key, t, cfg)
-    times = jnp.where(condition[None], own[:, None], t[:, None])
-    noise = jax.random.normal(noise_key, latents.shape)
-    x = add_noise(latents, noise, times)
-
-    drop = jax.random.bernoulli(drop_key, cfg.caption_dropout, (b, 1))
-    ids = jnp.where(drop, text["empty_ids"][None], text["ids"])
-    mask = jnp.where(drop, text["empty_mask"][None], text["mask"])
-    prediction = velocity(params, x, times, ids, mask, rope)
-
-    weight = jnp.broadcast_to(~condition[None], (b, n)).astype(jnp.float32)
-    per_sample = losses.velocity_loss(prediction, velocity_of(latents, noise), weight)
-    return jnp.mean(per_sample), {"conditioned": jnp.mean(condition.astype(jnp.float32))}
-
-
-def networks(cfg: TrainTransformer) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """`init(key)` and `velocity(params, ...)` of transformer and text encoder together."""
-    transformer, text_encoder = Transformer(cfg.model), T5Encoder(cfg.text_encoder)
+def network(cfg: TransformerConfig, captions: Captions) -> tuple[Callable[..., Any], ...]:
+    """`init(key)` and `velocity(params, tokens, times, captions, rope)` of all that is trained."""
+    transformer = Transformer(cfg)
 
     def init(key: Array) -> dict[str, Any]:
         keys = jax.random.split(key)
-        x = jnp.zeros((1, 2, cfg.model.in_channels))
-        caption = jnp.zeros((1, 1, cfg.model.caption_channels))
-        rope = (jnp.ones((1, 2, cfg.model.width // 2)),) * 2
-        ids = jnp.zeros((1, cfg.max_caption_tokens), jnp.int32)
-        return {
-            "transformer": transformer.init(keys[0], x, jnp.ones((1, 1)), caption, None, rope)[
-                "params"
-            ],
-            "text_encoder": text_encoder.init(keys[1], ids, ids)["params"],
-        }
+        x = jnp.zeros((1, 2, cfg.in_channels))
+        caption = jnp.zeros((1, 1, cfg.caption_channels))
+        rope = (jnp.ones((1, 2, cfg.width // 2)),) * 2
+        params = transformer.init(keys[0], x, jnp.ones((1, 1)), caption, None, rope)["params"]
+        return {"transformer": params, **captions.init(keys[1])}
 
-    def velocity(params: Any, x: Array, times: Array, ids: Array, mask: Array, rope: Any) -> Array:
-        caption: Any = text_encoder.apply({"params": params["text_encoder"]}, ids, mask)
+    def velocity(params: Any, x: Array, times: Array, arrays: Any, rope: Any) -> Array:
+        caption, mask = captions.embed(params, arrays)
         weights = {"params": params["transformer"]}
         return transformer.apply(weights, x, times, caption, mask, rope)  # pyright: ignore[reportReturnType]
 
     return init, velocity
 
 
-def rope_of(
-    cfg: TransformerConfig,
-    grid: tokens.Grid,
-    factors: tuple[int, int],
-    frame_rate: Float[Array, " b"],
-) -> tuple[Array, Array]:
-    """Rotary tables of each sample, at its own frames per second."""
-    coords = tokens.pixel_coords(
-        tokens.latent_coords(grid), *factors, causal=cfg.causal_temporal_positioning
+def grid_of(bucket: BucketConfig, vae: VAEConfig) -> tokens.Grid:
+    """Latent frames, rows and columns of a bucket's clips."""
+    return (
+        (bucket.num_frames - 1) // vae.temporal_factor + 1,
+        bucket.height // vae.spatial_factor,
+        bucket.width // vae.spatial_factor,
     )
-    coords = jnp.broadcast_to(coords[None], (frame_rate.shape[0], *coords.shape))
-    return tokens.rope_tables(tokens.positions(coords, frame_rate), cfg)
 
 
 def build(cfg: TrainTransformer, mesh: Mesh) -> Stage:
-    """Opens data and VAE, encodes what is finite, and plans the state.
+    """Opens data, VAE and text encoder, and plans the state.
 
     Raises:
-      ValueError: if data, VAE and transformer do not fit each other.
+      ValueError: if data, networks and settings do not fit each other.
     """
     data, seed = cfg.data, cfg.run.seed
+    sharding.check_heads(cfg.model.num_attention_heads, mesh)
     loaded, vae = _load_vae(cfg, mesh)
-    shape = (data.batch_size, data.num_frames, data.height, data.width, vae.in_channels)
-    check_video_shape(vae, shape)
-    factors = (vae.temporal_factor, vae.spatial_factor)
-    grid = (
-        (data.num_frames - 1) // factors[0] + 1,
-        data.height // factors[1],
-        data.width // factors[1],
-    )
-    # Without statistics the latents are not normalised.
-    channels = vae.latent_channels
-    normal = loaded.statistics or LatentStatistics(jnp.zeros(channels), jnp.ones(channels))
-    empty_ids, empty_mask = tokenize(ByteTokenizer(), [""], cfg.max_caption_tokens)
-    init, velocity = networks(cfg)
+    for size in data.sizes:
+        shape = (size.batch_size, size.num_frames, size.height, size.width, vae.in_channels)
+        check_video_shape(vae, shape)
+    part = share(mesh)
+    loader = Loader(data, cfg.flow.patterns, seed, process_index=part[0], process_count=part[1])
+    if loader.encoding is not None:
+        check_vae(loader.encoding, loaded, cfg.vae)
+    captions = open_captions(cfg, loader.encoding, mesh)
+    init, velocity = network(cfg.model, captions)
+    causal = cfg.model.causal_temporal_positioning
+    geometry = Geometry(vae.temporal_factor, vae.spatial_factor, causal)
+    kept = _kept(cfg, vae)
+    sample = latents.sampler(loaded, vae)
+    loss = _loss(cfg, velocity, sample, geometry, kept)
+    moments = latents.reader(loaded, vae, data, mesh)
 
-    def loss(params: Any, state: TrainState, batch: dict[str, Any], key: Array) -> Any:
-        sample_key, key = jax.random.split(key)
-        posterior = Posterior(batch["mean"], batch["logvar"])
-        z = posterior.sample(jax.random.normal(sample_key, posterior.mean.shape))
-        latents = tokens.patchify(normal.normalize(z))
-        text = {name: batch[name] for name in ("ids", "mask")}
-        text |= {"empty_ids": jnp.asarray(empty_ids[0]), "empty_mask": jnp.asarray(empty_mask[0])}
-        rope = rope_of(cfg.model, grid, factors, batch["frame_rate"])
-        value, metrics = flow_loss(
-            velocity, params, latents, batch["condition"], text, rope, key, cfg.flow
-        )
-        return value, (metrics, state.statistics)
+    def on_mesh(batch: Batch, given: Conditions, dropped: Dropped, place: Place) -> Any:
+        """What a step takes; work for the devices is begun, not waited for."""
+        prefix = None if given.prefix is None else place(given.prefix)
+        items = (Item(moments(item.video, place), place(item.frame)) for item in given.items)
+        return {
+            "video": moments(_video(batch), place),
+            "given": Conditions(prefix, tuple(items)),
+            "frame_rate": place(batch.frame_rate),
+            "captions": captions.read(batch.captions, batch.embeddings, dropped, place),
+        }
 
-    posterior_of = _posteriors(cfg, vae, loaded.vae_params, mesh)
-
-    def batch(step: int) -> dict[str, Any]:
-        moments, captions, frame_rate = posterior_of(step)
-        ids, mask = tokenize(ByteTokenizer(), captions, cfg.max_caption_tokens)
-        host = {"ids": ids, "mask": mask, "frame_rate": frame_rate}
-        condition = _first_frame(cfg.flow, grid, seed, step)
-        return {**moments, **split(host, mesh), "condition": replicate(condition, mesh)}
+    def made(first: int, last: int) -> Iterator[Any]:
+        # Not in a thread: all processes have to begin programs in one order.
+        for step, batch in enumerate(loader.batches(first, last), first):
+            draw = Draw(seed, step, part)
+            dropped = draw.chances(cfg.flow.caption_dropout, len(batch.captions))
+            given = choose(batch, draw, cfg.flow, vae.temporal_factor)
+            yield on_mesh(batch, given, dropped, functools.partial(split, mesh=mesh))
 
     tx = make_optimizer(cfg.optim, cfg.run.steps)
     planned = plan(init, tx, mesh, seed)
-    update = descend(loss, tx, cfg.optim.ema_decay, planned.layout)
+    planned = start_from(cfg.run.init_from, planned, mesh, functools.partial(_given, cfg))
+    update = descend(loss, tx, cfg.optim, planned.layout)
     step = make_step(update, planned.layout, seed)
     return Stage(
         planned,
         step,
-        batches=functools.partial(ahead, batch),
-        work=lambda batch: Work(0, 0.0),
-        validate=lambda state: Validation(),
+        batches=made,
+        work=_work(loss, kept, planned.shapes),
+        validate=validator(
+            cfg, mesh, loaded, captions, _held_out_loss(cfg, velocity, sample, geometry), on_mesh
+        ),
         statistics=lambda state: {},
         vae=loaded,
     )
 
 
-def _first_frame(cfg: FlowConfig, grid: tokens.Grid, seed: int, step: int) -> np.ndarray:
-    """Marks the first latent frame in a share of the batches; a single frame is never given."""
-    given = np.random.default_rng([seed, step]).random() < cfg.first_frame_probability
-    frame = np.arange(math.prod(grid)) // (grid[1] * grid[2])
-    return (frame == 0) & (given and grid[0] > 1)
+def _given(cfg: TrainTransformer, found: Checkpoint) -> Given:
+    """The weights of a checkpoint; a text encoder that trains is drawn where it has none."""
+    if found.transformer is None:
+        raise ValueError("--run.init_from names a checkpoint without a transformer")
+    given = {"transformer": found.transformer_params}
+    configs = ((found.transformer, cfg.model),)
+    if found.text_encoder is None or cfg.captions != "train":
+        return Given(given, configs)
+    text_cfg, params, _ = found.text_encoder
+    return Given({**given, "text_encoder": params}, (*configs, (text_cfg, cfg.text_encoder)))
 
 
 def _load_vae(cfg: TrainTransformer, mesh: Mesh) -> tuple[Checkpoint, VAEConfig]:
@@ -232,44 +153,84 @@ def _load_vae(cfg: TrainTransformer, mesh: Mesh) -> tuple[Checkpoint, VAEConfig]
     return loaded, loaded.vae
 
 
-def _posteriors(
-    cfg: TrainTransformer, vae: VAEConfig, vae_params: Any, mesh: Mesh
-) -> Callable[[int], tuple[dict[str, Any], tuple[str, ...], np.ndarray]]:
-    """step -> moments of the posterior (on the mesh), captions, frames per second."""
-    data, seed = cfg.data, cfg.run.seed
-    model = VideoVAE(vae)
+def _loss(
+    cfg: TrainTransformer,
+    velocity: Callable[..., Any],
+    sample: Callable[..., Any],
+    geometry: Geometry,
+    kept: dict[tokens.Grid, int],
+) -> Loss:
+    """The loss of a batch of any bucket."""
 
-    def moments(params: Any, frames: Array) -> dict[str, Array]:
-        posterior: Any = model.apply({"params": params}, to_float(frames), method="encode")
-        return {"mean": posterior.mean, "logvar": posterior.logvar}
+    def loss(params: Any, state: TrainState, batch: dict[str, Any], key: Array) -> Any:
+        prefix, items = batch["given"]
+        key, video_key, *keys = jax.random.split(key, 2 + len(items))
+        video = sample(batch["video"], video_key)
+        items = tuple(
+            Item(sample(item.video, own), item.frame) for item, own in zip(items, keys, strict=True)
+        )
+        given, count = Conditions(prefix, items), kept[video.shape[1:4]]
+        shown = noised(video, given, key, cfg.flow, geometry, count)
+        rope = rope_of(shown.coords, batch["frame_rate"], cfg.model)
+        value, metrics = flow_loss(velocity, params, shown, batch["captions"], rope)
+        return value, (metrics, state.statistics)
 
-    program = jax.jit(moments, compiler_options=convolution.compiler_options())
+    return loss
 
-    def encode(frames: np.ndarray) -> dict[str, Array]:
-        with sharding.use_mesh(mesh):  # contexts belong to threads, and batches come from another
-            return program(vae_params, split(frames, mesh))
 
-    source = batches.open_source(data, seed)
-    if source.count is None:
+def _held_out_loss(
+    cfg: TrainTransformer,
+    velocity: Callable[..., Any],
+    sample: Callable[..., Any],
+    geometry: Geometry,
+) -> Callable[[Any, Any, Array], Array]:
+    """(params, batch, key) -> the loss at each of `TIMES`, without conditions."""
 
-        def live(step: int) -> tuple[dict[str, Any], tuple[str, ...], np.ndarray]:
-            chosen = batches.indices(None, seed, step, data.batch_size)
-            loaded = batches.load_batch(source, chosen)
-            return encode(loaded.frames), loaded.captions, loaded.frame_rate
+    def losses(params: Any, batch: Any, key: Array) -> Array:
+        sample_key, noise_key = jax.random.split(key)
+        video = sample(batch["video"], sample_key)
+        corners = tokens.latent_coords(video.shape[1:4])
+        coords = tokens.pixel_coords(corners, **dataclasses.asdict(geometry))
+        coords = jnp.broadcast_to(coords, (video.shape[0], *coords.shape))
+        rope = rope_of(coords, batch["frame_rate"], cfg.model)
+        return losses_at_times(velocity, params, video, batch["captions"], rope, noise_key)
 
-        return live
+    return losses
 
-    rows: list[tuple[dict[str, np.ndarray], str, np.float32]] = []
-    for chosen, loaded in batches.in_order(source, data.batch_size):
-        encoded = jax.tree.map(np.asarray, encode(loaded.frames))
-        for i in range(len(chosen)):
-            row = jax.tree.map(lambda x, i=i: x[i], encoded)
-            rows.append((row, loaded.captions[i], loaded.frame_rate[i]))
 
-    def stored(step: int) -> tuple[dict[str, Any], tuple[str, ...], np.ndarray]:
-        chosen = [rows[i] for i in batches.indices(len(rows), seed, step, data.batch_size)]
-        stacked = jax.tree.map(lambda *x: np.stack(x), *[row for row, _, _ in chosen])
-        captions = tuple(caption for _, caption, _ in chosen)
-        return split(stacked, mesh), captions, np.array([rate for _, _, rate in chosen])
+def _kept(cfg: TrainTransformer, vae: VAEConfig) -> dict[tokens.Grid, int]:
+    """How many of a video's own tokens are not dropped, in each bucket."""
+    grids = [grid_of(size, vae) for size in cfg.data.sizes]
+    sizes = [
+        (math.prod(grid), size.batch_size) for grid, size in zip(grids, cfg.data.sizes, strict=True)
+    ]
+    return dict(zip(grids, kept_tokens(sizes, cfg.flow.token_drop), strict=True))
 
-    return stored
+
+def _work(loss: Loss, kept: dict[tokens.Grid, int], state: TrainState) -> Callable[[Any], Work]:
+    """Counts what a batch's step has to do; encoders that run before it are not counted."""
+
+    @functools.cache
+    def flop(tree: Any, leaves: tuple[Any, ...]) -> float:
+        batch = jax.tree.unflatten(tree, leaves)
+
+        def value(params: Any, batch: Any, key: Array) -> Array:
+            return loss(params, state, batch, key)[0]
+
+        return flops.count_flop(value, state.params, batch, jax.random.key(0), gradient=0)
+
+    def work(batch: dict[str, Any]) -> Work:
+        b, *grid, _ = batch["video"]["mean"].shape
+        extra = sum(math.prod(item.video["mean"].shape[1:4]) for item in batch["given"].items)
+        leaves, tree = jax.tree.flatten(batch)
+        shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves)
+        return Work(b * (kept[tuple(grid)] + extra), flop(tree, shapes))
+
+    return work
+
+
+def _video(batch: Batch) -> Any:
+    """Pixels, or the moments of stored posteriors."""
+    if batch.latents is None:
+        return batch.frames
+    return {"mean": batch.latents.mean, "logvar": batch.latents.logvar}

@@ -1,140 +1,154 @@
-"""The first stage: the Video-VAE on pixels and KL, with the denoising decoder.
-
-The decoder does the last denoising step (paper, section 2.2): the latents are noised to a level it
-is told, and it must give the clean pixels.
-"""
+"""The first stage: the Video-VAE and its discriminator, on pictures and videos together."""
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array
 
-from ltx_jax.config import TrainVAE, VAELossConfig
-from ltx_jax.data import batches
-from ltx_jax.diffusion.flow import add_noise
+from ltx_jax.checkpoints import perceptual
+from ltx_jax.checkpoints.contents import Checkpoint
+from ltx_jax.config import BucketConfig, TrainVAE, VAEConfig, VAELossConfig
+from ltx_jax.data.loader import Loader
 from ltx_jax.models import convolution
-from ltx_jax.models.vae import LatentStatistics, VideoVAE, check_video_shape, key_noise
-from ltx_jax.training import losses
-from ltx_jax.training.optim import ema_decay, make_optimizer
-from ltx_jax.training.stage import Stage, Validation, Work, ahead, split
-from ltx_jax.training.state import TrainState, descend, make_step, plan
+from ltx_jax.models.discriminator import Discriminator
+from ltx_jax.models.vae import VideoVAE, check_video_shape
+from ltx_jax.training import adversary
+from ltx_jax.training.flops import count_flop
+from ltx_jax.training.initial import Given, start_from
+from ltx_jax.training.optim import make_optimizer
+from ltx_jax.training.stage import Stage, Work, replicate, share, split
+from ltx_jax.training.state import Shared, TrainState, descend, make_step, plan
+from ltx_jax.training.vae_loss import (
+    Networks,
+    first_statistics,
+    latent_statistics,
+    reconstruction_loss,
+    vae_loss,
+)
+from ltx_jax.training.vae_validation import pixels, validator
 
-# A channel whose deviation is less than this part of the largest has died.
-_DEAD = 0.05
-
-
-def to_float(frames: UInt8[Array, "b t h w 3"]) -> Float[Array, "b t h w 3"]:
-    """Pixels in [-1, 1]."""
-    return frames.astype(jnp.float32) / 127.5 - 1
-
-
-def first_statistics(channels: int) -> dict[str, Any]:
-    """Running first and second moments of the latents, before any batch."""
-    return {"mean": jnp.zeros(channels), "square": jnp.ones(channels)}
-
-
-def update_statistics(
-    running: dict[str, Any], mean: Float[Array, "b t h w c"], updates: Any, decay: float
-) -> dict[str, Any]:
-    """Takes a batch of posterior means into the exponential averages, which warm up as the EMA."""
-    keep = ema_decay(updates, decay)
-    axes = tuple(range(mean.ndim - 1))
-    batch = {"mean": jnp.mean(mean, axes), "square": jnp.mean(mean * mean, axes)}
-    return jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, running, batch)
-
-
-def latent_statistics(running: dict[str, Any]) -> LatentStatistics:
-    """Mean and deviation per channel."""
-    variance = running["square"] - running["mean"] ** 2
-    return LatentStatistics(running["mean"], jnp.sqrt(jnp.maximum(variance, 1e-8)))
-
-
-def decode_times(key: Array, batch: int, cfg: VAELossConfig) -> Float[Array, " b"]:
-    """Noise levels of the latents: uniform up to the maximum, and 0 for the clean fraction."""
-    t, choice = jax.random.uniform(key, (2, batch))
-    return jnp.where(choice < cfg.clean_fraction, 0.0, t * cfg.max_decode_time)
-
-
-def vae_loss(
-    apply: Callable[..., Any],
-    params: Any,
-    running: dict[str, Any],
-    updates: Any,
-    video: Float[Array, "b t h w c"],
-    key: Array,
-    cfg: VAELossConfig,
-) -> tuple[Float[Array, ""], tuple[dict[str, Array], dict[str, Any]]]:
-    """Encodes, noises in normalised space, decodes: loss, then metrics and new statistics."""
-    time_key, noise_key, map_key = jax.random.split(key, 3)
-    posterior = apply({"params": params}, video, method="encode")
-    seen = jax.lax.stop_gradient(posterior.mean)
-    running = update_statistics(running, seen, updates, cfg.statistics_decay)
-    statistics = latent_statistics(running)
-
-    # One draw: each would cost seconds of compilation.
-    sampling, noise = jax.random.normal(noise_key, (2, *seen.shape))
-    z = statistics.normalize(posterior.sample(sampling))
-    t = decode_times(time_key, video.shape[0], cfg)
-    z = statistics.denormalize(add_noise(z, noise, t))
-    maps = key_noise(jax.random.split(map_key, video.shape[0]))
-    reconstruction = apply({"params": params}, z, t, maps, method="decode")
-
-    pixel = losses.pixel_loss(reconstruction, video, cfg.pixel)
-    kl = losses.kl_loss(posterior.mean, posterior.logvar)
-    metrics = {
-        "pixel": pixel,
-        "kl": kl,
-        "psnr": losses.psnr(losses.pixel_loss(reconstruction, video, "mse")),
-        "dead_channels": jnp.sum(statistics.std < _DEAD * jnp.max(statistics.std)),
-    }
-    return cfg.pixel_weight * pixel + cfg.kl_weight * kl, (metrics, running)
+_log = logging.getLogger(__name__)
 
 
 def build(cfg: TrainVAE, mesh: Mesh) -> Stage:
     """Opens the data and plans the state.
 
     Raises:
-      ValueError: if the data cannot be used, or its size does not fit the compression.
+      ValueError: if the data cannot be used or its sizes do not fit the networks, or a file of
+        weights cannot be read.
     """
-    data = cfg.data
-    shape = (data.batch_size, data.num_frames, data.height, data.width, cfg.model.in_channels)
-    check_video_shape(cfg.model, shape)
-    source = batches.open_source(data, cfg.run.seed)
-    model = VideoVAE(cfg.model)
     loss_cfg = cfg.loss
     if not cfg.model.timestep_conditioning:  # a decoder that is told no time gets clean latents
         loss_cfg = dataclasses.replace(loss_cfg, max_decode_time=0.0)
+    lpips = _read_lpips(loss_cfg)
+    shared = {} if lpips is None else {"lpips": Shared(replicate(lpips, mesh))}
+    model, discriminator = VideoVAE(cfg.model), Discriminator(cfg.discriminator)
+    game = loss_cfg.gan_weight > 0
+    networks = Networks(model.apply, discriminator.apply if game else None)
+    for bucket in cfg.data.sizes:
+        _check(bucket, cfg, networks, lpips)
+
+    smallest = min(cfg.data.sizes, key=lambda b: b.num_frames * b.height * b.width)
+    video = jnp.zeros((1, smallest.num_frames, smallest.height, smallest.width, 3))
 
     def init(key: Array) -> Any:
-        return model.init(key, jnp.zeros((1, *shape[1:])))["params"]
+        return model.init(key, video)["params"]
 
-    def loss(params: Any, state: TrainState, batch: Array, key: Array) -> Any:
-        video = to_float(batch)
-        return vae_loss(model.apply, params, state.statistics, state.updates, video, key, loss_cfg)
+    def init_discriminator(key: Array) -> Any:
+        pair = jnp.concatenate([video] * (2 if loss_cfg.gan == "pair" else 1), axis=-1)
+        return discriminator.init(key, pair)["params"]
 
-    def batch(step: int) -> Array:
-        chosen = batches.indices(source.count, cfg.run.seed, step, data.batch_size)
-        return split(batches.load_batch(source, chosen).frames, mesh)
+    tx = make_optimizer(cfg.optim, cfg.run.steps)
+    start = round(loss_cfg.disc_start * cfg.run.steps)
+    disc_tx = make_optimizer(cfg.disc_optim, cfg.run.steps - start)
+    planned = plan(
+        init,
+        tx,
+        mesh,
+        cfg.run.seed,
+        first_statistics(cfg.model.latent_channels),
+        (init_discriminator, disc_tx) if game else None,
+    )
+    planned = start_from(cfg.run.init_from, planned, mesh, functools.partial(_given, cfg.model))
+    loss = functools.partial(vae_loss, networks, cfg=loss_cfg, disc_start=start)
+    if game:
+        update = adversary.compete(loss, tx, disc_tx, cfg.optim, start, planned.layout)
+    else:
+        update = descend(loss, tx, cfg.optim, planned.layout)
+    step = make_step(update, planned.layout, cfg.run.seed, convolution.compiler_options())
+
+    index, count = share(mesh)
+    loader = Loader(
+        cfg.data, (("none", 1.0),), cfg.run.seed, process_index=index, process_count=count
+    )
+
+    def batches(first: int, last: int) -> Iterator[dict[str, Any]]:
+        for batch in loader.batches(first, last):
+            yield {"frames": split(pixels(batch), mesh), **shared}
+
+    @functools.cache
+    def work_of(shape: tuple[int, ...]) -> Work:
+        frames = {"frames": jax.ShapeDtypeStruct(shape, jnp.uint8), **shared}
+        arguments = (planned.shapes.params, planned.shapes, frames, jax.random.key(0))
+        return Work(_voxels(cfg, shape), count_flop(loss, *arguments, gradient=0))
 
     def statistics(state: TrainState) -> dict[str, Any]:
         value = latent_statistics(state.statistics)
         return {"mean": value.mean, "std": value.std}
 
-    tx = make_optimizer(cfg.optim, cfg.run.steps)
-    planned = plan(init, tx, mesh, cfg.run.seed, first_statistics(cfg.model.latent_channels))
-    options = convolution.compiler_options()
-    update = descend(loss, tx, cfg.optim.ema_decay, planned.layout)
-    step = make_step(update, planned.layout, cfg.run.seed, options)
     return Stage(
         planned,
         step,
-        batches=functools.partial(ahead, batch),
-        work=lambda batch: Work(0, 0.0),
-        validate=lambda state: Validation(),
+        batches=batches,
+        work=lambda batch: work_of(batch["frames"].shape),
+        validate=validator(cfg, mesh, shared),
         statistics=statistics,
     )
+
+
+def _given(cfg: VAEConfig, found: Checkpoint) -> Given:
+    """The weights of a checkpoint, and its statistics as the running ones."""
+    if found.vae is None:
+        raise ValueError("--run.init_from names a checkpoint without a VAE")
+    running = None
+    if found.statistics is not None:
+        mean, std = (jnp.asarray(x) for x in (found.statistics.mean, found.statistics.std))
+        running = {"mean": mean, "square": std**2 + mean**2}
+    return Given(found.vae_params, ((found.vae, cfg),), running)
+
+
+def _read_lpips(cfg: VAELossConfig) -> Any:
+    """LPIPS' weights, or None where the term is off."""
+    if not cfg.lpips_weight:
+        return None
+    if not (cfg.vgg and cfg.lpips_heads):
+        _log.warning(
+            "LPIPS is off: loss.lpips_weight is %g, but its weights are not given; name files of "
+            "them with --loss.vgg and --loss.lpips-heads",
+            cfg.lpips_weight,
+        )
+        return None
+    return perceptual.read_lpips(cfg.vgg, cfg.lpips_heads)
+
+
+def _check(bucket: BucketConfig, cfg: TrainVAE, networks: Networks, lpips: Any) -> None:
+    """Refuses sizes that a network or a term of the loss cannot take, before any step."""
+    shape = (bucket.batch_size, bucket.num_frames, bucket.height, bucket.width, 3)
+    check_video_shape(cfg.model, shape)
+    video = jax.ShapeDtypeStruct(shape, jnp.float32)
+    jax.eval_shape(lambda x: reconstruction_loss(x, x, lpips, cfg.loss), video)
+    if networks.discriminator is not None:
+        jax.eval_shape(Discriminator(cfg.discriminator).init, jax.random.key(0), video)
+
+
+def _voxels(cfg: TrainVAE, shape: tuple[int, ...]) -> int:
+    """Latent voxels of a batch of frames."""
+    b, t, h, w, _ = shape
+    time, space = cfg.model.temporal_factor, cfg.model.spatial_factor
+    return b * ((t - 1) // time + 1) * (h // space) * (w // space)

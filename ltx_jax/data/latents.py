@@ -1,0 +1,145 @@
+"""Data sets of latents and caption embeddings, as `ltx_jax.encode` writes them."""
+
+import os
+from typing import Any
+
+import numpy as np
+
+from ltx_jax.config import BucketConfig, DataConfig
+from ltx_jax.data.dataset import Records
+from ltx_jax.data.sources import CACHE_BYTES, Encoding, Example, StoredLatents
+
+KIND = "latents"
+INDEX = np.dtype([("bucket", np.int32)])  # the number of an example's bucket in the table
+
+
+def latent_features(channels: int, embedding_width: int | None) -> dict[str, Any]:
+    """Features of a data set of this kind.
+
+    Args:
+      channels: of the latents, without the log-variance.
+      embedding_width: of the captions' embeddings; None for none.
+    """
+    import tensorflow_datasets as tfds
+
+    def tensor(*shape: int | None, dtype: Any = np.float16) -> Any:
+        encoding = "bytes" if dtype == np.float16 else "none"
+        return tfds.features.Tensor(shape=shape, dtype=dtype, encoding=encoding)
+
+    embedding = {} if embedding_width is None else {"embedding": tensor(None, embedding_width)}
+    return {
+        # Latent frames one after the other: the clip's, its keyframes, its short clips. Channels
+        # are the mean's and then the log-variance.
+        "latents": tensor(None, None, None, channels + 1),
+        "keyframe_numbers": tensor(None, dtype=np.int32),
+        "clip_numbers": tensor(None, dtype=np.int32),
+        "caption": tfds.features.Text(),
+        "frame_rate": tfds.features.Scalar(np.float32),
+        **embedding,
+    }
+
+
+def to_row(example: Example, bucket: int) -> tuple[dict[str, Any], tuple[int]]:
+    """An example with latents as `dataset.Shards.write` takes it.
+
+    Args:
+      example: with latents, without pixels.
+      bucket: the number of its bucket in the table.
+    """
+    stored = example.latents
+    if stored is None:
+        raise ValueError("an example without latents")
+    frames = np.concatenate(
+        [
+            np.concatenate([stored.mean, stored.logvar], axis=-1),
+            stored.keyframes,
+            stored.clips.reshape(-1, *stored.clips.shape[2:]),
+        ]
+    )
+    row = {
+        "latents": frames,
+        "keyframe_numbers": stored.keyframe_numbers,
+        "clip_numbers": stored.clip_numbers,
+        "caption": example.caption,
+        "frame_rate": example.frame_rate,
+    }
+    if example.embedding is not None:
+        row["embedding"] = example.embedding
+    return row, (bucket,)
+
+
+def from_row(row: dict[str, Any]) -> Example:
+    """The inverse of `to_row`, from what TFDS gives."""
+    frames = row["latents"]
+    keyframe_numbers = np.asarray(row["keyframe_numbers"], np.int32)
+    clip_numbers = np.asarray(row["clip_numbers"], np.int32)
+    clips = len(frames) - 2 * len(clip_numbers)
+    keyframes = clips - len(keyframe_numbers)
+    stored = StoredLatents(
+        mean=frames[:keyframes, ..., :-1],
+        logvar=frames[:keyframes, ..., -1:],
+        keyframes=frames[keyframes:clips],
+        keyframe_numbers=keyframe_numbers,
+        clips=frames[clips:].reshape(-1, 2, *frames.shape[1:]),
+        clip_numbers=clip_numbers,
+    )
+    return Example(
+        row["caption"].decode(),
+        row["frame_rate"],
+        latents=stored,
+        embedding=row.get("embedding"),
+    )
+
+
+class Latents:
+    """The examples of a data set of latents; `encode` has cut them, and nothing is left to chance.
+
+    They stay in memory while there is room.
+
+    Raises:
+      ValueError: if the data set cannot be used, or has none of the config's buckets.
+    """
+
+    def __init__(self, folder: str | os.PathLike, cfg: DataConfig):
+        self._records = Records(folder)
+        self.encoding = Encoding.read(self._records.description)
+        table = self.encoding.buckets
+        of_examples = self._records.index["bucket"]
+        self._numbers = {
+            size: np.flatnonzero(of_examples == table.index(_shape(size)))
+            if _shape(size) in table
+            else np.array([], np.int64)
+            for size in cfg.sizes
+        }
+        if not any(len(numbers) for numbers in self._numbers.values()):
+            raise ValueError(
+                f"{folder} holds latents of {_listed(table)}, and the buckets are "
+                f"{_listed([_shape(size) for size in cfg.sizes])}"
+            )
+        self._cache: dict[int, Example] = {}
+        self._room = CACHE_BYTES
+
+    def count(self, bucket: BucketConfig) -> int:
+        """How many were encoded at this size."""
+        return len(self._numbers[bucket])
+
+    def example(self, bucket: BucketConfig, index: int, rng: np.random.Generator) -> Example:
+        """Reads an example, or takes it from memory."""
+        number = int(self._numbers[bucket][index])
+        if number in self._cache:
+            return self._cache[number]
+        row = self._records[number]
+        example = from_row(row)
+        size = row["latents"].nbytes
+        if size <= self._room:
+            self._room -= size
+            self._cache[number] = example
+        return example
+
+
+def _shape(bucket: BucketConfig) -> tuple[int, int, int]:
+    return bucket.num_frames, bucket.height, bucket.width
+
+
+def _listed(sizes: Any) -> str:
+    return ", ".join(" x ".join(map(str, size)) for size in sizes)

@@ -1,0 +1,132 @@
+"""Clips and pictures as training examples: which of them fit a bucket, and how they are cut."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from ltx_jax.config import BucketConfig, DataConfig
+from ltx_jax.data import folder, video
+from ltx_jax.data.sources import CACHE_BYTES, Example
+
+FACTS = np.dtype(
+    [
+        ("frames", np.int32),
+        ("height", np.int32),
+        ("width", np.int32),
+        ("seconds", np.float64),
+        ("frame_rate", np.float64),
+        ("steady", np.bool_),
+    ]
+)  # of video.Facts
+
+
+class Media:
+    """Clips and pictures from files.
+
+    A clip fits a bucket if it is long enough, after resampling, and if the bucket's shape cuts off
+    no more than `max_crop` of its picture; a smaller one is enlarged. A bucket of one frame takes
+    pictures, or, where no picture fits, frames of the clips. What fits no bucket is named in the
+    log. Cuts that are not left to chance stay in memory while there is room.
+
+    Args:
+      facts: of every medium (`FACTS`).
+      name: number -> what to call a medium.
+      load: number -> a medium and its captions, of which one is drawn.
+      cfg: how clips are cut, for which buckets.
+
+    Raises:
+      ValueError: if nothing fits any bucket.
+    """
+
+    encoding = None
+
+    def __init__(
+        self,
+        facts: np.ndarray,
+        name: Callable[[int], str],
+        load: Callable[[int], tuple[video.File, Sequence[str]]],
+        cfg: DataConfig,
+    ):
+        self._facts, self._name, self._load, self._cfg = facts, name, load, cfg
+        rate = cfg.resample
+        self._lengths = facts["frames"]
+        if rate is not None:
+            self._lengths = np.maximum(np.ceil((facts["seconds"] - video.TICK) * rate), 1)
+        self._fitting = {bucket: np.flatnonzero(self._fits(bucket)) for bucket in cfg.sizes}
+        unused = np.ones(len(facts), np.bool_)
+        unused[np.concatenate(list(self._fitting.values()))] = False
+        folder.report_left_out(np.flatnonzero(unused).tolist(), self._reason, len(facts))
+        self._cache: dict[tuple[BucketConfig, int], tuple[np.ndarray, float, Sequence[str]]] = {}
+        self._room = CACHE_BYTES
+
+    def _fits(self, bucket: BucketConfig) -> Bool[np.ndarray, " n"]:
+        fits = (self._cut_off(bucket) <= self._cfg.max_crop) & (self._lengths >= bucket.num_frames)
+        pictures = fits & (self._facts["seconds"] == 0)
+        return pictures if bucket.num_frames == 1 and pictures.any() else fits
+
+    def _cut_off(self, bucket: BucketConfig) -> np.ndarray:
+        """The part of each picture that lies outside the largest box of the bucket's shape."""
+        across = self._facts["width"] / bucket.width
+        down = self._facts["height"] / bucket.height
+        return 1 - np.minimum(across, down) / np.maximum(across, down)
+
+    def _reason(self, number: int) -> str:
+        """Why a medium fits no bucket."""
+        name, length = self._name(number), int(self._lengths[number])
+        shortest = min(bucket.num_frames for bucket in self._cfg.sizes)
+        if length < shortest:
+            return f"{name} is too short: {length} frames, and {shortest} are needed"
+        if all(self._cut_off(b)[number] > self._cfg.max_crop for b in self._cfg.sizes):
+            height, width = self._facts[number][["height", "width"]]
+            return (
+                f"{name} is {width} x {height}: every bucket cuts off more than "
+                f"max_crop = {self._cfg.max_crop:g} of it"
+            )
+        return f"{name} fits no bucket in both length and shape, or pictures were preferred to it"
+
+    def count(self, bucket: BucketConfig) -> int:
+        """How many fit."""
+        return len(self._fitting[bucket])
+
+    def example(self, bucket: BucketConfig, index: int, rng: np.random.Generator) -> Example:
+        """Reads and cuts a clip, or takes it from memory."""
+        *places, mirror, choice = rng.random(5)
+        frames, frame_rate, captions = self._cut(bucket, index, places)
+        if self._cfg.flip and mirror < 0.5:
+            frames = frames[:, :, ::-1]
+        return Example(captions[int(choice * len(captions))], frame_rate, frames)
+
+    def _cut(
+        self, bucket: BucketConfig, index: int, places: Sequence[float]
+    ) -> tuple[UInt8[np.ndarray, "t h w 3"], float, Sequence[str]]:
+        """Frames, frames per second and captions; `places` in [0, 1) for time, down and across."""
+        if (bucket, index) in self._cache:
+            return self._cache[bucket, index]
+        cfg, number = self._cfg, int(self._fitting[bucket][index])
+        medium, captions = self._load(number)
+        frames, frame_rate = folder.load_clip(
+            medium,
+            bucket.num_frames,
+            bucket.height,
+            bucket.width,
+            start=self._start(number, bucket.num_frames, places[0]) if cfg.random_start else 0.0,
+            frame_rate=cfg.resample,
+            place=(places[1], places[2]) if cfg.random_crop else (0.5, 0.5),
+        )
+        made = frames, frame_rate, captions
+        if not (cfg.random_start or cfg.random_crop) and frames.nbytes <= self._room:
+            self._room -= frames.nbytes
+            self._cache[bucket, index] = made
+        return made
+
+    def _start(self, number: int, num_frames: int, place: float) -> float:
+        """A time that enough frames follow, in seconds."""
+        facts, rate = self._facts[number], self._cfg.resample
+        if rate is not None:
+            return place * max(float(facts["seconds"]) - num_frames / rate, 0.0)
+        if not facts["steady"] or facts["seconds"] == 0:
+            # How many frames follow a time is not known, or there is but one.
+            return 0.0
+        return math.floor(place * (facts["frames"] - num_frames + 1)) / float(facts["frame_rate"])

@@ -1,0 +1,48 @@
+"""Reading ahead in threads: by Grain, or by plain threads where it is not installed."""
+
+import collections
+import contextlib
+import itertools
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+
+def read_ahead(
+    work: Callable[[int], Any], first: int, last: int, *, threads: int, ahead: int
+) -> Generator[Any, None, None]:
+    """`work(index)` for [first, last), in order, up to `ahead` of them begun before they are due.
+
+    Args:
+      work: gives anything but None, which Grain would skip. Threads suffice: decoders and numpy
+        release the interpreter's lock.
+      first: index, and
+      last: too, which is left out.
+      threads: at work at a time.
+      ahead: of the consumer, indices.
+    """
+    try:
+        import grain
+    except ImportError:
+        yield from _by_threads(work, first, last, threads, ahead)
+        return
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+    iterator = iter(grain.MapDataset.range(first, last).map(work).to_iter_dataset(options))
+    with contextlib.closing(iterator):
+        yield from iterator
+
+
+def _by_threads(
+    work: Callable[[int], Any], first: int, last: int, threads: int, ahead: int
+) -> Generator[Any, None, None]:
+    indices = iter(range(first, last))
+    with ThreadPoolExecutor(threads) as pool:
+        pending = collections.deque(pool.submit(work, i) for i in itertools.islice(indices, ahead))
+        try:
+            while pending:
+                made = pending.popleft().result()
+                pending.extend(pool.submit(work, i) for i in itertools.islice(indices, 1))
+                yield made
+        finally:
+            for future in pending:
+                future.cancel()

@@ -1,0 +1,135 @@
+"""Figures that say how alike videos are, and how sure a counted share is.
+
+Videos are uint8, or floats in [-1, 1]; numpy and JAX arrays do alike, also inside a compiled step.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float64, Shaped
+
+Videos = Shaped[Array | np.ndarray, "b t h w c"]
+
+_PEAK = 2.0  # from the darkest value to the brightest
+_MIN_ERROR = _PEAK**2 * 1e-10  # mean squared; puts a ceiling of 100 dB on equal clips
+_WINDOW, _SIGMA = 11, 1.5  # of SSIM, in pixels
+_FRAMES_AT_ONCE = 8
+
+
+def psnr(videos: Videos, originals: Videos) -> Float[Array, " b"]:
+    """Peak signal-to-noise ratio of each clip in dB, from the mean error of all its values.
+
+    At most 100, which is what two equal clips have.
+    """
+    error = _centred(videos) - _centred(originals)
+    mean = jnp.mean(error * error, axis=(1, 2, 3, 4))
+    return 10 * jnp.log10(_PEAK**2 / jnp.maximum(mean, _MIN_ERROR))
+
+
+@jax.jit
+def ssim(videos: Videos, originals: Videos) -> Float[Array, " b"]:
+    """Structural similarity of each clip: the mean over its frames and their channels.
+
+    Wang et al. 2004: Gaussian windows of 11 x 11 pixels and deviation 1.5, K1 = 0.01, K2 = 0.03,
+    and no window reaches over the edge.
+
+    Raises:
+      ValueError: if a frame is smaller than a window.
+    """
+    b, t, h, w, c = videos.shape
+    if min(h, w) < _WINDOW:
+        raise ValueError(f"SSIM needs frames of {_WINDOW} x {_WINDOW} pixels, got {h} x {w}")
+    pairs = tuple(x.reshape(b * t, h, w, c) for x in (videos, originals))
+    per_frame = jax.lax.map(lambda pair: _frame_ssim(*pair), pairs, batch_size=_FRAMES_AT_ONCE)
+    return jnp.mean(per_frame.reshape(b, t), axis=1)
+
+
+def _frame_ssim(x: Array, y: Array) -> Array:
+    x, y = _centred(x), _centred(y)
+    mean_x, mean_y = _smooth(x), _smooth(y)
+    var_x = _smooth(x * x) - mean_x * mean_x
+    var_y = _smooth(y * y) - mean_y * mean_y
+    covariance = _smooth(x * y) - mean_x * mean_y
+    # The formula is for values from 0 up; that concerns the means alone.
+    mean_x, mean_y = mean_x + _PEAK / 2, mean_y + _PEAK / 2
+    c1, c2 = (0.01 * _PEAK) ** 2, (0.03 * _PEAK) ** 2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x * mean_x + mean_y * mean_y + c1)
+    return jnp.mean(luminance * (2 * covariance + c2) / (var_x + var_y + c2))
+
+
+def _smooth(frame: Array) -> Array:
+    """Gaussian means over all windows that lie inside the frame (h, w, c)."""
+    offsets = np.arange(_WINDOW) - _WINDOW // 2
+    taps = np.exp(-(offsets**2) / (2 * _SIGMA**2))
+    taps = (taps / taps.sum()).tolist()
+    for axis in (0, 1):
+        kept = frame.shape[axis] - _WINDOW + 1
+        shifted = (jax.lax.slice_in_dim(frame, i, i + kept, axis=axis) for i in range(_WINDOW))
+        frame = sum(tap * part for tap, part in zip(taps, shifted, strict=True))  # pyright: ignore[reportAssignmentType]
+    return frame
+
+
+def _centred(video: Array | np.ndarray) -> Array:
+    """Values in [-1, 1] as float32."""
+    values = jnp.asarray(video).astype(jnp.float32)
+    return values / 127.5 - 1 if video.dtype == jnp.uint8 else values
+
+
+def flat_energy(frames: Shaped[np.ndarray, "t h w c"]) -> float:
+    """Share of a clip's energy that is not in the mean of each frame, in [0, 1].
+
+    For the reconstruction of a flat colour: 0 is flat, and what a decoder's strides leave behind
+    as a grid shows here however faint it is. Black is energy 0, so a black clip has no share.
+    """
+    values = (np.asarray(_centred(frames), np.float64) + 1) / 2
+    energy = np.abs(np.fft.fft2(values, axes=(1, 2))) ** 2
+    total = energy.sum()
+    flat = energy[:, 0, 0].sum()
+    return float((total - flat) / total) if total > 0 else 0.0
+
+
+def frechet_distance(
+    features: Float[np.ndarray, "n d"], originals: Float[np.ndarray, "m d"]
+) -> float:
+    """Distance between the Gaussians that fit two sets of features, in float64.
+
+    |mean difference|^2 + trace(A + B - 2 (A B)^(1/2)) of the covariances A and B: FID, or FVD with
+    features of clips. Sets smaller than d give an estimate that is too large, as always.
+
+    Raises:
+      ValueError: for sets of fewer than two, which have no covariance.
+    """
+    if min(len(features), len(originals)) < 2:
+        raise ValueError(
+            f"a Frechet distance needs two clips or more, got {len(features)} and {len(originals)}"
+        )
+    (mean_a, root_a), (mean_b, root_b) = _gaussian(features), _gaussian(originals)
+    # trace (A B)^(1/2) is the sum of the singular values of the product of the factors, A = R^T R:
+    # unlike the square root of a matrix it stays real and exact where A and B are singular.
+    cross = np.linalg.svd(root_a @ root_b.T, compute_uv=False).sum()
+    spread = (root_a**2).sum() + (root_b**2).sum() - 2 * cross
+    return float(max(((mean_a - mean_b) ** 2).sum() + spread, 0.0))
+
+
+def _gaussian(
+    features: np.ndarray,
+) -> tuple[Float64[np.ndarray, " d"], Float64[np.ndarray, "n d"]]:
+    """Mean, and a factor R of the unbiased covariance R^T R."""
+    values = np.asarray(features, np.float64)
+    mean = values.mean(axis=0)
+    return mean, (values - mean) / math.sqrt(len(values) - 1)
+
+
+def wilson(hits: int | np.integer, count: int | np.integer) -> tuple[float, float]:
+    """The 95 % interval of a share of which `hits` of `count` trials were counted (Wilson 1927)."""
+    if not 0 <= hits <= count:
+        raise ValueError(f"hits must lie between 0 and count, got {hits} of {count}")
+    if count == 0:
+        return 0.0, 1.0
+    z = 1.959963984540054
+    share, spread = hits / count, z * z / count
+    centre = (share + spread / 2) / (1 + spread)
+    reach = math.sqrt(share * (1 - share) * spread + spread * spread / 4) / (1 + spread)
+    return max(centre - reach, 0.0), min(centre + reach, 1.0)

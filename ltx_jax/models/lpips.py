@@ -1,0 +1,89 @@
+"""LPIPS, the learned perceptual distance between pictures, on VGG16's features.
+
+Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric" (arXiv
+1801.03924); the arithmetic is that of the authors' package at its default settings (version 0.1).
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+Pictures = Float[Array, "b h w 3"]
+
+# Channels of the convolutions between two poolings.
+STAGES = ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3)
+
+# ImageNet's mean and deviation, of values in [-1, 1].
+_SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
+_SCALE = np.array([0.458, 0.448, 0.450], np.float32)
+# Smallest pictures of which something is left after four poolings.
+MIN_SIZE = 2 ** (len(STAGES) - 1)
+
+
+class LPIPS(nn.Module):
+    """Distance of each picture to its counterpart, both in [-1, 1]; float32.
+
+    Parameters: `conv_S_I` as VGG16's convolution I of stage S, and `head_S` (c,), the weight of
+    each channel of the stage. They come from files (`checkpoints/perceptual.py`), not from `init`.
+    """
+
+    @nn.compact
+    def __call__(self, pictures: Pictures, others: Pictures) -> Float[Array, " b"]:
+        """One distance per picture; 0 for equal ones.
+
+        Raises:
+          ValueError: if the pictures are smaller than `MIN_SIZE`.
+        """
+        if min(pictures.shape[1:3]) < MIN_SIZE:
+            raise ValueError(
+                f"LPIPS needs pictures of {MIN_SIZE} pixels or more, these are "
+                f"{pictures.shape[1]} x {pictures.shape[2]}"
+            )
+        x = jnp.stack([pictures, others], axis=1).reshape(-1, *pictures.shape[1:])
+        shift, scale = (jnp.asarray(v).reshape(1, 1, 1, 3) for v in (_SHIFT, _SCALE))
+        x = (x.astype(jnp.float32) - shift) / scale
+        total = jnp.zeros(len(pictures))
+        for stage, widths in enumerate(STAGES):
+            if stage > 0:
+                x = _pool(x)
+            for i, width in enumerate(widths):
+                x = nn.relu(nn.Conv(width, (3, 3), name=f"conv_{stage}_{i}")(x))
+            head = self.param(f"head_{stage}", nn.initializers.constant(1.0), (widths[-1],))
+            a, b = jnp.unstack(_normalize(x).reshape(-1, 2, *x.shape[1:]), axis=1)
+            total += jnp.mean((a - b) ** 2 @ head, axis=(1, 2))
+        return total
+
+
+def _pool(x: Array) -> Array:
+    """The largest of 2 x 2 pixels; a last odd row or column does not count."""
+    b, h, w, c = x.shape
+    x = x[:, : h // 2 * 2, : w // 2 * 2]
+    return jnp.max(x.reshape(b, h // 2, 2, w // 2, 2, c), axis=(2, 4))
+
+
+def _normalize(x: Array) -> Array:
+    """Unit length over the channels; zero, with a gradient of zero, stays zero."""
+    square = jnp.sum(x * x, axis=-1, keepdims=True)
+    return x / (jnp.sqrt(jnp.maximum(square, 1e-20)) + 1e-10)
+
+
+def lpips_of_frames(
+    params: Any, reconstruction: Float[Array, "b t h w 3"], video: Float[Array, "b t h w 3"]
+) -> Float[Array, ""]:
+    """Mean over samples and frames.
+
+    Frames go through one after the other and are computed again for the gradient: kept, their
+    features would take more memory than the autoencoder.
+    """
+
+    @jax.checkpoint
+    def of_frame(pair: tuple[Array, Array]) -> Array:
+        distances: Any = LPIPS().apply({"params": params}, *pair)
+        return jnp.mean(distances)
+
+    frames = (jnp.swapaxes(reconstruction, 0, 1), jnp.swapaxes(video, 0, 1))
+    return jnp.mean(jax.lax.map(of_frame, frames))

@@ -1,0 +1,132 @@
+"""What the examples of a batch are given beside their noise, drawn on the host.
+
+A batch's pattern says of which kind: nothing, the first frame, the first latent frames, single
+frames or a short clip anywhere later. How many and where is drawn here, for each example.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from ltx_jax.config import ConditionPattern, FlowConfig
+from ltx_jax.data.loader import Batch, StoredLatents
+from ltx_jax.diffusion.conditioning import PREFIX
+
+
+class Draw:
+    """Random choices of one step. They are drawn for all processes and each takes its own rows, so
+    that they do not depend on how many there are.
+
+    Args:
+      seed: of the run.
+      step: global.
+      share: index of this process's part of the batch, and how many parts there are.
+    """
+
+    def __init__(self, seed: int, step: int, share: tuple[int, int] = (0, 1)):
+        self._rng = np.random.default_rng([seed, 10, step])  # the loader has the numbers up to 9
+        self._index, self._parts = share
+
+    def number(self, low: int, high: int) -> int:
+        """One for the whole batch, in [low, high]."""
+        return int(self._rng.integers(low, high + 1))
+
+    def numbers(self, low: int, high: int, rows: int) -> Int[np.ndarray, " b"]:
+        """One for each of this process's `rows`, in [low, high]."""
+        drawn = self._rng.integers(low, high + 1, rows * self._parts, np.int32)
+        return drawn[self._index * rows :][:rows]
+
+    def chances(self, probability: float, rows: int) -> Bool[np.ndarray, " b"]:
+        """True with a probability, for each of this process's `rows`."""
+        drawn = self._rng.random(rows * self._parts)
+        return drawn[self._index * rows :][:rows] < probability
+
+    def places(self, among: int, count: int, rows: int) -> Int[np.ndarray, "count b"]:
+        """`count` different numbers below `among`, for each of this process's `rows`."""
+        order = np.argsort(self._rng.random((rows * self._parts, among)), axis=1)
+        return order[self._index * rows :][:rows, :count].T
+
+
+class Item(NamedTuple):
+    """One image or clip for each example of a batch.
+
+    Attributes:
+      video: pixels (b, t, h, w, 3) in uint8, or "mean" and "logvar" of the posterior, or latents;
+        at most two latent frames, encoded by themselves.
+      frame: the frame of the video at which it begins, (b,), above 0.
+    """
+
+    video: Any
+    frame: Int[np.ndarray, " b"]
+
+
+class Conditions(NamedTuple):
+    """What a batch is given.
+
+    Attributes:
+      prefix: how many of the first latent frames, (b,); None for none of any example.
+      items: images and clips elsewhere.
+    """
+
+    prefix: Int[np.ndarray, " b"] | None = None
+    items: tuple[Item, ...] = ()
+
+
+def choose(batch: Batch, draw: Draw, cfg: FlowConfig, temporal_factor: int) -> Conditions:
+    """Draws the conditions of a batch; none where its clips are too short for its pattern.
+
+    With single frames or a clip, half of the examples are given their first frame too.
+
+    Raises:
+      ValueError: if a data set of latents holds no condition items.
+    """
+    rows = len(batch.captions)
+    frames = (batch.bucket.num_frames - 1) // temporal_factor + 1
+    pattern = batch.pattern
+    shortest = {"none": 1, "first_frame": 2, "prefix": 2, "keyframes": 2, "clip": 1 + PREFIX}
+    if pattern == "none" or frames < shortest[pattern]:
+        return Conditions()
+    if pattern == "first_frame":
+        return Conditions(np.ones(rows, np.int32))
+    if pattern == "prefix":
+        longest = min(max(frames // 2, 2), frames - 1)
+        return Conditions(draw.numbers(min(2, longest), longest, rows))
+    count = draw.number(1, cfg.max_keyframes) if pattern == "keyframes" else 1
+    prefix = draw.numbers(0, 1, rows)
+    if batch.latents is not None:
+        return Conditions(prefix, _stored(batch.latents, pattern, count, draw))
+    if pattern == "keyframes":
+        starts = 1 + draw.places(batch.bucket.num_frames - 1, count, rows)
+        length = 1
+    else:
+        starts = temporal_factor * (1 + draw.places(frames - PREFIX, count, rows))
+        length = 1 + (PREFIX - 1) * temporal_factor
+    return Conditions(prefix, tuple(_cut(batch.frames, start, length) for start in starts))
+
+
+def _cut(pixels: Any, start: Int[np.ndarray, " b"], length: int) -> Item:
+    times = start[:, None] + np.arange(length)
+    return Item(pixels[np.arange(len(start))[:, None], times], start.astype(np.int32))
+
+
+def _stored(
+    latents: StoredLatents, pattern: ConditionPattern, count: int, draw: Draw
+) -> tuple[Item, ...]:
+    if pattern == "keyframes":
+        videos, starts = latents.keyframes[:, :, None], latents.keyframe_numbers
+    else:
+        videos, starts = latents.clips, latents.clip_numbers
+    rows, stored = starts.shape
+    if not stored:
+        raise ValueError(
+            f"the stored latents hold no {pattern} to give: encode the data with them, or set "
+            f"--flow.{pattern}_probability 0"
+        )
+    every = np.arange(rows)
+    items = []
+    for column in draw.places(stored, min(count, stored), rows):
+        video = videos[every, column]
+        moments = {"mean": video[..., :-1], "logvar": video[..., -1:]}
+        items.append(Item(moments, starts[every, column]))
+    return tuple(items)

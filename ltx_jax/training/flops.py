@@ -1,0 +1,175 @@
+"""Floating-point operations by our own count, and what devices can do at best.
+
+XLA's own estimate counts the body of a loop once and library calls not at all. Here a program is
+traced and its products and convolutions are added up; everything else is memory traffic.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+# Dense bfloat16, per device as JAX sees them; the first name that the device's kind holds counts.
+# Sources: NVIDIA's data sheets (half of what they give with sparsity), cloud.google.com/tpu/docs.
+_PEAKS = {
+    "B200": 2250e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "RTX 4090": 165e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,  # "TPU v5p" too
+    "TPU v6": 918e12,
+}
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Bfloat16 operations per second of a device of this kind (`jax.Device.device_kind`), or None
+    where we do not know it."""
+    return next((peak for name, peak in _PEAKS.items() if name in device_kind), None)
+
+
+def count_flop(
+    function: Callable[..., Any], *arguments: Any, gradient: int | Sequence[int] = ()
+) -> float:
+    """Operations of all products and convolutions of a program, over all devices.
+
+    Args:
+      function: what to count. Loops count as often as they run, conditions with their dearest
+        branch.
+      arguments: of the function; shapes are enough.
+      gradient: positions of arguments. Adds what the gradient with respect to them takes: every
+        product once more for each factor that depends on them. What a rematerialised gradient
+        computes a second time does not count, so this is the numerator of an MFU.
+
+    Raises:
+      ValueError: for products inside a loop whose length is not known when it is traced.
+    """
+    positions = {gradient} if isinstance(gradient, int) else set(gradient)
+    flows = [i in positions for i, tree in enumerate(arguments) for _ in jax.tree.leaves(tree)]
+    return _count(jax.make_jaxpr(function)(*arguments).jaxpr, flows)[0]
+
+
+def _count(
+    jaxpr: Any, flows: Sequence[bool], wanted: Sequence[bool] | None = None
+) -> tuple[float, list[bool]]:
+    """Operations of a program, and which of its outputs depend on the inputs that `flows` marks.
+
+    Gradients come in by the outputs that `wanted` marks, all of them by default.
+    """
+    wanted = wanted or [True] * len(jaxpr.outvars)
+    reached = {x for x, go in zip(jaxpr.outvars, wanted, strict=True) if go and not _is_literal(x)}
+    for equation in reversed(jaxpr.eqns):
+        if reached.intersection(equation.outvars) and equation.primitive.name != "stop_gradient":
+            reached.update(x for x in equation.invars if not _is_literal(x))
+
+    known = {x for x, go in zip(jaxpr.invars, flows, strict=True) if go}
+    total = 0.0
+    for equation in jaxpr.eqns:
+        wanted = [x in reached for x in equation.outvars]
+        flows = [any(wanted) and not _is_literal(x) and x in known for x in equation.invars]
+        flop, outputs = _count_equation(equation, flows, wanted)
+        total += flop
+        for variable, depends in zip(equation.outvars, outputs, strict=True):
+            if depends and jnp.issubdtype(variable.aval.dtype, jnp.inexact):
+                known.add(variable)
+    return total, [not _is_literal(x) and x in known for x in jaxpr.outvars]
+
+
+def _is_literal(atom: Any) -> bool:
+    return hasattr(atom, "val")
+
+
+def _count_equation(
+    equation: Any, flows: list[bool], wanted: list[bool]
+) -> tuple[float, list[bool]]:
+    name, parameters = equation.primitive.name, equation.params
+    through = [any(flows)] * len(equation.outvars)
+    if name == "stop_gradient":
+        return 0.0, [False]
+    if name in _PRODUCTS:
+        return _PRODUCTS[name](equation) * (1 + sum(flows)), through
+    if name.startswith("dot_product_attention"):
+        return _cudnn_attention(equation, flows), through
+    if name == "scan":
+        return _count_scan(equation, flows)
+    if name == "while":
+        if _count_inside(parameters):
+            raise ValueError("a loop of unknown length holds products: count one turn of it")
+        return 0.0, through
+    if name == "cond":  # the first operand chooses
+        counts = [_count(branch.jaxpr, flows[1:], wanted) for branch in parameters["branches"]]
+        outputs = [any(flags) for flags in zip(*(out for _, out in counts), strict=True)]
+        return max(flop for flop, _ in counts), outputs
+    if name == "pallas_call":  # its body runs once per point of the grid
+        return _count_inside(parameters) * math.prod(parameters["grid_mapping"].grid), through
+    inner = [part for part in _jaxprs(parameters) if len(part.invars) == len(flows)]
+    if not inner:
+        return 0.0, through
+    flop, outputs = _count(inner[0], flows, wanted)
+    if name == "shard_map":  # shapes are those of one device
+        mesh = parameters["mesh"]
+        flop *= math.prod(mesh.shape[axis] for axis in parameters["newly_manual_axes"])
+    return flop, outputs
+
+
+def _count_scan(equation: Any, flows: list[bool]) -> tuple[float, list[bool]]:
+    body = equation.params["jaxpr"].jaxpr
+
+    def whole(outer: Sequence[Any], inner: Sequence[Any]) -> int:
+        """How many are not stacked: these come first."""
+        return sum(a.aval.ndim == b.aval.ndim for a, b in zip(outer, inner, strict=True))
+
+    # Constants and what is carried go in, what is carried comes out, before what is stacked.
+    carried, last = whole(equation.outvars, body.outvars), whole(equation.invars, body.invars)
+    first = last - carried
+    while True:  # what is carried may come to depend on more in a later turn
+        flop, outputs = _count(body, flows)
+        merged = [a or b for a, b in zip(flows[first:last], outputs[:carried], strict=True)]
+        if merged == flows[first:last]:
+            return flop * equation.params["length"], outputs
+        flows = [*flows[:first], *merged, *flows[last:]]
+
+
+def _count_inside(parameters: Any) -> float:
+    return sum(_count(part, [False] * len(part.invars))[0] for part in _jaxprs(parameters))
+
+
+def _jaxprs(parameters: Any) -> list[Any]:
+    parts = (getattr(value, "jaxpr", value) for value in parameters.values())
+    return [part for part in parts if hasattr(part, "eqns")]
+
+
+def _dot(equation: Any) -> float:
+    left = equation.invars[0].aval.shape
+    contracted = equation.params["dimension_numbers"][0][0]
+    return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contracted)
+
+
+def _convolution(equation: Any) -> float:
+    kernel = equation.invars[1].aval.shape
+    features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+    return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) / features
+
+
+def _cudnn_attention(equation: Any, flows: list[bool]) -> float:
+    """JAX's primitives for cuDNN's kernels, queries (b, n, k, e) and keys (b, m, k, e)."""
+    queries, keys = (x.aval.shape for x in equation.invars[:2])
+    one = 2.0 * math.prod(queries) * keys[1]
+    if "bwd" in equation.primitive.name:
+        return 5 * one  # the scores again, then two gradients of each of the two products
+    q, k, v = flows[:3]
+    return one * ((1 + q + k) + (1 + (q or k) + v))
+
+
+_PRODUCTS: dict[str, Callable[[Any], float]] = {
+    "dot_general": _dot,
+    "conv_general_dilated": _convolution,
+}

@@ -1,0 +1,73 @@
+"""The clips that a run is looked at with: not trained on, and the same ones every time."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ltx_jax.config import BucketConfig, DataConfig, RunConfig, SourceConfig
+from ltx_jax.data import shapes
+from ltx_jax.data.loader import Batch, Loader, StoredLatents
+
+
+def held_out(run: RunConfig, data: DataConfig) -> Batch:
+    """`validation_clips` clips, of the size of the first bucket that is no picture's.
+
+    Args:
+      run: names the source.
+      data: how clips are cut; here nothing is left to chance.
+
+    Raises:
+      ValueError: if the source cannot be used.
+    """
+    size = next((size for size in data.sizes if size.num_frames > 1), data.sizes[0])
+    size = dataclasses.replace(size, batch_size=run.validation_clips)
+    if run.validation_source is None:
+        return _of_the_world(size, data.frame_rates)
+    fixed = dataclasses.replace(
+        data,
+        mix=(SourceConfig(run.validation_source),),
+        buckets=(size,),
+        random_start=False,
+        random_crop=False,
+        flip=False,
+    )
+    return Loader(fixed, (("none", 1.0),), seed=0).batch(0)
+
+
+def _of_the_world(size: BucketConfig, frame_rates: tuple[float, ...]) -> Batch:
+    rates = [frame_rates[i % len(frame_rates)] for i in range(size.batch_size)]
+    clips = [
+        shapes.clip(
+            i,
+            split="held_out",
+            num_frames=size.num_frames,
+            height=size.height,
+            width=size.width,
+            fps=rate,
+        )
+        for i, rate in enumerate(rates)
+    ]
+    return Batch(
+        size,
+        "none",
+        tuple(clip.caption for clip in clips),
+        np.array(rates, np.float32),
+        np.stack([clip.frames for clip in clips]),
+    )
+
+
+def rows(batch: Batch, chosen: Sequence[int]) -> Batch:
+    """Some examples of a batch, in any order and number."""
+
+    def take(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(value[i] for i in chosen)
+        if isinstance(value, StoredLatents):
+            fields = dataclasses.asdict(value)
+            return StoredLatents(**{name: take(array) for name, array in fields.items()})
+        return None if value is None else value[list(chosen)]
+
+    names = ("captions", "frame_rate", "frames", "latents", "embeddings")
+    return dataclasses.replace(batch, **{name: take(getattr(batch, name)) for name in names})

@@ -1,0 +1,265 @@
+"""What a run says while it trains: a line of the log, TensorBoard, Weights & Biases."""
+
+import contextlib
+import dataclasses
+import importlib.util
+import io
+import math
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from ltx_jax.config import TrainTransformer, TrainVAE
+from ltx_jax.training.flops import peak_flops
+from ltx_jax.training.process import is_first
+from ltx_jax.training.stage import Footage, Validation, Work
+
+
+class Reporter:
+    """Takes the figures of steps and validations, and says how fast they come.
+
+    Figures that are not a number are left out: they have nothing to say (a loss may). In the line
+    stand those without a "/" in their name.
+
+    Of several processes only the first says anything.
+
+    Args:
+      cfg: the whole configuration.
+      folder: of the run.
+      first: steps taken before.
+      log: takes lines.
+    """
+
+    def __init__(
+        self,
+        cfg: TrainVAE | TrainTransformer,
+        folder: epath.Path,
+        first: int,
+        log: Callable[[str], None],
+    ):
+        self._cfg, self._log, self._begun = cfg.run, log, first + 1
+        self._sinks = _sinks(cfg, folder, first, log) if is_first() else []
+        devices = jax.devices()
+        peak = peak_flops(devices[0].device_kind)
+        self._peak = None if peak is None else peak * len(devices)
+        self._clock: _Clock | None = None
+
+    def step(self, done: int, metrics: Mapping[str, Any], work: Work, waited: float) -> None:
+        """Counts a step, and reports it if it is its turn.
+
+        Args:
+          done: steps taken, this one too.
+          metrics: scalars of this step, on devices; fetched only where they are reported.
+          work: what the step had to do.
+          waited: seconds that it waited for its data.
+        """
+        if self._clock is not None:
+            self._clock.count(work, waited)
+        due = done % self._cfg.log_every == 0 or done in (self._begun, self._cfg.steps)
+        if not due:
+            return
+        values = {name: float(x) for name, x in jax.device_get(dict(metrics)).items()}
+        speed, text = {}, ""
+        if self._clock is not None:  # the first step compiles, and says nothing of the speed
+            speed = self._clock.read(self._peak)
+            text = _speed_line(speed, self._cfg.steps - done)
+        self._clock = _Clock(time.monotonic())
+        line = _numbers({name: x for name, x in values.items() if not name.startswith("rejected")})
+        if values.get("rejected"):
+            line += f"  rejected {values['rejected']:.0f} steps (not finite)"
+        self._log(f"step {done}/{self._cfg.steps}  {line}{text}")
+        self._scalars(done, "train", values)
+        self._scalars(done, "speed", speed)
+
+    def validation(self, done: int, found: Validation) -> None:
+        """Reports a look at held-out clips."""
+        self._log(f"step {done}/{self._cfg.steps}  {_numbers(found.scalars)}")
+        scalars = {name.removeprefix("val_"): x for name, x in found.scalars.items()}
+        self._scalars(done, "validation", scalars)
+        for name, footage in found.videos.items():
+            for sink in self._sinks:
+                sink.video(done, f"validation/{name}", footage)
+
+    def _scalars(self, done: int, group: str, values: Mapping[str, float]) -> None:
+        named = {f"{group}/{name}": x for name, x in values.items() if not math.isnan(x)}
+        for sink in self._sinks:
+            sink.scalars(done, named)
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """What is done inside does not count as time of steps."""
+        begin = time.monotonic()
+        yield
+        if self._clock is not None:
+            self._clock.begin += time.monotonic() - begin
+
+    def close(self) -> None:
+        """Writes what is not yet written."""
+        for sink in self._sinks:
+            sink.close()
+
+
+@dataclasses.dataclass
+class _Clock:
+    """What has been done since when."""
+
+    begin: float
+    steps: int = 0
+    tokens: int = 0
+    flop: float = 0.0
+    waited: float = 0.0
+
+    def count(self, work: Work, waited: float) -> None:
+        self.steps += 1
+        self.tokens += work.tokens
+        self.flop += work.flop
+        self.waited += waited
+
+    def read(self, peak: float | None) -> dict[str, float]:
+        seconds = max(time.monotonic() - self.begin, 1e-9)
+        speed = {
+            "steps_per_second": self.steps / seconds,
+            "tokens_per_second": self.tokens / seconds,
+            "data_share": min(self.waited / seconds, 1.0),
+        }
+        if peak is not None:
+            speed["mfu"] = self.flop / seconds / peak
+        return speed
+
+
+def _speed_line(speed: Mapping[str, float], steps_left: int) -> str:
+    parts = [
+        f"{speed['steps_per_second']:.3g} steps/s",
+        f"{speed['tokens_per_second']:.3g} tokens/s",
+    ]
+    if "mfu" in speed:
+        parts.append(f"MFU {speed['mfu']:.1%}")
+    parts.append(f"data {speed['data_share']:.0%}")
+    parts.append(f"{_duration(steps_left / speed['steps_per_second'])} left")
+    return "  " + "  ".join(parts)
+
+
+def _numbers(values: Mapping[str, float]) -> str:
+    """The loss first, then what has a value and no "/" in its name."""
+    rest = sorted(values.keys() - {"loss"})
+    shown = [name for name in rest if "/" not in name and not math.isnan(values[name])]
+    names = [*(["loss"] if "loss" in values else []), *shown]
+    return "  ".join(f"{name} {values[name]:.6g}" for name in names)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(math.ceil(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def animate(footage: Footage) -> bytes:
+    """A GIF that repeats, the one kind of video that TensorBoard shows; a PNG of a single frame."""
+    images = [Image.fromarray(frame) for frame in np.asarray(footage.frames)]
+    file = io.BytesIO()
+    if len(images) == 1:
+        images[0].save(file, "PNG")
+    else:
+        each = round(1000 / footage.frame_rate)  # milliseconds; the format rounds them to tens
+        images[0].save(file, "GIF", save_all=True, append_images=images[1:], duration=each, loop=0)
+    return file.getvalue()
+
+
+class _TensorBoard:
+    def __init__(self, folder: epath.Path, first: int):
+        import tensorboardX
+
+        # A run that goes on does again what it did after its last checkpoint.
+        self._writer = tensorboardX.SummaryWriter(str(folder), purge_step=first + 1)
+
+    def scalars(self, done: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, done)
+
+    def video(self, done: int, name: str, footage: Footage) -> None:
+        # Not by add_video, which writes nothing where moviepy is missing.
+        from tensorboardX.proto.summary_pb2 import (
+            Summary,  # pyright: ignore[reportAttributeAccessIssue]
+        )
+
+        height, width, colours = footage.frames.shape[1:]
+        image = Summary.Image(
+            height=height,
+            width=width,
+            colorspace=colours,
+            encoded_image_string=animate(footage),
+        )
+        summary = Summary(value=[Summary.Value(tag=name, image=image)])
+        self._writer.file_writer.add_summary(summary, done)  # pyright: ignore[reportOptionalMemberAccess]
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _WeightsAndBiases:
+    def __init__(self, cfg: TrainVAE | TrainTransformer, folder: epath.Path):
+        import wandb
+
+        # One run there for one run here, however often it goes on.
+        file = folder / "wandb_id"
+        if not file.exists():
+            file.write_text(uuid.uuid4().hex)
+        self._run = wandb.init(
+            project=cfg.run.wandb,
+            name=folder.name,
+            id=file.read_text(),
+            resume="allow",
+            config=dataclasses.asdict(cfg),
+        )
+        self._run.define_metric("*", step_metric="step")
+
+    def scalars(self, done: int, values: Mapping[str, float]) -> None:
+        self._run.log({**values, "step": done})
+
+    def video(self, done: int, name: str, footage: Footage) -> None:
+        import wandb
+
+        if len(footage.frames) == 1:
+            shown: Any = wandb.Image(np.asarray(footage.frames[0]))
+        else:
+            shown = wandb.Video(io.BytesIO(animate(footage)), format="gif")
+        self._run.log({name: shown, "step": done})
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def _sinks(
+    cfg: TrainVAE | TrainTransformer, folder: epath.Path, first: int, log: Callable[[str], None]
+) -> list[_TensorBoard | _WeightsAndBiases]:
+    sinks: list[Any] = []
+    if cfg.run.tensorboard and _installed("tensorboardX"):
+        sinks.append(_TensorBoard(folder / "tensorboard", first))
+    elif cfg.run.tensorboard:
+        log("TensorBoard is off: it needs tensorboardX, which is not installed")
+    if cfg.run.wandb is not None:
+        sinks.append(_WeightsAndBiases(cfg, folder))
+    return sinks
+
+
+def check_installed(cfg: TrainVAE | TrainTransformer) -> None:
+    """Refuses to begin what could not be reported.
+
+    Raises:
+      ValueError: if `run.wandb` is set and Weights & Biases is not installed.
+    """
+    if cfg.run.wandb is not None and not _installed("wandb"):
+        raise ValueError(
+            "--run.wandb needs Weights & Biases, which is not installed: pip install wandb, or "
+            "leave it out"
+        )
+
+
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None

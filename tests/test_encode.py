@@ -1,0 +1,340 @@
+"""What is stored is what the VAE and the text encoder give, whatever happens on the way."""
+
+import dataclasses
+import hashlib
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ltx_jax import config, encode, sharding
+from ltx_jax.checkpoints import checkpoint, official, runs
+from ltx_jax.checkpoints.contents import Checkpoint
+from ltx_jax.config import BucketConfig, DataConfig, SourceConfig, T5Config
+from ltx_jax.data import dataset, folder, latents, shapes, video
+from ltx_jax.data.loader import Loader
+from ltx_jax.models.t5 import T5Encoder
+from ltx_jax.models.vae import LatentStatistics, VideoVAE
+from ltx_jax.text import ByteTokenizer, TextEncoder
+
+CONFIG = str(pathlib.Path(__file__).parents[1] / "configs/shapes_tiny_transformer.py")
+VAE = str(pathlib.Path(__file__).parents[1] / "configs/shapes_tiny_vae.py")
+QUICK = {"xla_backend_optimization_level": 0}
+BUCKETS = (BucketConfig(9, 16, 16, 4), BucketConfig(1, 24, 16, 2))
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """The tiny VAE with fresh weights: two frames and four pixels a side to a latent."""
+    cfg = config.load(VAE).model
+    init = jax.jit(
+        lambda key: sharding.unbox(VideoVAE(cfg).init(key, jnp.zeros((1, 5, 16, 16, 3)))),
+        compiler_options=QUICK,
+    )
+    channels = cfg.latent_channels
+    statistics = LatentStatistics(np.full(channels, 0.5, np.float32), np.ones(channels, np.float32))
+    params = init(jax.random.key(0))["params"]
+    return Checkpoint(vae=cfg, vae_params=params, statistics=statistics)
+
+
+@pytest.fixture
+def loaded(tiny, monkeypatch):
+    """Every checkpoint is the tiny VAE; programs compile quickly rather than run so."""
+    monkeypatch.setattr(checkpoint, "load", lambda *_, **__: tiny)
+    monkeypatch.setattr(encode.convolution, "compiler_options", lambda: QUICK)
+    return tiny
+
+
+@pytest.fixture(scope="module")
+def t5(tmp_path_factory):
+    """The folder of a tiny text encoder."""
+    path = tmp_path_factory.mktemp("t5")
+    cfg = T5Config(vocab_size=384, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    ids = jnp.zeros((1, 4), jnp.int32)
+    params = sharding.unbox(jax.jit(T5Encoder(cfg).init)(jax.random.key(0), ids, ids))["params"]
+    TextEncoder(ByteTokenizer(), cfg, params).save(path)
+    return path
+
+
+@pytest.fixture
+def clips(tmp_path):
+    """A folder of seven clips and a picture."""
+    path = tmp_path / "clips"
+    path.mkdir()
+    for i in range(7):
+        clip = shapes.clip(i, num_frames=10, height=16, width=16)
+        video.write_video(path / f"{i}.mp4", clip.frames, 10 + i)
+        (path / f"{i}.txt").write_text(f"clip {i}" * (i + 1))
+    video.write_image(path / "p.png", shapes.clip(9, num_frames=1, height=24, width=16).frames[0])
+    (path / "p.txt").write_text("a picture")
+    return path
+
+
+def settings(source, **changes):
+    cfg = config.load(CONFIG, ["--vae", "tiny"])
+    data = DataConfig(source=str(source), buckets=BUCKETS)
+    return dataclasses.replace(cfg, data=data, **changes)
+
+
+def quiet(_):
+    pass
+
+
+def contents(path):
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in path.iterdir()}
+
+
+def examples(path):
+    records = dataset.Records(path)
+    return [latents.from_row(records[i]) for i in range(len(records.index))]
+
+
+def test_what_is_stored_is_what_the_vae_gives(loaded, clips, tmp_path):
+    assert encode.encode(settings(clips), tmp_path / "out", shard_size=3, report=quiet)
+    model = VideoVAE(loaded.vae)
+    apply = jax.jit(
+        lambda params, x: model.apply({"params": params}, x, method="encode"),
+        compiler_options=QUICK,
+    )
+
+    def moments(frames):
+        posterior = apply(loaded.vae_params, jnp.asarray(frames[None] / 127.5 - 1, jnp.float32))
+        return np.concatenate([posterior.mean, posterior.logvar[..., :1]], axis=-1)[0]
+
+    def check(found, frames):
+        # Half precision, after sums in another order.
+        np.testing.assert_allclose(found, moments(frames), rtol=2e-3, atol=1e-3)
+
+    found = {example.caption: example for example in examples(tmp_path / "out")}
+    assert len(found) == 8
+    for i in range(7):
+        frames, rate = folder.load_clip(clips / f"{i}.mp4", 9, 16, 16)
+        example = found[f"clip {i}" * (i + 1)]
+        assert example.frame_rate == rate == 10 + i
+        stored = example.latents
+        assert stored.mean.dtype == stored.logvar.dtype == np.float16
+        assert stored.mean.shape == (5, 4, 4, 4)
+        check(np.concatenate([stored.mean, stored.logvar], axis=-1), frames)
+        assert stored.keyframe_numbers.tolist() == [2, 4, 6, 8]
+        for number, item in zip(stored.keyframe_numbers, stored.keyframes, strict=True):
+            check(item[None], frames[number : number + 1])
+        [start] = stored.clip_numbers
+        assert start in (2, 4, 6)
+        check(stored.clips[0], frames[start : start + 3])
+    frames, _ = folder.load_clip(clips / "p.png", 1, 24, 16)
+    stored = found["a picture"].latents
+    check(np.concatenate([stored.mean, stored.logvar], axis=-1), frames)
+    assert len(stored.keyframes) == len(stored.clips) == 0
+    assert len({tuple(e.latents.clip_numbers) for e in found.values()}) > 2
+
+
+def test_condition_items_lie_within_their_clip():
+    for num_frames, count in ((1, 4), (2, 4), (5, 2), (9, 4), (121, 4), (121, 1), (257, 7)):
+        numbers = encode.keyframe_numbers(num_frames, count).tolist()
+        assert len(set(numbers)) == len(numbers) == min(count, num_frames - 1)
+        assert all(0 < number < num_frames for number in numbers)
+        if numbers:
+            assert numbers[-1] == num_frames - 1
+            gaps = np.diff([0, *numbers])
+            assert gaps.max() - gaps.min() <= 1
+    rng = np.random.default_rng(0)
+    for num_frames, factor, possible in (
+        (1, 8, []),
+        (9, 8, []),
+        (17, 8, [8]),
+        (41, 8, [8, 16, 24, 32]),
+    ):
+        drawn = [encode.clip_starts(num_frames, factor, rng) for _ in range(60)]
+        assert sorted({int(start) for starts in drawn for start in starts}) == possible
+        assert {len(starts) for starts in drawn} == {min(len(possible), 1)}
+        # The last frame of the item is one of the clip's.
+        assert all(start + factor + 1 <= num_frames for starts in drawn for start in starts)
+
+
+@pytest.mark.usefixtures("loaded")
+def test_captions_are_stored_unpadded(clips, t5, tmp_path):
+    cfg = settings(clips, captions="frozen", text_encoder_path=str(t5))
+    encode.encode(cfg, tmp_path / "out", report=quiet)
+    encoder = TextEncoder.load(t5, dtype="float32", max_tokens=cfg.max_caption_tokens)
+
+    def check(found, caption):
+        embeddings, mask = encoder.encode([caption])
+        length = int(np.sum(mask))
+        assert found.shape == (length, 16)
+        expected = np.asarray(embeddings)[0, :length]
+        np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-3)  # half precision
+
+    found = examples(tmp_path / "out")
+    lengths = set()
+    for example in found:
+        check(example.embedding, example.caption)
+        lengths.add(len(example.embedding))
+    assert len(lengths) > 3
+    encoding = Loader(
+        DataConfig(source=str(tmp_path / "out"), buckets=BUCKETS), (("none", 1.0),), 0
+    ).encoding
+    check(encoding.empty, "")
+    assert encoding.text_encoder_id == encoder.identity
+    assert encoding.tokenizer_id == "byt5"
+
+
+@pytest.mark.usefixtures("loaded")
+def test_a_stopped_command_goes_on_to_the_same_files(clips, tmp_path):
+    cfg = settings(clips)
+    encode.encode(cfg, tmp_path / "whole", shard_size=2, report=quiet)
+
+    def stop(line):
+        if line.startswith("shard 2/"):
+            raise KeyboardInterrupt
+
+    stopped = tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        encode.encode(cfg, stopped, shard_size=2, report=stop)
+    written = {path.name: path.stat().st_mtime_ns for path in stopped.glob("part-*.array_record")}
+    assert len(written) == 2
+    said = []
+    assert encode.encode(cfg, stopped, shard_size=2, report=said.append)
+    assert [line.split()[1] for line in said] == ["3/5", "4/5", "5/5"]
+    assert contents(stopped) == contents(tmp_path / "whole")
+    times = {path.stat().st_mtime_ns for path in stopped.glob("*.array_record-*")}
+    assert set(written.values()) <= times
+    # A finished one is left as it is.
+    said.clear()
+    assert encode.encode(cfg, stopped, shard_size=2, report=said.append)
+    assert said == []
+    with pytest.raises(ValueError, match="was begun with keyframes = 4, and now it is 2"):
+        encode.encode(cfg, stopped, shard_size=2, keyframes=2, report=quiet)
+
+
+@pytest.mark.usefixtures("loaded")
+def test_workers_share_the_files_and_make_those_of_one(clips, tmp_path):
+    cfg = settings(clips)
+    encode.encode(cfg, tmp_path / "whole", shard_size=2, report=quiet)
+    said = []
+    for worker in (0, 1):
+        done = encode.encode(
+            cfg, tmp_path / "shared", shard_size=2, worker=(worker, 2), report=said.append
+        )
+        assert not done
+    assert [line.split()[1] for line in said if line.startswith("shard")] == [
+        *("1/5", "3/5", "5/5"),
+        *("2/5", "4/5"),
+    ]
+    assert "2 of 5 shards are not there yet" in said[3]
+    done = encode.encode(cfg, tmp_path / "shared", shard_size=2, worker=(0, 2), report=quiet)
+    assert done
+    assert contents(tmp_path / "shared") == contents(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("loaded")
+def test_an_endless_source_is_encoded_as_far_as_told(tmp_path):
+    cfg = settings("shapes")
+    with pytest.raises(ValueError, match=r"there is no end of shapes: say how many \(--examples\)"):
+        encode.encode(cfg, tmp_path / "out", report=quiet)
+    encode.encode(cfg, tmp_path / "out", examples=6, report=quiet)
+    found = examples(tmp_path / "out")
+    assert [len(example.latents.mean) for example in found] == [5] * 6 + [1] * 6
+    loader = Loader(DataConfig(source="shapes", buckets=BUCKETS), (("none", 1.0),), cfg.run.seed)
+    live = {
+        caption
+        for step in range(40)
+        if (batch := loader.batch(step)).bucket == BUCKETS[0]
+        for caption in batch.captions
+    }
+    assert {example.caption for example in found[:6]} <= live  # the clips that a run sees first
+
+
+@pytest.mark.usefixtures("loaded")
+def test_clips_that_cannot_be_read_are_left_out_counted_and_named(clips, tmp_path, caplog):
+    noise = np.random.default_rng(0).integers(0, 255, (10, 64, 96, 3), dtype=np.uint8)
+    video.write_video(clips / "3.mp4", noise, 24)
+    data = bytearray((clips / "3.mp4").read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 4000] = np.random.default_rng(2).bytes(4000)
+    (clips / "3.mp4").write_bytes(data)  # whole for one who only looks through it
+    said = []
+    encode.encode(settings(clips), tmp_path / "out", report=said.append)
+    assert said[-1] == "1 examples could not be read and are left out"
+    assert "3.mp4" in caplog.text
+    captions = {example.caption for example in examples(tmp_path / "out")}
+    assert captions == {f"clip {i}" * (i + 1) for i in range(7) if i != 3} | {"a picture"}
+
+
+@pytest.mark.usefixtures("loaded")
+def test_latents_are_refused_with_another_vae(tiny, clips, tmp_path):
+    encode.encode(settings(clips), tmp_path / "out", report=quiet)
+    data = DataConfig(source=str(tmp_path / "out"), buckets=BUCKETS)
+    encoding = Loader(data, (("none", 1.0),), 0).encoding
+    np.testing.assert_array_equal(encoding.mean, tiny.statistics.mean)
+    encode.check_vae(encoding, tiny, "tiny")
+
+    def changed(part):
+        params = jax.tree.map(lambda x: x, tiny.vae_params)
+        leaves, tree = jax.tree.flatten(params[part])
+        leaves[0] = leaves[0].at[0].add(1)
+        return dataclasses.replace(tiny, vae_params=params | {part: tree.unflatten(leaves)})
+
+    encode.check_vae(encoding, changed("decoder"), "tiny")
+    with pytest.raises(
+        ValueError,
+        match=rf"by the VAE tiny \({encoding.vae_hash}\), and the run's is other \(.*--vae",
+    ):
+        encode.check_vae(encoding, changed("encoder"), "other")
+    replaced = dataclasses.replace(tiny.vae, spatial_padding_mode="reflect")
+    with pytest.raises(ValueError, match="the run's is other"):
+        encode.check_vae(encoding, dataclasses.replace(tiny, vae=replaced), "other")
+    with pytest.raises(ValueError, match="holds no VAE"):
+        encode.check_vae(encoding, Checkpoint(), "other")
+
+
+def test_a_vae_is_the_same_in_another_file(tiny, tmp_path):
+    """A run that goes on has its own copy of the VAE."""
+    official.write(tmp_path / "model.safetensors", tiny)
+    expected = encode.vae_hash(tiny)
+    assert encode.vae_hash(checkpoint.load(tmp_path / "model.safetensors")) == expected
+    run = runs.Run(config.load(CONFIG, ["--run.output", str(tmp_path / "run")]))
+    run.write_vae(tiny)
+    run.close()
+    assert encode.vae_hash(runs.load_vae(tmp_path / "run")) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data.source", "{tmp}/nowhere"], "nowhere is not a folder"),
+        (["--data.num_frames", "6", "--examples", "2"], "5 and 7"),
+        (["--captions", "cached", "--examples", "2"], "--text_encoder_path"),
+        (["--examples", "2", "--output", "{tmp}/full"], "is not empty and no data set"),
+        ([], "--examples"),
+    ],
+)
+@pytest.mark.usefixtures("loaded")
+def test_mistakes_are_one_line_and_a_status(tmp_path, capsys, arguments, message):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("mine")
+    arguments = [text.replace("{tmp}", str(tmp_path)) for text in arguments]
+    command = [CONFIG, "--output", str(tmp_path / "out"), "--vae", "tiny", *arguments]
+    assert encode.main(command) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("loaded")
+def test_what_cannot_be_encoded_is_refused(tiny, clips, tmp_path, capsys, monkeypatch):
+    assert encode.main([VAE, "--output", str(tmp_path / "out")]) == 2
+    assert "holds a TrainVAE: nothing to encode" in capsys.readouterr().err
+    encode.encode(settings(clips), tmp_path / "out", report=quiet)
+    with pytest.raises(ValueError, match="out holds latents already"):
+        encode.encode(settings(tmp_path / "out"), tmp_path / "again", report=quiet)
+    cfg = settings(clips)
+    mixed = dataclasses.replace(cfg.data, mix=(SourceConfig(str(clips)), SourceConfig("shapes")))
+    encode.encode(dataclasses.replace(cfg, data=mixed), tmp_path / "mix", examples=3, report=quiet)
+    assert len(examples(tmp_path / "mix")) == 3 + 3 + 1 + 3
+    other = dataclasses.replace(tiny.vae, latent_log_var="per_channel")
+    monkeypatch.setattr(checkpoint, "load", lambda *_, **__: Checkpoint(vae=other))
+    with pytest.raises(ValueError, match="log-variance per channel"):
+        encode.encode(cfg, tmp_path / "other", report=quiet)
