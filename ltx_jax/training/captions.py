@@ -114,7 +114,14 @@ def frozen(encoder: TextEncoder, mesh: Mesh) -> Captions:
 def cached(empty: Embedding, max_tokens: int) -> Captions:
     """Embeddings that come with the data; longer ones are cut to `max_tokens`."""
 
-    def read(captions: Any, stored: Sequence[Embedding], dropped: Dropped, place: Place) -> Any:
+    def read(
+        captions: Any, stored: Sequence[Embedding] | None, dropped: Dropped, place: Place
+    ) -> Any:
+        if stored is None:  # of the data's own it is known that they have them
+            raise ValueError(
+                "captions = 'cached', and the held-out clips have no embeddings: name encoded ones "
+                "(--run.validation_source)"
+            )
         embeddings = np.zeros((len(stored), max_tokens, empty.shape[1]), np.float16)
         mask = np.zeros((len(stored), max_tokens), np.int32)
         for i, (row, no) in enumerate(zip(stored, dropped, strict=True)):
