@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -78,6 +79,23 @@ def _load(cfg: TrainTransformer, mesh: Mesh) -> TextEncoder:
             f"captions {wanted} wide"
         )
     return encoder
+
+
+def sketched(cfg: TrainTransformer) -> Captions:
+    """The source of a stage without data and encoder, which reads nothing."""
+    if cfg.captions == "train":
+        return trained(cfg)
+    return cached(np.zeros((1, cfg.model.caption_channels), np.float16), cfg.max_caption_tokens)
+
+
+def shapes(cfg: TrainTransformer, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """What `read` gives for a batch."""
+    m, width = cfg.max_caption_tokens, cfg.model.caption_channels
+    mask = jax.ShapeDtypeStruct((batch, m), jnp.int32)
+    if cfg.captions == "train":
+        return {"ids": mask, "mask": mask}
+    dtype = jnp.float16 if cfg.captions == "cached" else cfg.model.dtype
+    return {"embeddings": jax.ShapeDtypeStruct((batch, m, width), dtype), "mask": mask}
 
 
 def trained(cfg: TrainTransformer) -> Captions:
