@@ -35,6 +35,7 @@ from ltx_jax.config import BucketConfig, TrainTransformer, VAEConfig
 from ltx_jax.data.loader import open_source
 from ltx_jax.data.reading import read_ahead
 from ltx_jax.data.sources import Encoding, Example, Source, StoredLatents
+from ltx_jax.diffusion import programs
 from ltx_jax.models import convolution
 from ltx_jax.models.vae import VideoVAE, check_video_shape
 from ltx_jax.text import TextEncoder
@@ -410,6 +411,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--worker", type=int, default=0, help="number of this process")
     parser.add_argument("--workers", type=int, default=1, help="processes that share the work")
     given, overrides = parser.parse_known_args(arguments)
+    programs.use_compilation_cache()
     try:
         cfg = config.load(given.config, overrides)
         if not isinstance(cfg, TrainTransformer):

@@ -149,6 +149,8 @@ def test_data_without_fitting_embeddings_are_refused():
     for nothing in (None, encoding(None)):
         with pytest.raises(ValueError, match=r"hold no embeddings.*ltx_jax\.encode"):
             captions.open_captions(cfg, nothing, ONE)
+    with pytest.raises(ValueError, match=r"held-out clips.*--run\.validation_source"):
+        captions.cached(stored_captions(1)[0], 4).read(("",), None, np.zeros(1, bool), np.asarray)
     with pytest.raises(ValueError, match="8 wide and the transformer expects 16"):
         captions.open_captions(cfg, encoding(((0.0,) * 8,)), ONE)
 

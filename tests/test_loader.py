@@ -12,7 +12,7 @@ import pytest
 from ltx_jax.config import BucketConfig, DataConfig, SourceConfig
 from ltx_jax.data import video
 from ltx_jax.data.loader import Loader
-from ltx_jax.data.order import Order, Shares
+from ltx_jax.data.order import Order, Shares, shuffled
 
 ROOT = pathlib.Path(__file__).parents[1]
 PATTERNS = (("none", 0.6), ("first_frame", 0.3), ("keyframes", 0.1))
@@ -130,6 +130,27 @@ def test_every_epoch_is_another_permutation():
     assert len({tuple(epoch) for epoch in epochs}) == 4
     other = Order(cfg, [[6]], PATTERNS, 4)
     assert [index for step in range(6) for _, index in other.plan(step).rows] != chosen
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 16, 17, 1000])
+def test_orders_are_permutations_without_a_favourite(count):
+    epochs = max(2000 // count, 3)
+    read = [shuffled(rank, count, (1, 2)) for rank in range(epochs * count)]
+    orders = np.array(read).reshape(epochs, count)
+    np.testing.assert_array_equal(np.sort(orders), np.broadcast_to(np.arange(count), orders.shape))
+    if count in (5, 16, 17):  # every item is as often at every place, and after every other
+        places = np.stack([np.bincount(column, minlength=count) for column in orders.T])
+        expected = epochs / count
+        assert ((places - expected) ** 2 / expected).sum() < count**2 + 5 * (2 * count**2) ** 0.5
+        neighbours = np.zeros((count, count))
+        np.add.at(neighbours, (orders[:, :-1], orders[:, 1:]), 1)
+        assert (np.diag(neighbours) == 0).all()
+        pairs = neighbours[~np.eye(count, dtype=bool)]
+        expected = epochs / count
+        assert ((pairs - expected) ** 2 / expected).sum() < len(pairs) + 5 * (2 * len(pairs)) ** 0.5
+    # Nor are neighbours in the data neighbours in the order.
+    if count == 1000:
+        assert np.mean(np.abs(np.diff(orders)) == 1) < 0.01  # 2 in 1000 by chance
 
 
 def test_processes_together_see_the_batch_of_one(mixed):

@@ -5,7 +5,7 @@ from typing import Literal
 
 DType = Literal["float32", "bfloat16", "float16"]
 Remat = Literal["none", "dots", "full"]
-AttentionForm = Literal["auto", "plain", "cudnn"]
+AttentionForm = Literal["auto", "plain", "cudnn", "splash"]
 
 
 def require(condition: bool, message: str) -> None:

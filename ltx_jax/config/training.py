@@ -67,6 +67,9 @@ class SourceConfig:
     path: str  # as DataConfig.source
     weight: float = 1.0  # share of the examples, next to the other sources' weights
 
+    def __post_init__(self):
+        require(self.weight >= 0, f"weight of a source must not be negative, got {self.weight}")
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -98,6 +101,10 @@ class DataConfig:
         require(
             bool(self.frame_rates) and min(self.frame_rates) > 0,
             f"frame_rates must be positive, got {self.frame_rates}",
+        )
+        require(
+            self.resample is None or self.resample > 0,
+            f"resample must be positive, got {self.resample}",
         )
 
     @property

@@ -125,14 +125,13 @@ class Shards:
           ValueError: if there is no example in them.
         """
         import tensorflow_datasets as tfds
-        from etils import epath  # TFDS's own paths
 
         parts = [np.load(self._part(number, "npy")) for number in range(count)]
         lengths = [len(part) for part in parts if len(part)]
         if not lengths:
             raise ValueError(f"{self._folder}: there is no example to store")
         template = tfds.core.ShardedFileTemplate(
-            epath.Path(self._folder),
+            tfds.core.Path(self._folder),
             dataset_name=self._kind,
             split=_SPLIT,
             filetype_suffix="array_record",

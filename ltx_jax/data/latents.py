@@ -130,7 +130,7 @@ class Latents:
             return self._cache[number]
         row = self._records[number]
         example = from_row(row)
-        size = row["latents"].nbytes
+        size = sum(value.nbytes for value in row.values() if isinstance(value, np.ndarray))
         if size <= self._room:
             self._room -= size
             self._cache[number] = example

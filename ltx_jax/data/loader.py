@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from jaxtyping import Float16, Float32, UInt8
 
 from ltx_jax.config import BucketConfig, ConditionPattern, DataConfig
 from ltx_jax.data import order
-from ltx_jax.data.reading import read_ahead
+from ltx_jax.data.reading import in_background, read_ahead
 from ltx_jax.data.sources import Encoding, Example, Source, StoredLatents, World
 
 __all__ = ["Batch", "Loader", "StoredLatents", "open_source"]
@@ -52,6 +52,7 @@ class Loader:
       process_count: of all; each reads an equal share of every batch.
 
     Attributes:
+      plan: step -> what it sees, over all processes.
       encoding: what made the latents; None where batches are pixels.
       replaced: how many examples could not be read and had another put in their place.
 
@@ -86,7 +87,8 @@ class Loader:
                     f"nothing of {paths} fits the bucket {bucket.num_frames} x {bucket.height} x "
                     f"{bucket.width}"
                 )
-        self.plan = functools.lru_cache(16)(order.Order(cfg, self._counts, patterns, seed).plan)
+        plan = order.Order(cfg, self._counts, patterns, seed).plan
+        self.plan = functools.lru_cache(cfg.prefetch + 8)(plan)  # of the steps in flight
         self.replaced = 0
         self._lock = threading.Lock()
 
@@ -95,7 +97,11 @@ class Loader:
         return self._stack(step, [self._example(step, row) for row in self._share(step)])
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
-        """The batches of the steps [first, last), their examples read ahead."""
+        """The batches of the steps [first, last), read ahead."""
+        # Two are put together in advance, so that a quick step need not wait for that either.
+        return in_background(self._made(first, last), ahead=2)
+
+    def _made(self, first: int, last: int) -> Generator[Batch, None, None]:
         # Steps are taken to be as large as the largest bucket's.
         rows = max(bucket.batch_size for bucket in self._cfg.sizes) // self._process[1]
 

@@ -74,15 +74,34 @@ def _floor_sum(n: int, b: int) -> int:
         n, b, a, m = last // m, last % m, m, a
 
 
-@functools.lru_cache(64)
-def _permutation(count: int, seed: tuple[int, ...]) -> Int64[np.ndarray, " count"]:
-    return np.random.default_rng(seed).permutation(count)
-
-
 def shuffled(rank: int, count: int, seed: tuple[int, ...]) -> int:
-    """Item number `rank` of an endless reading of `count` items, every time in another order."""
+    """Item number `rank` of an endless reading of `count` items, every time in another order.
+
+    The orders are Feistel networks over the next power of four, so none takes any memory; numbers
+    from `count` on are sent through again.
+    """
     epoch, place = divmod(rank, count)
-    return int(_permutation(count, (*seed, epoch))[place])
+    half = max((count - 1).bit_length() + 1, 2) // 2
+    mask = (1 << half) - 1
+    while True:
+        left, right = place >> half, place & mask
+        for key in _keys((*seed, epoch)):
+            left, right = right, left ^ (_scrambled(right + key) & mask)
+        place = left << half | right
+        if place < count:
+            return place
+
+
+@functools.lru_cache(1024)
+def _keys(seed: tuple[int, ...]) -> list[int]:
+    return np.random.default_rng(seed).integers(_PERIOD, size=6, dtype=np.uint64).tolist()
+
+
+def _scrambled(x: int) -> int:
+    """A well-mixed function of 64 bits: the finaliser of SplitMix64."""
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % _PERIOD
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB % _PERIOD
+    return x ^ (x >> 31)
 
 
 class Plan(NamedTuple):

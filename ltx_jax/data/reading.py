@@ -46,3 +46,17 @@ def _by_threads(
         finally:
             for future in pending:
                 future.cancel()
+
+
+def in_background(items: Generator[Any, None, None], ahead: int) -> Generator[Any, None, None]:
+    """The same items, up to `ahead` of them made by a thread before they are due."""
+    end = object()
+    with contextlib.closing(items), ThreadPoolExecutor(1) as pool:
+        pending = collections.deque(pool.submit(next, items, end) for _ in range(ahead))
+        try:
+            while (item := pending.popleft().result()) is not end:
+                pending.append(pool.submit(next, items, end))
+                yield item
+        finally:
+            for future in pending:
+                future.cancel()

@@ -9,7 +9,7 @@ from jaxtyping import Float16, Int32, UInt8
 from ltx_jax.config import BucketConfig, DataConfig
 from ltx_jax.data import shapes
 
-CACHE_BYTES = 4 * 2**30  # of examples that a source keeps in memory
+CACHE_BYTES = 2 * 2**30  # of examples that a source keeps in memory
 
 
 @dataclasses.dataclass(frozen=True)

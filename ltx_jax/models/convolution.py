@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ltx_jax.sharding import platform
+
 Stride = tuple[int, int, int]  # frames, rows, columns
 
 _LAYOUT = ("NDHWC", "DHWIO", "NDHWC")
@@ -22,8 +24,8 @@ _HAS_ONEDNN = jax.__version_info__ >= (0, 11)
 
 
 def compiler_options() -> dict[str, Any] | None:
-    """What to compile programs with many convolutions with, for the default backend."""
-    backend = jax.default_backend()
+    """What to compile programs with many convolutions with, for the current mesh's devices."""
+    backend = platform()
     if backend == "gpu":  # 3-D convolutions with channels first would be a quarter slower on Hopper
         return {"xla_gpu_force_conv_nhwc": True}
     if backend == "cpu" and _HAS_ONEDNN:

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from ltx_jax import sharding
 from ltx_jax.checkpoints.contents import Checkpoint
+from ltx_jax.config import BucketConfig
 from ltx_jax.training.state import Plan, TrainState
 
 
@@ -34,6 +35,22 @@ class Validation:
 
     scalars: dict[str, float] = dataclasses.field(default_factory=dict)
     videos: dict[str, Footage] = dataclasses.field(default_factory=dict)
+
+
+class Sketch(NamedTuple):
+    """What can be said of a stage without its data and weights: enough to compile its step.
+
+    Attributes:
+      plan: of the state.
+      step: the compiled update. It takes batches of any bucket, each compiled once.
+      work: batch, or its shapes -> what its step has to do.
+      batches: shapes of a batch of each bucket, with what most is given of all that may be.
+    """
+
+    plan: Plan
+    step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
+    work: Callable[[Any], Work]
+    batches: tuple[tuple[BucketConfig, Any], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +140,12 @@ def split(tree: Any, mesh: Mesh) -> Any:
     With several processes each gives its own part, as `share` says.
     """
     return jax.make_array_from_process_local_data(_by_batch(mesh), tree)
+
+
+def described(tree: Any, mesh: Mesh, whole: bool = False) -> Any:
+    """Shapes on the mesh, as `split` lays arrays out, or `replicate` (`whole`)."""
+    where = NamedSharding(mesh, P()) if whole else _by_batch(mesh)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:

@@ -1,0 +1,218 @@
+"""Measures the loader: examples per second of every source, and how long training waits for it.
+
+    JAX_PLATFORMS=cpu python -m benchmarks.loading
+
+Makes its data in a temporary folder; writes benchmarks/results/loading_cpu.json and .md. The tiny
+configs are used for the waiting: their steps take milliseconds, so no other training asks for more
+batches a second.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import grain  # noqa: F401  (here, so that no measurement imports it)
+import jax
+import numpy as np
+
+from ltx_jax import config, sharding
+from ltx_jax.config import BucketConfig, DataConfig, TrainTransformer, TrainVAE
+from ltx_jax.data import dataset, latents, media, shapes, video
+from ltx_jax.data.loader import Batch, Loader
+from ltx_jax.data.sources import Encoding, Example, StoredLatents
+from ltx_jax.encode import encode
+from ltx_jax.training import loop, transformer, vae
+
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+CLIPS = 24  # of the folder and of each data set
+SIZE = BucketConfig(25, 256, 256, batch_size=8)
+LARGE = BucketConfig(121, 512, 768, batch_size=8)  # in pixels, of the latents
+NONE = (("none", 1.0),)
+STEPS, WARM = 600, 100  # of training, and how many of them do not count
+
+
+def make_clips(root: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+    """Clips of 25 frames, as a folder of files and as a data set."""
+    folder, stored = root / "folder", root / "clips"
+    folder.mkdir()
+    rows = []
+    for i in range(CLIPS):
+        clip = shapes.clip(i, num_frames=25, height=SIZE.height, width=SIZE.width)
+        path = folder / f"{i}.mp4"
+        video.write_video(path, clip.frames, 24)
+        path.with_suffix(".txt").write_text(clip.caption)
+        medium = video.Stored(path.name, path.read_bytes())
+        rows.append(dataset.clip_row(medium, [clip.caption], {}))
+    shards = dataset.Shards(stored, dataset.CLIPS, dataset.clip_features(), media.FACTS, {})
+    shards.write(0, rows)
+    shards.finish(1)
+    return folder, stored
+
+
+def make_latents(root: pathlib.Path) -> pathlib.Path:
+    """Latents and embeddings as the released networks have them: 128 channels, 4096 wide."""
+    t, h, w = (LARGE.num_frames - 1) // 8 + 1, LARGE.height // 32, LARGE.width // 32
+    size = (LARGE.num_frames, LARGE.height, LARGE.width)
+    encoding = Encoding((size,), "none", "none", None, None, "none", "none", "none", None)
+    shards = dataset.Shards(
+        root / "latents",
+        latents.KIND,
+        latents.latent_features(128, 4096),
+        latents.INDEX,
+        dataclasses.asdict(encoding),
+    )
+
+    def draw(*shape: int) -> np.ndarray:
+        return np.random.default_rng(0).standard_normal(shape, np.float32).astype(np.float16)
+
+    stored = StoredLatents(
+        mean=draw(t, h, w, 128),
+        logvar=draw(t, h, w, 1),
+        keyframes=draw(4, h, w, 129),
+        keyframe_numbers=np.array([30, 60, 90, 120], np.int32),
+        clips=draw(1, 2, h, w, 129),
+        clip_numbers=np.array([8], np.int32),
+    )
+    example = Example("a caption", 24.0, latents=stored, embedding=draw(100, 4096))
+    shards.write(0, (latents.to_row(example, 0) for _ in range(CLIPS)))
+    shards.finish(1)
+    return root / "latents"
+
+
+def speed(cfg: DataConfig) -> float:
+    """Examples per second, all of them read for the first time and the first batch not counted."""
+    steps = CLIPS // cfg.sizes[0].batch_size
+    batches = Loader(cfg, NONE, 0).batches(0, steps)
+    next(batches)
+    begin = time.perf_counter()
+    count = sum(len(batch.captions) for batch in batches)
+    return count / (time.perf_counter() - begin)
+
+
+class Timed(Loader):
+    """Notes how long each batch is waited for."""
+
+    waits: list[float] = []  # noqa: RUF012  (of the one loader that is looked at)
+
+    def batches(self, first: int, last: int) -> Iterator[Batch]:
+        """The same batches."""
+        made = super().batches(first, last)
+        while True:
+            begin = time.perf_counter()
+            batch = next(made, None)
+            self.waits.append(time.perf_counter() - begin)
+            if batch is None:
+                return
+            yield batch
+
+
+def waiting(cfg: TrainVAE | TrainTransformer) -> dict[str, float]:
+    """Trains, and measures a step and the wait for its data, in milliseconds."""
+    for module in (vae, transformer):
+        module.Loader = Timed  # pyright: ignore[reportAttributeAccessIssue]
+    Timed.waits = []
+    mesh = sharding.make_mesh(cfg.mesh, jax.devices()[:1])
+    stage: Any = vae.build(cfg, mesh) if isinstance(cfg, TrainVAE) else transformer.build(cfg, mesh)
+    state, marks, late = stage.plan.make(), [], None
+    with sharding.use_mesh(mesh):
+        for batch in stage.batches(0, STEPS):
+            state, metrics = stage.step(state, batch)
+            if late is not None:
+                jax.block_until_ready(late)  # one step late, as the loop has it
+            late = metrics["loss"]
+            marks.append(time.perf_counter())
+    taken, waits = np.diff(marks[WARM:]) * 1e3, np.array(Timed.waits[WARM + 1 : STEPS]) * 1e3
+    return {
+        "step ms": float(np.mean(taken)),
+        "wait ms": float(np.mean(waits)),
+        "median wait ms": float(np.median(waits)),
+        "share of step": float(np.sum(waits) / np.sum(taken)),
+    }
+
+
+def main() -> None:
+    """Makes the data, measures, writes."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    results = pathlib.Path(__file__).parent / "results"
+    parser.add_argument("--out", type=pathlib.Path, default=results)
+    args = parser.parse_args()
+    report: dict[str, Any] = {
+        "cores": os.cpu_count(),
+        "python": sys.version.split()[0],
+        "jax": jax.__version__,
+        "load at start": os.getloadavg()[0],
+        "speed": {},
+        "waiting": {},
+    }
+    with tempfile.TemporaryDirectory() as temporary:
+        root = pathlib.Path(temporary)
+        folder, clips = make_clips(root)
+        sources = {
+            "world, 25 x 256 x 256": DataConfig(buckets=(SIZE,)),
+            "folder of MP4, 25 x 256 x 256": DataConfig(source=str(folder), buckets=(SIZE,)),
+            "data set of MP4, 25 x 256 x 256": DataConfig(source=str(clips), buckets=(SIZE,)),
+            "latents of 121 x 512 x 768": DataConfig(
+                source=str(make_latents(root)), buckets=(LARGE,)
+            ),
+        }
+        for (name, cfg), threads in itertools.product(sources.items(), (1, 2)):
+            for reader in ("Grain", "threads"):
+                hidden = {} if reader == "Grain" else {"grain": None}
+                with mock.patch.dict(sys.modules, hidden):
+                    found = speed(dataclasses.replace(cfg, threads=threads))
+                report["speed"][f"{name}, {reader}, threads: {threads}"] = found
+                print(f"{name}, {reader}, threads: {threads}: {found:.4g} examples/s", flush=True)
+
+        stage = config.load(str(CONFIGS / "shapes_tiny_vae.py"), ["--run.output", str(root / "a")])
+        short = dataclasses.replace(stage.run, steps=2, tensorboard=False)
+        loop.train(dataclasses.replace(stage, run=short), lambda _: None)
+        overrides = ["--vae", str(root / "a"), "--run.output", str(root / "b")]
+        second = config.load(str(CONFIGS / "shapes_tiny_transformer.py"), overrides)
+        encode(second, root / "tiny", examples=256, report=lambda _: None)
+        cached = dataclasses.replace(second.data, source=str(root / "tiny"))
+        for name, cfg in {
+            "VAE on the world": stage,
+            "transformer on the world, encoded live": second,
+            "transformer on cached latents": dataclasses.replace(second, data=cached),
+        }.items():
+            report["waiting"][name] = waiting(cfg)
+            print(name, report["waiting"][name], flush=True)
+    report["load at end"] = os.getloadavg()[0]
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "loading_cpu.json").write_text(json.dumps(report, indent=2) + "\n")
+    (args.out / "loading_cpu.md").write_text(table(report))
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report in Markdown."""
+    lines = [
+        "# The loader on a CPU",
+        "",
+        f"{report['cores']} cores, {report['load at start']:.1f} to {report['load at end']:.1f} "
+        f"processes at work; Python {report['python']}, jax {report['jax']}. Written by "
+        "`python -m benchmarks.loading`.",
+        "",
+        "| source | examples/s |",
+        "|---|---|",
+        *(f"| {name} | {found:.3g} |" for name, found in report["speed"].items()),
+        "",
+        "| training | step, ms | wait for data, ms (median) | share of the step |",
+        "|---|---|---|---|",
+    ]
+    for name, found in report["waiting"].items():
+        wait = f"{found['wait ms']:.3f} ({found['median wait ms']:.3f})"
+        lines.append(f"| {name} | {found['step ms']:.1f} | {wait} | {found['share of step']:.2%} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
