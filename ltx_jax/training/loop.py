@@ -141,9 +141,10 @@ def _steps(
         begin = time.monotonic()
         batch = next(batches)
         waited = time.monotonic() - begin
+        work = stage.work(batch)  # may run programs: beside a step that talks to others, they hang
         state, metrics = stage.step(state, batch)
         tell()  # of the step before: fetching this one's numbers would make the device wait
-        taken = _Taken(done, metrics, stage.work(batch), waited)
+        taken = _Taken(done, metrics, work, waited)
         run.check()
         stop = stopping(done)
         loss = None
@@ -192,11 +193,12 @@ def _silent(_: str) -> None: ...
 
 
 def _save(run: runs.Run, stage: Stage, state: TrainState, loss: float | None) -> None:
+    step = int(state.step)  # waits for it
     parts = {"params": state.params, "ema": state.ema, "state": _rest(state)}
     statistics = stage.statistics(state)
     if statistics:
         parts["statistics"] = statistics
-    run.save(int(state.step), parts, loss)
+    run.save(step, parts, loss)
 
 
 def _restored(read: Callable[[Mapping[str, Any]], dict[str, Any]], stage: Stage) -> TrainState:
