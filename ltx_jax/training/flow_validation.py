@@ -117,4 +117,6 @@ def validator(
         scalars |= {f"val_loss_at/{t}": float(x) for t, x in zip(TIMES, means, strict=True)}
         return Validation(scalars, videos)
 
+    if cfg.run.validate_every:
+        clips()  # so that what is wrong with them shows before the first step
     return validate
