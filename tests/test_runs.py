@@ -184,7 +184,7 @@ def small_disk(tmp_path):
     if made.returncode:
         pytest.skip("needs the right to mount a file system")
     yield tmp_path
-    subprocess.run(["umount", str(tmp_path)], check=True)
+    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
 
 
 def test_a_full_disk_leaves_the_step_before_and_says_so(small_disk):
