@@ -229,6 +229,16 @@ def test_a_text_encoder_is_taken_from_a_checkpoint_only_to_train_it():
         assert set(transformer._given(cfg, found).params) == names
 
 
+def test_of_the_vaes_checkpoint_nothing_else_is_kept(stage_of, monkeypatch):
+    whole = dataclasses.replace(
+        tiny_vae(), transformer_params={"large": 1}, allowed_inference_steps=(1.0, 0.5)
+    )
+    monkeypatch.setattr(transformer.checkpoint, "load", lambda *_, **__: whole)
+    kept = stage_of(batches=[]).vae
+    assert kept.vae_params is whole.vae_params
+    assert (kept.transformer_params, kept.allowed_inference_steps) == (None, None)
+
+
 def test_networks_that_do_not_fit_the_vae_are_refused(stage_of, monkeypatch):
     with pytest.raises(ValueError, match=r"4 latent channels and model\.in_channels is 8"):
         stage_of("--model.in-channels", "8")
