@@ -26,7 +26,6 @@ from ltx_jax import metrics  # noqa: E402
 from ltx_jax.checkpoints.runs import load_run  # noqa: E402
 from ltx_jax.config import (  # noqa: E402
     BlockConfig,
-    BucketConfig,
     DataConfig,
     DiscriminatorConfig,
     OptimConfig,
@@ -42,7 +41,7 @@ from ltx_jax.models.vae import VideoVAE  # noqa: E402
 from ltx_jax.training.loop import train  # noqa: E402
 from ltx_jax.training.losses import haar_bands  # noqa: E402
 
-FRAMES, SIDE = 17, 96
+FRAMES, SIDE = 17, 64
 LEVEL = 0.05  # decode timestep; half of it is the noise that is added, as when sampling
 HELD_OUT = 16  # scenes of the world
 
@@ -131,10 +130,10 @@ def config(name: str, data: pathlib.Path, out: pathlib.Path, steps: int) -> Trai
         ),
         data=DataConfig(
             mix=(SourceConfig("shapes"), SourceConfig(str(data))),
-            buckets=(
-                BucketConfig(FRAMES, SIDE, SIDE, batch_size=4, weight=0.9),
-                BucketConfig(1, SIDE, SIDE, batch_size=16, weight=0.1),
-            ),
+            num_frames=FRAMES,
+            height=SIDE,
+            width=SIDE,
+            batch_size=4,
         ),
         optim=optim,
         disc_optim=disc,

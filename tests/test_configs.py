@@ -16,7 +16,7 @@ from ltx_jax.config import SampleConfig, TrainTransformer, TrainVAE
 from ltx_jax.diffusion import flow, guidance
 from ltx_jax.models.t5 import T5Encoder
 from ltx_jax.models.transformer import Transformer
-from ltx_jax.models.vae import VideoVAE
+from ltx_jax.models.vae import VideoVAE, check_video_shape
 from ltx_jax.training import transformer
 from ltx_jax.training.flow_loss import kept_tokens
 
@@ -50,7 +50,10 @@ def test_a_training_config_has_networks_that_fit_its_data(path):
     cfg = config.load(str(path))
     data = cfg.data
     if isinstance(cfg, TrainVAE):
-        video = jnp.zeros((1, data.num_frames, data.height, data.width, 3))
+        for size in data.sizes:
+            check_video_shape(cfg.model, (1, size.num_frames, size.height, size.width, 3))
+        size = data.sizes[0]
+        video = jnp.zeros((1, size.num_frames, size.height, size.width, 3))
         params = shapes(VideoVAE(cfg.model), video)
         assert {"encoder", "decoder"} <= set(params)
     else:

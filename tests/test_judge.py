@@ -104,6 +104,17 @@ def test_motions_are_told_by_their_path(path, motion):
     assert said(judge(moved(path), 24)) == [("square", COLOUR, motion)]
 
 
+def test_a_short_clip_needs_less_of_a_change():
+    """A slow motion gets a fourth as far in 9 frames as in a second and a half."""
+    for path, motion in (
+        (lambda t: (40 + 4 * t, 48, 14), "right"),
+        (lambda t: (48, 48, 14 * np.exp(0.08 * t)), "grow"),
+        (lambda t: (48, 48, 14, 20 * t), "rotate"),
+    ):
+        assert said(judge(moved(path, 9), 24)) == [("square", COLOUR, motion)]
+        assert said(judge(moved(path, 37), 24)) == [("square", COLOUR, "still")]
+
+
 def test_places_and_speeds_are_in_shorter_sides_and_seconds():
     (seen,) = judge(moved(lambda t: (30.5 + 24 * t, 59.5, 14)), 12)
     assert seen.velocity == pytest.approx(24 / 96 / 2, abs=2e-3)  # a quarter in 24 frames
@@ -161,7 +172,7 @@ def test_nothing_is_seen_where_nothing_is():
             assert (figure.value, figure.count) == (100, 2), figure
     assert judge(np.zeros((1, 96, 96, 3), np.uint8), 24) == ()
     flicker = shapes.clip(0, height=96, width=96).frames.copy()
-    flicker[::2] = 120
+    flicker[::3] = 120
     assert judge(flicker, 24) == ()
 
 

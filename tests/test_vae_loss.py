@@ -248,7 +248,7 @@ def contest(tx, disc_tx, *, start=0, spoil=None, accumulate=1):
         return total, (metrics, found if spoil is None else spoil(found))
 
     update = adversary.compete(value, tx, disc_tx, cfg, start, planned.layout)
-    return planned.make(), jax.jit(update)
+    return planned.make(), jax.jit(update, compiler_options=QUICK)
 
 
 def equal(a, b):

@@ -28,8 +28,7 @@ def test_eight_devices_play_as_one(shape, monkeypatch):
     monkeypatch.setattr(vae, "make_optimizer", lambda *_: optax.sgd(0.1))
     monkeypatch.setattr(vae, "make_step", lambda *args: state.make_step(*args[:3], QUICK))
     cfg = full(disc_start=0.0)
-    clips = dataclasses.replace(CLIPS, batch_size=8)
-    cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, buckets=(clips,)))
+    cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, buckets=(CLIPS,)))
     results = []
     for mesh in (one_device(), sharding.make_mesh(MeshConfig(**shape))):
         stage = vae.build(cfg, mesh)

@@ -11,12 +11,12 @@ import pytest
 from tiny_stages import QUICK, load, one_device
 
 from ltx_jax import sharding
-from ltx_jax.config import BucketConfig, DiscriminatorConfig
+from ltx_jax.config import BucketConfig, DiscriminatorConfig, MeshConfig
 from ltx_jax.data.loader import Batch
-from ltx_jax.training import state, vae, vae_validation
+from ltx_jax.training import loop, state, vae, vae_validation
 
 PICTURES = BucketConfig(num_frames=1, height=24, width=16, batch_size=8)
-CLIPS = BucketConfig(num_frames=5, height=16, width=16, batch_size=4)
+CLIPS = BucketConfig(num_frames=5, height=16, width=16, batch_size=8)
 
 
 def full(*overrides, **changes):
@@ -59,7 +59,7 @@ def equal(a, b):
 
 def test_pictures_and_clips_go_through_one_step_and_one_game(run):
     _, states, metrics = run
-    assert {shape for shape, _ in metrics} == {(8, 1, 24, 16, 3), (4, 5, 16, 16, 3)}
+    assert {shape for shape, _ in metrics} == {(8, 1, 24, 16, 3), (8, 5, 16, 16, 3)}
     assert int(states[-1].updates) == 6
     for step, (before, after) in enumerate(itertools.pairwise(states)):
         assert equal(before.adversary["params"], after.adversary["params"]) == (step < 2)
@@ -72,7 +72,9 @@ def test_every_term_has_a_figure_of_its_own(run):
     game = {"gan", "gan_scale", "disc_loss", "disc_accuracy", "grad_norm/discriminator"}
     always = {"loss", "pixel", "mse", "dwt", "kl", "psnr", "grad_norm", "dead_channels"}
     always |= {"latent_std_min", "latent_std_max", "grad_norm/encoder", "grad_norm/decoder"}
-    for step, (_, found) in enumerate(metrics):
+    for step, (_, shown) in enumerate(metrics):
+        found = {name: value for name, value in shown.items() if name != state.GRADIENTS}
+        assert set(shown[state.GRADIENTS]) == {"encoder", "decoder", "discriminator"}
         assert set(found) == always | game | {"rejected", "rejected_in_a_row"}
         silent = {name for name, value in found.items() if np.isnan(value)}
         assert silent == (game if step < 2 else set())  # 5 % of the run
@@ -105,6 +107,36 @@ def test_a_clip_is_learnt_by_heart(run):
     assert int(current.updates) == 24
 
 
+@pytest.mark.slow
+def test_a_run_that_goes_on_ends_as_one_that_never_stopped(quick, tmp_path):
+    """The discriminator and its optimiser too."""
+    cfg = full("--run.steps", "6", "--run.save-every", "3")
+    whole = loop.train(_at(cfg, tmp_path / "whole"), lambda line: None)
+
+    class StopError(Exception):
+        pass
+
+    def stop(line):
+        if line.startswith("step 4/6"):
+            raise StopError
+
+    often = _at(cfg, tmp_path / "parts", log_every=1)
+    with pytest.raises(StopError):
+        loop.train(often, stop)
+    lines = []
+    parts = loop.train(often, lines.append)
+    assert any("continues after step 3" in line for line in lines)
+    assert equal(whole.adversary, parts.adversary)
+    assert equal(whole, parts)
+
+
+def _at(cfg, folder, **changes):
+    changes = dict(output=str(folder), tensorboard=False) | changes
+    return dataclasses.replace(
+        cfg, run=dataclasses.replace(cfg.run, **changes), mesh=MeshConfig(data=1, fsdp=8)
+    )
+
+
 def test_work_is_counted_per_bucket(run):
     stage, _, _ = run
     found = {}
@@ -113,9 +145,9 @@ def test_work_is_counted_per_bucket(run):
         found[size] = stage.work({"frames": jnp.zeros(shape, jnp.uint8)})
     # 4 x 4 x 2 pixels a latent.
     assert found[PICTURES].tokens == 8 * 6 * 4
-    assert found[CLIPS].tokens == 4 * 3 * 4 * 4
+    assert found[CLIPS].tokens == 8 * 3 * 4 * 4
     alone = vae.build(full(gan_weight=0.0), one_device())
-    without = alone.work({"frames": jnp.zeros((4, 5, 16, 16, 3), jnp.uint8)}).flop
+    without = alone.work({"frames": jnp.zeros((8, 5, 16, 16, 3), jnp.uint8)}).flop
     assert 0 < without < found[CLIPS].flop
 
 

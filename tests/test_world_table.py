@@ -113,6 +113,17 @@ def test_a_jump_at_the_seam_or_between_keyframes_is_found_out(renderer):
     assert found["two keyframes", "moves between them"].value == 0
 
 
+def test_only_what_follows_the_seam_counts_as_extended(renderer):
+    def stopping(captions, options, **given):
+        made = renderer(captions, options, **given)
+        made[:, 9:] = made[:, 8:9]
+        return made
+
+    found = table(stopping, ["extension"])
+    assert found["extension, after the seam", "motion"].value == 0
+    assert found["extension, after the seam", "shape"].value == 100
+
+
 def test_rows_ask_for_what_they_measure(renderer, monkeypatch):
     monkeypatch.setattr(world, "judge", lambda frames, fps: ())
     rows = ["image", "extension", "keyframes", "steps", "seeds"]

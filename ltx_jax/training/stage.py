@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -74,17 +73,6 @@ class Stage:
     validate: Callable[[TrainState], Validation]
     statistics: Callable[[TrainState], dict[str, Any]]
     vae: Checkpoint | None = None
-
-
-def ahead(make: Callable[[int], Any], first: int, last: int) -> Iterator[Any]:
-    """`make(step)` for the steps of [first, last), each made while the one before is used."""
-    with ThreadPoolExecutor(1) as worker:
-        pending = [worker.submit(make, step) for step in range(first, min(first + 1, last))]
-        for step in range(first, last):
-            made = pending.pop().result()
-            if step + 1 < last:
-                pending.append(worker.submit(make, step + 1))
-            yield made
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, parts: int = 1) -> None:

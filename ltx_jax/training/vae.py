@@ -99,6 +99,7 @@ def _sketch(cfg: TrainVAE, mesh: Mesh, lpips: Any) -> Sketch:
 
     @functools.cache
     def work_of(shape: tuple[int, ...]) -> Work:
+        # With the discriminator's, also before it begins.
         params, key = planned.shapes.params, jax.eval_shape(jax.random.key, 0)
         flop = count_flop(loss, params, planned.shapes, batch(shape), key, gradient=0)
         return Work(_voxels(cfg, shape), flop)
