@@ -269,6 +269,12 @@ def test_behind_an_address_the_last_to_come_holds_the_run(tmp_path, monkeypatch)
     first.close()
 
 
+def test_an_address_that_cannot_be_written_is_refused():
+    assert str(runs.locate("gs://bucket/run")) == "gs://bucket/run"
+    with pytest.raises(ValueError, match="s3://bucket/run: runs lie in folders and at gs://"):
+        runs.Run(config.load(TINY, ["--run.output", "s3://bucket/run"]))
+
+
 def test_nothing_is_left_of_a_run_that_did_not_begin(tmp_path):
     runs.Run(tiny(tmp_path)).close()
     assert not (tmp_path / "run").exists()
