@@ -37,7 +37,7 @@ CLIPS = 24  # of the folder and of each data set
 SIZE = BucketConfig(25, 256, 256, batch_size=8)
 LARGE = BucketConfig(121, 512, 768, batch_size=8)  # in pixels, of the latents
 NONE = (("none", 1.0),)
-STEPS, WARM = 600, 100  # of training, and how many of them do not count
+WARM, WINDOW, WINDOWS = 100, 100, 9  # steps of training that do not count, and those that do
 
 
 def make_clips(root: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
@@ -116,7 +116,7 @@ class Timed(Loader):
 
 
 def waiting(cfg: TrainVAE | TrainTransformer) -> dict[str, float]:
-    """Trains, and measures a step and the wait for its data, in milliseconds."""
+    """Trains, and measures a step and the wait for its data: medians of windows of steps."""
     for module in (vae, transformer):
         module.Loader = Timed  # pyright: ignore[reportAttributeAccessIssue]
     Timed.waits = []
@@ -124,18 +124,22 @@ def waiting(cfg: TrainVAE | TrainTransformer) -> dict[str, float]:
     stage: Any = vae.build(cfg, mesh) if isinstance(cfg, TrainVAE) else transformer.build(cfg, mesh)
     state, marks, late = stage.plan.make(), [], None
     with sharding.use_mesh(mesh):
-        for batch in stage.batches(0, STEPS):
+        for batch in stage.batches(0, WARM + WINDOW * WINDOWS):
             state, metrics = stage.step(state, batch)
             if late is not None:
                 jax.block_until_ready(late)  # one step late, as the loop has it
             late = metrics["loss"]
             marks.append(time.perf_counter())
-    taken, waits = np.diff(marks[WARM:]) * 1e3, np.array(Timed.waits[WARM + 1 : STEPS]) * 1e3
+    shape = WINDOWS, WINDOW
+    taken = np.diff(marks[WARM - 1 :]).reshape(shape).sum(axis=1)
+    waits = np.array(Timed.waits[WARM:][: WINDOW * WINDOWS]).reshape(shape).sum(axis=1)
+    share = waits / taken
     return {
-        "step ms": float(np.mean(taken)),
-        "wait ms": float(np.mean(waits)),
-        "median wait ms": float(np.median(waits)),
-        "share of step": float(np.sum(waits) / np.sum(taken)),
+        "step ms": float(np.median(taken) / WINDOW * 1e3),
+        "wait ms": float(np.median(waits) / WINDOW * 1e3),
+        "share": float(np.median(share)),
+        "least share": float(share.min()),
+        "largest share": float(share.max()),
     }
 
 
@@ -205,12 +209,13 @@ def table(report: dict[str, Any]) -> str:
         "|---|---|",
         *(f"| {name} | {found:.3g} |" for name, found in report["speed"].items()),
         "",
-        "| training | step, ms | wait for data, ms (median) | share of the step |",
+        "| training | step, ms | wait for data, ms | share of the step (range) |",
         "|---|---|---|---|",
     ]
     for name, found in report["waiting"].items():
-        wait = f"{found['wait ms']:.3f} ({found['median wait ms']:.3f})"
-        lines.append(f"| {name} | {found['step ms']:.1f} | {wait} | {found['share of step']:.2%} |")
+        share = "{share:.2%} ({least share:.2%} to {largest share:.2%})".format(**found)
+        lines.append(f"| {name} | {found['step ms']:.1f} | {found['wait ms']:.2f} | {share} |")
+    lines += ["", f"Medians of {WINDOWS} windows of {WINDOW} steps."]
     return "\n".join(lines) + "\n"
 
 

@@ -75,6 +75,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", required=True, help="anything sample.py takes")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
@@ -86,10 +92,14 @@ def _add_text_encoder(parser: argparse.ArgumentParser) -> None:
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="a folder, or shapes: held-out scenes")
-    parser.add_argument("--height", type=int, default=256, help="clips are scaled and cut to it")
-    parser.add_argument("--width", type=int, default=256, help="likewise")
-    parser.add_argument("--num_frames", type=int, default=17, help="at most; cut to 8k+1")
-    parser.add_argument("--limit", type=int, help="at most so many clips, and as many pictures")
+    parser.add_argument(
+        "--height", type=_positive, default=256, help="clips are scaled and cut to it"
+    )
+    parser.add_argument("--width", type=_positive, default=256, help="likewise")
+    parser.add_argument("--num_frames", type=_positive, default=17, help="at most; cut to 8k+1")
+    parser.add_argument(
+        "--limit", type=_positive, help="at most so many clips, and as many pictures"
+    )
 
 
 def _add_vae(parser: argparse.ArgumentParser) -> None:
@@ -99,7 +109,9 @@ def _add_vae(parser: argparse.ArgumentParser) -> None:
         "--frame_folders", action="store_true", help="each folder of pictures is a clip (DAVIS)"
     )
     parser.add_argument("--decode_timestep", type=float, default=0.0, help="noise of the latents")
-    parser.add_argument("--batch_size", type=int, default=1, help="clips of one length at a time")
+    parser.add_argument(
+        "--batch_size", type=_positive, default=1, help="clips of one length at a time"
+    )
     parser.add_argument("--vgg", help="weights of VGG16 (safetensors), and")
     parser.add_argument("--lpips_heads", help="of LPIPS' linear heads: for LPIPS")
     parser.add_argument("--i3d", help="weights of I3D (safetensors): for rFVD")
@@ -116,19 +128,19 @@ def _add_shapes(parser: argparse.ArgumentParser) -> None:
     _add_text_encoder(parser)
     parser.add_argument("--config", help="sampling settings: of configs/sample, or a video's JSON")
     for name in ("height", "width", "num_frames", "num_inference_steps"):
-        parser.add_argument(f"--{name}", type=int, help="in place of the settings'")
+        parser.add_argument(f"--{name}", type=_positive, help="in place of the settings'")
     for name in ("frame_rate", "guidance_scale"):
         parser.add_argument(f"--{name}", type=float, help="in place of the settings'")
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="some of the rows, in this order")
-    parser.add_argument("--prompts", type=int, help="of each row, in place of its own number")
-    parser.add_argument("--batch_size", type=int, default=8, help="videos at a time")
+    parser.add_argument("--prompts", type=_positive, help="of each row, in place of its own number")
+    parser.add_argument("--batch_size", type=_positive, default=8, help="videos at a time")
 
 
 def _add_judge(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--clips", type=int, default=1000)
-    parser.add_argument("--height", type=int, default=96)
-    parser.add_argument("--width", type=int, default=96)
-    parser.add_argument("--num_frames", type=int, default=25)
+    parser.add_argument("--clips", type=_positive, default=1000)
+    parser.add_argument("--height", type=_positive, default=96)
+    parser.add_argument("--width", type=_positive, default=96)
+    parser.add_argument("--num_frames", type=_positive, default=25)
     parser.add_argument("--frame_rate", type=float, default=24.0)
 
 

@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from etils import epath
 from jax.sharding import Mesh
 
 from ltx_jax import sharding
 from ltx_jax.checkpoints import runs
+from ltx_jax.checkpoints.lock import is_address
 from ltx_jax.config import TrainTransformer, TrainVAE
 from ltx_jax.diffusion.programs import explain_memory_errors
 from ltx_jax.training import process, transformer, vae
@@ -50,7 +52,7 @@ def train(
         mesh, stage = _build(cfg)
         with contextlib.closing(runs.Run(cfg)) as run:
             state = _begin(run, stage, mesh, cfg.run.steps, log)
-            traces = run.folder / "profile" if profile and process.is_first() else None
+            traces = _traces(run.folder) if profile and process.is_first() else None
             with (
                 sharding.use_mesh(mesh),
                 process.interruptible() as stopping,
@@ -61,6 +63,11 @@ def train(
         if stopped:  # and saved: the run is closed
             log(f"stopped and saved at step {state.step}; the same command goes on from there")
         return state
+
+
+def _traces(folder: epath.Path) -> epath.Path:
+    """Under the run; of a run at an address, under the folder of its name: here."""
+    return (epath.Path(folder.name) if is_address(folder) else folder) / "profile"
 
 
 def evaluate(cfg: TrainVAE | TrainTransformer, log: Callable[[str], None] = print) -> Validation:

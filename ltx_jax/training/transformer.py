@@ -86,16 +86,6 @@ class _Parts(NamedTuple):
 
 
 def _parts(cfg: TrainTransformer, loaded: Checkpoint, vae: VAEConfig, texts: Captions) -> _Parts:
-    for size in cfg.data.sizes:
-        shape = (size.batch_size, size.num_frames, size.height, size.width, vae.in_channels)
-        check_video_shape(vae, shape)
-    for name in ("in_channels", "out_channels"):
-        channels = getattr(cfg.model, name)
-        if channels != vae.latent_channels:
-            raise ValueError(
-                f"the VAE of {cfg.vae} has {vae.latent_channels} latent channels and "
-                f"model.{name} is {channels}"
-            )
     init, velocity = network(cfg.model, texts)
     causal = cfg.model.causal_temporal_positioning
     geometry = Geometry(vae.temporal_factor, vae.spatial_factor, causal)
@@ -107,6 +97,21 @@ def _parts(cfg: TrainTransformer, loaded: Checkpoint, vae: VAEConfig, texts: Cap
         _held_out_loss(cfg, velocity, sample, geometry),
         kept,
     )
+
+
+def _check(cfg: TrainTransformer, vae: VAEConfig, mesh: Mesh) -> None:
+    """Refuses settings that do not fit each other, before anything large is opened."""
+    sharding.check_heads(cfg.model.num_attention_heads, mesh)
+    for size in cfg.data.sizes:
+        shape = (size.batch_size, size.num_frames, size.height, size.width, vae.in_channels)
+        check_video_shape(vae, shape)
+    for name in ("in_channels", "out_channels"):
+        channels = getattr(cfg.model, name)
+        if channels != vae.latent_channels:
+            raise ValueError(
+                f"the VAE of {cfg.vae} has {vae.latent_channels} latent channels and "
+                f"model.{name} is {channels}"
+            )
 
 
 def _sketch(cfg: TrainTransformer, vae: VAEConfig, parts: _Parts, mesh: Mesh) -> Sketch:
@@ -124,8 +129,8 @@ def sketch(cfg: TrainTransformer, mesh: Mesh) -> Sketch:
     Raises:
       ValueError: if networks and settings do not fit each other.
     """
-    sharding.check_heads(cfg.model.num_attention_heads, mesh)
     vae = _described_vae(cfg.vae)
+    _check(cfg, vae, mesh)
     parts = _parts(cfg, Checkpoint(), vae, captions.sketched(cfg))
     return _sketch(cfg, vae, parts, mesh)
 
@@ -174,8 +179,8 @@ def build(cfg: TrainTransformer, mesh: Mesh) -> Stage:
       ValueError: if data, networks and settings do not fit each other.
     """
     data, seed = cfg.data, cfg.run.seed
-    sharding.check_heads(cfg.model.num_attention_heads, mesh)
     loaded, vae = _load_vae(cfg, mesh)
+    _check(cfg, vae, mesh)
     part = share(mesh)
     loader = Loader(data, cfg.flow.patterns, seed, process_index=part[0], process_count=part[1])
     if loader.encoding is not None:
@@ -232,7 +237,9 @@ def _load_vae(cfg: TrainTransformer, mesh: Mesh) -> tuple[Checkpoint, VAEConfig]
     loaded = runs.load_vae(cfg.run.output, mesh=mesh) or checkpoint.load(cfg.vae, mesh=mesh)
     if loaded.vae is None:
         raise ValueError(f"{cfg.vae} holds no VAE: --vae must name a checkpoint that does")
-    return loaded, loaded.vae
+    # What else the checkpoint holds, a transformer of many gigabytes perhaps, is let go.
+    alone = Checkpoint(vae=loaded.vae, vae_params=loaded.vae_params, statistics=loaded.statistics)
+    return alone, loaded.vae
 
 
 def _loss(
