@@ -24,6 +24,7 @@ import jax  # noqa: E402
 import kernels  # noqa: E402
 import networks  # noqa: E402
 import numpy as np  # noqa: E402
+import training  # noqa: E402
 from harness import Report, device_memory  # noqa: E402
 from sizes import TINY, Scale  # noqa: E402
 
@@ -58,13 +59,15 @@ def versions(report: Report) -> None:
 # In order of importance: the last ones go when the time runs out.
 SECTIONS: dict[str, Callable[[Report, Scale], None]] = {
     "peak": kernels.peak,
-    "model": networks.model,
-    "vae": networks.vae,
     "attention": kernels.attention,
+    "model": networks.model,
+    "train": training.train,
+    "vae": networks.vae,
     "pipeline": networks.pipeline,
-    "start": networks.start,
-    "conv": kernels.conv,
+    "text": networks.text,
     "gemm": kernels.gemm,
+    "conv": kernels.conv,
+    "start": networks.start,
 }
 
 

@@ -1,22 +1,21 @@
 """The networks as they are shipped, with random weights: forwards, loops, decoding, start-up."""
 
-import contextlib
 import dataclasses
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from harness import Case, Report, device_memory
 from jax import lax
-from kernels import cudnn_attention
 from sizes import FORCE_NHWC, NO_TRITON_GEMM, Scale, random
 
 from ltx_jax import sharding
+from ltx_jax.config import AttentionForm
+from ltx_jax.models.t5 import T5Encoder
 from ltx_jax.models.transformer import Transformer
 from ltx_jax.models.vae import VideoVAE
 from ltx_jax.training.flops import count_flop
@@ -35,10 +34,18 @@ class Network:
         params, *inputs = arguments
         return self.model.apply({"params": params}, *inputs)
 
+    def by(self, form: AttentionForm) -> "Network":
+        """The same network with another attention."""
+        model = Transformer(dataclasses.replace(self.model.cfg, attention=form))
+        return dataclasses.replace(self, model=model)
 
-def network(scale: Scale, batch: int = 1, layers: int | None = None) -> Network:
+
+def network(
+    scale: Scale, batch: int = 1, layers: int | None = None, form: AttentionForm = "auto"
+) -> Network:
     """A transformer of `layers` layers at the scale's token count."""
-    cfg = dataclasses.replace(scale.transformer, num_layers=layers or scale.transformer.num_layers)
+    layers = layers or scale.transformer.num_layers
+    cfg = dataclasses.replace(scale.transformer, num_layers=layers, attention=form)
     model, n = Transformer(cfg), int(np.prod(scale.grid))
     angles = jax.random.uniform(jax.random.key(9), (1, n, cfg.width // 2), maxval=6.28)
     mask = jnp.tile(jnp.arange(scale.caption)[None] < scale.caption_used, (batch, 1))
@@ -53,29 +60,7 @@ def network(scale: Scale, batch: int = 1, layers: int | None = None) -> Network:
     return Network(model, init(jax.random.key(0), *inputs), inputs)
 
 
-@contextlib.contextmanager
-def attention_by(form: Callable[..., Any] | None) -> Iterator[None]:
-    """Makes the transformer attend by `form` while it is traced."""
-    if form is None:
-        yield
-    else:
-        with mock.patch("ltx_jax.models.transformer.attention", form):
-            yield
-
-
-def traced_with(
-    form: Callable[..., Any] | None, function: Callable[..., Any]
-) -> Callable[..., Any]:
-    """`function` with another attention; a new function, so that jit traces it again."""
-
-    def run(*arguments: Any) -> Any:
-        with attention_by(form):
-            return function(*arguments)
-
-    return run
-
-
-ATTENTIONS = {"our attention": None, "cuDNN attention": cudnn_attention}
+ATTENTIONS: tuple[AttentionForm, ...] = ("plain", "cudnn")
 
 
 def euler(net: Network, steps: int, guided: bool) -> Callable[..., jax.Array]:
@@ -104,34 +89,28 @@ def model(report: Report, scale: Scale) -> None:
     for layers, batch in ((None, 1), (None, 2), (1, 1)):
         net = network(scale, batch, layers)
         arguments = (net.params, *net.inputs)
-        flop = count_flop(net.forward, *arguments)
+        flop = count_flop(net.by("plain").forward, *arguments)
         name = f"{layers or scale.transformer.num_layers} layers, batch {batch}"
         report.compare(
             "model",
             [
-                Case(
-                    f"{name}, {form}{kind}",
-                    traced_with(f, net.forward),
-                    arguments,
-                    flop,
-                    options=options,
-                )
-                for form, f in ATTENTIONS.items()
-                for kind, options in (("", {}), (", no Triton", NO_TRITON_GEMM))
+                Case(f"{name}, {form}{kind}", net.by(form).forward, arguments, flop, options=how)
+                for form in ATTENTIONS
+                for kind, how in (("", {}), (", no Triton", NO_TRITON_GEMM))
             ],
         )
         if layers is None:
             report.compare(
                 "model",
-                [_loop_case(scale, net, flop, guided=batch == 2, form=f) for f in ATTENTIONS],
+                [_loop_case(scale, net, flop, guided=batch == 2)],
             )
     report.facts["memory after model"] = device_memory()
 
 
-def _loop_case(scale: Scale, net: Network, flop: float, guided: bool, form: str) -> Case:
+def _loop_case(scale: Scale, net: Network, flop: float, guided: bool) -> Case:
     latents, _, caption, mask, rope = net.inputs
-    name = f"{scale.steps} steps{' with guidance' if guided else ''}, {form}"
-    function = traced_with(ATTENTIONS[form], euler(net, scale.steps, guided))
+    name = f"{scale.steps} steps{' with guidance' if guided else ''}"
+    function = euler(net, scale.steps, guided)
     arguments = (net.params, latents[:1], caption, mask, rope)
     return Case(name, function, arguments, flop * scale.steps, options=NO_TRITON_GEMM, repeats=3)
 
@@ -186,44 +165,68 @@ def vae(report: Report, scale: Scale) -> None:
 def pipeline(report: Report, scale: Scale) -> None:
     """Noise to bytes on the host: the loop, the decoder and the copy; no text encoder."""
     module, vae_params, (_, t) = decoder(scale)
+
+    def to_bytes(params: Any, latents: Any, t: Any) -> Any:
+        grid = latents.reshape(latents.shape[0], *scale.grid, latents.shape[-1])
+        video = module.apply({"params": params}, grid, t, method="decode")
+        return jnp.round((jnp.clip(video, -1, 1) + 1) * 127.5).astype(jnp.uint8)
+
     for guided in (False, True):
-        net = network(scale, 2 if guided else 1)
-        for form in ATTENTIONS:
-            if report.out_of_time():
-                return
-            case = _loop_case(scale, net, 0.0, guided, form)
-
-            def to_bytes(params, latents, t):
-                b, _, c = latents.shape
-                grid = latents.reshape(b, *scale.grid, c)
-                video = module.apply({"params": params}, grid, t, method="decode")
-                return jnp.round((jnp.clip(video, -1, 1) + 1) * 127.5).astype(jnp.uint8)
-
-            try:
-                sample = jax.jit(case.function).lower(*case.arguments)
-                sample = sample.compile(compiler_options=case.options)
-                latents = sample(*case.arguments)
-                decode = jax.jit(to_bytes).lower(vae_params, latents, t)
-                decode = decode.compile(compiler_options=FORCE_NHWC)
-                np.asarray(decode(vae_params, latents, t))
-                parts = []
-                for _ in range(3):
-                    start = time.perf_counter()
-                    latents = jax.block_until_ready(sample(*case.arguments))
-                    denoised = time.perf_counter()
-                    video = jax.block_until_ready(decode(vae_params, latents, t))
-                    decoded = time.perf_counter()
-                    np.asarray(video)
-                    end = time.perf_counter()
-                    parts.append((end - start, denoised - start, decoded - denoised, end - decoded))
-                whole, *split = np.median(parts, axis=0).tolist()
-                note = "denoise {:.3f} s, decode {:.3f} s, to the host {:.3f} s".format(*split)
-                times = [part[0] for part in parts]
-                figures = {"median_s": whole, "fastest_s": min(times), "slowest_s": max(times)}
-                report.add("pipeline", case.name, note=note, samples=3, **figures)
-            except Exception as error:  # any failure is a result here
-                report.fail("pipeline", case.name, error)
+        if report.out_of_time():
+            return
+        case = _loop_case(scale, network(scale, 2 if guided else 1), 0.0, guided)
+        try:
+            sample = jax.jit(case.function).lower(*case.arguments)
+            sample = sample.compile(compiler_options=case.options)
+            latents = sample(*case.arguments)
+            decode = jax.jit(to_bytes).lower(vae_params, latents, t)
+            decode = decode.compile(compiler_options=FORCE_NHWC)
+            np.asarray(decode(vae_params, latents, t))
+            parts = []
+            for _ in range(3):
+                start = time.perf_counter()
+                latents = jax.block_until_ready(sample(*case.arguments))
+                denoised = time.perf_counter()
+                video = jax.block_until_ready(decode(vae_params, latents, t))
+                decoded = time.perf_counter()
+                np.asarray(video)
+                end = time.perf_counter()
+                parts.append((end - start, denoised - start, decoded - denoised, end - decoded))
+            whole, *split = np.median(parts, axis=0).tolist()
+            note = "denoise {:.3f} s, decode {:.3f} s, to the host {:.3f} s".format(*split)
+            times = [part[0] for part in parts]
+            figures = {"median_s": whole, "fastest_s": min(times), "slowest_s": max(times)}
+            report.add("pipeline", case.name, note=note, samples=3, **figures)
+        except Exception as error:  # any failure is a result here
+            report.fail("pipeline", case.name, error)
     report.facts["memory after pipeline"] = device_memory()
+
+
+def text(report: Report, scale: Scale) -> None:
+    """The text encoder on one prompt, and on a prompt and its negative."""
+    model = T5Encoder(scale.text)
+    ids = jnp.ones((1, scale.caption), jnp.int32)
+    init = jax.jit(lambda key: sharding.unbox(model.init(key, ids, ids))["params"])
+    params = init(jax.random.key(2))
+    for batch in (1, 2):
+        ids = jax.random.randint(
+            jax.random.key(3), (batch, scale.caption), 0, scale.text.vocab_size
+        )
+        mask = jnp.tile(jnp.arange(scale.caption)[None] < scale.caption_used, (batch, 1))
+
+        def encode(params: Any, ids: Any, mask: Any) -> Any:
+            return model.apply({"params": params}, ids, mask)
+
+        arguments = (params, ids, mask.astype(jnp.int32))
+        flop = count_flop(encode, *arguments)
+        moved = float(sum(x.nbytes for x in jax.tree.leaves(params)))
+        report.compare(
+            "text",
+            [
+                Case(f"batch {batch}{kind}", encode, arguments, flop, moved, options=options)
+                for kind, options in (("", {}), (", no Triton", NO_TRITON_GEMM))
+            ],
+        )
 
 
 def start(report: Report, scale: Scale) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ltx_jax.config import BlockConfig, TransformerConfig, VAEConfig
+from ltx_jax.config import BlockConfig, T5Config, TransformerConfig, VAEConfig
 
 # Per function, not in XLA_FLAGS: there an unknown name ends the process.
 NO_TRITON_GEMM = {"xla_gpu_enable_triton_gemm": False}
@@ -57,6 +57,7 @@ class Scale:
     steps: int = 20
     transformer: TransformerConfig = TransformerConfig(dtype="bfloat16", param_dtype="bfloat16")
     vae: VAEConfig = vae_config()
+    text: T5Config = T5Config(dtype="bfloat16", param_dtype="bfloat16")
 
 
 TINY = Scale(
@@ -82,6 +83,16 @@ TINY = Scale(
         param_dtype="bfloat16",
     ),
     vae=vae_config(channels=8, latent_channels=8, depth=1),
+    text=T5Config(
+        vocab_size=384,
+        d_model=32,
+        d_kv=8,
+        d_ff=64,
+        num_layers=2,
+        num_heads=4,
+        dtype="bfloat16",
+        param_dtype="bfloat16",
+    ),
 )
 
 

@@ -24,8 +24,8 @@ from ltx_jax.diffusion.conditioning import Condition, Encoded
 from ltx_jax.diffusion.noise import GivenStart, NoiseSource, seeded
 from ltx_jax.diffusion.programs import Programs, explain_memory_errors
 from ltx_jax.diffusion.sampler import Caption, Inputs, Progress
-from ltx_jax.models import convolution
-from ltx_jax.models.transformer import Transformer
+from ltx_jax.models import convolution, fused
+from ltx_jax.models.transformer import Transformer, compiler_options
 from ltx_jax.models.vae import LatentStatistics, Posterior, VideoVAE
 from ltx_jax.text import ByteTokenizer, TextEncoder
 
@@ -53,6 +53,16 @@ def network(cfg: TransformerConfig) -> sampler.Velocity:
     return velocity
 
 
+@functools.lru_cache
+def fast_network(cfg: TransformerConfig) -> sampler.Velocity:
+    """The same with the parameters, captions and tables of `models.fused`."""
+    return functools.partial(fused.velocity, cfg=cfg)
+
+
+_derive = jax.jit(fused.derive, static_argnames="cfg")
+_attend_captions = jax.jit(fused.attend_captions, static_argnames="cfg")
+
+
 @functools.partial(jax.jit, static_argnames="cfg")
 def _encode(params: Any, clip: Float[Array, "b t h w c"], *, cfg: VAEConfig) -> Posterior:
     return VideoVAE(cfg).apply({"params": params}, clip, method="encode")  # pyright: ignore[reportReturnType]
@@ -68,6 +78,7 @@ class _Placing(NamedTuple):
     spatial_factor: int
     frame_rate: float
     frames: tuple[int, ...]  # at which the conditions start
+    fast: bool  # whether the tables are for `fast_network`
 
 
 @functools.partial(jax.jit, static_argnames="placing")
@@ -109,8 +120,10 @@ def _start(
     )
     # Laid out as each step leaves them, or the first step would be a program of its own.
     laid_out = sharding.constrain(prepared.tokens, "batch", "token", None)
-    positions = tokens.positions(prepared.coords, placing.frame_rate)
-    return dataclasses.replace(prepared, tokens=laid_out), tokens.rope_tables(positions, cfg)
+    rope: Any = tokens.rope_tables(tokens.positions(prepared.coords, placing.frame_rate), cfg)
+    if placing.fast:
+        rope = fused.halve_rope(rope, cfg)
+    return dataclasses.replace(prepared, tokens=laid_out), rope
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "uint8"))
@@ -177,8 +190,17 @@ class LTXPipeline:
         *,
         dtype: DType = "bfloat16",
         mesh: Mesh | None = None,
+        fast: bool | None = None,
     ):
         """Wraps a loaded checkpoint; computes in `dtype`, whatever the parameters are stored in.
+
+        Args:
+          checkpoint: with a transformer and a VAE.
+          text_encoder: None takes the checkpoint's own, if it has one.
+          dtype: of the computation.
+          mesh: the devices to run on; None is one.
+          fast: sample by `models.fused`, whose parameters take the place of the transformer's in
+            `checkpoint`; for one device. None does so on a GPU.
 
         Raises:
           ValueError: for a checkpoint without a transformer or a VAE, or parts that do not fit.
@@ -202,8 +224,14 @@ class LTXPipeline:
                 f"transformer was trained with {transformer.caption_channels}; released "
                 f"checkpoints use the T5-XXL of PixArt-alpha/PixArt-XL-2-1024-MS"
             )
+        if fast and mesh is not None:
+            raise ValueError("fast sampling is for one device: leave out fast or the mesh")
         self.transformer = dataclasses.replace(transformer, dtype=dtype)
         self.vae = dataclasses.replace(vae, dtype=dtype)
+        self._fast = (mesh is None and jax.default_backend() == "gpu") if fast is None else fast
+        if self._fast:
+            params = _derive(checkpoint.transformer_params, cfg=self.transformer)
+            checkpoint = dataclasses.replace(checkpoint, transformer_params=params)
         self.checkpoint = checkpoint
         channels = vae.latent_channels
         self.statistics = checkpoint.statistics or LatentStatistics(
@@ -301,17 +329,17 @@ class LTXPipeline:
         )
         with self.part("denoise", start.size):
             denoised = sampler.sample(
-                network(self.transformer),
+                self._network(start.inputs),
                 self.checkpoint.transformer_params,
                 start.inputs,
                 start.branches,
                 sampler.mode_of(start.options),
                 fused=fused,
                 callback=callback,
-                call=self.programs,
+                call=functools.partial(self.programs, compiler_options=compiler_options()),
             )
             count = math.prod(start.size.grid)
-            x = np.asarray(tokens.unpatchify(denoised[:, -count:], start.size.grid))
+            x = sharding.on_host(tokens.unpatchify(denoised[:, -count:], start.size.grid))
         if output == "latents":
             return x
         return self.decode(x, start.options, noise=noise, first_sample=first_sample, output=output)
@@ -347,7 +375,10 @@ class LTXPipeline:
         plan = guidance.plan(options, times, self.transformer.num_layers)
         with self.part("text", size):
             caption, negative = self._captions(prompt, embeddings, options, plan.needs_negative)
-        batch = caption.embeddings.shape[0]
+            batch = caption.embeddings.shape[0]
+            if self._fast:
+                caption = self._attended(caption)
+                negative = None if negative is None else self._attended(negative)
         clips = request.load_conditions(conditions, size, batch, options.prepare_conditions)
         source = self._noise(noise, batch, size, options, first_sample)
         given: Any = None
@@ -366,6 +397,7 @@ class LTXPipeline:
                 self.vae.spatial_factor,
                 float(options.frame_rate),
                 tuple(condition.frame for condition in conditions),
+                self._fast,
             )
             prepared, rope = self.programs(
                 _start,
@@ -426,7 +458,7 @@ class LTXPipeline:
                 uint8=output == "uint8",
                 compiler_options=convolution.compiler_options(),
             )
-            return size.crop(np.asarray(clip))
+            return size.crop(sharding.on_host(clip))
 
     def _encode(self, clip: np.ndarray) -> Posterior:
         params = self.checkpoint.vae_params
@@ -465,8 +497,8 @@ class LTXPipeline:
             raise ValueError("there is nothing to sample: give a prompt, or embeddings")
         if self.text_encoder is None:
             raise ValueError(
-                "this checkpoint has no text encoder of its own: name one (text_encoder=...), or "
-                "give embeddings"
+                "this checkpoint has no text encoder of its own: name one (--text_encoder, or "
+                "text_encoder=...), or give embeddings"
             )
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts:
@@ -476,6 +508,19 @@ class LTXPipeline:
         if needs_negative:
             negative = Caption(*self.text_encoder.encode([options.negative_prompt]))
         return request.matched(caption, negative)
+
+    def _network(self, inputs: Inputs) -> sampler.Velocity:
+        captions = [c for c in (inputs.caption, inputs.negative) if c is not None]
+        cfg = self.transformer
+        if not all(request.is_prefix(caption.mask) for caption in captions):
+            cfg = dataclasses.replace(cfg, attention="plain")  # the fused kernels know lengths only
+        return fast_network(cfg) if self._fast else network(cfg)
+
+    def _attended(self, caption: Caption) -> Caption:
+        """What every layer's attention makes of captions, once for all steps."""
+        params, embeddings = self.checkpoint.transformer_params, caption.embeddings
+        heads = self.programs(_attend_captions, params, embeddings, cfg=self.transformer)
+        return Caption(heads, caption.mask)
 
     def _noise(
         self, noise: Any, batch: int, size: request.Size, options: SamplingConfig, first_sample: int

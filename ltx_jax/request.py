@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Array, Float32, Shaped
 
 from ltx_jax.config import SamplingConfig
-from ltx_jax.data import video
 from ltx_jax.diffusion import conditioning, flow
 from ltx_jax.diffusion.conditioning import Condition
 from ltx_jax.diffusion.sampler import Caption
@@ -127,6 +126,8 @@ def load_input(
 def _read(media: Any, num_frames: int) -> Shaped[np.ndarray, "b t h w c"]:
     """A file or an array as (b, t, h, w, 3); at most `num_frames` frames of a file."""
     if isinstance(media, str | os.PathLike):
+        from ltx_jax.data import video  # PyAV: only those who read media need it
+
         return video.read_media(media, num_frames=num_frames)[None]
     clip = np.asarray(media)
     if clip.dtype != np.uint8:
@@ -142,6 +143,8 @@ def _read(media: Any, num_frames: int) -> Shaped[np.ndarray, "b t h w c"]:
 def _fit(clip: Shaped[np.ndarray, "b t h w c"], size: Size, prepare: bool) -> Any:
     if clip.dtype != np.uint8:
         return np.asarray(conditioning.resize(jnp.asarray(clip), size.height, size.width))
+    from ltx_jax.data import video
+
     crf = 29 if prepare else 0
     return np.stack(
         [
@@ -222,6 +225,12 @@ def given_captions(
     if not needs_negative:
         return caption, None
     return matched(caption, read("negative", ("negative_embeds", "negative_mask")))
+
+
+def is_prefix(mask: Shaped[Array, "b m"] | Shaped[np.ndarray, "b m"]) -> bool:
+    """Whether every caption's ones, at least one, come before its zeros."""
+    rows = np.asarray(mask) != 0
+    return bool(rows[:, 0].all() and (rows[:, 1:] <= rows[:, :-1]).all())
 
 
 def matched(caption: Caption, negative: Caption | None) -> tuple[Caption, Caption | None]:

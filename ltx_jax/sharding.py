@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from flax import linen as nn
 from flax.linen.spmd import LogicallyPartitioned, RulesFallback, with_logical_constraint
+from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -178,3 +180,10 @@ def init_sharded(init: Callable[..., Any], mesh: Mesh, *args: Any) -> tuple[Any,
             *args
         )
     return born, layout
+
+
+def on_host(x: jax.Array) -> np.ndarray:
+    """A whole array, on every process; all of them have to ask."""
+    if not (x.is_fully_addressable or x.is_fully_replicated):
+        x = multihost_utils.process_allgather(x, tiled=True)
+    return np.asarray(x)

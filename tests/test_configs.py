@@ -1,5 +1,7 @@
 """Every file in configs/ loads, and what it describes can be built."""
 
+import dataclasses
+import math
 import pathlib
 
 import jax
@@ -14,7 +16,9 @@ from ltx_jax.config import SampleConfig, TrainTransformer, TrainVAE
 from ltx_jax.diffusion import flow, guidance
 from ltx_jax.models.t5 import T5Encoder
 from ltx_jax.models.transformer import Transformer
-from ltx_jax.models.vae import VideoVAE
+from ltx_jax.models.vae import VideoVAE, check_video_shape
+from ltx_jax.training import transformer
+from ltx_jax.training.flow_loss import kept_tokens
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 TRAINING = sorted(FOLDER.glob("*.py"))
@@ -46,7 +50,10 @@ def test_a_training_config_has_networks_that_fit_its_data(path):
     cfg = config.load(str(path))
     data = cfg.data
     if isinstance(cfg, TrainVAE):
-        video = jnp.zeros((1, data.num_frames, data.height, data.width, 3))
+        for size in data.sizes:
+            check_video_shape(cfg.model, (1, size.num_frames, size.height, size.width, 3))
+        size = data.sizes[0]
+        video = jnp.zeros((1, size.num_frames, size.height, size.width, 3))
         params = shapes(VideoVAE(cfg.model), video)
         assert {"encoder", "decoder"} <= set(params)
     else:
@@ -71,6 +78,36 @@ def test_a_transformer_config_takes_the_latents_of_the_vae_it_names(path):
     }
     if cfg.vae in runs:  # else a path of the user's own
         assert runs[cfg.vae].model.latent_channels == cfg.model.in_channels
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=name)
+def test_a_fine_tuning_config_has_the_network_of_its_checkpoint(path):
+    cfg = config.load(str(path))
+    if cfg.run.init_from not in RELEASES:
+        return
+    raw = RELEASES[cfg.run.init_from].config
+    released = official_config.transformer(raw["transformer"])
+    free = ("remat", "dtype", "attention")
+    assert cfg.model == dataclasses.replace(
+        released, **{field: getattr(cfg.model, field) for field in free}
+    )
+    assert cfg.scheduler == official_config.scheduler(raw["scheduler"])
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=name)
+def test_steps_of_all_buckets_of_a_config_are_about_as_large(path):
+    cfg = config.load(str(path))
+    if isinstance(cfg, TrainVAE) or not cfg.data.buckets:
+        return
+    vae = official_config.vae(RELEASED["2b-0.9.5"].config["vae"])
+    grids = [transformer.grid_of(size, vae) for size in cfg.data.sizes]
+    sizes = [
+        (math.prod(grid), size.batch_size) for grid, size in zip(grids, cfg.data.sizes, strict=True)
+    ]
+    assert max(count for count, _ in sizes) <= 12_000  # as the released models were trained
+    kept = kept_tokens(sizes, cfg.flow.token_drop)
+    steps = [count * batch for count, (_, batch) in zip(kept, sizes, strict=True)]
+    assert max(steps) < 1.05 * min(steps)
 
 
 def test_every_release_has_its_settings():

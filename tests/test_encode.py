@@ -296,7 +296,7 @@ def test_a_vae_is_the_same_in_another_file(tiny, tmp_path):
     expected = encode.vae_hash(tiny)
     assert encode.vae_hash(checkpoint.load(tmp_path / "model.safetensors")) == expected
     run = runs.Run(config.load(CONFIG, ["--run.output", str(tmp_path / "run")]))
-    run.write_vae(tiny)
+    run.begin(tiny)
     run.close()
     assert encode.vae_hash(runs.load_vae(tmp_path / "run")) == expected
 

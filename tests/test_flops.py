@@ -49,11 +49,34 @@ def test_a_condition_counts_its_dearest_branch():
     def either(x, w):
         return lax.platform_dependent(x, w, cpu=lambda x, w: x @ w, default=jnp.matmul)
 
+    def of_another_platform(x, w):
+        twice = lambda x, w: x @ w @ w  # noqa: E731
+        return lax.platform_dependent(x, w, tpu=twice, default=jnp.matmul)
+
     def maybe(go, x, w):
         return lax.cond(go, lambda: x @ w @ w, lambda: x @ w)
 
     assert count_flop(either, ROWS, SQUARE) == ONE
+    assert count_flop(of_another_platform, ROWS, SQUARE) == ONE
     assert count_flop(maybe, shape(dtype=jnp.bool_), ROWS, SQUARE) == 2 * ONE
+
+
+def test_what_nothing_depends_on_is_not_counted():
+    def pull_back(x, w, g):
+        return jax.vjp(jnp.matmul, x, w)[1](g)  # traced with its forward product
+
+    assert count_flop(pull_back, ROWS, SQUARE, ROWS) == 2 * ONE
+    assert count_flop(lambda *a: jax.jit(pull_back)(*a)[0], ROWS, SQUARE, ROWS) == ONE
+
+
+def test_the_gradient_of_a_strided_convolution_takes_two_more_of_it():
+    def convolve(x, w):
+        return lax.conv_general_dilated(x, w, **CONV | {"window_strides": (2, 2)})
+
+    x, w = shape(2, 16, 16, 4), shape(3, 3, 4, 5)
+    one = 2 * (2 * 8 * 8 * 5) * (3 * 3 * 4)
+    gradient = jax.grad(lambda x, w: jnp.sum(convolve(x, w) ** 2), (0, 1))
+    assert count_flop(gradient, x, w) == 3 * one
 
 
 def test_a_loop_of_unknown_length_is_refused_if_it_holds_products():

@@ -1,6 +1,7 @@
 """The transformer stage: its conditions, captions, latents and batches. Its loss is in
 test_flow_loss.py, whole runs in test_train_command.py."""
 
+import contextlib
 import dataclasses
 import functools
 from types import SimpleNamespace
@@ -12,125 +13,23 @@ import pytest
 from tiny_checkpoint import write_text_encoder
 from tiny_stages import QUICK, load, one_device, tiny_vae
 
+from ltx_jax import sharding
+from ltx_jax.checkpoints import runs
 from ltx_jax.checkpoints.contents import Checkpoint
-from ltx_jax.config import BucketConfig, FlowConfig, T5Config
+from ltx_jax.config import BucketConfig, T5Config
 from ltx_jax.data import shapes
 from ltx_jax.data.loader import Batch, StoredLatents
 from ltx_jax.data.sources import Encoding
 from ltx_jax.diffusion import tokens
+from ltx_jax.models.t5 import T5Encoder
 from ltx_jax.models.vae import VideoVAE
+from ltx_jax.pipeline import LTXPipeline
 from ltx_jax.text import ByteTokenizer, TextEncoder, tokenize
 from ltx_jax.training import captions, latents, transformer, vae_loss
-from ltx_jax.training.conditions import Draw, choose
 from ltx_jax.training.flow_loss import rope_of
 from ltx_jax.training.flow_validation import losses_at_times
 
 ONE = one_device()
-SIZE = BucketConfig(num_frames=33, height=8, width=8, batch_size=16)
-PIXELS = np.arange(33, dtype=np.uint8)[None, :, None, None, None] + np.zeros(
-    (16, 33, 8, 8, 3), np.uint8
-)  # every frame shows its number
-
-
-def batch_of(pattern, size=SIZE, rows=slice(None), **fields):
-    frames = PIXELS[rows, : size.num_frames]
-    count = len(frames)
-    return Batch(size, pattern, ("",) * count, np.full(count, 24, np.float32), frames, **fields)
-
-
-def chosen(pattern, step=0, cfg=FlowConfig(), share=(0, 1), **fields):
-    return choose(batch_of(pattern, **fields), Draw(0, step, share), cfg, temporal_factor=8)
-
-
-def test_a_pattern_gives_what_its_name_says():
-    assert chosen("none") == (None, ())
-    assert (chosen("first_frame").prefix == 1).all()
-    prefix = np.concatenate([chosen("prefix", step).prefix for step in range(20)])
-    assert set(prefix) == {2}  # half of five latent frames
-    for pattern in ("first_frame", "prefix"):
-        assert chosen(pattern).items == ()
-    for pattern in ("keyframes", "clip"):
-        first = np.concatenate([chosen(pattern, step).prefix for step in range(20)])
-        assert 0.4 < first.mean() < 0.6  # 320 draws of a half
-
-
-def test_single_frames_come_from_anywhere_but_the_start():
-    cfg = FlowConfig(max_keyframes=3)
-    drawn = [chosen("keyframes", step, cfg) for step in range(60)]
-    assert {len(one.items) for one in drawn} == {1, 2, 3}
-    starts = np.concatenate([item.frame for one in drawn for item in one.items])
-    assert set(starts) == set(range(1, 33))
-    for one in drawn:
-        for item in one.items:
-            assert item.video.shape == (16, 1, 8, 8, 3)
-            np.testing.assert_array_equal(item.video[:, 0, 0, 0, 0], item.frame)
-        frames = np.stack([item.frame for item in one.items])
-        assert all(len(set(column)) == len(column) for column in frames.T)
-
-
-def test_clips_are_two_latent_frames_and_end_with_the_video():
-    items = [chosen("clip", step).items for step in range(40)]
-    assert all(len(one) == 1 for one in items)
-    starts = np.concatenate([item.frame for (item,) in items])
-    assert set(starts) == {8, 16, 24}  # 24 to 32 are the last nine frames
-    video, frame = items[0][0]
-    np.testing.assert_array_equal(video[:, :, 0, 0, 0], frame[:, None] + np.arange(9))
-
-
-def test_clips_too_short_for_a_pattern_are_given_nothing():
-    picture = dataclasses.replace(SIZE, num_frames=1)
-    short = dataclasses.replace(SIZE, num_frames=9)
-    for pattern in ("first_frame", "prefix", "keyframes", "clip"):
-        assert chosen(pattern, size=picture) == (None, ())
-    assert chosen("clip", size=short) == (None, ())
-    assert (chosen("prefix", size=short).prefix == 1).all()
-    assert (chosen("keyframes", size=short).items[0].frame < 9).all()
-
-
-def test_conditions_do_not_depend_on_the_number_of_processes():
-    for pattern in ("keyframes", "clip", "prefix"):
-        whole = chosen(pattern, 3)
-        parts = [chosen(pattern, 3, share=(i, 2), rows=slice(8 * i, 8 * i + 8)) for i in range(2)]
-        jax.tree.map(
-            lambda x, *y: np.testing.assert_array_equal(x, np.concatenate(y)), whole, *parts
-        )
-
-
-def stored(b=16, keyframes=4, clips=2):
-    """Latents of 2 channels; a condition item's values are its frame."""
-
-    def items(count, *length):
-        numbers = np.stack([np.random.default_rng(i).permutation(30)[:count] + 1 for i in range(b)])
-        shape = (b, count, *length, 1, 1, 3)
-        values = numbers.reshape(b, count, *(1,) * (len(shape) - 2)) + np.zeros(shape)
-        return values.astype(np.float16), numbers.astype(np.int32)
-
-    rng = np.random.default_rng(0)
-    mean, logvar = (rng.standard_normal((b, 5, 1, 1, c)).astype(np.float16) for c in (2, 1))
-    return StoredLatents(mean, logvar, *items(keyframes), *items(clips, 2))
-
-
-@pytest.mark.parametrize(("pattern", "length"), [("keyframes", 1), ("clip", 2)])
-def test_stored_condition_items_come_with_the_frames_they_were_cut_at(pattern, length):
-    latents = stored()
-    numbers = latents.keyframe_numbers if pattern == "keyframes" else latents.clip_numbers
-    seen = set()
-    for step in range(8):
-        items = chosen(pattern, step, latents=latents).items
-        for item in items:
-            assert item.video["mean"].shape == (16, length, 1, 1, 2)
-            assert item.video["logvar"].shape == (16, length, 1, 1, 1)
-            np.testing.assert_array_equal(item.video["mean"][:, 0, 0, 0, 0], item.frame)
-            assert all(frame in numbers[i] for i, frame in enumerate(item.frame))
-            seen.update(item.frame)
-        frames = np.stack([item.frame for item in items])
-        assert all(len(set(column)) == len(column) for column in frames.T)
-    assert len(seen) > 10
-
-
-def test_latents_without_condition_items_are_an_error_that_says_what_to_do():
-    with pytest.raises(ValueError, match=r"hold no clip.*--flow\.clip_probability 0"):
-        chosen("clip", latents=stored(keyframes=0, clips=0))
 
 
 @pytest.fixture
@@ -197,9 +96,9 @@ def test_pixels_and_their_stored_latents_have_the_same_loss(stage_of):
 
     half |= {"video": clip, "given": half["given"]._replace(items=(item._replace(video=image),))}
     expected, metrics = loss_of(live, half)
-    found, _ = loss_of(cached)
     assert metrics["conditioned"] > 0.2
-    assert found == expected
+    # Two programs, that round apart.
+    assert loss_of(cached)[0] == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.25, 1.0])
@@ -218,39 +117,10 @@ def test_dropped_captions_become_the_empty_one(rate, stage_of):
     assert abs(np.mean(dropped) - rate) < 0.1  # 320 draws
 
 
-def stored_captions(*lengths, width=16):
-    rng = np.random.default_rng(0)
-    return tuple(rng.standard_normal((n, width)).astype(np.float16) for n in lengths)
-
-
-def test_stored_captions_are_padded_and_cut():
-    empty, *rows = stored_captions(1, 2, 4, 7, 3)
-    read = captions.cached(empty, 4).read
-    found = read(None, rows, np.array([False, False, False, True]), lambda tree: tree)
-    np.testing.assert_array_equal(found["mask"].sum(axis=1), [2, 4, 4, 1])
-    assert (np.diff(found["mask"], axis=1) <= 0).all()  # ones come first
-    for i, row in enumerate((rows[0], rows[1], rows[2][:4], empty)):
-        np.testing.assert_array_equal(found["embeddings"][i, : len(row)], row)
-        assert (found["embeddings"][i, len(row) :] == 0).all()
-
-
-def encoding(empty):
-    """What made a data set, but for the empty caption of no consequence here."""
-    return Encoding(((5, 16, 16),), "vae", "hash", None, None, "t5", "id", "tokenizer", empty)
-
-
-def test_data_without_fitting_embeddings_are_refused():
-    cfg = load("transformer", "--captions", "cached")
-    for nothing in (None, encoding(None)):
-        with pytest.raises(ValueError, match=r"hold no embeddings.*ltx_jax\.encode"):
-            captions.open_captions(cfg, nothing, ONE)
-    with pytest.raises(ValueError, match="8 wide and the transformer expects 16"):
-        captions.open_captions(cfg, encoding(((0.0,) * 8,)), ONE)
-
-
 def test_latents_of_another_vae_are_refused(stage_of):
+    other = Encoding(((5, 16, 16),), "vae", "hash", *(None,) * 6)
     with pytest.raises(ValueError, match="encoded by the VAE vae"):
-        stage_of(batches=[], encoding=encoding(None))
+        stage_of(batches=[], encoding=other)
 
 
 def test_a_frozen_text_encoder_is_no_part_of_the_state(stage_of, tmp_path):
@@ -326,7 +196,7 @@ def test_pictures_and_clips_train_in_one_run(stage_of):
     assert len(clips) > 1
     for kind in clips:
         # A keyframe is 16 tokens more.
-        assert seen[kind][1].tokens == 2 * (39 + 16 * kind[-1])
+        assert seen[kind][1].tokens == 2 * (40 + 16 * kind[-1])
     assert seen[picture][1].tokens == 4 * 16
     most = max(clips, key=lambda kind: kind[-1])
     value, metrics = loss_of(stage, seen[most][0])
@@ -351,35 +221,22 @@ def test_pixels_become_what_the_encoder_makes_of_them(source):
         np.testing.assert_allclose(found["logvar"][:2], expected.logvar, atol=1e-5)
 
 
-def test_clips_that_come_again_are_encoded_once():
-    encoded = []
-
-    def encode(frames, place):
-        encoded.append(len(frames))
-        return place({"mean": frames[:, :1].astype(np.float32)})
-
-    read = latents._once(encode)
-    clips = np.random.default_rng(0).integers(0, 256, (6, 5, 4, 4, 3), np.uint8)
-    for rows in ([0, 1, 2], [3, 4, 5], [5, 0, 3], [2, 2, 1]):
-        found = read(clips[rows], lambda tree: tree)
-        np.testing.assert_array_equal(found["mean"], clips[rows][:, :1])
-    assert encoded == [3, 3]
-
-
-def test_clips_that_may_differ_are_not_taken_for_known():
-    again = functools.partial(load, "transformer", "--data.source", "a/folder")
-    assert latents._comes_again(again().data)
-    for chance in ("flip", "random_crop", "random_start"):
-        assert not latents._comes_again(again(f"--data.{chance}").data)
-    assert not latents._comes_again(load("transformer").data)
-
-
 def test_a_text_encoder_is_taken_from_a_checkpoint_only_to_train_it():
     found = Checkpoint(transformer=load("transformer").model, transformer_params={"a": 1})
     found.text_encoder = (T5Config(), {"b": 2}, 32)
     for source, names in (("train", {"transformer", "text_encoder"}), ("cached", {"transformer"})):
         cfg = load("transformer", "--captions", source)
         assert set(transformer._given(cfg, found).params) == names
+
+
+def test_of_the_vaes_checkpoint_nothing_else_is_kept(stage_of, monkeypatch):
+    whole = dataclasses.replace(
+        tiny_vae(), transformer_params={"large": 1}, allowed_inference_steps=(1.0, 0.5)
+    )
+    monkeypatch.setattr(transformer.checkpoint, "load", lambda *_, **__: whole)
+    kept = stage_of(batches=[]).vae
+    assert kept.vae_params is whole.vae_params
+    assert (kept.transformer_params, kept.allowed_inference_steps) == (None, None)
 
 
 def test_networks_that_do_not_fit_the_vae_are_refused(stage_of, monkeypatch):
@@ -401,15 +258,12 @@ def test_a_look_at_held_out_clips_is_of_the_average_and_always_the_same(stage_of
     at = [first.scalars[f"val_loss_at/{t / 10}"] for t in range(1, 10)]
     assert first.scalars["val_loss"] == pytest.approx(np.mean(at))
     assert np.isfinite(at).all()
-    expected = [
-        shapes.clip(i, split="held_out", num_frames=5, height=16, width=16, fps=rate)
-        for i, rate in enumerate((12, 24))
-    ]
-    assert list(first.videos) == [f"sample {i}: {clip.caption}" for i, clip in enumerate(expected)]
-    for (frames, rate), expected_rate in zip(first.videos.values(), (12, 24), strict=True):
-        assert frames.shape == (5, 16, 16, 3)
-        assert frames.dtype == np.uint8
-        assert rate == expected_rate
+    for i, (name, (frames, found)) in enumerate(first.videos.items()):
+        rate = (12, 24)[i]
+        clip = shapes.clip(i, split="held_out", num_frames=5, height=16, width=16, fps=rate)
+        assert name.startswith(f"sample {i}: {clip.caption[:40]}")
+        assert len(name) < 80
+        assert (frames.shape, frames.dtype, found) == ((5, 16, 16, 3), np.uint8, rate)
     for one, other in zip(first.videos.values(), again.videos.values(), strict=True):
         np.testing.assert_array_equal(one.frames, other.frames)
 
@@ -425,3 +279,44 @@ def test_the_held_out_loss_is_zero_for_the_exact_velocity():
     assert float(losses.max()) < 1e-10  # float32 errors over a time of 0.1, squared
     other = losses_at_times(lambda *a: -exact(*a), None, data, None, None, jax.random.key(0))
     assert float(other.min()) > 1
+
+
+def write_run(folder, *overrides):
+    """A run of the tiny stage with one step and random weights."""
+    cfg = load("transformer", "--run.output", str(folder), *overrides)
+    params = filled(jax.eval_shape(parameters_of(cfg), jax.random.key(0)))
+    with contextlib.closing(runs.Run(cfg)) as run:
+        run.begin(tiny_vae())
+        run.save(1, {"ema": params})
+    return cfg, params
+
+
+def parameters_of(cfg):
+    source = (
+        captions.trained(cfg)
+        if cfg.captions == "train"
+        else captions.cached(np.zeros((1, 1), np.float16), 1)
+    )
+    init, _ = transformer.network(cfg.model, source)
+    return lambda key: sharding.unbox(init(key))
+
+
+def test_the_text_encoder_of_a_run_serves_others(tmp_path):
+    cfg, params = write_run(tmp_path / "run")
+    encoder = TextEncoder.load(tmp_path / "run", dtype="float32")
+    ids, mask = map(jnp.asarray, tokenize(ByteTokenizer(), ["a red square"], 32))
+    weights = jax.tree.map(jnp.asarray, params["text_encoder"])
+    expected = T5Encoder(cfg.text_encoder).apply({"params": weights}, ids, mask)
+    embeddings, found = encoder.encode(["a red square"])
+    np.testing.assert_array_equal(found, mask)
+    np.testing.assert_allclose(embeddings, expected, atol=1e-6)
+
+
+def test_a_run_that_trains_no_text_encoder_holds_none_and_says_so(tmp_path):
+    write_run(tmp_path / "run", "--captions", "cached")
+    loaded = runs.load_run(tmp_path / "run")
+    assert loaded.text_encoder is None
+    with pytest.raises(ValueError, match="--text_encoder"):
+        LTXPipeline(loaded, dtype="float32")("a red square", num_frames=5, height=16, width=16)
+    with pytest.raises(ValueError, match="without a text encoder of its own"):
+        TextEncoder.load(tmp_path / "run")

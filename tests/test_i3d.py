@@ -119,7 +119,7 @@ def test_the_layout_is_that_of_the_torch_network(tensors):
 
 
 def test_other_weights_are_refused_by_name(tensors):
-    with pytest.raises(ValueError, match=r"no tensor Conv3d_1a_7x7\.conv3d\.weight"):
+    with pytest.raises(ValueError, match=r"there is no tensor Conv3d_1a_7x7\.conv3d\.weight"):
         i3d.fold({"features.0.weight": np.zeros(3)})
     wrong = tensors | {"Mixed_4f.b1b.bn.bias": np.zeros(7)}
     with pytest.raises(ValueError, match=r"Mixed_4f\.b1b\.bn\.bias of I3D is \(7,\), and \(320,\)"):

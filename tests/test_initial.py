@@ -89,6 +89,7 @@ def test_a_transformer_starts_from_a_file_and_draws_its_text_encoder(kind, sourc
 def test_a_run_starts_from_the_average_of_another_run(source, tmp_path):
     cfg = load("vae", "--run.output", str(tmp_path / "a"))
     run = runs.Run(cfg)
+    run.begin()
     statistics = {"mean": source.statistics.mean, "std": source.statistics.std}
     run.save(3, {"ema": jax.tree.map(jnp.asarray, source.vae_params), "statistics": statistics})
     run.close()

@@ -20,6 +20,7 @@ FLOORS = {
     "metrics": 3,
     "data": 3,
     "diffusion": 3,
+    "judge": 4,
     "checkpoints": 4,
     "text": 5,
     "request": 5,

@@ -188,6 +188,11 @@ def test_a_profile_is_of_a_few_steps_and_changes_no_result(tiny, tmp_path):
     check_equal(jax.device_get(traced), jax.device_get(whole))
 
 
+def test_the_trace_of_a_run_at_an_address_is_written_here():
+    assert str(loop._traces(runs.locate("gs://bucket/name"))) == "name/profile"
+    assert str(loop._traces(runs.locate("/runs/name"))) == "/runs/name/profile"
+
+
 def test_a_run_that_fails_lets_go_of_its_folder(tiny, tmp_path):
     def fail():
         raise ValueError("no more clips")

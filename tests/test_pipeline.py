@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ltx_jax import request, sharding
+from ltx_jax import pipeline, request, sharding
 from ltx_jax.checkpoints import keys, official
 from ltx_jax.config import MeshConfig, SamplingConfig, T5Config
 from ltx_jax.data import video
@@ -65,6 +65,29 @@ def picture():
     """30 x 60, unlike the video's aspect."""
     rows, columns = np.indices((30, 60))
     return np.stack([rows * 8, columns * 4, 255 - rows * 8], axis=-1).astype(np.uint8)
+
+
+def test_fast_sampling_gives_the_same_video(pipe, text_encoder, picture):
+    fast = LTXPipeline(golden_traces.checkpoint(), text_encoder, dtype="float32", fast=True)
+    condition = Condition(picture, frame=8, strength=0.8)
+    got, want = (
+        each(PROMPTS, SMALL, conditions=[condition], cfg_star_rescale=True, output="latents")
+        for each in (fast, pipe)
+    )
+    # Latents of order 1; three steps of three branches each, in float32.
+    np.testing.assert_allclose(got, want, rtol=0, atol=2e-4)
+
+
+def test_masks_with_holes_are_taken_too(pipe, embeddings):
+    """The fused kernels know lengths alone; such a mask goes to the plain form."""
+    mask = np.array([[0, 1, 1, 0, 1, 0, 1], [1] * 7], np.int32)
+    assert request.is_prefix(embeddings["prompt_mask"])
+    assert not request.is_prefix(mask)
+    assert not request.is_prefix(np.zeros((1, 7)))
+    start = pipe.prepare(None, FAST, embeddings=embeddings | {"prompt_mask": mask})
+    assert pipe._network(start.inputs) is pipeline.network(
+        dataclasses.replace(pipe.transformer, attention="plain")
+    )
 
 
 def test_prompts_become_videos(pipe):

@@ -10,10 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_checkpoint import random_parameters
 
 from ltx_jax import config, sharding
 from ltx_jax.checkpoints import checkpoint, lock, runs
+from ltx_jax.checkpoints.contents import Checkpoint
 from ltx_jax.config import MeshConfig
+from ltx_jax.models.transformer import Transformer
+from ltx_jax.models.vae import VideoVAE
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
@@ -269,6 +273,12 @@ def test_behind_an_address_the_last_to_come_holds_the_run(tmp_path, monkeypatch)
     first.close()
 
 
+def test_an_address_that_cannot_be_written_is_refused():
+    assert str(runs.locate("gs://bucket/run")) == "gs://bucket/run"
+    with pytest.raises(ValueError, match="s3://bucket/run: runs lie in folders and at gs://"):
+        runs.Run(config.load(TINY, ["--run.output", "s3://bucket/run"]))
+
+
 def test_nothing_is_left_of_a_run_that_did_not_begin(tmp_path):
     runs.Run(tiny(tmp_path)).close()
     assert not (tmp_path / "run").exists()
@@ -310,6 +320,25 @@ def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path):
     with pytest.raises(ValueError, match="not empty and no run"):
         runs.Run(tiny(tmp_path))
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.tex"]
+
+
+def test_a_run_without_a_text_encoder_of_its_own_is_a_checkpoint_without_one(tmp_path):
+    cfg = config.load(str(ROOT / "configs/shapes_tiny_transformer.py"))
+    run_cfg = dataclasses.replace(cfg.run, output=str(tmp_path / "run"))
+    cfg = dataclasses.replace(cfg, captions="cached", run=run_cfg)
+    tokens, pairs = jnp.zeros((1, 4, 4)), jnp.zeros((1, 4, cfg.model.width // 2))
+    caption = jnp.zeros((1, 3, cfg.model.caption_channels))
+    arguments = (tokens, jnp.zeros((1, 1)), caption, None, (pairs, pairs))
+    params = random_parameters(Transformer(cfg.model), *arguments)
+    vae = config.load(TINY).model
+    run = runs.Run(cfg)
+    weights = random_parameters(VideoVAE(vae), jnp.zeros((1, 5, 16, 16, 3)))
+    run.begin(Checkpoint(vae=vae, vae_params=weights))
+    run.save(1, {"ema": {"transformer": params}})
+    run.close()
+    found = checkpoint.load(tmp_path / "run")
+    assert found.text_encoder is None
+    jax.tree.map(np.testing.assert_array_equal, found.transformer_params, params)
 
 
 def test_a_run_without_a_step_says_so(tmp_path):

@@ -343,15 +343,36 @@ def test_remat_changes_memory_not_values(variables, inputs):
         grad = jax.value_and_grad(lambda v, x: jnp.mean(model.apply(v, **x) ** 2))
         return jax.jit(grad).lower(variables, inputs).compile()
 
-    functions = [compiled(remat) for remat in ("none", "dots", "full")]
+    functions = [compiled(remat) for remat in ("none", "dots", "full", "attention")]
     memory = [f.memory_analysis().temp_size_in_bytes for f in functions]
     assert memory[0] > memory[1] > memory[2]
-    none, dots, full = (f(variables, inputs) for f in functions)
-    for other in (dots, full):
+    assert memory[0] > memory[3] > memory[2]
+    none, *others = (f(variables, inputs) for f in functions)
+    for other in others:
         # Gradients of order 0.1, in float32.
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), other, none
         )
+
+
+def test_remat_attention_recomputes_all_but_attention(variables, inputs, monkeypatch):
+    @jax.custom_vjp  # as the fused kernels are: what they save for the gradient has no name
+    def fused(q, k, v):
+        return jnp.cosh(q) * (k.mean(1, keepdims=True) + v.mean(1, keepdims=True))
+
+    fused.defvjp(lambda *heads: (fused.fun(*heads), heads), lambda saved, grad: (grad,) * 3)
+
+    def attention(q, k, v, *, mask, form, of_itself):
+        return fused(q, k, v) if of_itself else jnp.tanh(q)
+
+    monkeypatch.setattr("ltx_jax.models.transformer.attention", attention)
+
+    def calls(remat):
+        model = Transformer(dataclasses.replace(TINY, remat=remat))
+        gradient = jax.grad(lambda v, x: jnp.mean(model.apply(v, **x) ** 2))
+        return str(jax.make_jaxpr(gradient)(variables, inputs)).count(" cosh ")
+
+    assert (calls("none"), calls("attention"), calls("full")) == (1, 1, 2)
 
 
 def test_one_device_equals_eight(variables, inputs, mesh):

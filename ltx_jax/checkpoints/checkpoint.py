@@ -22,7 +22,7 @@ def load(
     allow_fp8: bool = False,
 ) -> Checkpoint:
     """Loads an official file, a diffusers folder, a repository of either, or a run of train.py,
-    also by its address (gs://, s3://).
+    also by its address (gs://).
 
     Args:
       mesh: lays the parameters out by their logical axes; None puts them on the default device.
@@ -33,7 +33,7 @@ def load(
       ValueError: if there is no such checkpoint, or it is damaged, incomplete or of a kind that
         is not supported; says what is wrong and what to do.
     """
-    if "://" in str(path_or_hub_id):
+    if str(path_or_hub_id).startswith("gs://"):
         from ltx_jax.checkpoints import runs  # brings in Orbax, which takes a second
 
         return _cast(runs.load_run(path_or_hub_id, mesh=mesh), dtype)

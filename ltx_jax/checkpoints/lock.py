@@ -63,7 +63,7 @@ class Lock:
     def remove(self) -> None:
         """Leaves no trace of it, nor of a folder that holds nothing else."""
         self._file.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # other things are in it
+        with contextlib.suppress(OSError, ValueError):  # other things are in it
             self._file.parent.rmdir()
 
     def release(self) -> None:
@@ -76,5 +76,5 @@ class Lock:
 
 
 def is_address(path: epath.PathLike) -> bool:
-    """Whether a path leads to objects in a cloud rather than to files: gs://, s3://."""
+    """Whether a path leads to objects in a cloud rather than to files: gs://."""
     return "://" in os.fspath(path)

@@ -1,4 +1,4 @@
-"""Reading VGG16 and LPIPS' linear heads from files that the user names."""
+"""Reading networks that compare videos, LPIPS and I3D, from files that the user names."""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from ltx_jax.checkpoints import tensors
+from ltx_jax.models import i3d
 from ltx_jax.models.lpips import STAGES
 
 # Where torchvision's `features`, and the slices of the lpips package, have each convolution.
@@ -42,6 +43,24 @@ def read_lpips(vgg: str | Path, heads: str | Path) -> dict[str, Any]:
         names = [f"lin{stage}.model.1.weight", f"lins.{stage}.model.1.weight"]
         params[f"head_{stage}"] = _read(linear, names, (1, channels, 1, 1)).reshape(-1)
     return params
+
+
+def read_i3d(path: str | Path) -> dict[str, Any]:
+    """Parameters of `models.i3d`, float32 on the host.
+
+    Args:
+      path: a .safetensors file with the names of piergiaj/pytorch-i3d ("Mixed_3b.b0.bn.weight"),
+        such as `i3d_pretrained_400.pt` converted.
+
+    Raises:
+      ValueError: if the file cannot be used, or lacks a tensor, or a shape is wrong; names it.
+    """
+    file = _open(Path(path))
+    found = {name: tensor.read() for name, tensor in file.tensors.items() if name in i3d.NAMES}
+    try:
+        return i3d.fold(found)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _open(path: Path) -> tensors.TensorFile:

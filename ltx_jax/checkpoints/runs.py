@@ -5,7 +5,7 @@ RUN/steps/N/        Orbax: parameters, their average, and the rest of the traini
 RUN/vae/            the VAE a transformer is trained on, with its own config.json
 RUN/lock            who writes it now
 
-RUN may be a local folder or an address, gs:// or s3://.
+RUN may be a local folder or an address, gs://.
 """
 
 import contextlib
@@ -45,8 +45,19 @@ _SEED = "run.seed"
 
 
 def locate(path: str | os.PathLike[str]) -> epath.Path:
-    """A run's folder, absolute, or its address."""
-    return epath.Path(path) if is_address(path) else epath.Path(path).expanduser().absolute()
+    """A run's folder, absolute, or its address.
+
+    Raises:
+      ValueError: for an address that Orbax writes no arrays to.
+    """
+    if not is_address(path):
+        return epath.Path(path).expanduser().absolute()
+    if not os.fspath(path).startswith("gs://"):
+        raise ValueError(
+            f"{path}: runs lie in folders and at gs:// addresses, others cannot be written: mount "
+            "the place as a folder"
+        )
+    return epath.Path(path)
 
 
 def is_run(path: str | os.PathLike[str]) -> bool:
@@ -304,15 +315,12 @@ def _manager(folder: epath.Path, run: RunConfig | None = None) -> ocp.Checkpoint
             keep_checkpoints_without_metrics=False,
         )
         policies.append(best)
-    # Only a local folder is renamed in one piece.
-    mode = ocp.options.AtomicityMode.COMMIT_FILE if is_address(folder) else None
     options = ocp.CheckpointManagerOptions(
         create=False,  # by `Run.begin`
         cleanup_tmp_directories=True,
         best_fn=_loss if run.keep_best else None,  # without it losses are not stored
         best_mode="min",
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-        atomicity_options=mode and ocp.options.AtomicityOptions(mode=mode),
     )
     return ocp.CheckpointManager(folder / _STEPS, options=options)
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 DType = Literal["float32", "bfloat16", "float16"]
 Remat = Literal["none", "dots", "full"]
-AttentionForm = Literal["auto", "plain", "cudnn"]
+AttentionForm = Literal["auto", "plain", "cudnn", "splash"]
 
 
 def require(condition: bool, message: str) -> None:
@@ -44,7 +44,8 @@ class TransformerConfig:
     attention_bias: bool = True
     # How attention is computed: "auto" takes the fastest form of the default backend.
     attention: AttentionForm = "auto"
-    remat: Remat = "none"
+    # What the gradient recomputes: nothing, all but products, everything, or all but attention.
+    remat: Remat | Literal["attention"] = "none"
     dtype: DType = "float32"  # of the computation
     param_dtype: DType = "float32"  # of the stored parameters
 

@@ -199,7 +199,7 @@ class FlowConfig:
 class RunConfig:
     """What both stages of training share."""
 
-    output: str = "runs/default"  # a folder, or a gs:// or s3:// address
+    output: str = "runs/default"  # a folder, or a gs:// address
     steps: int = 10_000
     seed: int = 0
     init_from: str | None = None  # a checkpoint of any kind whose weights the run starts from

@@ -13,8 +13,8 @@ from jaxtyping import UInt8
 
 from ltx_jax.data import video
 
-_CLIPS = (".mp4", ".mkv", ".webm", ".mov", ".m4v", ".avi", ".gif")
-ENDINGS = (*_CLIPS, ".png", ".jpg", ".jpeg", ".webp", ".bmp")
+CLIPS = (".mp4", ".mkv", ".webm", ".mov", ".m4v", ".avi", ".gif")
+ENDINGS = (*CLIPS, ".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _NAMED = 100  # of the clips that are left out; more are only counted
 
 _log = logging.getLogger(__name__)

@@ -26,13 +26,18 @@ HARD = 1 - 1e-6  # a token of at least this strength is never denoised
 _BUCKET = 64  # per-step data is padded to a multiple, so that the step count is no static shape
 
 # (params, tokens (r, n, c), time (r, 1 | n), caption, caption mask, rope, skip) -> velocity.
-Velocity = Callable[[Any, Array, Array, Array, Array | None, Any, Skip | None], Array]
+Velocity = Callable[[Any, Array, Array, Any, Array | None, Any, Skip | None], Array]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Caption:
-    """A batch of encoded captions: embeddings (b, m, d) and mask (b, m), 1 where there is text."""
+    """A batch of encoded captions.
+
+    Attributes:
+      embeddings: (b, m, d), or the tree of arrays that the velocity takes in their place.
+      mask: (b, m), 1 where there is text.
+    """
 
     embeddings: Any
     mask: Any

@@ -5,6 +5,7 @@ those for one kind of accelerator stand beside it, with their conditions in `att
 """
 
 import functools
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,10 @@ from ltx_jax import sharding
 from ltx_jax.config import AttentionForm
 
 MASK_BIAS = -10_000.0  # as in the released model; not -inf, so a fully masked row stays finite
+
+_SPLASH = "jax.experimental.pallas.ops.tpu.splash_attention"
+_LANES = 128  # of a TPU's vector registers: blocks are multiples
+_BLOCK = 512  # tokens, at most
 
 Mask = Bool[Array, "b m"] | Int[Array, "b m"] | Float[Array, "b m"]
 
@@ -38,8 +43,9 @@ def attention(
       v: values, laid out as the keys.
       mask: 1 for the keys to attend to and 0 for the rest; None attends to all.
       form: "plain" takes any mask, and lowers masked scores by 10000, exactly. "cudnn" takes
-        bfloat16 or float16, and masks whose ones (at least one) all come first. "auto" is "cudnn"
-        for such types on GPUs and "plain" elsewhere.
+        bfloat16 or float16, and masks whose ones (at least one) all come first. "splash", for
+        TPUs, takes masks with at least one 1. "auto" is "cudnn" for such types on GPUs, "splash" on
+        TPUs, and "plain" elsewhere.
       of_itself: the keys are of the tokens of the queries, and split as these: while attending,
         the devices of the `seq` axis split the heads in place of the tokens (Ulysses, Jacobs et
         al., arXiv 2309.14509).
@@ -48,9 +54,10 @@ def attention(
       ValueError: if the devices of `seq` and `tensor` cannot split the heads for that.
     """
     if form == "auto":
-        fits = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0
-        form = "cudnn" if fits and sharding.platform() == "gpu" else "plain"
-    attend = _cudnn if form == "cudnn" else _plain
+        half = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0
+        fused: dict[str, AttentionForm] = {"gpu": "cudnn" if half else "plain", "tpu": "splash"}
+        form = fused.get(sharding.platform(), "plain")
+    attend = {"cudnn": _cudnn, "splash": _splash, "plain": _plain}[form]
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size <= 1:  # 0 without a mesh
         return attend(q, k, v, mask)
@@ -68,6 +75,7 @@ def attention(
         functools.partial(_swapped, attend) if swap else attend,
         in_specs=(queries, keys, keys, masks),
         out_specs=queries,
+        check_vma=form != "splash",  # a Pallas kernel does not say over what its output varies
     )(q, k, v, mask)
 
 
@@ -84,6 +92,42 @@ def _cudnn(q: Array, k: Array, v: Array, mask: Mask | None) -> Array:
     return jax.nn.dot_product_attention(
         q, k, v, key_value_seq_lengths=lengths, implementation="cudnn"
     )
+
+
+def _splash(q: Array, k: Array, v: Array, mask: Mask | None) -> Array:
+    """The TPU's fused kernel, which never holds the scores; it takes whole blocks of tokens."""
+    # Here, because Pallas takes a second to import.
+    splash: Any = importlib.import_module(f"{_SPLASH}.splash_attention_kernel")
+    masks: Any = importlib.import_module(f"{_SPLASH}.splash_attention_mask")
+
+    n, m = q.shape[1], k.shape[1]
+    of_q, of_k = (min(_BLOCK, count + -count % _LANES) for count in (n, m))
+    ids = None
+    if mask is not None or n % of_q or m % of_k:
+        keys = jnp.ones(k.shape[:2], jnp.int32) if mask is None else mask.astype(jnp.int32)
+        queries = jnp.ones(q.shape[:2], jnp.int32)
+        ids = splash.SegmentIds(_whole_blocks(queries, of_q), _whole_blocks(keys, of_k))
+    q = _whole_blocks(q * q.shape[-1] ** -0.5, of_q)
+    k, v = (_whole_blocks(x, of_k) for x in (k, v))
+    sizes = splash.BlockSizes(
+        block_q=of_q,
+        block_kv=of_k,
+        block_q_dkv=of_q,
+        block_kv_dkv=of_k,
+        block_q_dq=of_q,
+        block_kv_dq=of_k,
+    )
+    every = masks.MultiHeadMask([masks.FullMask((q.shape[1], k.shape[1]))] * q.shape[2])
+    kernel = splash.make_splash_mha_single_device(every, block_sizes=sizes)
+    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
+    return jax.vmap(kernel)(q, k, v, ids).transpose(0, 2, 1, 3)[:, :n]
+
+
+def _whole_blocks(x: Array, block: int) -> Array:
+    """Adds zeros along the second axis, up to a multiple of `block`."""
+    widths = [(0, 0)] * x.ndim
+    widths[1] = (0, -x.shape[1] % block)
+    return jnp.pad(x, widths)
 
 
 def _plain(q: Array, k: Array, v: Array, mask: Mask | None) -> Array:

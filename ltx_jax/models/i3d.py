@@ -64,6 +64,9 @@ def shapes(classes: int = 400) -> dict[str, tuple[int, ...]]:
     return found
 
 
+NAMES = frozenset(shapes())
+
+
 def fold(tensors: Mapping[str, Num[np.ndarray, "..."]]) -> dict[str, Any]:
     """Parameters of `features`: a kernel and a bias per layer, the batch norms multiplied in.
 
@@ -75,7 +78,7 @@ def fold(tensors: Mapping[str, Num[np.ndarray, "..."]]) -> dict[str, Any]:
     logits = tensors.get("logits.conv3d.bias", np.zeros(400))
     for name, shape in shapes(len(logits)).items():
         if name not in tensors:
-            raise ValueError(f"these are no weights of I3D in PyTorch's layout: no tensor {name}")
+            raise ValueError(f"no weights of I3D in PyTorch's layout: there is no tensor {name}")
         if tensors[name].shape != shape:
             raise ValueError(f"{name} of I3D is {tensors[name].shape}, and {shape} was expected")
 

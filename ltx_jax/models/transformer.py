@@ -13,17 +13,21 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from ltx_jax.config import STGMode, TransformerConfig
 from ltx_jax.models.attention import Mask, attention
 from ltx_jax.models.layers import RMSNorm, TimestepEmbedder, dense, param, rms_normalize
 from ltx_jax.sharding import constrain, token_padding
 
+Heads = tuple[Float[Array, "b n k e"], Float[Array, "b m k e"], Float[Array, "b m k e"]]
 Rope = tuple[Float[Array, "#b n p"], Float[Array, "#b n p"]]  # cosines, sines of the p = d/2 pairs
 
-_QK_NORM_EPSILON = 1e-5
-_OUTPUT_NORM_EPSILON = 1e-6  # `norm_eps` is that of the blocks alone
+QK_NORM_EPSILON = 1e-5
+OUTPUT_NORM_EPSILON = 1e-6  # `norm_eps` is that of the blocks alone
+# What the gradient keeps of a block, where it recomputes all of it. "attention" keeps more: its
+# parts are recomputed one by one, and what lies between them, attention itself, is not. (A policy
+# cannot say so: what a fused attention kernel saves for its gradient has no name.)
 _REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -32,6 +36,14 @@ _REMAT = {
 # Elementwise chains are recomputed in the gradient whatever the policy for blocks: their float32
 # intermediates would be most of the memory, and recomputing them costs next to nothing.
 _recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
+
+
+def compiler_options() -> dict[str, Any] | None:
+    """What to compile programs around the transformer with, for the default backend."""
+    if jax.default_backend() != "gpu":
+        return None
+    # Triton would take the products before cuBLASLt can make bias and GELU part of them.
+    return {"xla_gpu_enable_triton_gemm": False}
 
 
 @struct.dataclass
@@ -106,7 +118,7 @@ def _norm_out(x: Array, time: Array, table: Array) -> Array:
     h = x.astype(jnp.float32)
     h = h - jnp.mean(h, axis=-1, keepdims=True)
     modulation = jnp.broadcast_to(time[:, :, None], (*time.shape[:2], *table.shape))
-    return _shift_and_scale(rms_normalize(h, _OUTPUT_NORM_EPSILON), modulation, table, 0)
+    return _shift_and_scale(rms_normalize(h, OUTPUT_NORM_EPSILON), modulation, table, 0)
 
 
 @_recomputed
@@ -120,29 +132,29 @@ def _keep(keep: Float[Array, " b"], kept: Array, instead: Array) -> Array:
 
 
 class Attention(nn.Module):
-    """Multi-head attention; queries and keys are normalised over all heads at once."""
+    """Multi-head attention; queries and keys are normalised over all heads at once.
+
+    In three parts, since the middle one is dear to compute and cheap to keep: see `Block`.
+    """
 
     cfg: TransformerConfig
 
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "b n d"],
-        source: Float[Array, "b m d"],
-        mask: Mask | None = None,
-        rope: Rope | None = None,
-        skip_mode: STGMode | None = None,
-        keep: Float[Array, " b"] | None = None,
-    ) -> Float[Array, "b n d"]:
-        """Attends from `x` to `source`; `skip_mode` and `keep` are one row of a `Skip`."""
+    def setup(self):
         cfg = self.cfg
         project = functools.partial(
             _dense(cfg), cfg.width, ("embed", "heads"), use_bias=cfg.attention_bias
         )
-        norm = functools.partial(RMSNorm, _QK_NORM_EPSILON, ("heads",), cfg.param_dtype)
-        q = norm(name="q_norm")(project(name="to_q")(x))
-        k = norm(name="k_norm")(project(name="to_k")(source))
-        v = project(name="to_v")(source)
+        norm = functools.partial(RMSNorm, QK_NORM_EPSILON, ("heads",), cfg.param_dtype)
+        self.to_q, self.to_k, self.to_v = (project(name=name) for name in ("to_q", "to_k", "to_v"))
+        self.q_norm, self.k_norm = norm(name="q_norm"), norm(name="k_norm")
+        self.to_out = _dense(cfg)(cfg.width, ("heads", "embed"), name="to_out")
+
+    def project(
+        self, x: Float[Array, "b n d"], source: Float[Array, "b m d"], rope: Rope | None = None
+    ) -> Heads:
+        """Queries of `x`, keys and values of `source`, all (b, tokens, k, e)."""
+        cfg = self.cfg
+        q, k, v = self.q_norm(self.to_q(x)), self.k_norm(self.to_k(source)), self.to_v(source)
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
 
@@ -150,22 +162,20 @@ class Attention(nn.Module):
             x = x.reshape(*x.shape[:2], cfg.num_attention_heads, cfg.attention_head_dim)
             return constrain(x, "batch", tokens, "act_heads", None)
 
-        of_itself = rope is not None  # captions have no positions
-        keys = "token" if of_itself else None
-        out = attention(
-            heads(q, "token"),
-            heads(k, keys),
-            heads(v, keys),
-            mask=mask,
-            form=cfg.attention,
-            of_itself=of_itself,
-        )
-        out = constrain(out, "batch", "token", "act_heads", None).reshape(x.shape)
-        if keep is not None and skip_mode == "attention_values":
-            out = _keep(keep, out, v)
-        elif keep is not None and skip_mode == "attention_skip":
-            out = _keep(keep, out, x)
-        return _dense(cfg)(cfg.width, ("heads", "embed"), name="to_out")(out)
+        keys = None if rope is None else "token"  # every device of `seq` sees the whole caption
+        return heads(q, "token"), heads(k, keys), heads(v, keys)
+
+    def attend(
+        self, heads: Heads, mask: Mask | None = None, of_itself: bool = False
+    ) -> Float[Array, "b n d"]:
+        """What each query sees of the values."""
+        out = attention(*heads, mask=mask, form=self.cfg.attention, of_itself=of_itself)
+        out = constrain(out, "batch", "token", "act_heads", None)
+        return out.reshape(*out.shape[:2], -1)
+
+    def output(self, attended: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        """Mixes the heads."""
+        return self.to_out(attended)
 
 
 class MLP(nn.Module):
@@ -210,26 +220,52 @@ class Block(nn.Module):
 
     cfg: TransformerConfig
 
-    @nn.compact
+    def setup(self):
+        cfg = self.cfg
+        self.table = _table(self, 6, cfg)
+        self.attn1, self.attn2 = Attention(cfg, name="attn1"), Attention(cfg, name="attn2")
+        self.ff = MLP(cfg, 4 * cfg.width, name="ff")
+
     def __call__(
         self, x: Float[Array, "b n d"], keep: Float[Array, " b"] | None, context: _Context
     ) -> tuple[Float[Array, "b n d"], None]:
-        cfg = self.cfg
-        table = _table(self, 6, cfg)
-        before, modulation = x, context.modulation
+        def part(method: Any) -> Any:
+            return nn.remat(method, prevent_cse=False) if self.cfg.remat == "attention" else method
 
-        h = _norm_in(x, modulation, table, 0, cfg.norm_eps)
-        h = Attention(cfg, name="attn1")(
-            h, h, context.token_mask, context.rope, skip_mode=context.skip_mode, keep=keep
-        )
-        x = _gate_in(x, h, modulation, table, 2)
-        # The caption is attended to from the bare residual stream: no norm, no gate.
-        x = x + Attention(cfg, name="attn2")(x, context.caption, context.caption_mask)
-        h = _norm_in(x, modulation, table, 3, cfg.norm_eps)
-        x = _gate_in(x, MLP(cfg, 4 * cfg.width, name="ff")(h), modulation, table, 5)
+        heads = part(Block._to_self)(self, x, context)
+        attended = self.attn1.attend(heads, context.token_mask, of_itself=True)
+        after, heads = part(Block._to_caption)(self, x, attended, heads[2], keep, context)
+        attended = self.attn2.attend(heads, context.caption_mask)
+        after = part(Block._to_end)(self, after, attended, context)
         if keep is not None and context.skip_mode == "transformer_block":
-            x = _keep(keep, x, before)
-        return constrain(x, "batch", "token", "act_embed"), None
+            after = _keep(keep, after, x)
+        return constrain(after, "batch", "token", "act_embed"), None
+
+    def _to_self(self, x: Array, context: _Context) -> Heads:
+        h = _norm_in(x, context.modulation, self.table, 0, self.cfg.norm_eps)
+        return self.attn1.project(h, h, context.rope)
+
+    def _to_caption(
+        self,
+        x: Array,
+        attended: Array,
+        values: Array,
+        keep: Array | None,
+        context: _Context,
+    ) -> tuple[Array, Heads]:
+        if keep is not None and context.skip_mode == "attention_values":
+            attended = _keep(keep, attended, values.reshape(attended.shape))
+        elif keep is not None and context.skip_mode == "attention_skip":
+            seen = _norm_in(x, context.modulation, self.table, 0, self.cfg.norm_eps)
+            attended = _keep(keep, attended, seen)
+        x = _gate_in(x, self.attn1.output(attended), context.modulation, self.table, 2)
+        # The caption is attended to from the bare residual stream: no norm, no gate.
+        return x, self.attn2.project(x, context.caption)
+
+    def _to_end(self, x: Array, attended: Array, context: _Context) -> Array:
+        x = x + self.attn2.output(attended)
+        h = _norm_in(x, context.modulation, self.table, 3, self.cfg.norm_eps)
+        return _gate_in(x, self.ff(h), context.modulation, self.table, 5)
 
 
 def _table(module: nn.Module, rows: int, cfg: TransformerConfig) -> Array:
@@ -287,7 +323,7 @@ class Transformer(nn.Module):
             skip_mode=None if skip is None else skip.mode,
         )
         body = Block
-        if cfg.remat != "none":
+        if cfg.remat in _REMAT:
             body = nn.remat(Block, prevent_cse=False, policy=_REMAT[cfg.remat])
         blocks = nn.scan(
             body,
@@ -314,8 +350,8 @@ class Transformer(nn.Module):
 
 
 def _pad(
-    latents: Array, timestep: Array, rope: Rope
-) -> tuple[Array, Array, Rope, Bool[Array, "b n"] | None]:
+    latents: Array, timestep: Array, rope: tuple[Array, Array]
+) -> tuple[Array, Array, tuple[Array, Array], Array | None]:
     """Adds tokens at the end until the devices of a mesh can share them, and masks those."""
     b, n, _ = latents.shape
     extra = token_padding(n)

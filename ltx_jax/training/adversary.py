@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float
 from ltx_jax.config import OptimConfig
 from ltx_jax.training import losses
 from ltx_jax.training.state import (
+    GRADIENTS,
     Loss,
     TrainState,
     Update,
@@ -120,13 +121,12 @@ def compete(
       layout: of the state.
     """
 
-    def update(state: TrainState, batch: Any, key: Array) -> tuple[TrainState, dict[str, Array]]:
+    def update(state: TrainState, batch: Any, key: Array) -> tuple[TrainState, dict[str, Any]]:
         (value, (metrics, found)), grads = value_and_gradient(
             loss, state.params, state, batch, key, cfg, layout.params
         )
         statistics, (disc_value, disc_grads) = found
         disc_grads = jax.lax.with_sharding_constraint(disc_grads, layout.adversary["params"])
-        disc_norm = optax.tree.norm(disc_grads)
 
         def learn(adversary: dict[str, Any]) -> dict[str, Any]:
             updates, opt_state = disc_tx.update(
@@ -137,11 +137,13 @@ def compete(
 
         active = state.updates >= start
         adversary = jax.lax.cond(active, learn, lambda adversary: adversary, state.adversary)
-        norms = gradient_norms(grads)
-        finite = jnp.isfinite(jnp.stack([value, disc_value, norms["grad_norm"], disc_norm])).all()
+        norms, disc_norms = gradient_norms(grads), gradient_norms({"discriminator": disc_grads})
+        finite = [value, disc_value, norms["grad_norm"], disc_norms["grad_norm"]]
         new = advance(state, grads, tx, cfg.ema_decay, statistics)
-        new = settle(state, dataclasses.replace(new, adversary=adversary), finite)
-        shown = jnp.where(active, disc_norm, jnp.nan)
-        return new, {"loss": value, **metrics, **norms, "grad_norm/discriminator": shown}
+        new = dataclasses.replace(new, adversary=adversary)
+        new = settle(state, new, jnp.isfinite(jnp.stack(finite)).all())
+        norms["grad_norm/discriminator"] = jnp.where(active, disc_norms["grad_norm"], jnp.nan)
+        norms[GRADIENTS] |= disc_norms[GRADIENTS]
+        return new, {"loss": value, **metrics, **norms}
 
     return update

@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -80,6 +81,23 @@ def _load(cfg: TrainTransformer, mesh: Mesh) -> TextEncoder:
     return encoder
 
 
+def sketched(cfg: TrainTransformer) -> Captions:
+    """The source of a stage without data and encoder, which reads nothing."""
+    if cfg.captions == "train":
+        return trained(cfg)
+    return cached(np.zeros((1, cfg.model.caption_channels), np.float16), cfg.max_caption_tokens)
+
+
+def shapes(cfg: TrainTransformer, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """What `read` gives for a batch."""
+    m, width = cfg.max_caption_tokens, cfg.model.caption_channels
+    mask = jax.ShapeDtypeStruct((batch, m), jnp.int32)
+    if cfg.captions == "train":
+        return {"ids": mask, "mask": mask}
+    dtype = jnp.float16 if cfg.captions == "cached" else cfg.model.dtype
+    return {"embeddings": jax.ShapeDtypeStruct((batch, m, width), dtype), "mask": mask}
+
+
 def trained(cfg: TrainTransformer) -> Captions:
     """A T5 over bytes whose parameters are the "text_encoder" of the state's."""
     encoder = T5Encoder(cfg.text_encoder)
@@ -114,7 +132,14 @@ def frozen(encoder: TextEncoder, mesh: Mesh) -> Captions:
 def cached(empty: Embedding, max_tokens: int) -> Captions:
     """Embeddings that come with the data; longer ones are cut to `max_tokens`."""
 
-    def read(captions: Any, stored: Sequence[Embedding], dropped: Dropped, place: Place) -> Any:
+    def read(
+        captions: Any, stored: Sequence[Embedding] | None, dropped: Dropped, place: Place
+    ) -> Any:
+        if stored is None:  # of the data's own it is known that they have them
+            raise ValueError(
+                "captions = 'cached', and the held-out clips have no embeddings: name encoded ones "
+                "(--run.validation_source)"
+            )
         embeddings = np.zeros((len(stored), max_tokens, empty.shape[1]), np.float16)
         mask = np.zeros((len(stored), max_tokens), np.int32)
         for i, (row, no) in enumerate(zip(stored, dropped, strict=True)):

@@ -6,10 +6,12 @@ traced and its products and convolutions are added up; everything else is memory
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from ltx_jax.sharding import platform
 
 # Dense bfloat16, per device as JAX sees them; the first name that the device's kind holds counts.
 # Sources: NVIDIA's data sheets (half of what they give with sparsity), cloud.google.com/tpu/docs.
@@ -57,25 +59,41 @@ def count_flop(
     return _count(jax.make_jaxpr(function)(*arguments).jaxpr, flows)[0]
 
 
+class _Ends(NamedTuple):
+    """Which outputs of a program are used at all, and by which of them gradients come in."""
+
+    used: list[bool]
+    wanted: list[bool]
+
+
 def _count(
-    jaxpr: Any, flows: Sequence[bool], wanted: Sequence[bool] | None = None
+    jaxpr: Any, flows: Sequence[bool], ends: _Ends | None = None
 ) -> tuple[float, list[bool]]:
     """Operations of a program, and which of its outputs depend on the inputs that `flows` marks.
 
-    Gradients come in by the outputs that `wanted` marks, all of them by default.
+    What no used output depends on is not counted: a compiler leaves it out.
     """
-    wanted = wanted or [True] * len(jaxpr.outvars)
-    reached = {x for x, go in zip(jaxpr.outvars, wanted, strict=True) if go and not _is_literal(x)}
+    every = [True] * len(jaxpr.outvars)
+    used, wanted = ends or _Ends(every, every)
+    needed, reached = (
+        {x for x, yes in zip(jaxpr.outvars, marked, strict=True) if yes and not _is_literal(x)}
+        for marked in (used, wanted)
+    )
     for equation in reversed(jaxpr.eqns):
+        inputs = {x for x in equation.invars if not _is_literal(x)}
+        if needed.intersection(equation.outvars) or equation.effects:
+            needed |= inputs
         if reached.intersection(equation.outvars) and equation.primitive.name != "stop_gradient":
-            reached.update(x for x in equation.invars if not _is_literal(x))
+            reached |= inputs
 
-    known = {x for x, go in zip(jaxpr.invars, flows, strict=True) if go}
+    known = {x for x, yes in zip(jaxpr.invars, flows, strict=True) if yes}
     total = 0.0
     for equation in jaxpr.eqns:
-        wanted = [x in reached for x in equation.outvars]
-        flows = [any(wanted) and not _is_literal(x) and x in known for x in equation.invars]
-        flop, outputs = _count_equation(equation, flows, wanted)
+        ends = _Ends(*([x in marked for x in equation.outvars] for marked in (needed, reached)))
+        if not any(ends.used) and not equation.effects:
+            continue
+        flows = [any(ends.wanted) and not _is_literal(x) and x in known for x in equation.invars]
+        flop, outputs = _count_equation(equation, flows, ends)
         total += flop
         for variable, depends in zip(equation.outvars, outputs, strict=True):
             if depends and jnp.issubdtype(variable.aval.dtype, jnp.inexact):
@@ -87,9 +105,7 @@ def _is_literal(atom: Any) -> bool:
     return hasattr(atom, "val")
 
 
-def _count_equation(
-    equation: Any, flows: list[bool], wanted: list[bool]
-) -> tuple[float, list[bool]]:
+def _count_equation(equation: Any, flows: list[bool], ends: _Ends) -> tuple[float, list[bool]]:
     name, parameters = equation.primitive.name, equation.params
     through = [any(flows)] * len(equation.outvars)
     if name == "stop_gradient":
@@ -105,19 +121,30 @@ def _count_equation(
             raise ValueError("a loop of unknown length holds products: count one turn of it")
         return 0.0, through
     if name == "cond":  # the first operand chooses
-        counts = [_count(branch.jaxpr, flows[1:], wanted) for branch in parameters["branches"]]
+        counts = [_count(branch, flows[1:], ends) for branch in _branches(parameters)]
         outputs = [any(flags) for flags in zip(*(out for _, out in counts), strict=True)]
         return max(flop for flop, _ in counts), outputs
     if name == "pallas_call":  # its body runs once per point of the grid
-        return _count_inside(parameters) * math.prod(parameters["grid_mapping"].grid), through
+        once = _count_inside(parameters) * math.prod(parameters["grid_mapping"].grid)
+        return once * (3 if any(flows) else 1), through
     inner = [part for part in _jaxprs(parameters) if len(part.invars) == len(flows)]
     if not inner:
         return 0.0, through
-    flop, outputs = _count(inner[0], flows, wanted)
+    flop, outputs = _count(inner[0], flows, ends)
     if name == "shard_map":  # shapes are those of one device
         mesh = parameters["mesh"]
         flop *= math.prod(mesh.shape[axis] for axis in parameters["newly_manual_axes"])
     return flop, outputs
+
+
+def _branches(parameters: Any) -> list[Any]:
+    """The branches of a condition; of those for one platform each, the one for ours."""
+    branches = [branch.jaxpr for branch in parameters["branches"]]
+    ours = {"gpu": ("gpu", "cuda")}.get(platform(), (platform(),))
+    for names, branch in zip(parameters.get("branches_platforms") or (), branches, strict=False):
+        if names is None or set(names).intersection(ours):
+            return [branch]
+    return branches
 
 
 def _count_scan(equation: Any, flows: list[bool]) -> tuple[float, list[bool]]:
@@ -156,7 +183,9 @@ def _dot(equation: Any) -> float:
 def _convolution(equation: Any) -> float:
     kernel = equation.invars[1].aval.shape
     features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
-    return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) / features
+    # The gradient of a stride puts zeros between the inputs: those take no work.
+    spread = math.prod(equation.params["lhs_dilation"])
+    return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) / features / spread
 
 
 def _cudnn_attention(equation: Any, flows: list[bool]) -> float:

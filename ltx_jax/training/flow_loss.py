@@ -22,6 +22,7 @@ from ltx_jax.diffusion.noise import KeyNoise
 from ltx_jax.training import losses
 from ltx_jax.training.conditions import Conditions
 
+_MULTIPLE = 8  # of tokens
 BINS = 5  # of the time, by which the loss is reported
 
 
@@ -161,17 +162,19 @@ def kept_tokens(sizes: Sequence[tuple[int, int]], share: float) -> tuple[int, ..
 
     The buckets' steps come as close to each other as dropping at most `share` of a sample's tokens
     allows: the largest one is cut by that share, the others to the same number of tokens if they
-    have more.
+    have more. Of any tokens dropped, a multiple of eight is left, which devices can split.
 
     Args:
       sizes: tokens of a sample, and batch size, of each bucket.
       share: the largest that may be dropped.
     """
     target = (1 - share) * max(count * batch for count, batch in sizes)
-    return tuple(
-        min(count, max(math.ceil((1 - share) * count), int(target / batch)))
-        for count, batch in sizes
-    )
+
+    def kept(count: int, batch: int) -> int:
+        least = max((1 - share) * count, target / batch)
+        return min(math.ceil(least / _MULTIPLE) * _MULTIPLE, count)
+
+    return tuple(kept(count, batch) for count, batch in sizes)
 
 
 def rope_of(

@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from etils import epath
 from jax.sharding import Mesh
 
 from ltx_jax import sharding
 from ltx_jax.checkpoints import runs
+from ltx_jax.checkpoints.lock import is_address
 from ltx_jax.config import TrainTransformer, TrainVAE
 from ltx_jax.diffusion.programs import explain_memory_errors
 from ltx_jax.training import process, transformer, vae
@@ -50,7 +52,7 @@ def train(
         mesh, stage = _build(cfg)
         with contextlib.closing(runs.Run(cfg)) as run:
             state = _begin(run, stage, mesh, cfg.run.steps, log)
-            traces = run.folder / "profile" if profile and process.is_first() else None
+            traces = _traces(run.folder) if profile and process.is_first() else None
             with (
                 sharding.use_mesh(mesh),
                 process.interruptible() as stopping,
@@ -61,6 +63,11 @@ def train(
         if stopped:  # and saved: the run is closed
             log(f"stopped and saved at step {state.step}; the same command goes on from there")
         return state
+
+
+def _traces(folder: epath.Path) -> epath.Path:
+    """Under the run; of a run at an address, under the folder of its name: here."""
+    return (epath.Path(folder.name) if is_address(folder) else folder) / "profile"
 
 
 def evaluate(cfg: TrainVAE | TrainTransformer, log: Callable[[str], None] = print) -> Validation:
@@ -141,9 +148,10 @@ def _steps(
         begin = time.monotonic()
         batch = next(batches)
         waited = time.monotonic() - begin
+        work = stage.work(batch)  # may run programs: beside a step that talks to others, they hang
         state, metrics = stage.step(state, batch)
         tell()  # of the step before: fetching this one's numbers would make the device wait
-        taken = _Taken(done, metrics, stage.work(batch), waited)
+        taken = _Taken(done, metrics, work, waited)
         run.check()
         stop = stopping(done)
         loss = None
@@ -192,11 +200,12 @@ def _silent(_: str) -> None: ...
 
 
 def _save(run: runs.Run, stage: Stage, state: TrainState, loss: float | None) -> None:
+    step = int(state.step)  # waits for it
     parts = {"params": state.params, "ema": state.ema, "state": _rest(state)}
     statistics = stage.statistics(state)
     if statistics:
         parts["statistics"] = statistics
-    run.save(int(state.step), parts, loss)
+    run.save(step, parts, loss)
 
 
 def _restored(read: Callable[[Mapping[str, Any]], dict[str, Any]], stage: Stage) -> TrainState:

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from ltx_jax import sharding
 from ltx_jax.checkpoints.contents import Checkpoint
+from ltx_jax.config import BucketConfig
 from ltx_jax.training.state import Plan, TrainState
 
 
@@ -36,6 +36,22 @@ class Validation:
     videos: dict[str, Footage] = dataclasses.field(default_factory=dict)
 
 
+class Sketch(NamedTuple):
+    """What can be said of a stage without its data and weights: enough to compile its step.
+
+    Attributes:
+      plan: of the state.
+      step: the compiled update. It takes batches of any bucket, each compiled once.
+      work: batch, or its shapes -> what its step has to do.
+      batches: shapes of a batch of each bucket, with what most is given of all that may be.
+    """
+
+    plan: Plan
+    step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
+    work: Callable[[Any], Work]
+    batches: tuple[tuple[BucketConfig, Any], ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """One kind of training, ready to run.
@@ -57,17 +73,6 @@ class Stage:
     validate: Callable[[TrainState], Validation]
     statistics: Callable[[TrainState], dict[str, Any]]
     vae: Checkpoint | None = None
-
-
-def ahead(make: Callable[[int], Any], first: int, last: int) -> Iterator[Any]:
-    """`make(step)` for the steps of [first, last), each made while the one before is used."""
-    with ThreadPoolExecutor(1) as worker:
-        pending = [worker.submit(make, step) for step in range(first, min(first + 1, last))]
-        for step in range(first, last):
-            made = pending.pop().result()
-            if step + 1 < last:
-                pending.append(worker.submit(make, step + 1))
-            yield made
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, parts: int = 1) -> None:
@@ -123,6 +128,12 @@ def split(tree: Any, mesh: Mesh) -> Any:
     With several processes each gives its own part, as `share` says.
     """
     return jax.make_array_from_process_local_data(_by_batch(mesh), tree)
+
+
+def described(tree: Any, mesh: Mesh, whole: bool = False) -> Any:
+    """Shapes on the mesh, as `split` lays arrays out, or `replicate` (`whole`)."""
+    where = NamedSharding(mesh, P()) if whole else _by_batch(mesh)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:

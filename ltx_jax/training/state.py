@@ -196,25 +196,33 @@ def value_and_gradient(
         held = jax.tree.map(lambda x, no: jax.lax.stop_gradient(x) if no else x, params, fixed)
         return loss(held, *rest)
 
+    def pinned(grads: Any) -> Any:
+        return jax.lax.with_sharding_constraint(grads, layout)
+
     gradient = jax.value_and_grad(of_trained, has_aux=True)
     if cfg.accumulate == 1:
         result, grads = gradient(params, state, batch, key)
-        return result, jax.lax.with_sharding_constraint(grads, layout)
+        return result, pinned(grads)
 
     parts = _cut(batch, cfg.accumulate)
 
-    def one(total: Any, i: Array) -> Any:
+    def one(i: Any) -> Any:
         part = jax.tree.map(lambda x: x if _is_shared(x) else x[i], parts, is_leaf=_is_shared)
-        result, grads = gradient(params, state, part, jax.random.fold_in(key, i))
-        total = jax.tree.map(lambda a, b: a + b.astype(jnp.float32), total, grads)
-        return jax.lax.with_sharding_constraint(total, layout), result
+        (value, (metrics, statistics)), grads = gradient(
+            params, state, part, jax.random.fold_in(key, i)
+        )
+        return (pinned(grads), value, statistics), metrics
 
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
-    zero = jax.lax.with_sharding_constraint(zero, layout)
-    total, results = jax.lax.scan(one, zero, jnp.arange(cfg.accumulate))
-    grads = jax.tree.map(lambda x, like: (x / cfg.accumulate).astype(like.dtype), total, params)
-    value, (metrics, statistics) = results
-    value, statistics = jax.tree.map(lambda x: jnp.mean(x, axis=0), (value, statistics))
+    def add(total: Any, i: Array) -> Any:
+        found, metrics = one(i)
+        return jax.tree.map(lambda a, b: a + b.astype(jnp.float32), total, found), metrics
+
+    shapes, _ = jax.eval_shape(one, 0)
+    grads, *others = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
+    total, metrics = jax.lax.scan(add, (pinned(grads), *others), jnp.arange(cfg.accumulate))
+    grads, value, statistics = jax.tree.map(
+        lambda x, like: (x / cfg.accumulate).astype(like.dtype), total, shapes
+    )
     metrics = jax.tree.map(lambda x: jnp.nanmean(x, axis=0), metrics)
     return (value, (metrics, statistics)), grads
 

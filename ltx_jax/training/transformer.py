@@ -6,35 +6,41 @@ is sampled afresh in every step.
 
 import dataclasses
 import functools
+import logging
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from ltx_jax.checkpoints import checkpoint, runs
+from ltx_jax import sharding
+from ltx_jax.checkpoints import checkpoint, official_config, runs
 from ltx_jax.checkpoints.contents import Checkpoint
-from ltx_jax.config import BucketConfig, TrainTransformer, TransformerConfig, VAEConfig
+from ltx_jax.checkpoints.released import RELEASED
+from ltx_jax.config import BucketConfig, TrainTransformer, TrainVAE, TransformerConfig, VAEConfig
 from ltx_jax.data.loader import Batch, Loader
 from ltx_jax.diffusion import tokens
+from ltx_jax.diffusion.conditioning import PREFIX
 from ltx_jax.encode import check_vae
 from ltx_jax.models.transformer import Transformer
 from ltx_jax.models.vae import check_video_shape
-from ltx_jax.training import flops, latents
-from ltx_jax.training.captions import Captions, Dropped, Place, open_captions
+from ltx_jax.training import captions, flops, latents
+from ltx_jax.training.captions import Captions, Dropped, Place
 from ltx_jax.training.conditions import Conditions, Draw, Item, choose
 from ltx_jax.training.flow_loss import Geometry, flow_loss, kept_tokens, noised, rope_of
 from ltx_jax.training.flow_validation import losses_at_times, validator
 from ltx_jax.training.initial import Given, start_from
 from ltx_jax.training.optim import make_optimizer
-from ltx_jax.training.stage import Stage, Work, share, split
+from ltx_jax.training.stage import Sketch, Stage, Work, described, share, split
 from ltx_jax.training.state import Loss, TrainState, descend, make_step, plan
 
+_log = logging.getLogger(__name__)
 
-def network(cfg: TransformerConfig, captions: Captions) -> tuple[Callable[..., Any], ...]:
+
+def network(cfg: TransformerConfig, texts: Captions) -> tuple[Callable[..., Any], ...]:
     """`init(key)` and `velocity(params, tokens, times, captions, rope)` of all that is trained."""
     transformer = Transformer(cfg)
 
@@ -44,10 +50,10 @@ def network(cfg: TransformerConfig, captions: Captions) -> tuple[Callable[..., A
         caption = jnp.zeros((1, 1, cfg.caption_channels))
         rope = (jnp.ones((1, 2, cfg.width // 2)),) * 2
         params = transformer.init(keys[0], x, jnp.ones((1, 1)), caption, None, rope)["params"]
-        return {"transformer": params, **captions.init(keys[1])}
+        return {"transformer": params, **texts.init(keys[1])}
 
     def velocity(params: Any, x: Array, times: Array, arrays: Any, rope: Any) -> Array:
-        caption, mask = captions.embed(params, arrays)
+        caption, mask = texts.embed(params, arrays)
         weights = {"params": params["transformer"]}
         return transformer.apply(weights, x, times, caption, mask, rope)  # pyright: ignore[reportReturnType]
 
@@ -63,6 +69,109 @@ def grid_of(bucket: BucketConfig, vae: VAEConfig) -> tokens.Grid:
     )
 
 
+class _Parts(NamedTuple):
+    """What the stage computes, apart from where its numbers come from.
+
+    Attributes:
+      init: key -> parameters with their axis names.
+      loss: of a batch of any bucket.
+      held_out_loss: (parameters, batch, key) -> the loss at each of `TIMES`, without conditions.
+      kept: how many tokens of a video are not dropped, by its latent grid.
+    """
+
+    init: Callable[[Array], Any]
+    loss: Loss
+    held_out_loss: Callable[[Any, Any, Array], Array]
+    kept: dict[tokens.Grid, int]
+
+
+def _parts(cfg: TrainTransformer, loaded: Checkpoint, vae: VAEConfig, texts: Captions) -> _Parts:
+    init, velocity = network(cfg.model, texts)
+    causal = cfg.model.causal_temporal_positioning
+    geometry = Geometry(vae.temporal_factor, vae.spatial_factor, causal)
+    kept = _kept(cfg, vae)
+    sample = latents.sampler(loaded, vae)
+    return _Parts(
+        init,
+        _loss(cfg, velocity, sample, geometry, kept),
+        _held_out_loss(cfg, velocity, sample, geometry),
+        kept,
+    )
+
+
+def _check(cfg: TrainTransformer, vae: VAEConfig, mesh: Mesh) -> None:
+    """Refuses settings that do not fit each other, before anything large is opened."""
+    sharding.check_heads(cfg.model.num_attention_heads, mesh)
+    for size in cfg.data.sizes:
+        shape = (size.batch_size, size.num_frames, size.height, size.width, vae.in_channels)
+        check_video_shape(vae, shape)
+    for name in ("in_channels", "out_channels"):
+        channels = getattr(cfg.model, name)
+        if channels != vae.latent_channels:
+            raise ValueError(
+                f"the VAE of {cfg.vae} has {vae.latent_channels} latent channels and "
+                f"model.{name} is {channels}"
+            )
+
+
+def _sketch(cfg: TrainTransformer, vae: VAEConfig, parts: _Parts, mesh: Mesh) -> Sketch:
+    tx = make_optimizer(cfg.optim, cfg.run.steps)
+    planned = plan(parts.init, tx, mesh, cfg.run.seed)
+    update = descend(parts.loss, tx, cfg.optim, planned.layout)
+    step = make_step(update, planned.layout, cfg.run.seed)
+    batches = tuple((size, _batch_shapes(cfg, size, vae, mesh)) for size in cfg.data.sizes)
+    return Sketch(planned, step, _work(parts.loss, parts.kept, planned.shapes), batches)
+
+
+def sketch(cfg: TrainTransformer, mesh: Mesh) -> Sketch:
+    """The stage without its data, its VAE and its text encoder.
+
+    Raises:
+      ValueError: if networks and settings do not fit each other.
+    """
+    vae = _described_vae(cfg.vae)
+    _check(cfg, vae, mesh)
+    parts = _parts(cfg, Checkpoint(), vae, captions.sketched(cfg))
+    return _sketch(cfg, vae, parts, mesh)
+
+
+def _described_vae(path: str) -> VAEConfig:
+    """The VAE of a run of ours, or else the released one: all releases compress alike."""
+    if runs.is_run(path):
+        cfg = runs.read_config(path)
+        return cfg.model if isinstance(cfg, TrainVAE) else _described_vae(cfg.vae)
+    _log.warning("%s is no run here: latents are taken to be those of the released VAE", path)
+    return official_config.vae(RELEASED["2b-0.9.5"].config["vae"])
+
+
+def _batch_shapes(cfg: TrainTransformer, size: BucketConfig, vae: VAEConfig, mesh: Mesh) -> Any:
+    """A batch of a bucket, with the conditions that add the most tokens."""
+    b, grid = size.batch_size, grid_of(size, vae)
+
+    def moments(frames: int) -> dict[str, Any]:
+        at = (b, frames, *grid[1:])
+        return {
+            "mean": jax.ShapeDtypeStruct((*at, vae.latent_channels), jnp.float16),
+            "logvar": jax.ShapeDtypeStruct((*at, 1), jnp.float16),
+        }
+
+    number: Any = jax.ShapeDtypeStruct((b,), jnp.int32)
+    given = {name for name, share in cfg.flow.patterns[1:] if share and grid[0] > 1}
+    keyframes = cfg.flow.max_keyframes if "keyframes" in given else 0
+    items = [1] * keyframes or [PREFIX] * ("clip" in given)
+    return described(
+        {
+            "video": moments(grid[0]),
+            "given": Conditions(
+                number if given else None, tuple(Item(moments(frames), number) for frames in items)
+            ),
+            "frame_rate": jax.ShapeDtypeStruct((b,), jnp.float32),
+            "captions": captions.shapes(cfg, b),
+        },
+        mesh,
+    )
+
+
 def build(cfg: TrainTransformer, mesh: Mesh) -> Stage:
     """Opens data, VAE and text encoder, and plans the state.
 
@@ -71,20 +180,14 @@ def build(cfg: TrainTransformer, mesh: Mesh) -> Stage:
     """
     data, seed = cfg.data, cfg.run.seed
     loaded, vae = _load_vae(cfg, mesh)
-    for size in data.sizes:
-        shape = (size.batch_size, size.num_frames, size.height, size.width, vae.in_channels)
-        check_video_shape(vae, shape)
+    _check(cfg, vae, mesh)
     part = share(mesh)
     loader = Loader(data, cfg.flow.patterns, seed, process_index=part[0], process_count=part[1])
     if loader.encoding is not None:
         check_vae(loader.encoding, loaded, cfg.vae)
-    captions = open_captions(cfg, loader.encoding, mesh)
-    init, velocity = network(cfg.model, captions)
-    causal = cfg.model.causal_temporal_positioning
-    geometry = Geometry(vae.temporal_factor, vae.spatial_factor, causal)
-    kept = _kept(cfg, vae)
-    sample = latents.sampler(loaded, vae)
-    loss = _loss(cfg, velocity, sample, geometry, kept)
+    texts = captions.open_captions(cfg, loader.encoding, mesh)
+    parts = _parts(cfg, loaded, vae, texts)
+    sketched = _sketch(cfg, vae, parts, mesh)
     moments = latents.reader(loaded, vae, data, mesh)
 
     def on_mesh(batch: Batch, given: Conditions, dropped: Dropped, place: Place) -> Any:
@@ -95,7 +198,7 @@ def build(cfg: TrainTransformer, mesh: Mesh) -> Stage:
             "video": moments(_video(batch), place),
             "given": Conditions(prefix, tuple(items)),
             "frame_rate": place(batch.frame_rate),
-            "captions": captions.read(batch.captions, batch.embeddings, dropped, place),
+            "captions": texts.read(batch.captions, batch.embeddings, dropped, place),
         }
 
     def made(first: int, last: int) -> Iterator[Any]:
@@ -106,19 +209,12 @@ def build(cfg: TrainTransformer, mesh: Mesh) -> Stage:
             given = choose(batch, draw, cfg.flow, vae.temporal_factor)
             yield on_mesh(batch, given, dropped, functools.partial(split, mesh=mesh))
 
-    tx = make_optimizer(cfg.optim, cfg.run.steps)
-    planned = plan(init, tx, mesh, seed)
-    planned = start_from(cfg.run.init_from, planned, mesh, functools.partial(_given, cfg))
-    update = descend(loss, tx, cfg.optim, planned.layout)
-    step = make_step(update, planned.layout, seed)
     return Stage(
-        planned,
-        step,
+        start_from(cfg.run.init_from, sketched.plan, mesh, functools.partial(_given, cfg)),
+        sketched.step,
         batches=made,
-        work=_work(loss, kept, planned.shapes),
-        validate=validator(
-            cfg, mesh, loaded, captions, _held_out_loss(cfg, velocity, sample, geometry), on_mesh
-        ),
+        work=sketched.work,
+        validate=validator(cfg, mesh, loaded, texts, parts.held_out_loss, on_mesh),
         statistics=lambda state: {},
         vae=loaded,
     )
@@ -141,14 +237,9 @@ def _load_vae(cfg: TrainTransformer, mesh: Mesh) -> tuple[Checkpoint, VAEConfig]
     loaded = runs.load_vae(cfg.run.output, mesh=mesh) or checkpoint.load(cfg.vae, mesh=mesh)
     if loaded.vae is None:
         raise ValueError(f"{cfg.vae} holds no VAE: --vae must name a checkpoint that does")
-    for name in ("in_channels", "out_channels"):
-        channels = getattr(cfg.model, name)
-        if channels != loaded.vae.latent_channels:
-            raise ValueError(
-                f"the VAE of {cfg.vae} has {loaded.vae.latent_channels} latent channels and "
-                f"model.{name} is {channels}"
-            )
-    return loaded, loaded.vae
+    # What else the checkpoint holds, a transformer of many gigabytes perhaps, is let go.
+    alone = Checkpoint(vae=loaded.vae, vae_params=loaded.vae_params, statistics=loaded.statistics)
+    return alone, loaded.vae
 
 
 def _loss(
@@ -215,7 +306,8 @@ def _work(loss: Loss, kept: dict[tokens.Grid, int], state: TrainState) -> Callab
         def value(params: Any, batch: Any, key: Array) -> Array:
             return loss(params, state, batch, key)[0]
 
-        return flops.count_flop(value, state.params, batch, jax.random.key(0), gradient=0)
+        key = jax.eval_shape(jax.random.key, 0)
+        return flops.count_flop(value, state.params, batch, key, gradient=0)
 
     def work(batch: dict[str, Any]) -> Work:
         b, *grid, _ = batch["video"]["mean"].shape

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from ltx_jax import sharding
 from ltx_jax.checkpoints import perceptual
 from ltx_jax.checkpoints.contents import Checkpoint
 from ltx_jax.config import BucketConfig, TrainVAE, VAEConfig, VAELossConfig
@@ -22,7 +23,7 @@ from ltx_jax.training import adversary
 from ltx_jax.training.flops import count_flop
 from ltx_jax.training.initial import Given, start_from
 from ltx_jax.training.optim import make_optimizer
-from ltx_jax.training.stage import Stage, Work, replicate, share, split
+from ltx_jax.training.stage import Sketch, Stage, Work, described, replicate, share, split
 from ltx_jax.training.state import Shared, TrainState, descend, make_step, plan
 from ltx_jax.training.vae_loss import (
     Networks,
@@ -36,20 +37,27 @@ from ltx_jax.training.vae_validation import pixels, validator
 _log = logging.getLogger(__name__)
 
 
-def build(cfg: TrainVAE, mesh: Mesh) -> Stage:
-    """Opens the data and plans the state.
+def sketch(cfg: TrainVAE, mesh: Mesh) -> Sketch:
+    """The stage without its data.
 
     Raises:
-      ValueError: if the data cannot be used or its sizes do not fit the networks, or a file of
-        weights cannot be read.
+      ValueError: if the sizes of clips do not fit the networks, or a file of weights cannot be
+        read.
     """
-    loss_cfg = cfg.loss
-    if not cfg.model.timestep_conditioning:  # a decoder that is told no time gets clean latents
-        loss_cfg = dataclasses.replace(loss_cfg, max_decode_time=0.0)
-    lpips = _read_lpips(loss_cfg)
-    shared = {} if lpips is None else {"lpips": Shared(replicate(lpips, mesh))}
+    cfg = _with_clean_latents(cfg)
+    return _sketch(cfg, mesh, _read_lpips(cfg.loss))
+
+
+def _with_clean_latents(cfg: TrainVAE) -> TrainVAE:
+    """A decoder that is told no time gets clean latents."""
+    if cfg.model.timestep_conditioning:
+        return cfg
+    return dataclasses.replace(cfg, loss=dataclasses.replace(cfg.loss, max_decode_time=0.0))
+
+
+def _sketch(cfg: TrainVAE, mesh: Mesh, lpips: Any) -> Sketch:
     model, discriminator = VideoVAE(cfg.model), Discriminator(cfg.discriminator)
-    game = loss_cfg.gan_weight > 0
+    game = cfg.loss.gan_weight > 0
     networks = Networks(model.apply, discriminator.apply if game else None)
     for bucket in cfg.data.sizes:
         _check(bucket, cfg, networks, lpips)
@@ -61,11 +69,11 @@ def build(cfg: TrainVAE, mesh: Mesh) -> Stage:
         return model.init(key, video)["params"]
 
     def init_discriminator(key: Array) -> Any:
-        pair = jnp.concatenate([video] * (2 if loss_cfg.gan == "pair" else 1), axis=-1)
+        pair = jnp.concatenate([video] * (2 if cfg.loss.gan == "pair" else 1), axis=-1)
         return discriminator.init(key, pair)["params"]
 
     tx = make_optimizer(cfg.optim, cfg.run.steps)
-    start = round(loss_cfg.disc_start * cfg.run.steps)
+    start = round(cfg.loss.disc_start * cfg.run.steps)
     disc_tx = make_optimizer(cfg.disc_optim, cfg.run.steps - start)
     planned = plan(
         init,
@@ -75,14 +83,46 @@ def build(cfg: TrainVAE, mesh: Mesh) -> Stage:
         first_statistics(cfg.model.latent_channels),
         (init_discriminator, disc_tx) if game else None,
     )
-    planned = start_from(cfg.run.init_from, planned, mesh, functools.partial(_given, cfg.model))
-    loss = functools.partial(vae_loss, networks, cfg=loss_cfg, disc_start=start)
+    loss = functools.partial(vae_loss, networks, cfg=cfg.loss, disc_start=start)
     if game:
         update = adversary.compete(loss, tx, disc_tx, cfg.optim, start, planned.layout)
     else:
         update = descend(loss, tx, cfg.optim, planned.layout)
-    step = make_step(update, planned.layout, cfg.run.seed, convolution.compiler_options())
+    with sharding.use_mesh(mesh):
+        options = convolution.compiler_options()
+    step = make_step(update, planned.layout, cfg.run.seed, options)
 
+    def batch(shape: tuple[int, ...]) -> dict[str, Any]:
+        frames = described(jax.ShapeDtypeStruct(shape, jnp.uint8), mesh)
+        shared = {} if lpips is None else {"lpips": Shared(described(lpips, mesh, whole=True))}
+        return {"frames": frames, **shared}
+
+    @functools.cache
+    def work_of(shape: tuple[int, ...]) -> Work:
+        # With the discriminator's, also before it begins.
+        params, key = planned.shapes.params, jax.eval_shape(jax.random.key, 0)
+        flop = count_flop(loss, params, planned.shapes, batch(shape), key, gradient=0)
+        return Work(_voxels(cfg, shape), flop)
+
+    return Sketch(
+        planned,
+        step,
+        lambda batch: work_of(batch["frames"].shape),
+        tuple((size, batch(_shape(size))) for size in cfg.data.sizes),
+    )
+
+
+def build(cfg: TrainVAE, mesh: Mesh) -> Stage:
+    """Opens the data and plans the state.
+
+    Raises:
+      ValueError: if the data cannot be used or its sizes do not fit the networks, or a file of
+        weights cannot be read.
+    """
+    cfg = _with_clean_latents(cfg)
+    lpips = _read_lpips(cfg.loss)
+    sketched = _sketch(cfg, mesh, lpips)
+    shared = {} if lpips is None else {"lpips": Shared(replicate(lpips, mesh))}
     index, count = share(mesh)
     loader = Loader(
         cfg.data, (("none", 1.0),), cfg.run.seed, process_index=index, process_count=count
@@ -92,21 +132,16 @@ def build(cfg: TrainVAE, mesh: Mesh) -> Stage:
         for batch in loader.batches(first, last):
             yield {"frames": split(pixels(batch), mesh), **shared}
 
-    @functools.cache
-    def work_of(shape: tuple[int, ...]) -> Work:
-        frames = {"frames": jax.ShapeDtypeStruct(shape, jnp.uint8), **shared}
-        arguments = (planned.shapes.params, planned.shapes, frames, jax.random.key(0))
-        return Work(_voxels(cfg, shape), count_flop(loss, *arguments, gradient=0))
-
     def statistics(state: TrainState) -> dict[str, Any]:
         value = latent_statistics(state.statistics)
         return {"mean": value.mean, "std": value.std}
 
+    given = functools.partial(_given, cfg.model)
     return Stage(
-        planned,
-        step,
+        start_from(cfg.run.init_from, sketched.plan, mesh, given),
+        sketched.step,
         batches=batches,
-        work=lambda batch: work_of(batch["frames"].shape),
+        work=sketched.work,
         validate=validator(cfg, mesh, shared),
         statistics=statistics,
     )
@@ -139,12 +174,16 @@ def _read_lpips(cfg: VAELossConfig) -> Any:
 
 def _check(bucket: BucketConfig, cfg: TrainVAE, networks: Networks, lpips: Any) -> None:
     """Refuses sizes that a network or a term of the loss cannot take, before any step."""
-    shape = (bucket.batch_size, bucket.num_frames, bucket.height, bucket.width, 3)
+    shape = _shape(bucket)
     check_video_shape(cfg.model, shape)
     video = jax.ShapeDtypeStruct(shape, jnp.float32)
     jax.eval_shape(lambda x: reconstruction_loss(x, x, lpips, cfg.loss), video)
     if networks.discriminator is not None:
         jax.eval_shape(Discriminator(cfg.discriminator).init, jax.random.key(0), video)
+
+
+def _shape(bucket: BucketConfig) -> tuple[int, ...]:
+    return (bucket.batch_size, bucket.num_frames, bucket.height, bucket.width, 3)
 
 
 def _voxels(cfg: TrainVAE, shape: tuple[int, ...]) -> int:

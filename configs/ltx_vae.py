@@ -1,0 +1,92 @@
+"""Trains the paper's Video-VAE on a pod, pictures and videos together: 32x32x8 pixels per latent.
+
+    python train.py configs/ltx_vae.py --plan v5p:4x4x4     what it takes, without owning it
+    python train.py configs/ltx_vae.py --data.source FOLDER_OR_DATA_SET \
+        --loss.vgg vgg16.safetensors --loss.lpips_heads lpips.safetensors
+
+128 channels, 1.25 B parameters in float32, computed in bfloat16; the block lists of the releases
+from 0.9.5 on, with noise injected as in 0.9.1. The loss is all of the paper's: L1, LPIPS, video
+DWT, KL of the uniform log-variance, reconstruction GAN. Without its two files LPIPS is off, and
+the log says so. `--loss.gan_weight 0`, and so on, takes any one out; `--loss.gan single` plays the
+usual GAN.
+
+Made for 64 chips of TPU v5p. On 8 GPUs of 80 GB or more add `--optim.accumulate 8`. A step is 1.7
+to 1.9 PFLOP whatever its bucket, and a fifth more once the discriminator begins, after 60,000
+steps.
+
+The weights of the terms are ours, as far as the paper is silent; nobody has run this file to its
+end. Expect val_psnr to climb fast for some thousand steps and then slowly, dead_channels to stay
+0, disc_accuracy to leave 0.5 soon after the discriminator begins, and details to get crisper from
+then on, at some cost of val_psnr. `--run.validation_source` names clips that are kept apart;
+without it the procedural world's are looked at.
+"""
+
+from ltx_jax.config import (
+    BlockConfig,
+    BucketConfig,
+    DataConfig,
+    DiscriminatorConfig,
+    MeshConfig,
+    OptimConfig,
+    RunConfig,
+    TrainVAE,
+    VAEConfig,
+    VAELossConfig,
+)
+
+UP = BlockConfig("compress_all", multiplier=2, residual=True)
+
+# Frames, height, width. A picture costs as much as two frames of a video.
+BUCKETS = (
+    BucketConfig(1, 256, 256, batch_size=1024, weight=0.15),
+    BucketConfig(1, 512, 512, batch_size=256, weight=0.15),
+    BucketConfig(17, 256, 256, batch_size=128, weight=0.3),
+    BucketConfig(33, 256, 256, batch_size=64, weight=0.2),
+    BucketConfig(17, 256, 448, batch_size=64, weight=0.1),
+    BucketConfig(17, 448, 256, batch_size=64, weight=0.1),
+)
+
+config = TrainVAE(
+    model=VAEConfig(
+        encoder_blocks=(
+            BlockConfig("res_x", num_layers=4),
+            BlockConfig("compress_space_res"),
+            BlockConfig("res_x", num_layers=6),
+            BlockConfig("compress_time_res"),
+            BlockConfig("res_x", num_layers=6),
+            BlockConfig("compress_all_res"),
+            BlockConfig("res_x", num_layers=2),
+            BlockConfig("compress_all_res"),
+            BlockConfig("res_x", num_layers=2),
+        ),
+        decoder_blocks=(  # in the encoder's order: the decoder begins with the last
+            BlockConfig("res_x", num_layers=5, inject_noise=True),
+            UP,
+            BlockConfig("res_x", num_layers=5, inject_noise=True),
+            UP,
+            BlockConfig("res_x", num_layers=5, inject_noise=True),
+            UP,
+            BlockConfig("res_x", num_layers=5),
+        ),
+        timestep_conditioning=True,
+        remat="full",
+        dtype="bfloat16",
+    ),
+    loss=VAELossConfig(dwt_weight=0.5, lpips_weight=0.5, gan_weight=0.1),
+    discriminator=DiscriminatorConfig(dtype="bfloat16"),
+    data=DataConfig(
+        source="data/clips", buckets=BUCKETS, random_start=True, random_crop=True, threads=16
+    ),
+    optim=OptimConfig(peak_lr=1e-4, warmup_steps=1000, decay="cosine", ema_decay=0.999),
+    disc_optim=OptimConfig(
+        peak_lr=1e-4, warmup_steps=1000, decay="cosine", b1=0.5, b2=0.9, weight_decay=0.0
+    ),
+    run=RunConfig(
+        output="runs/ltx_vae",
+        steps=300_000,
+        save_every=1000,
+        validate_every=5000,
+        validation_clips=8,
+    ),
+    mesh=MeshConfig(data=-1, fsdp=8),
+)

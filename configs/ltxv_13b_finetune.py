@@ -1,0 +1,36 @@
+"""Fine-tunes the released 13B transformer on clips of your own, on 8 GPUs of 80 GB.
+
+    python -m ltx_jax.encode configs/ltxv_13b_finetune.py --data.source data/clips --output data/own
+    python train.py configs/ltxv_13b_finetune.py
+    python sample.py --checkpoint runs/ltxv_13b_finetune --text_encoder \
+        PixArt-alpha/PixArt-XL-2-1024-MS --prompt "..."
+
+As configs/ltxv_2b_finetune.py, with ltxv-13b-0.9.8-dev.safetensors. What differs: a first moment in
+bfloat16, everything recomputed in the gradient, batches of 16 clips in two halves, one clip of 6144
+tokens on each GPU at a time, which takes 45 GB of it.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from ltx_jax.config import BucketConfig, TransformerConfig, load
+
+FILE = "ltxv-13b-0.9.8-dev.safetensors"
+base = load(str(Path(__file__).with_name("ltxv_2b_finetune.py")))
+
+config = dataclasses.replace(
+    base,
+    model=TransformerConfig(
+        num_layers=48,
+        attention_head_dim=128,
+        causal_temporal_positioning=True,
+        remat="full",
+        dtype="bfloat16",
+    ),
+    vae=FILE,
+    data=dataclasses.replace(
+        base.data, buckets=(BucketConfig(121, 512, 768, 16), BucketConfig(121, 768, 512, 16))
+    ),
+    optim=dataclasses.replace(base.optim, peak_lr=1e-5, moment_dtype="bfloat16", accumulate=2),
+    run=dataclasses.replace(base.run, output="runs/ltxv_13b_finetune", init_from=FILE),
+)

@@ -1,0 +1,57 @@
+"""Fine-tunes the released 2B transformer on clips of your own, on 8 GPUs of 80 GB.
+
+    python -m ltx_jax.encode configs/ltxv_2b_finetune.py --data.source data/clips --output data/own
+    python train.py configs/ltxv_2b_finetune.py
+    python sample.py --checkpoint runs/ltxv_2b_finetune --text_encoder \
+        PixArt-alpha/PixArt-XL-2-1024-MS --prompt "..."
+
+Download ltxv-2b-0.9.6-dev-04-25.safetensors from the Hugging Face repository Lightricks/LTX-Video
+into this folder, or point `--vae` and `--run.init_from` at it; its weights carry their own licence.
+`--run.init_from runs/ltxv_2b` (and `--vae` likewise) goes on from a run of configs/ltxv_2b.py.
+
+A few hundred clips of 5 seconds are enough for a style; some 8 kept apart from them are encoded as
+data/own_held_out. 4 clips of 6144 tokens at a time take 44 GB of each GPU. Not yet run to its end
+here; expect the validation loss to fall and, in the end, to rise: the checkpoint with the lowest
+is kept beside the latest.
+"""
+
+from ltx_jax.config import (
+    BucketConfig,
+    DataConfig,
+    FlowConfig,
+    MeshConfig,
+    OptimConfig,
+    RunConfig,
+    SchedulerConfig,
+    TrainTransformer,
+    TransformerConfig,
+)
+
+config = TrainTransformer(
+    model=TransformerConfig(causal_temporal_positioning=True, remat="attention", dtype="bfloat16"),
+    vae="ltxv-2b-0.9.6-dev-04-25.safetensors",
+    captions="cached",
+    text_encoder_path="PixArt-alpha/PixArt-XL-2-1024-MS",
+    max_caption_tokens=256,
+    scheduler=SchedulerConfig(sampler="LinearQuadratic"),
+    flow=FlowConfig(first_frame_probability=0.3, keyframes_probability=0.1),
+    data=DataConfig(
+        source="data/own",
+        buckets=(BucketConfig(121, 512, 768, 32), BucketConfig(121, 768, 512, 32)),
+        threads=8,
+    ),
+    optim=OptimConfig(
+        peak_lr=2e-5, warmup_steps=100, decay="cosine", weight_decay=0.0, ema_decay=0.999
+    ),
+    run=RunConfig(
+        output="runs/ltxv_2b_finetune",
+        init_from="ltxv-2b-0.9.6-dev-04-25.safetensors",
+        steps=3000,
+        save_every=500,
+        keep_best=1,
+        validate_every=250,
+        validation_source="data/own_held_out",
+        validation_clips=8,
+    ),
+    mesh=MeshConfig(data=1, fsdp=-1),
+)

@@ -1,0 +1,89 @@
+"""The transformer's loss on clips it has not seen, at fixed times and with fixed noise."""
+
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from ltx_jax.config import TransformerConfig, VAEConfig
+from ltx_jax.diffusion import tokens
+from ltx_jax.evaluate.media import Clip
+from ltx_jax.evaluate.report import Figure, mean
+from ltx_jax.models import convolution
+from ltx_jax.models.vae import LatentStatistics, VideoVAE
+from ltx_jax.pipeline import LTXPipeline, network
+from ltx_jax.training.flow_loss import rope_of
+from ltx_jax.training.flow_validation import TIMES, losses_at_times
+from ltx_jax.training.vae_loss import to_float
+
+
+@functools.partial(jax.jit, static_argnames=("vae", "cfg"))
+def _losses(
+    params: tuple[Any, Any],
+    statistics: LatentStatistics,
+    frames: UInt8[Array, "b t h w 3"],
+    frame_rate: Float[Array, " b"],
+    caption: tuple[Array, Array],
+    key: Array,
+    *,
+    vae: VAEConfig,
+    cfg: TransformerConfig,
+) -> Float[Array, " s"]:
+    vae_params, transformer_params = params
+    sample_key, noise_key = jax.random.split(key)
+    video = to_float(frames)
+    posterior: Any = VideoVAE(vae).apply({"params": vae_params}, video, method="encode")
+    draw = posterior.sample(jax.random.normal(sample_key, posterior.mean.shape))
+    latents = statistics.normalize(draw)
+    _, t, h, w, _ = latents.shape
+    corners = tokens.latent_coords((t, h, w))
+    coords = tokens.pixel_coords(
+        corners, vae.temporal_factor, vae.spatial_factor, cfg.causal_temporal_positioning
+    )
+    rope = rope_of(coords[None], frame_rate, cfg)
+
+    def velocity(params: Any, x: Array, times: Array, caption: Any, rope: Any) -> Array:
+        embeddings, mask = caption
+        return network(cfg)(params, x, times, embeddings, mask, rope, None)
+
+    return losses_at_times(velocity, transformer_params, latents, caption, rope, noise_key)
+
+
+def figures(pipe: LTXPipeline, clips: Iterable[Clip], *, seed: int = 0) -> list[Figure]:
+    """The loss at each of `TIMES` and their mean, of videos and of images.
+
+    Clip i gets the noise of fold_in(key(seed), i), whatever the model.
+
+    Raises:
+      ValueError: if the pipeline has no text encoder.
+    """
+    if pipe.text_encoder is None:
+        raise ValueError(
+            "this checkpoint has no text encoder of its own: name one (--text_encoder)"
+        )
+    params = pipe.checkpoint.vae_params, pipe.checkpoint.transformer_params
+    found: dict[str, list[np.ndarray]] = {}
+    for i, clip in enumerate(clips):
+        losses = pipe.programs(
+            _losses,
+            params,
+            pipe.statistics,
+            jnp.asarray(clip.frames[None]),
+            jnp.full(1, clip.frame_rate, jnp.float32),
+            pipe.text_encoder.encode([clip.caption]),
+            jax.random.fold_in(jax.random.key(seed), i),
+            vae=pipe.vae,
+            cfg=pipe.transformer,
+            compiler_options=convolution.compiler_options(),
+        )
+        found.setdefault(clip.kind, []).append(np.asarray(losses))
+    summary = []
+    for kind, rows in found.items():
+        summary.append(mean(kind, "loss", np.mean(rows, axis=1)))
+        for time, values in zip(TIMES, np.transpose(rows), strict=True):
+            summary.append(mean(kind, f"loss at {time:g}", values))
+    return summary

@@ -1,0 +1,266 @@
+"""The transformer in the form that samples fastest on one GPU: same function, less traffic.
+
+`derive` makes its parameters from the stored ones: queries, keys and values in one product, layers
+unrolled, channels of a head ordered so that a rotation swaps halves, linears optionally in eight
+bits. What does not change from step to step (`attend_captions`, `halve_rope`) is computed once.
+`models/transformer.py` is the reference that this is tested against.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ltx_jax.config import TransformerConfig
+from ltx_jax.models.attention import Mask, attention
+from ltx_jax.models.layers import rms_normalize, sinusoidal_embedding
+from ltx_jax.models.transformer import (
+    OUTPUT_NORM_EPSILON,
+    QK_NORM_EPSILON,
+    Rope,
+    Skip,
+    compiler_options,
+)
+
+_FP8 = jnp.float8_e4m3fn
+_FP8_MAX = 448.0
+
+# Cosines and sines of the pairs of each head, one of a half.
+HalvedRope = tuple[Float[Array, "#b n k 1 f"], Float[Array, "#b n k 1 f"]]
+# Keys and values of the captions in every layer, (b, m, k, e) each.
+CaptionHeads = tuple[tuple[Array, Array], ...]
+
+
+def derive(params: Any, cfg: TransformerConfig, amax: Any = None) -> dict[str, Any]:
+    """The parameters of `velocity`, from those of `Transformer`.
+
+    Args:
+      params: as stored; matrices come back in `cfg.dtype`, tables in float32.
+      cfg: of the transformer.
+      amax: largest absolute inputs of the linears, as `calibrate` gives them: makes the large
+        linears 8-bit (e4m3), one scale for each tensor. None leaves them.
+    """
+    turned = _halves(cfg)
+
+    def linear(p: Any, columns: Any = None) -> dict[str, Array]:
+        kernel, bias = p["kernel"], p.get("bias", jnp.zeros(p["kernel"].shape[-1]))
+        if columns is not None:
+            kernel, bias = kernel[:, columns], bias[columns]
+        return {"kernel": kernel.astype(cfg.dtype), "bias": bias.astype(cfg.dtype)}
+
+    def gain(p: Any) -> Array:
+        return p["scale"][turned].astype(jnp.float32)
+
+    def layer(i: int) -> dict[str, Any]:
+        p = jax.tree.map(lambda x: x[i], params["blocks"])
+        one, two = p["attn1"], p["attn2"]
+        parts = [linear(one["to_q"], turned), linear(one["to_k"], turned), linear(one["to_v"])]
+        joined = jax.tree.map(lambda *x: jnp.concatenate(x, axis=-1), *parts)
+        small = {
+            "table": p["scale_shift_table"].astype(jnp.float32),
+            "q_gain": gain(one["q_norm"]),
+            "k_gain": gain(one["k_norm"]),
+            "caption_q_gain": gain(two["q_norm"]),
+            "caption_k_gain": gain(two["k_norm"]),
+            "caption_k": linear(two["to_k"], turned),
+            "caption_v": linear(two["to_v"]),
+        }
+        large = {
+            "qkv": joined,
+            "out": linear(one["to_out"]),
+            "caption_q": linear(two["to_q"], turned),
+            "caption_out": linear(two["to_out"]),
+            "ff_in": linear(p["ff"]["linear_1"]),
+            "ff_out": linear(p["ff"]["linear_2"]),
+        }
+        if amax is not None:
+            large = {name: _quantize(p, amax[i][name]) for name, p in large.items()}
+        return small | large
+
+    rest = {name: value for name, value in params.items() if name != "blocks"}
+    return {"layers": tuple(layer(i) for i in range(cfg.num_layers)), **_cast(rest, cfg.dtype)}
+
+
+def _cast(rest: Any, dtype: str) -> Any:
+    # The last layer stays in float32, as in the reference.
+    keep = {name: rest[name] for name in ("proj_out", "scale_shift_table")}
+    return jax.tree.map(lambda x: x.astype(dtype), rest) | jax.tree.map(
+        lambda x: x.astype(jnp.float32), keep
+    )
+
+
+def _halves(cfg: TransformerConfig) -> Array:
+    """Order of channels that puts the even ones of each head before its odd ones."""
+    channels = jnp.arange(cfg.width).reshape(cfg.num_attention_heads, -1, 2)
+    return channels.transpose(0, 2, 1).reshape(-1)
+
+
+def _quantize(p: dict[str, Array], amax: Any) -> dict[str, Array]:
+    # Hopper's 8-bit products want both operands with the summed axis last: (out, in).
+    kernel = p["kernel"].astype(jnp.float32).T
+    scale = jnp.max(jnp.abs(kernel)) / _FP8_MAX
+    return {
+        "kernel": (kernel / scale).astype(_FP8),
+        "scale": scale.astype(p["bias"].dtype),
+        "input_scale": jnp.asarray(amax / _FP8_MAX, p["bias"].dtype),
+        "bias": p["bias"],
+    }
+
+
+def _linear(
+    x: Array, p: dict[str, Array], seen: dict[str, Array] | None = None, name: str = ""
+) -> Array:
+    if seen is not None:
+        seen[name] = jnp.max(jnp.abs(x)).astype(jnp.float32)
+    if "scale" not in p:
+        return x @ p["kernel"] + p["bias"].reshape((1,) * (x.ndim - 1) + (-1,))
+    # XLA makes this one 8-bit product with its scales and bias: of matrices, in just this form.
+    rows, dtype = x.reshape(-1, x.shape[-1]), x.dtype
+    small = jnp.clip(rows / p["input_scale"], -_FP8_MAX, _FP8_MAX).astype(_FP8)
+    rows, kernel = small.astype(dtype) * p["input_scale"], p["kernel"].astype(dtype) * p["scale"]
+    y = jax.lax.dot_general(rows, kernel, (((1,), (1,)), ((), ())), preferred_element_type=dtype)
+    return (y + p["bias"].reshape(1, -1)).reshape(*x.shape[:-1], -1)
+
+
+def _heads(x: Array, cfg: TransformerConfig) -> Array:
+    return x.reshape(*x.shape[:2], cfg.num_attention_heads, cfg.attention_head_dim)
+
+
+def _gained(x: Array, gain: Array) -> Array:
+    """Normalised over all heads, in float32."""
+    h = x.astype(jnp.float32)
+    r = jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + QK_NORM_EPSILON)
+    # Kept apart, or XLA writes the normalised tensor out in float32 before the rotation.
+    return h * jax.lax.optimization_barrier(r) * gain.reshape(1, 1, -1)
+
+
+def _turned(x: Array, gain: Array, rope: HalvedRope, cfg: TransformerConfig) -> Array:
+    """Normalised and rotated: (b, n, k, e)."""
+    cos, sin = rope
+    halves = _gained(x, gain).reshape(*x.shape[:2], cfg.num_attention_heads, 2, -1)
+    sign = jnp.array([-1.0, 1.0]).reshape(1, 1, 1, 2, 1)
+    y = halves * cos + halves[..., ::-1, :] * (sin * sign)
+    return y.astype(x.dtype).reshape(*x.shape[:2], cfg.num_attention_heads, -1)
+
+
+def halve_rope(rope: Rope, cfg: TransformerConfig) -> HalvedRope:
+    """Rotary tables (b or 1, n, d / 2), laid out for the halves of each head."""
+    cos, sin = (table.reshape(*table.shape[:2], cfg.num_attention_heads, 1, -1) for table in rope)
+    return cos, sin
+
+
+def attend_captions(
+    params: Any, caption: Float[Array, "b m c"], cfg: TransformerConfig
+) -> CaptionHeads:
+    """Keys and values of encoded captions in every layer; they serve all steps."""
+    p = params["caption_projection"]
+    h = jax.nn.gelu(_linear(caption.astype(cfg.dtype), p["linear_1"]), approximate=True)
+    h = _linear(h, p["linear_2"])
+    heads = []
+    for layer in params["layers"]:
+        k = _gained(_linear(h, layer["caption_k"]), layer["caption_k_gain"]).astype(h.dtype)
+        heads.append((_heads(k, cfg), _heads(_linear(h, layer["caption_v"]), cfg)))
+    return tuple(heads)
+
+
+def velocity(
+    params: Any,
+    latents: Float[Array, "b n c"],
+    timestep: Float[Array, "b #n"],
+    captions: CaptionHeads,
+    caption_mask: Mask | None,
+    rope: HalvedRope,
+    skip: Skip | None,
+    cfg: TransformerConfig,
+    seen: list[dict[str, Array]] | None = None,
+) -> Float[Array, "b n c2"]:
+    """The velocity in float32, as `Transformer` gives it up to rounding.
+
+    Args:
+      params: of `derive`.
+      latents: normalised, noisy.
+      timestep: in [0, 1], one of each sample or of each token.
+      captions: of `attend_captions`, and
+      caption_mask: their mask.
+      rope: of `halve_rope`.
+      skip: blocks to skip, for spatio-temporal guidance.
+      cfg: of the transformer.
+      seen: gets the largest absolute input of every large linear, layer by layer.
+    """
+    x = _linear(latents.astype(cfg.dtype), params["patchify_proj"])
+    modulation, embedded = _times(params["adaln_single"], timestep, cfg)
+    for i, layer in enumerate(params["layers"]):
+        keep = None if skip is None else skip.mask[i]
+        record: dict[str, Array] | None = None
+        if seen is not None:
+            record = {}
+            seen.append(record)
+        rows = modulation.astype(jnp.float32) + layer["table"][None, None]
+        before = x
+
+        h = _modulated(x, rows[:, :, 0], rows[:, :, 1], cfg)
+        q, k, v = jnp.split(_linear(h, layer["qkv"], record, "qkv"), 3, axis=-1)
+        q, k = _turned(q, layer["q_gain"], rope, cfg), _turned(k, layer["k_gain"], rope, cfg)
+        out = attention(q, k, _heads(v, cfg), form=cfg.attention).reshape(x.shape)
+        if skip is not None and skip.mode == "attention_values":
+            out = _keep(keep, out, v)
+        elif skip is not None and skip.mode == "attention_skip":
+            out = _keep(keep, out, h)
+        x = _gated(x, _linear(out, layer["out"], record, "out"), rows[:, :, 2])
+
+        q = _linear(x, layer["caption_q"], record, "caption_q")
+        q = _heads(_gained(q, layer["caption_q_gain"]).astype(q.dtype), cfg)
+        out = attention(q, *captions[i], mask=caption_mask, form=cfg.attention).reshape(x.shape)
+        x = x + _linear(out, layer["caption_out"], record, "caption_out")
+
+        h = _modulated(x, rows[:, :, 3], rows[:, :, 4], cfg)
+        h = jax.nn.gelu(_linear(h, layer["ff_in"], record, "ff_in"), approximate=True)
+        x = _gated(x, _linear(h, layer["ff_out"], record, "ff_out"), rows[:, :, 5])
+        if skip is not None and skip.mode == "transformer_block":
+            x = _keep(keep, x, before)
+
+    h = x.astype(jnp.float32)
+    h = rms_normalize(h - jnp.mean(h, axis=-1, keepdims=True), OUTPUT_NORM_EPSILON)
+    rows = embedded.astype(jnp.float32)[:, :, None] + params["scale_shift_table"][None, None]
+    return _linear(h * (1 + rows[:, :, 1]) + rows[:, :, 0], params["proj_out"])
+
+
+def calibrate(params: Any, calls: Any, cfg: TransformerConfig) -> tuple[dict[str, float], ...]:
+    """Largest absolute inputs of the large linears over `calls`, each the arguments of `velocity`
+    from `latents` to `skip`."""
+    largest: list[dict[str, float]] = [{} for _ in range(cfg.num_layers)]
+
+    @functools.partial(jax.jit, compiler_options=compiler_options())
+    def observe(params: Any, call: Any) -> Any:
+        seen: list[dict[str, Array]] = []
+        velocity(params, *call, cfg=cfg, seen=seen)
+        return seen
+
+    for call in calls:
+        for kept, new in zip(largest, jax.device_get(observe(params, call)), strict=True):
+            kept.update({name: max(kept.get(name, 0.0), float(x)) for name, x in new.items()})
+    return tuple(largest)
+
+
+def _times(p: Any, timestep: Array, cfg: TransformerConfig) -> tuple[Array, Array]:
+    time = timestep.astype(jnp.float32) * (cfg.timestep_scale_multiplier or 1.0)
+    embedder = p["timestep_embedder"]
+    h = jax.nn.silu(_linear(sinusoidal_embedding(time).astype(cfg.dtype), embedder["linear_1"]))
+    embedded = _linear(h, embedder["linear_2"])
+    rows = _linear(jax.nn.silu(embedded), p["linear"])
+    return rows.reshape(*timestep.shape, 6, cfg.width), embedded
+
+
+def _modulated(x: Array, shift: Array, scale: Array, cfg: TransformerConfig) -> Array:
+    return (rms_normalize(x, cfg.norm_eps) * (1 + scale) + shift).astype(x.dtype)
+
+
+def _gated(x: Array, update: Array, gate: Array) -> Array:
+    return (x.astype(jnp.float32) + gate * update.astype(jnp.float32)).astype(x.dtype)
+
+
+def _keep(keep: Any, kept: Array, instead: Array) -> Array:
+    weight = keep.astype(kept.dtype)[:, None, None]
+    return kept * weight + instead * (1 - weight)

@@ -1,0 +1,100 @@
+"""Two processes of four devices each train one model: stopped, killed, and taken over by one."""
+
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIG = str(ROOT / "configs/shapes_tiny_vae.py")
+# Both processes split parameters and batch; the second half of every batch is the second one's.
+MESH = ["--mesh.data", "2", "--mesh.fsdp", "4"]
+
+
+def start(folder, steps, devices, *more):
+    """One process of train.py; what it says goes to a file."""
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    command = [sys.executable, str(ROOT / "train.py"), CONFIG, "--run.output", str(folder)]
+    command += ["--run.steps", str(steps), "--run.save_every", "5", "--run.log_every", "1"]
+    command += ["--optim.name", "adamw", *more]
+    with folder.with_suffix(f".{time.time_ns()}.log").open("w") as log:
+        environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, env=environment)
+    return process, pathlib.Path(log.name)
+
+
+def start_two(folder, steps, *more):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    where = ["--distributed.coordinator", f"localhost:{port}", "--distributed.num-processes", "2"]
+    return [
+        start(folder, steps, 4, *MESH, *where, "--distributed.process-id", str(i), *more)
+        for i in range(2)
+    ]
+
+
+def losses(log):
+    lines = re.findall(r"^step (\d+)/\d+  loss (\S+)", log.read_text(), re.M)
+    return {int(step): float(loss) for step, loss in lines}
+
+
+def wait_for_step(step, running):
+    while step not in losses(running[0][1]):
+        for process, log in running:
+            assert process.poll() is None, log.read_text()
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_two_processes_are_killed_and_one_goes_on_with_the_same_losses(tmp_path):
+    steps = 30
+    whole = start_two(tmp_path / "whole", steps)
+    for process, log in whole:
+        assert process.wait() == 0, log.read_text()
+    expected = losses(whole[0][1])
+    assert sorted(expected) == list(range(1, steps + 1))
+    assert losses(whole[1][1]) == {}  # only the first process writes
+
+    killed = start_two(tmp_path / "killed", steps)
+    wait_for_step(12, killed)
+    for process, _ in killed:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    before = losses(killed[0][1])
+    alone, log = start(tmp_path / "killed", steps, 8, "--mesh.data", "8")
+    assert alone.wait() == 0, log.read_text()
+    after = losses(log)
+    assert "continues after step" in log.read_text()
+    assert set(before) & set(after)  # some steps were taken again
+    assert {**before, **after}.keys() == expected.keys()
+    for step, loss in [*before.items(), *after.items()]:
+        # Sums over the devices in another order, once a step.
+        np.testing.assert_allclose(loss, expected[step], rtol=2e-4, err_msg=str(step))
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_saves_and_stops_both_after_the_same_step(tmp_path):
+    running = start_two(tmp_path / "run", 100_000)
+    wait_for_step(3, running)
+    running[1][0].send_signal(signal.SIGTERM)
+    for process, log in running:
+        assert process.wait() == 0, log.read_text()
+    said = running[0][1].read_text()
+    step = re.search(r"stopped and saved at step (\d+);", said)
+    assert step is not None, said
+    assert step[1] in [path.name for path in (tmp_path / "run/steps").iterdir()]
+
+
+@pytest.mark.slow
+def test_a_part_of_the_settings_of_several_processes_is_refused(tmp_path):
+    process, log = start(tmp_path / "run", 5, 4, "--distributed.coordinator", "localhost:1234")
+    assert process.wait() == 2
+    assert "belong together" in log.read_text()

@@ -1,0 +1,118 @@
+"""The sampling form of the transformer equals the stored one."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ltx_jax import sharding
+from ltx_jax.config import TransformerConfig
+from ltx_jax.diffusion import tokens
+from ltx_jax.models import fused
+from ltx_jax.models.transformer import Skip, Transformer
+
+CFG = TransformerConfig(
+    num_layers=3,
+    num_attention_heads=4,
+    attention_head_dim=16,
+    in_channels=8,
+    out_channels=8,
+    caption_channels=32,
+)
+GRID = (3, 4, 5)
+
+
+def draw(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng([seed, *shape]).standard_normal(shape, np.float32))
+
+
+@pytest.fixture(scope="module")
+def params():
+    """Every tensor drawn at random, gains and tables too."""
+    rope = (jnp.ones((1, 2, CFG.width // 2)),) * 2
+    shapes = jax.eval_shape(
+        Transformer(CFG).init,
+        jax.random.key(0),
+        jnp.zeros((1, 2, 8)),
+        jnp.ones((1, 1)),
+        jnp.zeros((1, 1, 32)),
+        None,
+        rope,
+    )["params"]
+    leaves, tree = jax.tree.flatten(sharding.unbox(shapes))
+
+    def leaf(i, x):
+        return draw(*x.shape, seed=i) / max(x.shape[-2] if x.ndim > 1 else 2, 2) ** 0.5
+
+    return tree.unflatten([leaf(i, x) for i, x in enumerate(leaves)])
+
+
+def inputs(per_token=False):
+    coords = tokens.pixel_coords(tokens.latent_coords(GRID), 8, 32, True)
+    n = coords.shape[0]
+    t = jnp.asarray(np.random.default_rng(3).uniform(size=(2, n if per_token else 1)), jnp.float32)
+    mask = jnp.arange(6)[None] < jnp.array([[6], [2]])
+    rope = tokens.rope_tables(tokens.positions(coords, 25.0), CFG)
+    return draw(2, n, 8), t, draw(2, 6, 32, seed=1), mask.astype(jnp.int32), rope
+
+
+def plain(params, arguments, skip=None, cfg=CFG):
+    return jax.jit(Transformer(cfg).apply)({"params": params}, *arguments, skip)
+
+
+def prepared(derived, arguments, cfg=CFG):
+    x, t, caption, mask, rope = arguments
+    heads = fused.attend_captions(derived, caption, cfg)
+    return x, t, heads, mask, fused.halve_rope(rope, cfg)
+
+
+def fast(params, arguments, skip=None, cfg=CFG, amax=None):
+    @jax.jit
+    def run(params, arguments, skip):
+        derived = fused.derive(params, cfg, amax)
+        return fused.velocity(derived, *prepared(derived, arguments, cfg), skip, cfg)
+
+    return run(params, arguments, skip)
+
+
+@pytest.mark.parametrize("per_token", [False, True])
+def test_the_velocity_is_that_of_the_reference(params, per_token):
+    arguments = inputs(per_token)
+    want = plain(params, arguments)
+    assert np.std(want) > 0.3
+    # float32 rounding of outputs of order 1, over three layers.
+    np.testing.assert_allclose(fast(params, arguments), want, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "mode", ["attention_values", "attention_skip", "residual", "transformer_block"]
+)
+def test_skipped_blocks_are_those_of_the_reference(params, mode):
+    arguments, skip = inputs(), Skip(mode, jnp.array([[1.0, 1.0], [1.0, 0.0], [1.0, 1.0]]))
+    got, want = fast(params, arguments, skip), plain(params, arguments, skip)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
+    if mode != "residual":
+        assert np.abs(got[1] - plain(params, arguments)[1]).max() > 1e-2
+
+
+def test_eight_bits_stay_within_their_rounding(params):
+    """e4m3 keeps 4 bits of a number: 2^-4 at most of each, some 1e-2 of a sum of many."""
+    arguments = inputs()
+    derived = fused.derive(params, CFG)
+    amax = fused.calibrate(derived, [(*prepared(derived, arguments), None)], CFG)
+    assert len(amax) == CFG.num_layers
+    want = np.asarray(plain(params, arguments))
+    got = np.asarray(fast(params, arguments, amax=amax))
+    error = np.sqrt(np.mean((got - want) ** 2) / np.mean(want**2))
+    assert 1e-3 < error < 0.1
+
+
+def test_bfloat16_is_no_further_from_float32_than_the_reference_is(params):
+    arguments = inputs()
+    exact = np.asarray(plain(params, arguments))
+    cfg = dataclasses.replace(CFG, dtype="bfloat16")
+    ours = np.abs(np.asarray(fast(params, arguments, cfg=cfg)) - exact).mean()
+    reference = np.abs(np.asarray(plain(params, arguments, cfg=cfg)) - exact).mean()
+    assert ours < 1.5 * reference
