@@ -22,7 +22,7 @@ import first_gpu  # noqa: E402
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
-from harness import Report, count_flop, device_memory  # noqa: E402
+from harness import Report, device_memory  # noqa: E402
 from networks import decoder, network  # noqa: E402
 from sizes import TINY, Scale  # noqa: E402
 
@@ -34,6 +34,7 @@ from ltx_jax.models.t5 import T5Encoder  # noqa: E402
 from ltx_jax.models.transformer import compiler_options  # noqa: E402
 from ltx_jax.pipeline import LTXPipeline  # noqa: E402
 from ltx_jax.text import ByteTokenizer, TextEncoder  # noqa: E402
+from ltx_jax.training.flops import count_flop  # noqa: E402
 
 PROMPT = "A red car drives along a coast road at sunset"
 LARGE = {"num_layers": 48, "attention_head_dim": 128}  # the released 13B

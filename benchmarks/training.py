@@ -8,13 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from harness import Report, count_flop
+from harness import Report
 from jax.sharding import SingleDeviceSharding
 from sizes import NO_TRITON_GEMM, Scale
 
 from ltx_jax import sharding
 from ltx_jax.config import MeshConfig, OptimConfig
 from ltx_jax.models.transformer import Transformer
+from ltx_jax.training.flops import count_flop
 from ltx_jax.training.optim import make_optimizer
 from ltx_jax.training.state import descend, make_step, plan
 

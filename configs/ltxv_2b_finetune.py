@@ -9,9 +9,10 @@ Download ltxv-2b-0.9.6-dev-04-25.safetensors from the Hugging Face repository Li
 into this folder, or point `--vae` and `--run.init_from` at it; its weights carry their own licence.
 `--run.init_from runs/ltxv_2b` (and `--vae` likewise) goes on from a run of configs/ltxv_2b.py.
 
-A few hundred clips of 5 seconds are enough for a style, kept apart from some 8 that are encoded as
-data/own_held_out. 4 clips a GPU, 24,576 tokens. Expect a validation loss that falls for one or two
-thousand steps and then rises; the checkpoint with the lowest is kept beside the latest.
+A few hundred clips of 5 seconds are enough for a style; some 8 kept apart from them are encoded as
+data/own_held_out. 4 clips of 6144 tokens at a time take 44 GB of each GPU. Not yet run to its end
+here; expect the validation loss to fall and, in the end, to rise: the checkpoint with the lowest
+is kept beside the latest.
 """
 
 from ltx_jax.config import (

@@ -107,8 +107,9 @@ def test_what_is_stored_is_what_the_vae_gives(loaded, clips, tmp_path):
         # Half precision, after sums in another order.
         np.testing.assert_allclose(found, moments(frames), rtol=2e-3, atol=1e-3)
 
-    found = {example.caption: example for example in examples(tmp_path / "out")}
-    assert len(found) == 8
+    stored = examples(tmp_path / "out")
+    found = {example.caption: example for example in stored}
+    assert len(found) == len(stored) == 8  # none twice, where the last batch is not full
     for i in range(7):
         frames, rate = folder.load_clip(clips / f"{i}.mp4", 9, 16, 16)
         example = found[f"clip {i}" * (i + 1)]
@@ -295,7 +296,7 @@ def test_a_vae_is_the_same_in_another_file(tiny, tmp_path):
     expected = encode.vae_hash(tiny)
     assert encode.vae_hash(checkpoint.load(tmp_path / "model.safetensors")) == expected
     run = runs.Run(config.load(CONFIG, ["--run.output", str(tmp_path / "run")]))
-    run.write_vae(tiny)
+    run.begin(tiny)
     run.close()
     assert encode.vae_hash(runs.load_vae(tmp_path / "run")) == expected
 

@@ -211,6 +211,30 @@ def test_an_iterator_that_is_left_early_leaves_no_threads(monkeypatch, grain):
         assert not thread.is_alive()
 
 
+@pytest.mark.parametrize("left", [0, 1000])
+@pytest.mark.parametrize("grain", [True, False], ids=["grain", "threads"])
+def test_a_process_ends_though_an_iterator_is_left_open(grain, left):
+    program = f"""
+import sys
+{"" if grain else "sys.modules['grain'] = None"}
+from ltx_jax.config import DataConfig
+from ltx_jax.data.loader import Loader
+cfg = DataConfig(num_frames=5, height=16, width=16, batch_size=2)
+batches = Loader(cfg, (("none", 1.0),), 0).batches(0, 1 + {left})
+print(*next(batches).frames.shape)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+        timeout=40,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+
+
 def test_clips_that_break_later_are_replaced_counted_and_named(clips, caplog):
     whole = list(load(clips).batches(0, 9))
     loader, alone = load(clips), load(clips)

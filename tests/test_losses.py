@@ -72,7 +72,7 @@ def test_the_haar_transform_keeps_energy_and_the_low_band_what_is_constant(level
     energy = sum(float(jnp.sum(band**2)) for band in bands)
     assert energy == pytest.approx(float(jnp.sum(video**2)), rel=1e-5)
     *details, low = haar_bands(jnp.ones((1, 8, 8, 8, 1)), levels)
-    assert all((band == 0).all() for band in details)
+    assert max(float(jnp.abs(band).max()) for band in details) < 1e-6  # rounding
     np.testing.assert_allclose(low, 8 ** (levels / 2), rtol=1e-5)
 
 

@@ -70,17 +70,17 @@ def to_row(example: Example, bucket: int) -> tuple[dict[str, Any], tuple[int]]:
 
 def from_row(row: dict[str, Any]) -> Example:
     """The inverse of `to_row`, from what TFDS gives."""
-    frames = row["latents"]
-    keyframe_numbers = np.asarray(row["keyframe_numbers"], np.int32)
-    clip_numbers = np.asarray(row["clip_numbers"], np.int32)
-    clips = len(frames) - 2 * len(clip_numbers)
-    keyframes = clips - len(keyframe_numbers)
+    frames, keyframe_numbers, clip_numbers = (
+        row[name] for name in ("latents", "keyframe_numbers", "clip_numbers")
+    )
+    first_clip = len(frames) - 2 * len(clip_numbers)
+    first_keyframe = first_clip - len(keyframe_numbers)
     stored = StoredLatents(
-        mean=frames[:keyframes, ..., :-1],
-        logvar=frames[:keyframes, ..., -1:],
-        keyframes=frames[keyframes:clips],
+        mean=frames[:first_keyframe, ..., :-1],
+        logvar=frames[:first_keyframe, ..., -1:],
+        keyframes=frames[first_keyframe:first_clip],
         keyframe_numbers=keyframe_numbers,
-        clips=frames[clips:].reshape(-1, 2, *frames.shape[1:]),
+        clips=frames[first_clip:].reshape(-1, 2, *frames.shape[1:]),
         clip_numbers=clip_numbers,
     )
     return Example(

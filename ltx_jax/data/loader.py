@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import logging
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -96,7 +96,7 @@ class Loader:
         """The batch of a step."""
         return self._stack(step, [self._example(step, row) for row in self._share(step)])
 
-    def batches(self, first: int, last: int) -> Iterator[Batch]:
+    def batches(self, first: int, last: int) -> Generator[Batch, None, None]:
         """The batches of the steps [first, last), read ahead."""
         # Two are put together in advance, so that a quick step need not wait for that either.
         return in_background(self._made(first, last), ahead=2)

@@ -3,6 +3,9 @@
 import collections
 import contextlib
 import itertools
+import queue
+import sys
+import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -50,13 +53,29 @@ def _by_threads(
 
 def in_background(items: Generator[Any, None, None], ahead: int) -> Generator[Any, None, None]:
     """The same items, up to `ahead` of them made by a thread before they are due."""
-    end = object()
-    with contextlib.closing(items), ThreadPoolExecutor(1) as pool:
-        pending = collections.deque(pool.submit(next, items, end) for _ in range(ahead))
+    # Not by an executor: to hand it work takes a millisecond at times, while its thread wakes up.
+    made, wanted, end = queue.SimpleQueue(), queue.SimpleQueue(), object()
+
+    def make() -> None:
         try:
-            while (item := pending.popleft().result()) is not end:
-                pending.append(pool.submit(next, items, end))
-                yield item
-        finally:
-            for future in pending:
-                future.cancel()
+            while wanted.get():
+                made.put((next(items, end), None))
+        except BaseException as error:  # raised where the item is wanted
+            made.put((end, error))
+
+    # A daemon, so that an iterator that is never closed does not keep the process alive.
+    thread = threading.Thread(target=make, daemon=True)
+    thread.start()
+    for _ in range(ahead):
+        wanted.put(True)
+    try:
+        while (found := made.get())[0] is not end:
+            wanted.put(True)
+            yield found[0]
+        if found[1] is not None:
+            raise found[1]
+    finally:
+        wanted.put(False)
+        if not sys.is_finalizing():  # then threads stand still
+            thread.join()
+            items.close()

@@ -15,8 +15,9 @@ from ltx_jax.diffusion.conditioning import PREFIX
 
 
 class Draw:
-    """Random choices of one step. They are drawn for all processes and each takes its own rows, so
-    that they do not depend on how many there are.
+    """Random choices of one step, the same for any number of processes.
+
+    Each draws for all of them and takes its own rows.
 
     Args:
       seed: of the run.

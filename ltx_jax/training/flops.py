@@ -75,8 +75,10 @@ def _count(
     """
     every = [True] * len(jaxpr.outvars)
     used, wanted = ends or _Ends(every, every)
-    needed = {x for x, yes in zip(jaxpr.outvars, used, strict=True) if yes and not _is_literal(x)}
-    reached = {x for x, yes in zip(jaxpr.outvars, wanted, strict=True) if yes} & needed
+    needed, reached = (
+        {x for x, yes in zip(jaxpr.outvars, marked, strict=True) if yes and not _is_literal(x)}
+        for marked in (used, wanted)
+    )
     for equation in reversed(jaxpr.eqns):
         inputs = {x for x in equation.invars if not _is_literal(x)}
         if needed.intersection(equation.outvars) or equation.effects:
@@ -123,7 +125,8 @@ def _count_equation(equation: Any, flows: list[bool], ends: _Ends) -> tuple[floa
         outputs = [any(flags) for flags in zip(*(out for _, out in counts), strict=True)]
         return max(flop for flop, _ in counts), outputs
     if name == "pallas_call":  # its body runs once per point of the grid
-        return _count_inside(parameters) * math.prod(parameters["grid_mapping"].grid), through
+        once = _count_inside(parameters) * math.prod(parameters["grid_mapping"].grid)
+        return once * (3 if any(flows) else 1), through
     inner = [part for part in _jaxprs(parameters) if len(part.invars) == len(flows)]
     if not inner:
         return 0.0, through

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -111,7 +112,8 @@ def validator(
         for i, (one, text) in enumerate(zip(shown, batch.captions, strict=True)):
             with sharding.use_mesh(mesh):
                 found.append(np.asarray(measure(state.ema, one, jax.random.key(i))))
-            videos[f"sample {i}: {text}"] = video(state.ema, one["captions"], empty, batch, i)
+            name = f"sample {i}: {textwrap.shorten(text, 60)}"
+            videos[name] = video(state.ema, one["captions"], empty, batch, i)
         means = np.mean(found, axis=0)
         scalars = {"val_loss": float(means.mean())}
         scalars |= {f"val_loss_at/{t}": float(x) for t, x in zip(TIMES, means, strict=True)}

@@ -237,7 +237,9 @@ def _load_vae(cfg: TrainTransformer, mesh: Mesh) -> tuple[Checkpoint, VAEConfig]
     loaded = runs.load_vae(cfg.run.output, mesh=mesh) or checkpoint.load(cfg.vae, mesh=mesh)
     if loaded.vae is None:
         raise ValueError(f"{cfg.vae} holds no VAE: --vae must name a checkpoint that does")
-    return loaded, loaded.vae
+    # What else the checkpoint holds, a transformer of many gigabytes perhaps, is let go.
+    alone = Checkpoint(vae=loaded.vae, vae_params=loaded.vae_params, statistics=loaded.statistics)
+    return alone, loaded.vae
 
 
 def _loss(
