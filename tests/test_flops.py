@@ -67,6 +67,7 @@ def test_what_nothing_depends_on_is_not_counted():
 
     assert count_flop(pull_back, ROWS, SQUARE, ROWS) == 2 * ONE
     assert count_flop(lambda *a: jax.jit(pull_back)(*a)[0], ROWS, SQUARE, ROWS) == ONE
+    assert count_flop(jax.jit(lambda x, w: (x @ w, 1.0)), ROWS, SQUARE) == ONE  # a constant output
 
 
 def test_the_gradient_of_a_strided_convolution_takes_two_more_of_it():

@@ -175,7 +175,7 @@ class _Program:
             return 2 * written
         if opcode == "dynamic-update-slice":
             return 2 * _bytes(operands[1])
-        read = sum(map(_bytes, operands))
+        read = sum(map(_bytes, operands), start=0.0)
         return read if opcode.endswith("-start") else read + written
 
     def _fused(self, computation: dict[str, _Instruction], operands: list[str]) -> float:
@@ -185,9 +185,9 @@ class _Program:
             for name in instruction.operands:
                 users.setdefault(name, []).append(instruction)
 
-        def read(name: str) -> float:
+        def read(name: str) -> int:
             """Elements of an array that are looked at."""
-            whole, total = _elements(computation[name].shape), 0.0
+            whole, total = _elements(computation[name].shape), 0
             for user in users.get(name, ()):
                 if user.opcode in ("bitcast", "convert", "copy"):
                     total += read(user.name)
@@ -204,7 +204,7 @@ class _Program:
             if source.opcode == "bitcast":
                 return write(source.operands[0])
             if source.opcode == "tuple":
-                return sum(write(operand) for operand in source.operands)
+                return sum((write(operand) for operand in source.operands), start=0.0)
             if source.opcode == "dynamic-update-slice":
                 return _bytes(computation[source.operands[1]].shape)
             return _bytes(source.shape)

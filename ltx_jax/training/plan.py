@@ -6,6 +6,7 @@ the devices could do at best, so that a real step is slower.
 
 import collections
 import dataclasses
+import math
 import os
 import re
 from collections.abc import Callable
@@ -56,8 +57,8 @@ class Roofline:
 
 
 @dataclasses.dataclass(frozen=True)
-class BucketPlan:
-    """The step of one bucket.
+class StepPlan:
+    """What the step of one bucket takes.
 
     Attributes:
       bucket: its batches.
@@ -76,6 +77,10 @@ class BucketPlan:
     total: int
     traffic: Traffic
     roofline: Roofline | None
+
+    def fits(self, target: Target) -> bool:
+        """Whether a device has the memory; yes where we do not know."""
+        return target.chip is None or self.total <= target.chip.memory
 
     def mfu(self, target: Target) -> float | None:
         """Share of the devices' peak that goes into what has to be done, at best."""
@@ -98,13 +103,16 @@ def prepare(name: str) -> None:
         jax.config.update("jax_num_cpu_devices", int(match[1]))
 
 
-def plan(cfg: TrainVAE | TrainTransformer, name: str, log: Log = print) -> list[BucketPlan]:
-    """Compiles the step of every bucket for a target, and reports on it.
+def plan(cfg: TrainVAE | TrainTransformer, name: str, log: Log = print) -> StepPlan | None:
+    """Compiles the step of the dearest bucket for a target, and reports on it.
 
     Args:
       cfg: of the run.
       name: of the target, as `targets.find` takes it; after `prepare`.
       log: takes the lines of the report.
+
+    Returns:
+      The plan, or None where the compiler finds that it does not fit.
 
     Raises:
       ValueError: if the target or its compiler is not known, or settings do not fit each other.
@@ -122,34 +130,28 @@ def plan(cfg: TrainVAE | TrainTransformer, name: str, log: Log = print) -> list[
     state = state_bytes(sketch.plan.shapes)
     for kind, size in state.items():
         log(f"  {kind:<16}{_gb(size)}")
-    plans = []
-    for bucket, batch in sketch.batches:
-        log(_title(bucket))
-        try:
-            planned = _plan_bucket(sketch, bucket, batch, target, mesh)
-        except jax.errors.JaxRuntimeError as error:
-            log(f"  does not fit: {_memory_error(error)}")
-            log(f"  {_advice(cfg, sum(state.values()), target, mesh, bucket)}")
-            continue
-        plans.append(planned)
+    with sharding.use_mesh(mesh):
+        works = [sketch.work(batch) for _, batch in sketch.batches]
+    dearest = max(range(len(works)), key=lambda i: works[i].flop)
+    bucket, batch = sketch.batches[dearest]
+    log(f"{_title(bucket)}{f', the dearest of {len(works)} buckets' if len(works) > 1 else ''}")
+    try:
+        planned = _compile(sketch, bucket, batch, works[dearest], target, mesh)
+    except jax.errors.JaxRuntimeError as error:
+        log(f"  does not fit: {_memory_error(error)}")
+        planned = None
+    else:
         _report(planned, target, mesh, log)
-        if target.chip is not None and planned.total > target.chip.memory:
-            log(f"  {_advice(cfg, sum(state.values()), target, mesh, bucket)}")
-    return plans
+    if planned is None or not planned.fits(target):
+        log(f"  {_advice(cfg, sum(state.values()), target, mesh, bucket)}")
+    return planned
 
 
 def device_bytes(tree: Any) -> int:
     """Bytes on one device of arrays that are described with their shardings."""
     return sum(
-        x.dtype.itemsize * _size(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(tree)
+        x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(tree)
     )
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for n in shape:
-        size *= n
-    return size
 
 
 def state_bytes(shapes: TrainState) -> dict[str, int]:
@@ -164,18 +166,18 @@ def state_bytes(shapes: TrainState) -> dict[str, int]:
     return {name: size for name, part in parts.items() if (size := device_bytes(part))}
 
 
-def _plan_bucket(
-    sketch: Sketch, bucket: BucketConfig, batch: Any, target: Target, mesh: Mesh
-) -> BucketPlan:
+def _compile(
+    sketch: Sketch, bucket: BucketConfig, batch: Any, work: Work, target: Target, mesh: Mesh
+) -> StepPlan:
+    step: Any = sketch.step
     with sharding.use_mesh(mesh):
-        compiled = sketch.step.lower(sketch.plan.shapes, batch).compile()  # pyright: ignore
-        executed = count_flop(sketch.step, sketch.plan.shapes, batch)
-        work = sketch.work(batch)
+        compiled = step.lower(sketch.plan.shapes, batch).compile()
+        executed = count_flop(step, sketch.plan.shapes, batch)
     memory = compiled.memory_analysis()
     outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
     total = memory.argument_size_in_bytes + outputs + memory.temp_size_in_bytes
     traffic = hlo.traffic(compiled.as_text())
-    return BucketPlan(
+    return StepPlan(
         bucket,
         work,
         executed,
@@ -198,10 +200,10 @@ def _roofline(traffic: Traffic, executed: float, target: Target, mesh: Mesh) -> 
     )
 
 
-def _report(plan: BucketPlan, target: Target, mesh: Mesh, log: Log) -> None:
+def _report(plan: StepPlan, target: Target, mesh: Mesh, log: Log) -> None:
     chip, limit = target.chip, ""
     if chip is not None:
-        fits = "fits" if plan.total <= chip.memory else "does not fit"
+        fits = "fits" if plan.fits(target) else "does not fit"
         limit = f" of {_gb(chip.memory).strip()}: {fits}"
     log(f"  {'temporary':<16}{_gb(plan.temporary)}   activations and gradients")
     log(f"  {'in all':<16}{_gb(plan.total)}{limit}")
@@ -230,13 +232,13 @@ def _report(plan: BucketPlan, target: Target, mesh: Mesh, log: Log) -> None:
     )
 
 
-def _gb(size: float) -> str:
+def _gb(size: float | int) -> str:
     return f"{size / 1e9:10.3f} GB"
 
 
 def _title(bucket: BucketConfig) -> str:
     frames = "pictures" if bucket.num_frames == 1 else f"{bucket.num_frames} frames"
-    return f"{bucket.batch_size} x {frames} of {bucket.height} x {bucket.width}:"
+    return f"{bucket.batch_size} x {frames} of {bucket.height} x {bucket.width}"
 
 
 def _memory_error(error: Exception) -> str:

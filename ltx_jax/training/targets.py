@@ -32,7 +32,7 @@ class Chip:
     torus: bool
 
 
-GIB = 2**30
+GIB = float(2**30)
 # TPUs: cloud.google.com/tpu/docs/v5p and so on; a link carries a sixth (v5p, v4) or a fourth of the
 # "bidirectional" figure, half of it each way. GPUs: NVIDIA's data sheets, NVLink one way; JAX is
 # told to take 92 % of the memory (XLA_PYTHON_CLIENT_MEM_FRACTION=0.92).
@@ -44,7 +44,8 @@ CHIPS = {
     "h100": Chip(0.92 * 79.6 * GIB, 3.35e12, 4.5e11, False),
     "h200": Chip(0.92 * 140.4 * GIB, 4.8e12, 4.5e11, False),
 }
-_GPUS = {"h100": ("NVIDIA H100", 3_350, 80 * GIB), "h200": ("NVIDIA H200", 4_800, 141 * GIB)}
+# Name, GB/s, GiB.
+_GPUS = {"h100": ("NVIDIA H100", 3_350, 80), "h200": ("NVIDIA H200", 4_800, 141)}
 _FORMS = 'a TPU slice ("v5p:4x4x4", "v6e:16x16"), GPUs of one host ("h200", "h200x8"), or "cpu:8"'
 
 # What XLA asks about a GPU of compute capability 9.0 (CUDA programming guide, table of
@@ -111,7 +112,7 @@ def find(name: str) -> Target:
         return Target(name, _cpus(int(match[1])), None, None)
     if match := re.fullmatch(r"(h[12]00)(?:x(\d+))?", name):
         described, bandwidth, memory = _GPUS[match[1]]
-        text = _HOPPER.format(name=described, bandwidth=bandwidth, memory=memory)
+        text = _HOPPER.format(name=described, bandwidth=bandwidth, memory=memory << 30)
         options = dict(target_config=text, topology=f"1x1x{match[2] or 1}")
         devices = _topology("cuda", match[1], "jax[cuda13]", options)
     elif match := re.fullmatch(r"(v4|v5e|v5p|v6e):\d+(?:x\d+){1,2}", name):

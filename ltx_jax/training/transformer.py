@@ -75,18 +75,21 @@ class _Parts(NamedTuple):
     Attributes:
       init: key -> parameters with their axis names.
       loss: of a batch of any bucket.
+      counted_loss: the same by plain attention, which has no padding to be counted.
       held_out_loss: (parameters, batch, key) -> the loss at each of `TIMES`, without conditions.
       kept: how many tokens of a video are not dropped, by its latent grid.
     """
 
     init: Callable[[Array], Any]
     loss: Loss
+    counted_loss: Loss
     held_out_loss: Callable[[Any, Any, Array], Array]
     kept: dict[tokens.Grid, int]
 
 
 def _parts(cfg: TrainTransformer, loaded: Checkpoint, vae: VAEConfig, texts: Captions) -> _Parts:
     init, velocity = network(cfg.model, texts)
+    _, plain = network(dataclasses.replace(cfg.model, attention="plain"), texts)
     causal = cfg.model.causal_temporal_positioning
     geometry = Geometry(vae.temporal_factor, vae.spatial_factor, causal)
     kept = _kept(cfg, vae)
@@ -94,6 +97,7 @@ def _parts(cfg: TrainTransformer, loaded: Checkpoint, vae: VAEConfig, texts: Cap
     return _Parts(
         init,
         _loss(cfg, velocity, sample, geometry, kept),
+        _loss(cfg, plain, sample, geometry, kept),
         _held_out_loss(cfg, velocity, sample, geometry),
         kept,
     )
@@ -120,7 +124,7 @@ def _sketch(cfg: TrainTransformer, vae: VAEConfig, parts: _Parts, mesh: Mesh) ->
     update = descend(parts.loss, tx, cfg.optim, planned.layout)
     step = make_step(update, planned.layout, cfg.run.seed)
     batches = tuple((size, _batch_shapes(cfg, size, vae, mesh)) for size in cfg.data.sizes)
-    return Sketch(planned, step, _work(parts.loss, parts.kept, planned.shapes), batches)
+    return Sketch(planned, step, _work(parts.counted_loss, parts.kept, planned.shapes), batches)
 
 
 def sketch(cfg: TrainTransformer, mesh: Mesh) -> Sketch:
