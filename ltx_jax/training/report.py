@@ -204,7 +204,7 @@ class _TensorBoard:
 
 class _WeightsAndBiases:
     def __init__(self, cfg: TrainVAE | TrainTransformer, folder: epath.Path):
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]  # the tracking extra
 
         # One run there for one run here, however often it goes on.
         file = folder / "wandb_id"
@@ -223,7 +223,7 @@ class _WeightsAndBiases:
         self._run.log({**values, "step": done})
 
     def video(self, done: int, name: str, footage: Footage) -> None:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]  # the tracking extra
 
         if len(footage.frames) == 1:
             shown: Any = wandb.Image(np.asarray(footage.frames[0]))
