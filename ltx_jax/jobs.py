@@ -16,7 +16,7 @@ from ltx_jax import config
 from ltx_jax.config import SampleConfig
 
 # What may differ between two runs of one prompts file into one folder.
-_NOT_COMPARED = ("config", "prompts_file", "output_path", "mesh", "batch_size")
+_NOT_COMPARED = ("config", "prompts_file", "output_path", "mesh", "batch_size", "previews")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,7 +29,14 @@ from ltx_jax import config, sharding
 from ltx_jax.checkpoints import keys, tensors
 from ltx_jax.checkpoints.contents import Checkpoint
 from ltx_jax.checkpoints.lock import Lock, is_address
-from ltx_jax.config import RunConfig, T5Config, TrainTransformer, TrainVAE, VAEConfig
+from ltx_jax.config import (
+    RunConfig,
+    SamplingConfig,
+    T5Config,
+    TrainTransformer,
+    TrainVAE,
+    VAEConfig,
+)
 from ltx_jax.models.t5 import T5Encoder
 from ltx_jax.models.vae import LatentStatistics
 
@@ -376,7 +383,7 @@ def load_run(
         if step is None:
             raise ValueError(f"{folder} has no checkpoint yet: train it first")
         part = "ema" if ema else "params"
-        checkpoint = Checkpoint(metadata={"run": str(folder), "step": str(step), "weights": part})
+        checkpoint = Checkpoint(metadata={"run": folder.name, "step": str(step), "weights": part})
         checkpoint.source_hash = _fingerprint(folder / _STEPS / str(step))
         if isinstance(cfg, TrainVAE):
             shapes = {
@@ -397,6 +404,7 @@ def load_run(
     checkpoint.transformer = cfg.model
     checkpoint.transformer_params = restored["transformer"]
     checkpoint.scheduler = cfg.scheduler
+    checkpoint.settings = own_settings(cfg)
     if "text_encoder" in restored:
         encoder = restored["text_encoder"]
         checkpoint.text_encoder = (cfg.text_encoder, encoder, cfg.max_caption_tokens)
@@ -406,6 +414,24 @@ def load_run(
     checkpoint.vae, checkpoint.vae_params = vae.vae, vae.vae_params
     checkpoint.statistics = vae.statistics
     return checkpoint
+
+
+def own_settings(cfg: TrainVAE | TrainTransformer) -> SamplingConfig | None:
+    """How the model of a run is sampled: videos of its largest size, guided if it can be."""
+    if isinstance(cfg, TrainVAE):
+        return None
+    largest = max(cfg.data.sizes, key=lambda size: size.num_frames * size.height * size.width)
+    return SamplingConfig(
+        negative_prompt="",  # what dropped captions are
+        height=largest.height,
+        width=largest.width,
+        num_frames=largest.num_frames,
+        frame_rate=cfg.data.resample or cfg.data.frame_rates[0],
+        guidance_scale=3.0 if cfg.flow.caption_dropout else 1.0,
+        stg_scale=0.0,
+        image_cond_noise_scale=0.0,
+        prepare_conditions=False,  # conditions in training are clean
+    )
 
 
 def _fingerprint(folder: epath.Path) -> str:
