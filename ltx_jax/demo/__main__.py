@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ltx_jax.demo",
+        allow_abbrev=False,  # what sample.py takes is not ours
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -135,7 +135,7 @@ def build(studio: Studio) -> gr.Blocks:
             api_visibility="private",
         )
         sliders["num_frames"].release(
-            lambda frames: gr.Slider(maximum=frames - 1, value=frames - 1),
+            lambda frames: gr.Slider(maximum=max(frames - 1, 2), value=frames - 1),
             sliders["num_frames"],
             pictures["frame"],
             show_progress="hidden",
@@ -200,7 +200,7 @@ def _pictures(studio: Studio) -> dict[str, Any]:
                 elem_id=name,
             )
     label = "Number of the later frame; the first is 0"
-    fields["frame"] = gr.Slider(1, last, last, step=1, label=label, elem_id="frame")
+    fields["frame"] = gr.Slider(1, max(last, 2), last, step=1, label=label, elem_id="frame")
     return fields
 
 
@@ -212,10 +212,10 @@ def _sliders(studio: Studio) -> dict[str, Any]:
     with gr.Row():
         for name, most in (("width", limits.width), ("height", limits.height)):
             value, label = getattr(settings, name), name.capitalize()
-            fields[name] = gr.Slider(2 * side, most, value, step=side, label=label, elem_id=name)
+            fields[name] = gr.Slider(side, most, value, step=side, label=label, elem_id=name)
     with gr.Row():
         fields["num_frames"] = gr.Slider(
-            1 + length,
+            1,
             limits.num_frames,
             settings.num_frames,
             step=length,

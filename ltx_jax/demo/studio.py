@@ -62,7 +62,7 @@ class Limits:
         return cls(
             height=2 * height,
             width=2 * width,
-            num_frames=2 * (frames - 1) + 1,
+            num_frames=max(2 * (frames - 1) + 1, 9),
             steps=max(MAX_STEPS, settings.num_inference_steps),
             pixels=math.floor(factor * frames * height * width),
         )
