@@ -101,10 +101,11 @@ def test_a_prompt_becomes_a_video_that_plays(page):
     assert rate == SETTINGS.frame_rate
     page.wait_for_function("document.querySelector('#video video').readyState >= 2")
     details = page.inner_text("#details")
-    seed = page.input_value("#seed input")
-    assert f"9 frames of 64 x 32, 8 a second. Seed {seed}." in details
+    said = re.match(r"9 frames of 64 x 32, 8 a second\. Seed (\d+)\.", details)
+    open_part(page, "Settings")
+    assert page.input_value("#seed input") == said[1]
     open_part(page, "The same on the command line")
-    assert seed in page.locator(".cm-content").inner_text()
+    assert f"--seed {said[1]}" in page.locator(".cm-content").inner_text().replace("\n", " ")
     assert all(url.startswith(("http://127.0.0.1", "data:", "blob:")) for url in page.requests)
 
 

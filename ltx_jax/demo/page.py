@@ -180,7 +180,7 @@ def _handler(
     return handle
 
 
-def _number(studio: Studio, name: str, value: float) -> float | int:
+def _number(studio: Studio, name: str, value: float | int) -> float | int:
     """A slider's value as the setting of that name has it."""
     return int(value) if isinstance(getattr(studio.settings, name), int) else float(value)
 

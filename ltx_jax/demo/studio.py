@@ -56,7 +56,7 @@ class Limits:
     pixels: int  # of all frames together
 
     @classmethod
-    def of(cls, settings: SamplingConfig, factor: float) -> "Limits":
+    def of(cls, settings: SamplingConfig, factor: float | int) -> "Limits":
         """Sides and lengths up to twice, all pixels up to `factor` times those of the settings."""
         frames, height, width = settings.num_frames, settings.height, settings.width
         return cls(
@@ -101,7 +101,7 @@ class Studio:
         settings: SampleConfig,
         folder: Path,
         *,
-        limit: float = 4.0,
+        limit: float | int = 4,
         arguments: Sequence[str] = (),
         models: sample.Models | None = None,
     ):
