@@ -417,16 +417,20 @@ def load_run(
 
 
 def own_settings(cfg: TrainVAE | TrainTransformer) -> SamplingConfig | None:
-    """How the model of a run is sampled: videos of its largest size, guided if it can be."""
+    """How the model of a run is sampled: videos of its largest size, guided if it can be.
+
+    None for a VAE alone.
+    """
     if isinstance(cfg, TrainVAE):
         return None
+    rates = sorted(cfg.data.frame_rates)
     largest = max(cfg.data.sizes, key=lambda size: size.num_frames * size.height * size.width)
     return SamplingConfig(
         negative_prompt="",  # what dropped captions are
         height=largest.height,
         width=largest.width,
         num_frames=largest.num_frames,
-        frame_rate=cfg.data.resample or cfg.data.frame_rates[0],
+        frame_rate=cfg.data.resample or rates[len(rates) // 2],
         guidance_scale=3.0 if cfg.flow.caption_dropout else 1.0,
         stg_scale=0.0,
         image_cond_noise_scale=0.0,
