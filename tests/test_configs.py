@@ -172,6 +172,5 @@ def test_the_13b_model_guides_as_released():
 
 def test_the_model_that_ships_is_sampled_as_it_is_measured():
     cfg = config.load(str(FOLDER / "sample/shapes.py"))
-    names = {field.name for field in dataclasses.fields(SamplingConfig)}
-    for name in names - {"rescaling_scale"}:  # is for spatio-temporal guidance, which is off
-        assert getattr(cfg, name) == getattr(world.OPTIONS, name), name
+    for field in dataclasses.fields(SamplingConfig):
+        assert getattr(cfg, field.name) == getattr(world.OPTIONS, field.name), field.name

@@ -19,7 +19,6 @@ config = SampleConfig(
     num_inference_steps=16,
     guidance_scale=3.0,
     stg_scale=0.0,
-    rescaling_scale=1.0,
     image_cond_noise_scale=0.0,
     prepare_conditions=False,
     dtype="float32",

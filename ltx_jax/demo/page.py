@@ -134,7 +134,7 @@ def build(studio: Studio) -> gr.Blocks:
             show_progress_on=player,
             api_visibility="private",
         )
-        sliders["num_frames"].release(
+        sliders["num_frames"].change(
             lambda frames: gr.Slider(maximum=max(frames - 1, 2), value=frames - 1),
             sliders["num_frames"],
             pictures["frame"],
