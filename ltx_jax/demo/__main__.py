@@ -7,6 +7,7 @@ this machine alone unless --host says otherwise; it asks for no password.
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -55,6 +56,7 @@ def _serve(given: argparse.Namespace, rest: Sequence[str], folder: Path) -> None
         raise ValueError(f"{error}: pip install 'ltx-jax[demo]'") from error
     from ltx_jax.demo.studio import Studio
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends it as Ctrl-C does
     print("loading ...", file=sys.stderr)
     studio = Studio(settings, folder, limit=given.limit, arguments=rest)
     blocks = page.launch(studio, given.host, given.port)
