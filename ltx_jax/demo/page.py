@@ -4,7 +4,8 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
-import gradio as gr
+import gradio as gr  # pyright: ignore[reportMissingImports]  # the demo extra
+from gradio.themes import Soft  # pyright: ignore[reportMissingImports]
 
 from ltx_jax.checkpoints import hub
 from ltx_jax.data import captions
@@ -12,7 +13,7 @@ from ltx_jax.demo.studio import MAX_PROMPT, Picture, Studio
 from ltx_jax.diffusion.sampler import Progress
 
 # Fonts of the system: the page loads nothing from elsewhere.
-THEME = gr.themes.Soft(
+THEME = Soft(
     primary_hue="indigo",
     neutral_hue="slate",
     font=["system-ui", "sans-serif"],
@@ -150,7 +151,7 @@ def _handler(
     """What the button does: values of the fields -> player, details, command and seed."""
 
     def handle(values: dict[Any, Any], progress: gr.Progress = gr.Progress()) -> Any:
-        given = {name: values[field] for name, field in fields.items()}
+        given: dict[str, Any] = {name: values[field] for name, field in fields.items()}
         unknown = captions.unknown_words(given["prompt"]) if is_world else ()
         if unknown:
             gr.Warning(f"This model has never read {', '.join(unknown)}.")
