@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 from flax.linen.spmd import LogicallyPartitioned, RulesFallback, with_logical_constraint
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -55,9 +55,12 @@ def make_mesh(cfg: MeshConfig = MeshConfig(), devices: list[Any] | None = None) 
         raise ValueError(f"a mesh of {sizes} does not fit {len(devices)} devices")
     for name in free:
         sizes[name] = len(devices) // fixed
-    # jax.make_mesh defaults to Explicit axes, with which Linen's constraints do not work.
-    auto = (AxisType.Auto,) * len(sizes)
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=auto, devices=devices)
+    # jax.make_mesh would not cut an axis of a TPU's torus in two: 8 of 4x4x4 devices.
+    grid = mesh_utils.create_device_mesh(
+        tuple(sizes.values()), devices, allow_split_physical_axes=True
+    )
+    # Linen's constraints do not work with Explicit axes.
+    return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
 @contextlib.contextmanager
@@ -164,7 +167,12 @@ def shardings(boxed: Any, mesh: Mesh) -> Any:
     """
 
     def leaf(x: Any) -> NamedSharding:
-        names = fit(x.value.shape, x.names, mesh) if _is_boxed(x) else ()
+        if not _is_boxed(x):
+            return NamedSharding(mesh, P())
+        shape, names = x.value.shape, fit(x.value.shape, x.names, mesh)
+        if "conv_out" in x.names and "conv_out" not in names:  # then by its inputs, if that fits
+            by_inputs = {"conv_in": "conv_out", "conv_out": None}
+            names = fit(shape, tuple(by_inputs.get(name, name) for name in x.names), mesh)
         return NamedSharding(mesh, spec(names))
 
     return jax.tree.map(leaf, boxed, is_leaf=_is_boxed)

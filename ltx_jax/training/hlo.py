@@ -113,7 +113,8 @@ class _Program:
                 rest += moved
             kind = instruction.opcode.removesuffix("-start")
             if kind in COLLECTIVES:
-                held = sum(_bytes(computation[name].shape) for name in instruction.operands)
+                operands = [computation[name].shape for name in instruction.operands]
+                held = sum((_bytes(shape, everywhere=True) for shape in operands), start=0.0)
                 group = _first_group(instruction.text)
                 collectives.append(Collective(kind, times, held, group))
         return Traffic(products, rest, tuple(collectives))
@@ -226,11 +227,11 @@ def _within_parentheses(text: str) -> str:
     return text
 
 
-def _bytes(shape: str) -> float:
-    """Size of an array or a tuple in the device's main memory."""
+def _bytes(shape: str, everywhere: bool = False) -> float:
+    """Size of an array or a tuple in the device's main memory, or wherever it is."""
     total = 0.0
     for kind, sizes, layout in _ARRAY.findall(shape):
-        if "S(" not in layout:  # else it is in a TPU's vector memory, or in the host's
+        if everywhere or "S(" not in layout:  # else it is in a TPU's vector memory, or in the host's
             total += math.prod(_numbers(sizes)) * (_BITS.get(kind) or int(kind[1:])) / 8
     return total
 
@@ -244,12 +245,15 @@ def _first_group(text: str) -> tuple[int, ...]:
     if match := re.search(r"(?:replica_groups|source_target_pairs)=\{\{([\d,]+)\}", text):
         return tuple(int(i) for i in match[1].split(","))
     if match := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
-        shape, sizes, order = (_numbers(part or "") for part in match.groups())
-        devices = np.arange(math.prod(sizes)).reshape(sizes)
-        devices = devices.transpose(order) if order else devices
-        return tuple(devices.reshape(shape)[0].tolist())
-    if match := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", text):
-        return _group_of_axes(*match.groups())
+        shape, sizes, order = (part or "" for part in match.groups())
+        return tuple(_iota(sizes, order).reshape(_numbers(shape))[0].tolist())
+    if match := re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? *"
+        r"\{([^}]*)\}",
+        text,
+    ):
+        mesh, sizes, order, axes = match.groups()
+        return _group_of_axes(mesh, axes, _iota(sizes or "", order or ""))
     return (0,)
 
 
@@ -257,9 +261,23 @@ def _numbers(text: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", text)]
 
 
-def _group_of_axes(mesh: str, axes: str) -> tuple[int, ...]:
-    """Devices that differ along some axes of a mesh; "'a':(2)4" is a part of an axis."""
+def _iota(sizes: str, order: str) -> np.ndarray:
+    """Numbers of devices, in the order of a transposed grid; one number without sizes."""
+    devices = np.arange(math.prod(_numbers(sizes))).reshape(_numbers(sizes))
+    return (devices.transpose(_numbers(order)) if order else devices).ravel()
+
+
+def _group_of_axes(mesh: str, axes: str, devices: np.ndarray) -> tuple[int, ...]:
+    """Devices that differ along some axes of a mesh; "'a':(2)4" is a part of an axis.
+
+    Args:
+      mesh: names and sizes of its axes.
+      axes: those of the group.
+      devices: of the mesh, in its order, or one number: they are numbered in it.
+    """
     sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh)}
+    if len(devices) == 1:
+        devices = np.arange(math.prod(sizes.values()))
     chosen = {
         name: (int(before or 1), int(size or sizes[name]))
         for name, before, size in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", axes)
@@ -270,5 +288,4 @@ def _group_of_axes(mesh: str, axes: str) -> tuple[int, ...]:
         before, part = chosen.get(name, (1, 1))
         shape += [before, part, size // before // part]
         index += [0, slice(None) if name in chosen else 0, 0]
-    devices = np.arange(math.prod(shape)).reshape(shape)
-    return tuple(devices[tuple(index)].ravel().tolist())
+    return tuple(devices.reshape(shape)[tuple(index)].ravel().tolist())

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from ltx_jax import sharding
 from ltx_jax.config import BucketConfig, TrainTransformer, TrainVAE
 from ltx_jax.training import hlo, targets, transformer, vae
-from ltx_jax.training.flops import count_flop
+from ltx_jax.training.flops import count_traced
 from ltx_jax.training.hlo import Traffic
 from ltx_jax.training.stage import Sketch, Work, check_batch_size
 from ltx_jax.training.state import TrainState
@@ -171,8 +171,9 @@ def _compile(
 ) -> StepPlan:
     step: Any = sketch.step
     with sharding.use_mesh(mesh):
-        compiled = step.lower(sketch.plan.shapes, batch).compile()
-        executed = count_flop(step, sketch.plan.shapes, batch)
+        traced = step.trace(sketch.plan.shapes, batch)
+        executed = count_traced(traced.jaxpr.jaxpr)
+        compiled = traced.lower().compile()
     memory = compiled.memory_analysis()
     outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
     total = memory.argument_size_in_bytes + outputs + memory.temp_size_in_bytes
