@@ -163,17 +163,17 @@ def unbox(boxed: Any) -> Any:
 def shardings(boxed: Any, mesh: Mesh) -> Any:
     """The sharding of every leaf, from the axis names that its initialiser attached.
 
-    A dimension that its mesh axes do not divide is replicated (a 3-channel kernel over 8 devices).
+    A dimension that its mesh axes do not divide is replicated (3 channels over 8 devices). A
+    kernel whose outputs are not divided is split by its inputs instead.
     """
 
     def leaf(x: Any) -> NamedSharding:
         if not _is_boxed(x):
             return NamedSharding(mesh, P())
-        shape, names = x.value.shape, fit(x.value.shape, x.names, mesh)
-        if "conv_out" in x.names and "conv_out" not in names:  # then by its inputs, if that fits
-            by_inputs = {"conv_in": "conv_out", "conv_out": None}
-            names = fit(shape, tuple(by_inputs.get(name, name) for name in x.names), mesh)
-        return NamedSharding(mesh, spec(names))
+        shape, names = x.value.shape, x.names
+        if "conv_out" in names and "conv_out" not in fit(shape, names, mesh):
+            names = tuple("conv_out" if name == "conv_in" else None for name in names)
+        return NamedSharding(mesh, spec(fit(shape, names, mesh)))
 
     return jax.tree.map(leaf, boxed, is_leaf=_is_boxed)
 

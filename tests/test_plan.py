@@ -207,7 +207,5 @@ def test_a_plan_that_does_not_fit_says_what_to_change(monkeypatch):
         found = plan.plan(load("vae", *overrides), "small", lines.append)
         assert not found.fits(target)
         assert 0 < found.mfu(target) < 1
-        assert "does not fit" in lines[-5 - len({x.kind for x in ()})] or "does not fit" in str(
-            lines
-        )
+        assert any(line.endswith("does not fit") for line in lines)
         assert advice in lines[-1]

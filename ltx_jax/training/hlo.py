@@ -231,7 +231,7 @@ def _bytes(shape: str, everywhere: bool = False) -> float:
     """Size of an array or a tuple in the device's main memory, or wherever it is."""
     total = 0.0
     for kind, sizes, layout in _ARRAY.findall(shape):
-        if everywhere or "S(" not in layout:  # else it is in a TPU's vector memory, or in the host's
+        if everywhere or "S(" not in layout:  # that is a TPU's vector memory, or the host's
             total += math.prod(_numbers(sizes)) * (_BITS.get(kind) or int(kind[1:])) / 8
     return total
 
