@@ -131,7 +131,7 @@ def plan(cfg: TrainVAE | TrainTransformer, name: str, log: Log = print) -> StepP
     for kind, size in state.items():
         log(f"  {kind:<16}{_gb(size)}")
     with sharding.use_mesh(mesh):
-        works = [sketch.work(batch) for _, batch in sketch.batches]
+        works = [sketch.work(batch, cfg.run.steps) for _, batch in sketch.batches]
     dearest = max(range(len(works)), key=lambda i: works[i].flop)
     bucket, batch = sketch.batches[dearest]
     log(f"{_title(bucket)}{f', the dearest of {len(works)} buckets' if len(works) > 1 else ''}")
