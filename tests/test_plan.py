@@ -4,6 +4,9 @@ No plugin of an accelerator is needed: programs are compiled for CPUs, or writte
 """
 
 import dataclasses
+import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +23,7 @@ from ltx_jax.training.hlo import Collective
 from ltx_jax.training.plan import Roofline
 from ltx_jax.training.targets import CHIPS, Target
 
+ROOT = pathlib.Path(__file__).parents[1]
 ROW = 4.0 * 64  # bytes of 64 float32
 # By kind: on one of four devices, the exchange; bytes that it sends, per byte held; its group.
 RING = [(i, (i + 1) % 4) for i in range(4)]
@@ -209,3 +213,20 @@ def test_a_plan_that_does_not_fit_says_what_to_change(monkeypatch):
         assert 0 < found.mfu(target) < 1
         assert any(line.endswith("does not fit") for line in lines)
         assert advice in lines[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "mesh", [{"fsdp": 64}, {"data": 2, "fsdp": 8, "seq": 4}, {"fsdp": 32, "tensor": 2}], ids=str
+)
+def test_the_partitioner_gathers_no_array_of_the_2b_step_because_it_knows_no_better(mesh):
+    """XLA warns of an "involuntary full rematerialization" where it cannot get from one layout to
+    another but by way of the whole array on every device. All layers are one body."""
+    command = [sys.executable, "train.py", "configs/ltxv_2b.py", "--plan", "cpu:64"]
+    command += ["--model.num-layers", "2"]
+    command += [f"--mesh.{axis}={size}" for axis, size in mesh.items()]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "64 x cpu" in done.stdout
+    assert "TFLOP needed" in done.stdout  # it was compiled
+    assert "emateriali" not in done.stderr

@@ -81,6 +81,8 @@ class Conv(nn.Module):
             pad = ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0))
             x = jnp.pad(x, pad, mode=_PAD_MODES[cfg.spatial_padding_mode])
         y = convolve(x, kernel.astype(cfg.dtype), self.stride, zeros)
+        # Else the partitioner may split the channels as the kernel's, and gather samples.
+        y = constrain(y, "batch", "frame", "row", None, None)
         y = checkpoint_name(y, "conv")  # what remat="dots" keeps
         return y + bias.astype(cfg.dtype).reshape(1, 1, 1, 1, -1)
 

@@ -112,10 +112,9 @@ class _Program:
             else:
                 rest += moved
             kind = instruction.opcode.removesuffix("-start")
-            if kind in COLLECTIVES:
+            if kind in COLLECTIVES and len(group := _first_group(instruction.text)) > 1:
                 operands = [computation[name].shape for name in instruction.operands]
                 held = sum((_bytes(shape, everywhere=True) for shape in operands), start=0.0)
-                group = _first_group(instruction.text)
                 collectives.append(Collective(kind, times, held, group))
         return Traffic(products, rest, tuple(collectives))
 
