@@ -130,6 +130,24 @@ def test_a_tpus_loop_counts_by_its_condition_and_its_own_memory_not_at_all():
     assert hlo.traffic(TPU_PROGRAM) == hlo.Traffic(0.0, 28.0 * (4096 + 4), ())
 
 
+def test_an_array_that_comes_near_in_slices_is_read_once():
+    near = "s8[2048]{0:T(1024)S(1)}"
+    begun = "((s8[4096]{0:T(1024)}), s8[2048]{0:T(1024)S(1)}, s32[]{:S(2)})"
+    program = f"""
+ENTRY %main (x: s8[4096]) -> s8[2048] {{
+  %x = s8[4096]{{0:T(1024)}} parameter(0)
+  %begin.1 = {begun} slice-start(%x), slice={{[0:2048]}}
+  %begin.2 = {begun} slice-start(%x), slice={{[2048:4096]}}
+  %end.1 = {near} slice-done(%begin.1)
+  %end.2 = {near} slice-done(%begin.2)
+  %again = {near} slice(%x), slice={{[0:2048]}}
+  ROOT %sum = s8[2048]{{0:T(1024)}} add(%end.1, %end.2)
+}}
+"""
+    # Ahead, each half; then the first half once more, and the sum, which is written.
+    assert hlo.traffic(program) == hlo.Traffic(4096.0, 2048.0 + 2048.0, ())
+
+
 def test_a_step_takes_what_cannot_go_on_meanwhile():
     assert Roofline(5.0, 2.0, 1.0, 3.0).step == 6.0
     assert Roofline(5.0, 2.0, 1.0, 3.0).bound == "compute"

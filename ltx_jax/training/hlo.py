@@ -21,6 +21,7 @@ _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*?)\s([a-z][\w\-]*)\((.
 _CALLED = re.compile(r"\b(?:calls|to_apply|body|branch_computations)=\{?%?([\w.\-]+)")
 _FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota")
 _PRODUCTS = ("dot", "convolution")
+_PREFETCHES = ("copy-start", "copy-done", "slice-start", "slice-done")
 _LIBRARIES = ("__cublas", "__cudnn", "tpu_custom_call", "__onednn")
 
 
@@ -59,7 +60,8 @@ class Traffic:
     """What a program moves on each device.
 
     Attributes:
-      products: bytes between memory and instructions that hold products.
+      products: bytes between memory and instructions that hold products, and those that are
+        fetched ahead, beside any instruction.
       rest: the same of all other instructions.
       collectives: what moves between devices.
     """
@@ -107,7 +109,7 @@ class _Program:
         collectives = []
         for times, instruction, computation in self._run(self.entry, 1):
             moved = times * self._bytes(instruction, computation)
-            if self._holds_products(instruction):
+            if self._holds_products(instruction) or instruction.opcode in _PREFETCHES:
                 products += moved
             else:
                 rest += moved
@@ -172,7 +174,11 @@ class _Program:
         if opcode.endswith("-done"):
             return written
         if opcode in ("dynamic-slice", "slice", "gather"):
-            return 2 * written
+            near = not _bytes(operands[0])
+            return written + (0.0 if near else _bytes(instruction.shape, everywhere=True))
+        if opcode == "slice-start":  # gives the shapes of the array, of the slice and of a flag
+            kind, sizes, _ = _ARRAY.findall(instruction.shape)[1]
+            return _bytes(f"{kind}[{sizes}]")
         if opcode == "dynamic-update-slice":
             return 2 * _bytes(operands[1])
         read = sum(map(_bytes, operands), start=0.0)

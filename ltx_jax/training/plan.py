@@ -33,7 +33,8 @@ class Roofline:
 
     Attributes:
       compute: all products that are executed, those of the recomputation too.
-      products: memory traffic of the instructions with products, which goes on meanwhile.
+      products: memory traffic of the instructions with products, and of what is fetched ahead,
+        which goes on meanwhile.
       rest: memory traffic of all others.
       interconnect: exchanges between devices, which go on meanwhile.
     """
