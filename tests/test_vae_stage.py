@@ -176,6 +176,10 @@ def test_validation_shows_held_out_clips_by_the_averaged_parameters(run):
     error = (pair.frames[:, :, 16:].astype(float) - clip) / 127.5
     # One of two clips; rounding to 256 levels and clipping.
     assert 0 < np.abs(error).mean() < 3 * found.scalars["val_pixel"]
+    assert set(found.histograms) == {"latent_mean", "latent_std"}
+    np.testing.assert_array_equal(
+        found.histograms["latent_std"], stage.statistics(states[-1])["std"]
+    )
     again = stage.validate(jax.tree.map(jnp.asarray, states[-1]))
     assert again.scalars == found.scalars
     moved = dataclasses.replace(states[-1], ema=states[0].ema)

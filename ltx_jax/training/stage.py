@@ -34,6 +34,7 @@ class Validation:
 
     scalars: dict[str, float] = dataclasses.field(default_factory=dict)
     videos: dict[str, Footage] = dataclasses.field(default_factory=dict)
+    histograms: dict[str, Any] = dataclasses.field(default_factory=dict)  # of arrays of values
 
 
 class Sketch(NamedTuple):
