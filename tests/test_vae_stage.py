@@ -142,13 +142,16 @@ def test_work_is_counted_per_bucket(run):
     found = {}
     for size in (PICTURES, CLIPS):
         shape = (size.batch_size, size.num_frames, size.height, size.width, 3)
-        found[size] = stage.work({"frames": jnp.zeros(shape, jnp.uint8)})
+        found[size] = stage.work({"frames": jnp.zeros(shape, jnp.uint8)}, 3)
     # 4 x 4 x 2 pixels a latent.
     assert found[PICTURES].tokens == 8 * 6 * 4
     assert found[CLIPS].tokens == 8 * 3 * 4 * 4
+
+    clips = {"frames": jnp.zeros((8, 5, 16, 16, 3), jnp.uint8)}
     alone = vae.build(full(gan_weight=0.0), one_device())
-    without = alone.work({"frames": jnp.zeros((8, 5, 16, 16, 3), jnp.uint8)}).flop
+    without = alone.work(clips, 3).flop
     assert 0 < without < found[CLIPS].flop
+    assert stage.work(clips, 2).flop == without  # the discriminator begins in the third step
 
 
 def test_validation_shows_held_out_clips_by_the_averaged_parameters(run):
