@@ -155,9 +155,9 @@ def _handler(
         unknown = captions.unknown_words(given["prompt"]) if is_world else ()
         if unknown:
             gr.Warning(f"This model has never read {', '.join(unknown)}.")
-        new_seed = given["fresh"] or given["seed"] is None
+        seed = None if given["fresh"] else given["seed"]
         changes = {name: _number(studio, name, given[name]) for name in numbers}
-        changes["seed"] = secrets.randbelow(2**32) if new_seed else int(given["seed"])
+        changes["seed"] = secrets.randbelow(2**32) if seed is None else int(seed)
         pictures = [] if given["first"] is None else [Picture(given["first"], 0)]
         if given["later"] is not None:
             pictures.append(Picture(given["later"], int(given["frame"])))
