@@ -62,8 +62,8 @@ sample: $(QUICKSTART)/.trained
 	$(BIN)/python sample.py --config configs/sample/quickstart.py --output_path outputs/quickstart.mp4
 	@echo "This model has seen one clip and knows no other prompt. The video: outputs/quickstart.mp4"
 
-demo: $(VENV)/.demo
-	$(BIN)/python -m ltx_jax.demo
+demo: $(VENV)/.demo $(QUICKSTART)/.trained
+	$(BIN)/python -m ltx_jax.demo --config configs/sample/quickstart.py
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n $(WORKERS) -q
