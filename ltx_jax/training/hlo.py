@@ -70,6 +70,23 @@ class Traffic:
 
 
 @dataclasses.dataclass(frozen=True)
+class Executed:
+    """An instruction that runs by itself; what is fused into another does not.
+
+    Attributes:
+      times: how often it runs.
+      opcode: such as "fusion" or "custom-call".
+      shape: of its result, or of the tuple of its results.
+      text: its operands and all that follows them.
+    """
+
+    times: int
+    opcode: str
+    shape: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
 class _Instruction:
     name: str
     shape: str
@@ -86,6 +103,14 @@ class _Instruction:
 def traffic(text: str) -> Traffic:
     """Adds up the traffic of one run of a program."""
     return _Program(text).traffic()
+
+
+def executed(text: str) -> list[Executed]:
+    """All instructions that run by themselves in one run of a program."""
+    program = _Program(text)
+    return [
+        Executed(times, x.opcode, x.shape, x.text) for times, x, _ in program.run(program.entry, 1)
+    ]
 
 
 class _Program:
@@ -105,7 +130,7 @@ class _Program:
     def traffic(self) -> Traffic:
         products = rest = 0.0
         collectives = []
-        for times, instruction, computation in self._run(self.entry, 1):
+        for times, instruction, computation in self.run(self.entry, 1):
             moved = times * self._bytes(instruction, computation)
             if self._holds_products(instruction):
                 products += moved
@@ -118,7 +143,7 @@ class _Program:
                 collectives.append(Collective(kind, times, held, group))
         return Traffic(products, rest, tuple(collectives))
 
-    def _run(
+    def run(
         self, name: str, times: int
     ) -> Iterator[tuple[int, _Instruction, dict[str, _Instruction]]]:
         """Every instruction that runs by itself, and how often."""
@@ -126,10 +151,10 @@ class _Program:
         for instruction in computation.values():
             if instruction.opcode == "while":
                 for body in instruction.called:
-                    yield from self._run(body, times * self._trips(instruction))
+                    yield from self.run(body, times * self._trips(instruction))
             elif instruction.opcode in ("call", "conditional", "async-start"):
                 for called in instruction.called:
-                    yield from self._run(called, times)
+                    yield from self.run(called, times)
             elif instruction.opcode not in _FREE:
                 yield times, instruction, computation
 
