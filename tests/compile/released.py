@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from ltx_jax import pipeline, sharding
 from ltx_jax.checkpoints import official_config, released
 from ltx_jax.config import Linears, MeshConfig, SamplingConfig, TransformerConfig, VAEConfig
-from ltx_jax.diffusion import guidance, sampler
+from ltx_jax.diffusion import guidance, networks, sampler
 from ltx_jax.diffusion.noise import seeded
 from ltx_jax.models import convolution, fused
 from ltx_jax.models.transformer import Transformer, compiler_options
@@ -133,14 +133,17 @@ def step(mesh: Any, params: Any, made: Any, branches: Any, velocity: Any, option
     """The sampler's step, its tokens laid out as it leaves them."""
     tokens = laid_out(made.start, mesh, "batch", "token")
     index = laid_out(jax.ShapeDtypeStruct((), jnp.int32), mesh)
+    kept = None
+    if isinstance(velocity, sampler.Reusing):
+        kept = laid_out(jax.eval_shape(velocity.empty, made.start), mesh)
     static = dict(velocity=velocity, branches=branches, mode=sampler.Mode())
-    lowered = sampler.step.lower(params, tokens, made, index, **static)
+    lowered = sampler.step.lower(params, tokens, made, index, kept, **static)
     return Program(lowered.compile(compiler_options=options))
 
 
 @functools.cache
-def fast_step(layers: int, linears: Linears | None = None) -> Program:
-    """The step in fused form, for one H200."""
+def fast_step(layers: int, linears: Linears | None = None, reuse: bool = False) -> Program:
+    """The step in fused form, for one H200; `reuse` is TeaCache."""
     mesh, cfg = mesh_of("h200"), transformer(layers)
     params = derived(cfg, linears)
     caption = jax.ShapeDtypeStruct((1, CAPTION, CHANNELS), jnp.bfloat16)
@@ -148,9 +151,11 @@ def fast_step(layers: int, linears: Linears | None = None) -> Program:
     table = jax.ShapeDtypeStruct((1, TOKENS, cfg.width // 2), jnp.float32)
     rope = jax.eval_shape(functools.partial(fused.halve_rope, cfg=cfg), (table, table))
     made, branches = inputs(cfg, heads, rope, 1)
+    if reuse:
+        made = dataclasses.replace(made, threshold=jax.ShapeDtypeStruct((), jnp.float32))
     params, made = laid_out((params, made), mesh)
     with sharding.use_mesh(mesh):
-        velocity = pipeline.fast_network(cfg)
+        velocity = networks.reusing_network(cfg) if reuse else networks.fast_network(cfg)
         return step(mesh, params, made, branches, velocity, compiler_options())
 
 
@@ -169,7 +174,7 @@ def sharded_step(name: str, layers: int, batch: int = 1, **axes: int) -> Program
     made, branches = inputs(cfg, caption, (table, table), batch)
     with sharding.use_mesh(mesh):
         made = laid_out(made, mesh)
-        velocity = pipeline.network(cfg)
+        velocity = networks.network(cfg)
         return step(mesh, params, made, branches, velocity, compiler_options())
 
 

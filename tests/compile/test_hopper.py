@@ -107,3 +107,23 @@ def test_eight_bit_linears_are_eight_bit_products():
     eight = [x.text for x in program.calls("__cublas$lt$matmul$f8")]
     found = collections.Counter(re.findall(r'"epilogue":"(\w+)"', " ".join(eight)))
     assert found == {"BIAS": 5 * layers, "BIAS_GELU": layers}
+
+
+def test_whole_byte_weights_are_read_as_such_and_widened_one_at_a_time():
+    """Each of the products' matrices once, and all in the memory of a few: 67 MB for the largest
+    two, beside the activations."""
+    layers = 2
+    program = fast_step(layers, "int8")
+    whole = sum(
+        x.size for x in jax.tree.leaves(derived(transformer(layers), "int8")) if x.dtype == "int8"
+    )
+    assert whole == layers * (3 + 1 + 1 + 1 + 4 + 4) * WIDTH**2
+    assert epilogues(program) == epilogues(fast_step(layers))
+    assert program.temporary < fast_step(layers).temporary + 0.15 * GB
+
+
+def test_a_step_that_may_be_reused_chooses_on_the_device():
+    program = fast_step(1, reuse=True)
+    assert " conditional(" in program.text
+    # Both the input seen and the update kept, bfloat16, and what the choice itself holds.
+    assert program.temporary < fast_step(1).temporary + 0.15 * GB
