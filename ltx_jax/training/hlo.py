@@ -76,12 +76,14 @@ class Executed:
     """An instruction that runs by itself; what is fused into another does not.
 
     Attributes:
+      name: its own, which of a custom call is often that of the kernel.
       times: how often it runs.
       opcode: such as "fusion" or "custom-call".
       shape: of its result, or of the tuple of its results.
       text: its operands and all that follows them.
     """
 
+    name: str
     times: int
     opcode: str
     shape: str
@@ -111,7 +113,8 @@ def executed(text: str) -> list[Executed]:
     """All instructions that run by themselves in one run of a program."""
     program = _Program(text)
     return [
-        Executed(times, x.opcode, x.shape, x.text) for times, x, _ in program.run(program.entry, 1)
+        Executed(x.name, times, x.opcode, x.shape, x.text)
+        for times, x, _ in program.run(program.entry, 1)
     ]
 
 
