@@ -19,10 +19,11 @@ QUICKSTART := runs/quickstart
 PROMPT := a red circle moving right on a plain grey background
 
 .DEFAULT_GOAL := help
-.PHONY: help sample test test-slow test-compile lint clean
+.PHONY: help sample demo test test-slow test-compile lint clean
 
 help:
 	@echo "make sample     fit a tiny model to one clip and sample that clip (about 4 minutes)"
+	@echo "make demo       a web page that makes videos, at http://127.0.0.1:7860"
 	@echo "make test       the tests, 15 minutes or less on 2 cores"
 	@echo "make test-slow  the tests that kill, run several processes or take gigabytes"
 	@echo "make test-compile  compile for GPUs and TPUs that are not here (5 GB of compilers)"
@@ -36,6 +37,10 @@ $(VENV)/.python:
 
 $(VENV)/.package: $(VENV)/.python pyproject.toml
 	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.package
+	$(PIP) --editable '.[demo]'
 	@touch $@
 
 $(VENV)/.torch: $(VENV)/.python
@@ -62,6 +67,9 @@ $(QUICKSTART)/.trained: $(VENV)/.package configs/quickstart_vae.py configs/quick
 sample: $(QUICKSTART)/.trained
 	$(BIN)/python sample.py --config configs/sample/quickstart.py --output_path outputs/quickstart.mp4
 	@echo "This model has seen one clip and knows no other prompt. The video: outputs/quickstart.mp4"
+
+demo: $(VENV)/.demo $(QUICKSTART)/.trained
+	$(BIN)/python -m ltx_jax.demo --config configs/sample/quickstart.py
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n $(WORKERS) -q

@@ -154,6 +154,7 @@ class LTXPipeline:
     """Samples videos with one checkpoint.
 
     Attributes:
+      options: how it samples unless told otherwise: as the checkpoint says, or the defaults.
       programs: what has been compiled so far.
       timings: seconds of loading, and of the parts of the last call: text, encode, denoise, decode,
         and compile, which the others leave out.
@@ -227,6 +228,7 @@ class LTXPipeline:
             jnp.zeros(channels), jnp.ones(channels)
         )
         self.text_encoder = text_encoder
+        self.options = checkpoint.settings or SamplingConfig()
         self.mesh = mesh
         self.timings: dict[str, float] = {}
         self.programs = Programs()
@@ -250,7 +252,8 @@ class LTXPipeline:
         """Loads a pipeline.
 
         Args:
-          checkpoint: a safetensors file, a diffusers directory, a run of ours or a hub id.
+          checkpoint: a safetensors file, a diffusers directory, a run of ours, what was exported
+            from one, a hub id, or "embedded": the small model that ships.
           text_encoder: a directory or hub id of a T5 encoder. None takes the checkpoint's own, or,
             if it has none, leaves embeddings as the only way to caption.
           dtype: of the computation; guidance and latents are always float32.
@@ -283,7 +286,7 @@ class LTXPipeline:
     def __call__(
         self,
         prompt: str | Sequence[str] | None = None,
-        options: SamplingConfig = SamplingConfig(),
+        options: SamplingConfig | None = None,
         *,
         conditions: Sequence[Condition] = (),
         input_media: Any = None,
@@ -300,7 +303,8 @@ class LTXPipeline:
 
         Args:
           prompt: one or several.
-          options: how to sample; `changes` replaces single fields: `pipe("...", height=512)`.
+          options: how to sample; None takes the pipeline's. `changes` replaces single fields:
+            `pipe("...", height=512)`.
           conditions: images and clips that every video has to show.
           input_media: a video to change, as a path or like the media of a condition; needs a first
             time below 1 (`skip_initial_inference_steps`, or `timesteps`).
@@ -353,7 +357,7 @@ class LTXPipeline:
     def prepare(
         self,
         prompt: str | Sequence[str] | None = None,
-        options: SamplingConfig = SamplingConfig(),
+        options: SamplingConfig | None = None,
         *,
         conditions: Sequence[Condition] = (),
         input_media: Any = None,
@@ -365,7 +369,7 @@ class LTXPipeline:
     ) -> Start:
         """All of a call before its loop; the arguments are those of `__call__`."""
         self.timings = {part: t for part, t in self.timings.items() if part == "load"}
-        options = request.replace(options, changes)
+        options = request.replace(options or self.options, changes)
         size = self.size(options)
         size.notice()
         times = flow.inference_times(
@@ -436,7 +440,7 @@ class LTXPipeline:
     def decode(
         self,
         x: Float[Array, "b t h w c"] | Float[np.ndarray, "b t h w c"],
-        options: SamplingConfig = SamplingConfig(),
+        options: SamplingConfig | None = None,
         *,
         noise: Any = None,
         first_sample: int = 0,
@@ -444,7 +448,7 @@ class LTXPipeline:
         **changes: Any,
     ) -> Shaped[np.ndarray, "b t2 h2 w2 c2"]:
         """Turns latents (`output="latents"` of a call) into videos; arguments as of the call."""
-        options = request.replace(options, changes)
+        options = request.replace(options or self.options, changes)
         size = self.size(options)
         shape = (x.shape[0], *size.grid, self.vae.latent_channels)
         x = request.checked("latents", x, shape)

@@ -166,10 +166,14 @@ def test_scores_are_not_kept_for_the_gradient():
 
 
 @pytest.mark.parametrize(
-    ("size", "masked"), [((128, 128), False), ((130, 150), False), ((130, 150), True)], ids=str
+    ("size", "masked", "parts"),
+    [((128, 128), False, 1), ((130, 150), False, 1), ((130, 150), True, 2)],
+    ids=str,
 )
-def test_the_kernel_for_tpus_attends_as_the_plain_form(size, masked, monkeypatch):
+def test_the_kernel_for_tpus_attends_as_the_plain_form(size, masked, parts, monkeypatch):
     """And its gradients. It is interpreted here; what fills up a block of tokens is not seen."""
+    monkeypatch.setattr("ltx_jax.models.attention._BLOCK", 128)
+    monkeypatch.setattr("ltx_jax.models.attention._GRADIENT_BLOCKS", 2 // parts)
     make = splash_attention_kernel.make_splash_mha_single_device
     interpreted = functools.partial(make, interpret=True)
     monkeypatch.setattr(splash_attention_kernel, "make_splash_mha_single_device", interpreted)

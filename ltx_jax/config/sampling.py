@@ -60,8 +60,9 @@ class SampleConfig(SamplingConfig):
     """Everything that sample.py is told: where models and media lie, beside how to sample."""
 
     config: str | None = None  # a .py or .json file that the other options start from
-    # A safetensors file, a diffusers folder, a Hugging Face repository or a run of train.py.
-    checkpoint: str = ""
+    # A safetensors file, a diffusers folder, a Hugging Face repository, a run of train.py or what
+    # is exported from it; "embedded" is the small model that ships.
+    checkpoint: str = "embedded"
     text_encoder: str | None = None  # a T5 folder or repository; None: the checkpoint's own
     prompt: str | None = None  # may be empty: an unconditional video
     prompts_file: str | None = None  # one prompt per line; videos that exist are not made again
@@ -75,6 +76,7 @@ class SampleConfig(SamplingConfig):
     conditioning_strengths: tuple[float, ...] = ()  # in [0, 1]; none given: 1
     input_media_path: str | None = None  # a video to change, from skip_initial_inference_steps on
     output_path: str | None = None  # an .mp4 or a folder; None: outputs/
+    previews: bool = False  # a GIF and a sheet of frames (PNG) beside each video
     # An .npy for the final normalised latents; decodes nothing unless output_path is given too.
     save_latents: str | None = None
     dtype: DType = "bfloat16"  # of parameters and computation

@@ -231,7 +231,7 @@ class _WeightsAndBiases:
     def histogram(self, done: int, name: str, values: np.ndarray) -> None:
         import wandb  # pyright: ignore[reportMissingImports]
 
-        self._run.log({name: wandb.Histogram(values), "step": done})  # over the channels
+        self._run.log({name: wandb.Histogram(values.tolist()), "step": done})  # over the channels
 
     def video(self, done: int, name: str, footage: Footage) -> None:
         import wandb  # pyright: ignore[reportMissingImports]  # the tracking extra
