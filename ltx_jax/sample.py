@@ -223,9 +223,15 @@ def load(cfg: SampleConfig) -> Models:
 
     programs.use_compilation_cache()
     mesh = None if cfg.mesh == MeshConfig() else sharding.make_mesh(cfg.mesh)
-    text_encoder = cfg.text_encoder if cfg.embeddings is None else None
+    prompted = cfg.embeddings is None or cfg.linears == "float8"  # which is calibrated with prompts
+    reuses = cfg.teacache > 0 or (cfg.second_pass is not None and cfg.second_pass.teacache > 0)
     pipe = LTXPipeline.from_pretrained(
-        cfg.checkpoint, text_encoder=text_encoder, dtype=cfg.dtype, mesh=mesh
+        cfg.checkpoint,
+        text_encoder=cfg.text_encoder if prompted else None,
+        dtype=cfg.dtype,
+        mesh=mesh,
+        fast=reuses or None,
+        linears=cfg.linears,
     )
     if cfg.config is not None and cfg.config.endswith(".json"):
         before = jobs.read_json(Path(cfg.config)).get("checkpoint_hash")

@@ -72,6 +72,25 @@ class Traffic:
 
 
 @dataclasses.dataclass(frozen=True)
+class Executed:
+    """An instruction that runs by itself; what is fused into another does not.
+
+    Attributes:
+      name: its own, which of a custom call is often that of the kernel.
+      times: how often it runs.
+      opcode: such as "fusion" or "custom-call".
+      shape: of its result, or of the tuple of its results.
+      text: its operands and all that follows them.
+    """
+
+    name: str
+    times: int
+    opcode: str
+    shape: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
 class _Instruction:
     name: str
     shape: str
@@ -88,6 +107,15 @@ class _Instruction:
 def traffic(text: str) -> Traffic:
     """Adds up the traffic of one run of a program."""
     return _Program(text).traffic()
+
+
+def executed(text: str) -> list[Executed]:
+    """All instructions that run by themselves in one run of a program."""
+    program = _Program(text)
+    return [
+        Executed(x.name, times, x.opcode, x.shape, x.text)
+        for times, x, _ in program.run(program.entry, 1)
+    ]
 
 
 class _Program:
@@ -107,7 +135,7 @@ class _Program:
     def traffic(self) -> Traffic:
         products = rest = 0.0
         collectives = []
-        for times, instruction, computation in self._run(self.entry, 1):
+        for times, instruction, computation in self.run(self.entry, 1):
             moved = times * self._bytes(instruction, computation)
             if self._holds_products(instruction) or instruction.opcode in _PREFETCHES:
                 products += moved
@@ -120,7 +148,7 @@ class _Program:
                 collectives.append(Collective(kind, times, held, group))
         return Traffic(products, rest, tuple(collectives))
 
-    def _run(
+    def run(
         self, name: str, times: int
     ) -> Iterator[tuple[int, _Instruction, dict[str, _Instruction]]]:
         """Every instruction that runs by itself, and how often."""
@@ -128,10 +156,10 @@ class _Program:
         for instruction in computation.values():
             if instruction.opcode == "while":
                 for body in instruction.called:
-                    yield from self._run(body, times * self._trips(instruction))
+                    yield from self.run(body, times * self._trips(instruction))
             elif instruction.opcode in ("call", "conditional", "async-start"):
                 for called in instruction.called:
-                    yield from self._run(called, times)
+                    yield from self.run(called, times)
             elif instruction.opcode not in _FREE:
                 yield times, instruction, computation
 
