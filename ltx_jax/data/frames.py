@@ -49,17 +49,19 @@ class Shown:
             picture = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
         return self._upright(picture)
 
-    def luma(self) -> UInt8[np.ndarray, "h w"]:
-        """Grey levels from black, 0, to white, 255, of all pixels."""
-        return self._upright(self._converted("gray"))
+    def luma(self, longest: int) -> UInt8[np.ndarray, "h w"]:
+        """Grey levels from black, 0, to white, 255, averaged down so that no side is longer."""
+        return self._upright(self._converted("gray", **self._reduced(longest)))
 
-    def small(self, longest: int) -> UInt8[np.ndarray, "h w 3"]:
+    def bgr(self, longest: int) -> UInt8[np.ndarray, "h w 3"]:
         """Blue, green and red, averaged down so that no side is longer."""
-        scale = min(longest / max(self._frame.height, self._frame.width), 1)
-        size = {
-            name: max(round(getattr(self._frame, name) * scale), 1) for name in ("height", "width")
-        }
-        return self._upright(self._converted("bgr24", interpolation="AREA", **size))
+        return self._upright(self._converted("bgr24", **self._reduced(longest)))
+
+    def _reduced(self, longest: int) -> dict[str, Any]:
+        height, width = self._frame.height, self._frame.width
+        scale = min(longest / max(height, width), 1)
+        size = (max(round(side * scale), 1) for side in (height, width))
+        return {**dict(zip(("height", "width"), size, strict=True)), "interpolation": "AREA"}
 
     def _converted(self, form: str, **options: Any) -> np.ndarray:
         # One thread: handing a small picture to several takes longer than converting it.

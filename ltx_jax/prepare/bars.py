@@ -1,0 +1,100 @@
+"""Black bars: where the picture lies in its frame, steady over a clip.
+
+A bar is a flat dark band along an edge of the frame that ends in a straight line. Lettering or a
+logo may lie in it: only parts of its rows are bright then. What is dark in the picture itself,
+a night sky say, is not flat, or does not end in a straight line across the frame.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+
+# Grey levels, of 255.
+_DARKEST_BAR = 40  # a bar is nowhere brighter at its outermost rows
+_ABOVE = 12  # the bar's level by so much is not the bar
+_ROUGH = 2.5  # mean deviation of neighbours within a bar
+# Shares.
+_EDGE = 0.35  # of the columns that end in the same line, of those that end at all
+_CLEAR = 0.25  # of a row that no lettering covers
+_MEAN_CLEAR = 0.7  # the same, over all rows of the bar
+_DEEPEST = 0.45  # of the frame's side
+_SMALLEST = 3  # pixels; a line or two are codecs' doing
+
+
+def find_picture(lumas: Sequence[UInt8[np.ndarray, "h w"]]) -> tuple[int, int, int, int]:
+    """Top, left, height and width of the picture within its frame.
+
+    Args:
+      lumas: frames spread over a clip; black is 0.
+    """
+    brightest = np.maximum.reduce(list(lumas)).astype(np.int16)
+    darkest = np.minimum.reduce(list(lumas)).astype(np.int16)
+    top, bottom, left, right = 0, 0, 0, 0
+    for _ in range(2):  # bars on two sides hide those on the others at first
+        height, width = brightest.shape
+        inner = slice(top, height - bottom), slice(left, width - right)
+        high, low = brightest[inner], darkest[inner]
+        more = [_depth(*turned) for turned in _sides(high, low)]
+        if not any(more):
+            break
+        top, bottom, left, right = (
+            known + new for known, new in zip((top, bottom, left, right), more, strict=True)
+        )
+    height, width = brightest.shape
+    return top, left, height - top - bottom, width - left - right
+
+
+def _sides(high: np.ndarray, low: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The frame with its top, bottom, left and right edge uppermost."""
+    return [
+        (high, low),
+        (high[::-1], low[::-1]),
+        (high.T, low.T),
+        (high.T[::-1], low.T[::-1]),
+    ]
+
+
+def _depth(high: np.ndarray, low: np.ndarray) -> int:
+    """Rows of a bar at the top; 0 without one."""
+    height, width = high.shape
+    deepest = int(height * _DEEPEST)
+    if deepest <= _SMALLEST:
+        return 0
+    level = np.median(high[:2])
+    if level > _DARKEST_BAR:
+        return 0
+    dark = high[: deepest + 3] <= level + _ABOVE
+    clear = dark.mean(axis=1)
+    # Rows y with dark pixels above and bright ones below: two rows apart, for edges are soft.
+    above, below = dark[1:-2], ~(dark[2:-1] & dark[3:])
+    ends = (above & below & dark[:-3]).sum(axis=1)
+    picture = (~dark).any(axis=0).sum()  # columns that are not dark all the way
+    if not picture:
+        return 0
+    edge = ends / max(picture, 1)
+    mean_clear = np.cumsum(clear) / np.arange(1, len(clear) + 1)
+    rows = np.arange(2, len(edge) + 2)
+    least_clear = np.minimum.accumulate(clear)
+    good = (
+        (edge >= _EDGE)
+        & (mean_clear[rows - 1] >= _MEAN_CLEAR)
+        & (least_clear[rows - 1] >= _CLEAR)
+        & (rows >= _SMALLEST)
+    )
+    for index in np.argsort(-np.where(good, edge, -1.0), kind="stable")[: int(good.sum())]:
+        depth = int(rows[index])
+        if _is_flat(high[:depth], low[:depth], level):
+            return depth
+    return 0
+
+
+def _is_flat(high: np.ndarray, low: np.ndarray, level: float) -> bool:
+    """Whether what is dark in a band is as even as a bar."""
+    dark = high <= level + _ABOVE
+    within = dark[:, 1:] & dark[:, :-1]
+    if not within.any():
+        return False
+    steps = np.abs(np.diff(high, axis=1))[within]
+    changes = (high - low)[dark]
+    return steps.mean() <= _ROUGH and np.median(changes) <= 2 * _ROUGH

@@ -1,0 +1,7 @@
+"""What a run kept and dropped, and why: a page of HTML in one file."""
+
+from pathlib import Path
+
+
+def write(path, cfg, clips):
+    path.write_text("")
