@@ -50,9 +50,7 @@ class AestheticsConfig:
     min_score: float | None = None  # None: scored, and none dropped
 
     def __post_init__(self):
-        require(
-            bool(self.encoder) == bool(self.head), "aesthetics need both an encoder and a head"
-        )
+        require(bool(self.encoder) == bool(self.head), "aesthetics need both an encoder and a head")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +91,8 @@ class StoreConfig:
             f"{self.min_frame_rate} and {self.max_frame_rate}",
         )
         require(
-            self.shard_megabytes > 0, f"shard_megabytes must be positive, got {self.shard_megabytes}"
+            self.shard_megabytes > 0,
+            f"shard_megabytes must be positive, got {self.shard_megabytes}",
         )
 
 
@@ -104,7 +103,7 @@ class PrepareConfig:
     shots: ShotsConfig = ShotsConfig()
     crop_bars: bool = True  # black bars, off all clips
     # Motion that a clip must have, in percent of the picture's diagonal per second; None: any.
-    min_motion: float | None = 0.5
+    min_motion: float | None = 0.55
     duplicates: DuplicatesConfig = DuplicatesConfig()
     # Of a clip, evenly spaced: what detectors of text, aesthetics and captions look at.
     pictures: int = 4

@@ -12,14 +12,17 @@ from jaxtyping import UInt8
 
 # Grey levels, of 255.
 _DARKEST_BAR = 40  # a bar is nowhere brighter at its outermost rows
-_ABOVE = 12  # the bar's level by so much is not the bar
-_ROUGH = 2.5  # mean deviation of neighbours within a bar
+_ABOVE = 8  # the bar's level by so much is not the bar
+_UNEVEN = 0.6  # deviation of blocks of a bar
 # Shares.
 _EDGE = 0.35  # of the columns that end in the same line, of those that end at all
 _CLEAR = 0.25  # of a row that no lettering covers
 _MEAN_CLEAR = 0.7  # the same, over all rows of the bar
 _DEEPEST = 0.45  # of the frame's side
-_SMALLEST = 3  # pixels; a line or two are codecs' doing
+# Pixels.
+_SMALLEST = 3  # a line or two are codecs' doing
+_BLOCK = 12
+_RIPPLE = 6
 
 
 def find_picture(lumas: Sequence[UInt8[np.ndarray, "h w"]]) -> tuple[int, int, int, int]:
@@ -29,13 +32,11 @@ def find_picture(lumas: Sequence[UInt8[np.ndarray, "h w"]]) -> tuple[int, int, i
       lumas: frames spread over a clip; black is 0.
     """
     brightest = np.maximum.reduce(list(lumas)).astype(np.int16)
-    darkest = np.minimum.reduce(list(lumas)).astype(np.int16)
     top, bottom, left, right = 0, 0, 0, 0
     for _ in range(2):  # bars on two sides hide those on the others at first
         height, width = brightest.shape
         inner = slice(top, height - bottom), slice(left, width - right)
-        high, low = brightest[inner], darkest[inner]
-        more = [_depth(*turned) for turned in _sides(high, low)]
+        more = [_depth(turned) for turned in _sides(brightest[inner])]
         if not any(more):
             break
         top, bottom, left, right = (
@@ -45,20 +46,14 @@ def find_picture(lumas: Sequence[UInt8[np.ndarray, "h w"]]) -> tuple[int, int, i
     return top, left, height - top - bottom, width - left - right
 
 
-def _sides(high: np.ndarray, low: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The frame with its top, bottom, left and right edge uppermost."""
-    return [
-        (high, low),
-        (high[::-1], low[::-1]),
-        (high.T, low.T),
-        (high.T[::-1], low.T[::-1]),
-    ]
+def _sides(picture: np.ndarray) -> list[np.ndarray]:
+    """The picture with its top, bottom, left and right edge uppermost."""
+    return [picture, picture[::-1], picture.T, picture.T[::-1]]
 
 
-def _depth(high: np.ndarray, low: np.ndarray) -> int:
+def _depth(high: np.ndarray) -> int:
     """Rows of a bar at the top; 0 without one."""
-    height, width = high.shape
-    deepest = int(height * _DEEPEST)
+    deepest = int(len(high) * _DEEPEST)
     if deepest <= _SMALLEST:
         return 0
     level = np.median(high[:2])
@@ -72,7 +67,7 @@ def _depth(high: np.ndarray, low: np.ndarray) -> int:
     picture = (~dark).any(axis=0).sum()  # columns that are not dark all the way
     if not picture:
         return 0
-    edge = ends / max(picture, 1)
+    edge = ends / picture
     mean_clear = np.cumsum(clear) / np.arange(1, len(clear) + 1)
     rows = np.arange(2, len(edge) + 2)
     least_clear = np.minimum.accumulate(clear)
@@ -84,17 +79,22 @@ def _depth(high: np.ndarray, low: np.ndarray) -> int:
     )
     for index in np.argsort(-np.where(good, edge, -1.0), kind="stable")[: int(good.sum())]:
         depth = int(rows[index])
-        if _is_flat(high[:depth], low[:depth], level):
+        # Beside the edge codecs leave ripples.
+        if _is_flat(high[: max(depth - _RIPPLE, depth // 2)], level):
             return depth
     return 0
 
 
-def _is_flat(high: np.ndarray, low: np.ndarray, level: float) -> bool:
-    """Whether what is dark in a band is as even as a bar."""
-    dark = high <= level + _ABOVE
-    within = dark[:, 1:] & dark[:, :-1]
-    if not within.any():
-        return False
-    steps = np.abs(np.diff(high, axis=1))[within]
-    changes = (high - low)[dark]
-    return steps.mean() <= _ROUGH and np.median(changes) <= 2 * _ROUGH
+def _is_flat(band: np.ndarray, level: float) -> bool:
+    """Whether what is dark in a band is as even as a bar, averaged over blocks against noise."""
+    rows = -(-len(band) // max(round(len(band) / _BLOCK), 1))
+    means = []
+    for top in range(0, len(band), rows):
+        for left in range(0, band.shape[1], _BLOCK):
+            block = band[top : top + rows, left : left + _BLOCK]
+            dark = block[block <= level + _ABOVE]
+            if dark.size >= block.size / 2:
+                means.append(dark.mean())
+    # Thin bars are all ripples.
+    limit = _UNEVEN if len(band) >= _RIPPLE else 2 * _UNEVEN
+    return len(means) > 1 and float(np.std(means)) <= limit

@@ -31,9 +31,7 @@ def write_clips(path: Path, clips: Sequence[Clip], store: StoreConfig) -> None:
     scratch = path.with_name(f"{path.name}.mp4")
     for clip in clips:
         # One thread: with more, what x264 makes depends on their number.
-        video.write_video(
-            scratch, _frames(clip, store), clip.frame_rate, crf=store.crf, threads=1
-        )
+        video.write_video(scratch, _frames(clip, store), clip.frame_rate, crf=store.crf, threads=1)
         writer.write(scratch.read_bytes())
         scratch.unlink()
     writer.close()

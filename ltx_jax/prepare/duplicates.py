@@ -9,6 +9,7 @@ one picture, and nearly always for more, as there are several.
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
+import cv2
 import numpy as np
 from jaxtyping import UInt8
 
@@ -21,8 +22,6 @@ _COMPARED = 50  # with so many at most of those that agree in a band: flat pictu
 
 def hash_picture(picture: UInt8[np.ndarray, "h w"]) -> int:
     """64 bits of a grey picture."""
-    import cv2
-
     small = cv2.resize(picture, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32)
     frequencies = cv2.dct(small)[:8, :8].ravel()
     frequencies[0] = 0.0  # brightness
@@ -81,6 +80,4 @@ def groups(found: Iterable[tuple[Clip, Clip]]) -> dict[str, str]:
     for name, clip in clips.items():
         group = root(name)
         best[group] = min(best.get(group, clip), clip, key=_rank)
-    return {
-        name: best[root(name)].name for name in sorted(clips) if best[root(name)].name != name
-    }
+    return {name: best[root(name)].name for name in sorted(clips) if best[root(name)].name != name}

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 
 from ltx_jax.config.preparation import PrepareConfig
@@ -46,8 +47,8 @@ class _Samples:
         if frame.end > self._next_large:
             self._next_large = _following(frame.end, _LARGE_RATE)
             large = frame.luma(_LARGE)
-        blue_first = np.array([29, 150, 77], np.float32) / 256
-        self._kept.append(_Sample(frame.begin, (picture @ blue_first).astype(np.uint8), large))
+        grey = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)
+        self._kept.append(_Sample(frame.begin, grey, large))
 
     def take(self, start: float, end: float) -> list[_Sample]:
         """The samples of a part, which are forgotten with all that came before."""

@@ -5,18 +5,29 @@ is the camera: its path is smoothed, so that a pan counts and shake does not. Wh
 the camera over a second is motion of things; noise makes points tremble but carries them nowhere.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
 _WINDOW = 1.0  # seconds that points are followed for, and over which the camera's path is smoothed
-_POINTS = 200
+_CELL = (
+    32  # pixels: points are looked for in every cell of a grid, as details are not spread evenly
+)
+_POINTS = 5  # of a cell
+_CORNER = 1e-5  # the least curvature of the picture about a point, as OpenCV counts it
 _FEWEST = 12  # points that say something
 _BACK = 0.7  # pixels: a point that is followed there and back returns so near
 _TREMBLE = 0.3  # percent of the diagonal: what noise does to a point
 _FARTHEST = 30.0  # percent of the diagonal: no point goes farther in a window
+# A dissolve: the share of points that are still found, the least change, of 255, and how far from
+# the mean of the others a picture lies, beside their difference.
+_COHERENT = 0.8
+_CHANGE = 3.0
+_BEND = 0.2
 # Percentile of the windows that counts: dissolves between stills take less of the time than the
 # rest, things that move now and then more.
 _TYPICAL = 70
@@ -48,8 +59,7 @@ def score(times: Sequence[float], pictures: Sequence[UInt8[np.ndarray, "h w"]]) 
         window = _follow(even[first : last + 1])
         windows.append(window)
         seconds = times[first + window.last] - times[first]
-        tremble = _TREMBLE / 100 * diagonal
-        speeds.append(max(window.things - tremble, 0.0) / seconds)
+        speeds.append(window.things / seconds)
         first += window.last
     seconds = (times[-1] - times[0]) / (len(times) - 1)
     camera = _smoothed(np.concatenate([window.steps for window in windows]) / seconds, seconds)
@@ -59,8 +69,6 @@ def score(times: Sequence[float], pictures: Sequence[UInt8[np.ndarray, "h w"]]) 
 
 def _evened(picture: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
     """Blurred against noise, at one brightness and contrast, so that flicker is not motion."""
-    import cv2
-
     smooth = cv2.GaussianBlur(picture.astype(np.float32), (0, 0), 1.2)
     mean, deviation = cv2.meanStdDev(smooth)
     scale = 48 / max(float(deviation[0, 0]), 4.0)
@@ -69,16 +77,15 @@ def _evened(picture: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
 
 def _follow(pictures: Sequence[UInt8[np.ndarray, "h w"]]) -> _Window:
     """Follows points through pictures, until they end or most points are lost."""
-    import cv2
-
     nothing = _Window(0.0, np.zeros((len(pictures) - 1, 4)), len(pictures) - 1)
-    begun = cv2.goodFeaturesToTrack(pictures[0], _POINTS, qualityLevel=0.02, minDistance=6)
-    if begun is None or len(begun) < _FEWEST:
+    begun = _points(pictures[0])
+    if len(begun) < _FEWEST:
         return nothing
-    begun = begun[:, 0]
     now, steps = begun, []
-    for before, after in zip(pictures[:-1], pictures[1:], strict=True):
+    for i, (before, after) in enumerate(itertools.pairwise(pictures)):
         there, kept = _flow(before, after, now)
+        if kept.mean() < _COHERENT and _is_dissolve(pictures[max(i - 1, 0) : i + 3]):
+            kept[:] = False
         if kept.sum() < max(_FEWEST, 0.3 * len(begun)):
             if steps:  # begin anew from here
                 break
@@ -88,16 +95,30 @@ def _follow(pictures: Sequence[UInt8[np.ndarray, "h w"]]) -> _Window:
         now = there
     matrix = _similarity(begun, now)
     beside = np.linalg.norm(now - (begun @ matrix[:, :2].T + matrix[:, 2]), axis=1)
-    farthest = _FARTHEST / 100 * np.hypot(*pictures[0].shape)
-    return _Window(float(np.minimum(beside, farthest).mean()), np.array(steps), len(steps))
+    tremble, farthest = np.array([_TREMBLE, _FARTHEST]) / 100 * np.hypot(*pictures[0].shape)
+    things = np.clip(beside - tremble, 0, farthest).mean()
+    return _Window(float(things), np.array(steps), len(steps))
+
+
+def _points(picture: UInt8[np.ndarray, "h w"]) -> np.ndarray:
+    """Corners that can be followed (n, 2), some in every part of the picture that has any."""
+    strength = cv2.cornerMinEigenVal(picture, 5)
+    found = []
+    for top in range(0, picture.shape[0], _CELL):
+        for left in range(0, picture.shape[1], _CELL):
+            cell = np.ascontiguousarray(picture[top : top + _CELL, left : left + _CELL])
+            corners = cv2.goodFeaturesToTrack(cell, _POINTS, qualityLevel=0.1, minDistance=5)
+            if corners is not None:
+                found.append(corners[:, 0] + (left, top))
+    points = np.concatenate(found) if found else np.zeros((0, 2))
+    x, y = points.T.astype(int)
+    return points[strength[y, x] >= _CORNER].astype(np.float32)
 
 
 def _flow(
     before: np.ndarray, after: np.ndarray, points: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Where points go, and which of them were found."""
-    import cv2
-
     options = {"winSize": (15, 15), "maxLevel": 3}
     there, found, _ = cv2.calcOpticalFlowPyrLK(before, after, points, None, **options)
     back, found_back, _ = cv2.calcOpticalFlowPyrLK(after, before, there, None, **options)
@@ -106,10 +127,18 @@ def _flow(
     return there, (found[:, 0] == 1) & (found_back[:, 0] == 1) & near & inside
 
 
+def _is_dissolve(pictures: Sequence[np.ndarray]) -> bool:
+    """Whether some picture is the mean of those beside it, which differ: one fades into another."""
+    for first, middle, last in zip(pictures, pictures[1:], pictures[2:], strict=False):
+        change = np.abs(last.astype(np.float32) - first).mean()
+        bend = np.abs(middle - (last.astype(np.float32) + first) / 2).mean()
+        if change > _CHANGE and bend < _BEND * change:
+            return True
+    return False
+
+
 def _similarity(points: np.ndarray, there: np.ndarray) -> np.ndarray:
     """The turn, zoom and shift (2, 3) that most points follow."""
-    import cv2
-
     matrix, _ = cv2.estimateAffinePartial2D(points, there, ransacReprojThreshold=1.5)
     if matrix is None:
         shift = np.median(there - points, axis=0)

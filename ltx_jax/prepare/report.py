@@ -1,6 +1,5 @@
 """What a run kept and dropped, and why: a page of HTML in one file."""
 
-from pathlib import Path
 
 
 def write(path, cfg, clips):
