@@ -6,12 +6,14 @@ DIR is then a source of training data (`--data.source DIR`). DIR/dropped.csv say
 and why, DIR/report.html shows it.
 
 The same command goes on where one was stopped. Options of Apache Beam follow after `--`.
+`python -m ltx_jax.prepare aesthetics-train --help` trains the head that scores pictures.
 """
 
 import argparse
+import contextlib
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ltx_jax import config
@@ -45,12 +47,8 @@ def prepare(
     Raises:
       ValueError: if inputs, settings and folders do not fit, or nothing is left to store.
     """
-    try:
+    with _installed():
         from ltx_jax.prepare import pipeline, report, sources, table
-    except ImportError as error:
-        raise ValueError(
-            f"data preparation needs {error.name}: pip install 'ltx-jax[prepare]'"
-        ) from error
 
     paths = sources.find(inputs)
     plan = pipeline.Plan.make(cfg, paths, output, work)
@@ -58,8 +56,22 @@ def prepare(
         return
     pipeline.run(plan, paths, [*_runner(workers, beam_options), *beam_options])
     table.write_dropped(Path(output) / "dropped.csv", pipeline.clips(plan))
-    report.write(Path(output) / "report.html", cfg, lambda: pipeline.clips(plan))
+    report.write(Path(output) / "report.html", cfg, pipeline.clips(plan))
     pipeline.finish(plan)
+
+
+@contextlib.contextmanager
+def _installed() -> Iterator[None]:
+    """Imports within say what to install where something is missing."""
+    logging.disable(logging.WARNING)  # Beam misses parts of itself that nobody needs here
+    try:
+        yield
+    except ImportError as error:
+        raise ValueError(
+            f"data preparation needs {error.name}: pip install 'ltx-jax[prepare]'"
+        ) from error
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _runner(workers: int, options: Sequence[str]) -> list[str]:
@@ -86,7 +98,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(arguments: list[str]) -> int:
-    own, _, beam_options = _split(arguments)
+    if arguments[:1] == ["aesthetics-train"]:
+        with _installed():
+            from ltx_jax.prepare import aesthetics
+
+        aesthetics.main(arguments[1:])
+        return 0
+    at = arguments.index("--") if "--" in arguments else len(arguments)
+    own, beam_options = arguments[:at], arguments[at + 1 :]
     parser = argparse.ArgumentParser(
         prog="ltx_jax.prepare",
         usage=_USAGE,
@@ -113,13 +132,6 @@ def _main(arguments: list[str]) -> int:
     )
     print(given.output)
     return 0
-
-
-def _split(arguments: list[str]) -> tuple[list[str], str, list[str]]:
-    if "--" not in arguments:
-        return arguments, "", []
-    at = arguments.index("--")
-    return arguments[:at], "--", arguments[at + 1 :]
 
 
 if __name__ == "__main__":

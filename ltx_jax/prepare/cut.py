@@ -15,12 +15,13 @@ from ltx_jax.data import video
 from ltx_jax.prepare.records import Clip
 
 
-def pictures(clip: Clip, count: int) -> UInt8[np.ndarray, "t h w 3"]:
-    """So many pictures spread over a clip, within its bars."""
+def pictures(clip: Clip, count: int, *, bars: bool = False) -> UInt8[np.ndarray, "t h w 3"]:
+    """So many pictures spread over a clip, without its bars unless they are asked for."""
     step = clip.seconds / count
     found = video.stream_video(clip.source, start=clip.start + step / 2, frame_rate=1 / step)
     with contextlib.closing(found):
-        return np.stack([_cropped(picture, clip) for picture in itertools.islice(found, count)])
+        kept = list(itertools.islice(found, count))
+    return np.stack(kept if bars else [_cropped(picture, clip) for picture in kept])
 
 
 def write_clips(path: Path, clips: Sequence[Clip], store: StoreConfig) -> None:

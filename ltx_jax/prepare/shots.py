@@ -55,7 +55,7 @@ class ShotFinder:
           end: of it.
           picture: a small one, blue first.
         """
-            thumbnail = cv2.resize(picture, (32, 18), interpolation=cv2.INTER_AREA)
+        thumbnail = cv2.resize(picture, (32, 18), interpolation=cv2.INTER_AREA)
         self._latest.append((self._count, begin, thumbnail.astype(np.float32)))
         code = FrameTimecode(self._count, fps=self._rate)
         self._count += 1
