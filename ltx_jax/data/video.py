@@ -126,10 +126,10 @@ def stream_video(
     path: File, *, start: float | int = 0.0, frame_rate: float | int | None = None
 ) -> Generator[UInt8[np.ndarray, "h w 3"], None, None]:
     """The frames that `read_video` gives, one at a time."""
-    with _stream(path) as (container, stream, _):
-        found = _pictures(path, container, stream, start, frame_rate, False)
-        with contextlib.closing(found):
-            yield from found
+    with _stream(path) as parts:
+        pictures = _pictures(path, *parts[:2], start, frame_rate, False)
+        with contextlib.closing(pictures):
+            yield from pictures
 
 
 def decode_video(path: File) -> Generator[Shown, None, None]:
@@ -138,11 +138,13 @@ def decode_video(path: File) -> Generator[Shown, None, None]:
     Raises:
       ValueError: as `read_video`.
     """
-    with _stream(path) as (container, stream, rate):
-        with contextlib.closing(_timed(path, container, stream, 0, float(rate))) as frames:
-            for frame in frames:
-                _check_whole(path, frame)
-                yield frame
+    with (
+        _stream(path) as (container, stream, rate),
+        contextlib.closing(_timed(path, container, stream, 0, float(rate))) as frames,
+    ):
+        for frame in frames:
+            _check_whole(path, frame)
+            yield frame
 
 
 def _check_whole(path: File, frame: Shown) -> None:
@@ -151,10 +153,8 @@ def _check_whole(path: File, frame: Shown) -> None:
 
 
 @contextlib.contextmanager
-def _stream(
-    path: File,
-) -> Iterator[tuple[av.container.InputContainer, av.VideoStream, Fraction]]:
-    """Opens a clip for decoding; its average rate is the last of the three."""
+def _stream(path: File) -> Iterator[tuple[av.container.InputContainer, av.VideoStream, Fraction]]:
+    """Opens a clip for decoding, and gives its average rate too."""
     _check_file(path)
     if is_image(path):
         raise ValueError(f"{path} is a still image; a clip is expected")
@@ -374,7 +374,7 @@ def write_video(
     fps: float | int,
     *,
     crf: int = 18,
-    threads: int = 0,
+    repeatable: bool = False,
 ) -> None:
     """Writes an MP4 that browsers play: H.264, 4:2:0, BT.709, index first.
 
@@ -386,7 +386,7 @@ def write_video(
       frames: RGB; all together, or one by one where they do not fit into memory.
       fps: frames per second.
       crf: 0 (lossless but for 4:2:0) to 51; 18 looks like the original.
-      threads: that encode; with 1 the file is the same on every machine. 0: one for each core.
+      repeatable: the file is the same each time, on every machine; that takes a little longer.
 
     Raises:
       ValueError: if the frames are not uint8 (t, h, w, 3) or the file cannot be written.
@@ -401,7 +401,9 @@ def write_video(
         options = {"movflags": "+faststart"}
         with av.open(os.fspath(temporary), "w", format="mp4", options=options) as container:
             rate = Fraction(fps).limit_denominator(1001)
-            settings = {"crf": str(crf), "threads": str(threads)}
+            settings = {"crf": str(crf)}
+            if repeatable:  # x264's faster sums differ from one call to the next
+                settings |= {"threads": "1", "x264-params": "cpu-independent=1"}
             _encode(container, frames, rate, settings, tagged=True)
 
 

@@ -31,8 +31,9 @@ def write_clips(path: Path, clips: Sequence[Clip], store: StoreConfig) -> None:
     writer = ArrayRecordWriter(os.fspath(path), "group_size:1")
     scratch = path.with_name(f"{path.name}.mp4")
     for clip in clips:
-        # One thread: with more, what x264 makes depends on their number.
-        video.write_video(scratch, _frames(clip, store), clip.frame_rate, crf=store.crf, threads=1)
+        video.write_video(
+            scratch, _frames(clip, store), clip.frame_rate, crf=store.crf, repeatable=True
+        )
         writer.write(scratch.read_bytes())
         scratch.unlink()
     writer.close()

@@ -51,15 +51,17 @@ def _bands(grey: np.ndarray) -> Iterator[tuple[int, int, int, int]]:
 
 def _is_text(band: np.ndarray) -> bool:
     """Whether a band is strokes on a ground."""
-    level, strokes = cv2.threshold(band, 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
+    _, strokes = cv2.threshold(band, 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
     bright = strokes.astype(bool)
     if bright.all() or not bright.any():
         return False
-    contrast = float(band[bright].mean()) - float(band[~bright].mean())
-    spread = np.sqrt(
-        np.mean(np.where(bright, band - band[bright].mean(), band - band[~bright].mean()) ** 2)
+    high, low = float(band[bright].mean()), float(band[~bright].mean())
+    spread = np.sqrt(np.mean((band - np.where(bright, high, low)) ** 2))
+    begins = (np.diff(strokes.astype(np.int8), axis=1) == 1).sum(axis=1)
+    middle = begins[len(begins) // 4 : len(begins) - len(begins) // 4]
+    wanted = max(_STROKES * band.shape[1] / band.shape[0], 3)
+    return (
+        high - low >= _CONTRAST
+        and spread <= _SPREAD * (high - low)
+        and float(np.median(middle)) >= wanted
     )
-    begins = np.diff(strokes.astype(np.int8), axis=1) == 1
-    wanted = _STROKES * band.shape[1] / band.shape[0]
-    rows = np.median(begins.sum(axis=1)[band.shape[0] // 4 : -(band.shape[0] // 4) or None])
-    return contrast >= _CONTRAST and spread <= _SPREAD * contrast and rows >= max(wanted, 3)

@@ -19,6 +19,7 @@ _CELL = (
 )
 _POINTS = 5  # of a cell
 _CORNER = 1e-5  # the least curvature of the picture about a point, as OpenCV counts it
+_ALIKE = 0.1  # peak of the correlation of pictures that show the same
 _FEWEST = 12  # points that say something
 _BACK = 0.7  # pixels: a point that is followed there and back returns so near
 _TREMBLE = 0.3  # percent of the diagonal: what noise does to a point
@@ -77,19 +78,18 @@ def _evened(picture: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
 
 def _follow(pictures: Sequence[UInt8[np.ndarray, "h w"]]) -> _Window:
     """Follows points through pictures, until they end or most points are lost."""
-    nothing = _Window(0.0, np.zeros((len(pictures) - 1, 4)), len(pictures) - 1)
     begun = _points(pictures[0])
     if len(begun) < _FEWEST:
-        return nothing
+        return _Window(0.0, np.zeros((len(pictures) - 1, 4)), len(pictures) - 1)
     now, steps = begun, []
     for i, (before, after) in enumerate(itertools.pairwise(pictures)):
         there, kept = _flow(before, after, now)
-        if kept.mean() < _COHERENT and _is_dissolve(pictures[max(i - 1, 0) : i + 3]):
-            kept[:] = False
-        if kept.sum() < max(_FEWEST, 0.3 * len(begun)):
+        fades = kept.mean() < _COHERENT and _is_dissolve(pictures[max(i - 1, 0) : i + 3])
+        if fades or kept.sum() < max(_FEWEST, 0.3 * len(begun)):
             if steps:  # begin anew from here
                 break
-            return nothing._replace(steps=np.zeros((1, 4)), last=1)
+            step = np.zeros(4) if fades else _jump(before, after)
+            return _Window(0.0, step[None], 1)
         begun, now, there = begun[kept], now[kept], there[kept]
         steps.append(_camera(now, there, pictures[0].shape))
         now = there
@@ -153,6 +153,13 @@ def _camera(points: np.ndarray, there: np.ndarray, shape: tuple[int, int]) -> np
     shift = matrix[:, :2] @ centre + matrix[:, 2] - centre
     rim = np.hypot(*shape) / 4  # the mean distance from the centre, about
     return np.array([*shift, matrix[1, 0] * rim, (matrix[0, 0] - 1) * rim])
+
+
+def _jump(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """What the camera did where points were lost, if the pictures show the same."""
+    window = cv2.createHanningWindow(before.shape[::-1], cv2.CV_32F)
+    shift, alike = cv2.phaseCorrelate(before.astype(np.float32), after.astype(np.float32), window)
+    return np.array([*shift, 0.0, 0.0]) * (alike >= _ALIKE)
 
 
 def _smoothed(speeds: Float[np.ndarray, "n 4"], seconds: float) -> Float[np.ndarray, " m"]:

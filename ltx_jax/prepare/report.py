@@ -6,7 +6,7 @@ import html
 import io
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +43,7 @@ def write(path: Path, cfg: PrepareConfig, clips: Iterable[Clip]) -> None:
       clips: all of a run, kept and dropped; they are gone through once.
     """
     counts: collections.Counter[str] = collections.Counter()
-    seconds: collections.Counter[str] = collections.Counter()
+    seconds: dict[str, float] = collections.defaultdict(float)
     shown: dict[str, list[Clip]] = collections.defaultdict(list)
     scores = {name: _Histogram() for name in ("motion", "text", "aesthetics", "seconds")}
     sources = set()
@@ -105,8 +105,8 @@ class _Histogram:
         return 10 ** (place / cls._STEPS)
 
 
-def _stages(counts: collections.Counter[str], seconds: collections.Counter[str]) -> str:
-    """What was left after each reason to drop something, in the order in which they are looked at."""
+def _stages(counts: collections.Counter[str], seconds: dict[str, float]) -> str:
+    """What was left after each reason to drop something, in the order of the stages."""
     left, rows = counts.total(), []
     for reason in Reason:
         left -= counts[reason]
@@ -174,7 +174,7 @@ def _gallery(title: str, clips: Iterable[Clip]) -> Iterator[str]:
 
 
 def _thumbnail(clip: Clip) -> str:
-    """JPEG in base64 of a clip's middle, the cut-off bars shaded; empty if there is none to show."""
+    """JPEG in base64 of a clip's middle, cut-off bars shaded; empty if it cannot be read."""
     if clip.number < 0:
         return ""
     try:

@@ -87,7 +87,7 @@ class ShotFinder:
         if not before:
             return False
         change = np.abs(at - before[-1]).mean()
-        return min(np.abs(now - picture).mean() for picture in before) < change / 2
+        return bool(min(np.abs(now - picture).mean() for picture in before) < change / 2)
 
     def finish(self) -> list[Shot]:
         """The last shot, if the source does not end in black."""

@@ -30,7 +30,7 @@ def read(path: Path) -> Iterator[Clip]:
 
 
 def write_dropped(path: Path, clips: Iterable[Clip]) -> None:
-    """Writes the dropped clips as a table, which spreadsheets open; a source alone has number -1."""
+    """Writes the dropped clips as a table; a source that was dropped whole has number -1."""
     columns = (*_COLUMNS, *_SCORES)
     temporary = path.with_name(f".{path.name}")
     with temporary.open("w", encoding="utf-8", newline="") as file:
