@@ -9,7 +9,6 @@ import collections
 import dataclasses
 import itertools
 import tempfile
-import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -145,20 +144,17 @@ def _judge_copies(films, clips, cfg: PrepareConfig, found: Accuracy) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["accuracy", "speed"])
-    parser.add_argument("--seeds", type=int, nargs=2, default=(100, 110))
+    parser = argparse.ArgumentParser(description="How well preparation finds what is there.")
+    parser.add_argument("--seeds", type=int, nargs=2, default=(100, 110), help="first, last + 1")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        begin = time.monotonic()
         sets = (footage.Footage(Path(folder), seed).write() for seed in range(*given.seeds))
         found = measure(sets, PrepareConfig())
-        for name, value in found.figures().items():
-            print(f"{name:24} {value:.4g}")
-        for kind, scores in found.scores.items():
-            print(f"motion of {kind:18} {min(scores):6.2f} {max(scores):6.2f}")
-        print(*found.wrong, sep="\n")
-        print(f"{time.monotonic() - begin:.0f} s")
+    for name, value in found.figures().items():
+        print(f"{name:24} {value:.4g}")
+    for kind, scores in found.scores.items():
+        print(f"motion of {kind:18} {min(scores):6.2f} to {max(scores):6.2f}")
+    print(*found.wrong, sep="\n")
 
 
 if __name__ == "__main__":

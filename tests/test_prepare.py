@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from fractions import Fraction
 
 import av
 import numpy as np
@@ -97,7 +96,7 @@ def test_clips_are_cut_cropped_and_stored_with_their_provenance(films, prepared)
 
 
 def test_pixels_are_those_of_the_source(films, prepared):
-    """What is stored is the shot itself, not its neighbour: H.264 at crf 18 is within a few levels."""
+    """The shot itself, not its neighbour: H.264 at crf 18 keeps within a few levels."""
     cuts = films.films[0]
     for known, _, content in examples(prepared).values():
         if known["source"] != str(cuts.path):
@@ -327,9 +326,9 @@ def test_kill_9_loses_and_doubles_nothing(films, prepared, tmp_path):
 def test_any_runner_makes_the_same_set(films, prepared, tmp_path):
     finish(start(films, tmp_path / "two", "--workers", "2"))
     assert examples(tmp_path / "two") == examples(prepared)
+    module = "apache_beam.runners.portability.local_job_service_main"
     service = subprocess.Popen(
-        [sys.executable, "-m", "apache_beam.runners.portability.local_job_service_main"]
-        + ["--port", "0", "--port_file", str(tmp_path / "port")],
+        [sys.executable, "-m", module, "--port", "0", "--port_file", str(tmp_path / "port")],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

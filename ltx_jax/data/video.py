@@ -116,7 +116,7 @@ def read_video(
     if num_frames is not None and num_frames <= 0:
         raise ValueError(f"num_frames must be positive, got {num_frames}")
     with _stream(path) as (container, stream, rate):
-        found = _pictures(path, container, stream, start, frame_rate, square_pixels)
+        found = _pictures(path, container, stream, rate, start, frame_rate, square_pixels)
         with contextlib.closing(found):  # before the container, which its packets belong to
             pictures = list(itertools.islice(found, num_frames))
     return np.stack(pictures), float(frame_rate or rate)
@@ -126,18 +126,12 @@ def stream_video(
     path: File, *, start: float | int = 0.0, frame_rate: float | int | None = None
 ) -> Generator[UInt8[np.ndarray, "h w 3"], None, None]:
     """The frames that `read_video` gives, one at a time."""
-    with _stream(path) as parts:
-        pictures = _pictures(path, *parts[:2], start, frame_rate, False)
-        with contextlib.closing(pictures):
-            yield from pictures
+    with _stream(path) as opened:
+        yield from _pictures(path, *opened, start, frame_rate, False)
 
 
 def decode_video(path: File) -> Generator[Shown, None, None]:
-    """The stored frames of a clip, none of them converted yet.
-
-    Raises:
-      ValueError: as `read_video`.
-    """
+    """The stored frames of a clip, none converted yet. Errors are those of `read_video`."""
     with (
         _stream(path) as (container, stream, rate),
         contextlib.closing(_timed(path, container, stream, 0, float(rate))) as frames,
@@ -168,13 +162,13 @@ def _pictures(
     path: File,
     container: av.container.InputContainer,
     stream: av.VideoStream,
+    rate: Fraction,
     start: float | int,
     frame_rate: float | int | None,
     square_pixels: bool,
 ) -> Generator[np.ndarray, None, None]:
     if start < 0 or (frame_rate is not None and not 0 < frame_rate < math.inf):
         raise ValueError(f"start must be >= 0 and frame_rate positive, got {start}, {frame_rate}")
-    rate = stream.average_rate or stream.guessed_rate or Fraction(25)
     aspect = float(stream.sample_aspect_ratio or 1) if square_pixels else 1.0
     made, shape = 0, None
     with contextlib.closing(_timed(path, container, stream, start, float(rate))) as frames:
@@ -193,9 +187,8 @@ def _pictures(
             made += copies
             yield from itertools.repeat(picture, copies)
     if not made:
-        raise ValueError(
-            f"{path} has no frame that can be decoded" + (f" after {start} s" if start else "")
-        )
+        after = f" after {start} s" if start else ""
+        raise ValueError(f"{path} has no frame that can be decoded{after}")
 
 
 class Facts(NamedTuple):

@@ -67,7 +67,9 @@ def _depth(high: np.ndarray) -> int:
     picture = (~dark).any(axis=0).sum()  # columns that are not dark all the way
     if not picture:
         return 0
-    edge = ends / picture
+    edge = ends / picture + 1e-6 * np.arange(
+        len(ends)
+    )  # of equal ones the last, the next is bright
     mean_clear = np.cumsum(clear) / np.arange(1, len(clear) + 1)
     rows = np.arange(2, len(edge) + 2)
     least_clear = np.minimum.accumulate(clear)
