@@ -7,6 +7,11 @@ VENV ?= .venv
 # Installed first and by itself, so that nothing later picks another build of it.
 TORCH ?= torch==2.13.0
 WORKERS ?= 2
+# The compilers that `make test-compile` asks come for these alone.
+COMPILE_PYTHON ?= $(shell for p in python3.12 python3.13 python3; do \
+  $$p -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 12))' >/dev/null 2>&1 \
+  && { echo $$p; break; }; done)
+COMPILE_VENV ?= .venv-compile
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -14,14 +19,16 @@ QUICKSTART := runs/quickstart
 PROMPT := a red circle moving right on a plain grey background
 
 .DEFAULT_GOAL := help
-.PHONY: help sample test test-slow lint clean
+.PHONY: help sample demo test test-slow test-compile lint clean
 
 help:
 	@echo "make sample     fit a tiny model to one clip and sample that clip (about 4 minutes)"
+	@echo "make demo       a web page that makes videos, at http://127.0.0.1:7860"
 	@echo "make test       the tests, 15 minutes or less on 2 cores"
 	@echo "make test-slow  the tests that kill, run several processes or take gigabytes"
+	@echo "make test-compile  compile for GPUs and TPUs that are not here (5 GB of compilers)"
 	@echo "make lint       ruff and pyright"
-	@echo "make clean      remove .venv and what make sample made"
+	@echo "make clean      remove .venv, .venv-compile and what make sample made"
 
 $(VENV)/.python:
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer with venv found; set PYTHON" >&2; exit 1; }
@@ -30,6 +37,10 @@ $(VENV)/.python:
 
 $(VENV)/.package: $(VENV)/.python pyproject.toml
 	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.package
+	$(PIP) --editable '.[demo]'
 	@touch $@
 
 $(VENV)/.torch: $(VENV)/.python
@@ -57,11 +68,24 @@ sample: $(QUICKSTART)/.trained
 	$(BIN)/python sample.py --config configs/sample/quickstart.py --output_path outputs/quickstart.mp4
 	@echo "This model has seen one clip and knows no other prompt. The video: outputs/quickstart.mp4"
 
+demo: $(VENV)/.demo $(QUICKSTART)/.trained
+	$(BIN)/python -m ltx_jax.demo --config configs/sample/quickstart.py
+
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n $(WORKERS) -q
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow -q
+
+# In an environment of its own: the compilers are large, and nothing else needs them.
+$(COMPILE_VENV)/.ready: pyproject.toml
+	@test -n "$(COMPILE_PYTHON)" || { echo "no Python 3.12 or newer found: set COMPILE_PYTHON" >&2; exit 1; }
+	$(COMPILE_PYTHON) -m venv $(COMPILE_VENV)
+	$(COMPILE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[compile]'
+	@touch $@
+
+test-compile: $(COMPILE_VENV)/.ready
+	$(COMPILE_VENV)/bin/python -m pytest -m compile -q -rs tests/compile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -69,4 +93,4 @@ lint: $(VENV)/.dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:
-	rm -rf $(VENV) $(QUICKSTART) outputs/quickstart.mp4 outputs/quickstart.json
+	rm -rf $(VENV) $(COMPILE_VENV) $(QUICKSTART) outputs/quickstart.mp4 outputs/quickstart.json

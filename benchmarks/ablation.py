@@ -1,6 +1,6 @@
 """What each part of the VAE's training does: one small VAE per variant, all with equal steps.
 
-  python benchmarks/ablation.py CLIPS --steps 600       # CLIPS: a folder of videos, any size
+  python benchmarks/ablation.py CLIPS --steps 1000      # CLIPS: a folder of videos, any size
 
 Each variant changes one thing of the full recipe. Three quarters of every clip are trained on,
 beside the procedural world; the last quarter and unseen scenes of the world are reconstructed.
@@ -211,7 +211,8 @@ def main() -> int:
     """Trains the variants that have no figures yet, and writes the table and the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("clips", type=pathlib.Path)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--only", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/ablation"))
     parser.add_argument("--results", type=pathlib.Path, default=HERE / "results")
     arguments = parser.parse_args()
@@ -227,7 +228,7 @@ def main() -> int:
     shown = [real[0][None], real[len(real) // 2][None], world[:1]]
     rows: dict[str, dict] = {}
     strips = [np.concatenate([clip[0, :: FRAMES // 3] for clip in shown])]
-    for name in VARIANTS:
+    for name in arguments.only:
         cfg = config(name, data, arguments.out, arguments.steps)
         folder = pathlib.Path(cfg.run.output)
         file = folder.with_suffix(".log")

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 
 COLUMNS = (
-    *("case", "median ms", "range ms", "TFLOP/s", "of peak", "GB/s"),
-    *("temp GB", "compile s", "error", "library calls"),
+    *("case", "dtype", "branches", "shapes", "median ms", "range ms", "TFLOP/s", "of products"),
+    *("GB/s", "of copies", "memory GB", "compile s", "error or note", "library calls"),
 )
 SAMPLE_SECONDS = 0.02  # a sample of a short case is several calls, to hide the host's share
 
@@ -27,17 +27,32 @@ SAMPLE_SECONDS = 0.02  # a sample of a short case is several calls, to hide the 
 class Case:
     """One thing to time: a function of arrays, compiled with `options`.
 
-    `flop` and `bytes` are what it has to do, by our own count; `reference` returns what it should
-    give, from the same arguments.
+    `flop` and `bytes` are what it has to do, by our own count; `branches` how many rows guidance
+    makes of each sample; `reference` returns what it should give, from the same arguments.
     """
 
     name: str
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
     flop: float = 0.0
+    branches: int = 1
     bytes: float = 0.0
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     reference: Callable[..., Any] | None = None
+    repeats: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Foreign:
+    """The same of another library: `make` gives what to time, and is called once to compile.
+
+    What it gives has to wait for its result. `facts` are dtype, shapes and so on.
+    """
+
+    name: str
+    make: Callable[[], Callable[[], Any]]
+    flop: float = 0.0
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
     repeats: int | None = None
 
 
@@ -54,6 +69,10 @@ class Report:
     def add(self, section: str, name: str, status: str = "ok", **values: Any) -> None:
         """Adds a row, prints it and saves everything."""
         row = {"section": section, "case": name, "status": status, **values}
+        ceilings = self.facts.get("ceilings", {})
+        for unit, share in (("tflops", "share_of_products"), ("gbs", "share_of_copies")):
+            if row.get(unit) and ceilings.get(unit):
+                row[share] = row[unit] / ceilings[unit]
         self.rows.append(row)
         print(_line(row), flush=True)
         self.save()
@@ -67,7 +86,7 @@ class Report:
         """Whether the budget is spent."""
         return time.monotonic() > self.deadline
 
-    def compare(self, section: str, cases: Sequence[Case]) -> None:
+    def compare(self, section: str, cases: Sequence[Case | Foreign]) -> None:
         """Compiles and checks each case, then times all of them in turn."""
         ready = [run for case in cases if (run := self._prepare(section, case)) is not None]
         samples: list[list[float]] = [[] for _ in ready]
@@ -80,24 +99,19 @@ class Report:
         for run, taken in zip(ready, samples, strict=True):
             self.add(section, run.case.name, **_figures(run.case, taken), **run.facts)
 
-    def _prepare(self, section: str, case: Case) -> "_Run | None":
+    def _prepare(self, section: str, case: Case | Foreign) -> "_Run | None":
         if self.out_of_time():
             self.add(section, case.name, "skipped", message="the time was spent")
             return None
         try:
-            return _compile(case, case.repeats or self.repeats)
+            make = _compile if isinstance(case, Case) else _make
+            return make(case, case.repeats or self.repeats)  # pyright: ignore[reportArgumentType]
         except Exception as error:  # any failure is a result here
             self.fail(section, case.name, error)
             return None
 
     def save(self) -> None:
         """Writes NAME.json and NAME.md."""
-        peaks = self.facts.get("peaks", {})
-        for row in self.rows:
-            if row.get("tflops") and peaks.get("tflops"):
-                row["share_of_peak"] = row["tflops"] / peaks["tflops"]
-            if row.get("gbs") and peaks.get("gbs"):
-                row["share_of_copy"] = row["gbs"] / peaks["gbs"]
         text = json.dumps({"facts": self.facts, "rows": self.rows}, indent=1, default=str)
         (self.out / f"{self.name}.json").write_text(text + "\n")
         (self.out / f"{self.name}.md").write_text(_markdown(self.name, self.facts, self.rows))
@@ -105,7 +119,7 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    case: Case
+    case: Case | Foreign
     call: Callable[[], Any]
     calls: int  # per sample
     repeats: int
@@ -117,12 +131,22 @@ def _compile(case: Case, repeats: int) -> _Run:
     lowered = jax.jit(case.function).lower(*case.arguments)
     compiled = lowered.compile(compiler_options=case.options or None)
     facts: dict[str, Any] = {"compile_s": time.perf_counter() - start}
+    arrays = [x for x in jax.tree.leaves(case.arguments) if hasattr(x, "dtype")]
+    kinds = [str(x.dtype) for x in arrays if jnp.issubdtype(x.dtype, jnp.floating) and x.size > 1]
+    facts |= {"dtype": max(kinds, key=kinds.count, default=""), "branches": case.branches}
+    # Of all but parameters, which are no arrays but trees of them.
+    facts["shapes"] = " ".join(
+        "x".join(map(str, x.shape)) for x in case.arguments if getattr(x, "ndim", 0)
+    )
     # Whether a product went to cuBLASLt in eight bits, or attention to cuDNN, shows here alone.
     calls = set(re.findall(r'custom_call_target="([^"]+)"', compiled.as_text() or ""))
     facts["library_calls"] = sorted(calls)
     memory = compiled.memory_analysis()
     if memory is not None:
         facts["temp_gb"] = memory.temp_size_in_bytes / 1e9
+        outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+        total = memory.argument_size_in_bytes + outputs + memory.temp_size_in_bytes
+        facts["memory_gb"] = total / 1e9
 
     def call() -> Any:
         return compiled(*case.arguments)
@@ -134,6 +158,13 @@ def _compile(case: Case, repeats: int) -> _Run:
     del result
     repetitions = max(1, min(200, round(SAMPLE_SECONDS / max(_seconds(call, 1), 1e-6))))
     return _Run(case, call, repetitions, repeats, facts)
+
+
+def _make(case: Foreign, repeats: int) -> _Run:
+    start = time.perf_counter()
+    call = case.make()
+    call()
+    return _Run(case, call, 1, repeats, {"compile_s": time.perf_counter() - start, **case.facts})
 
 
 def _seconds(call: Callable[[], Any], calls: int) -> float:
@@ -151,7 +182,7 @@ def relative_error(result: Any, expected: Any) -> float:
     return float(jnp.max(jnp.abs(result - expected)) / scale)
 
 
-def _figures(case: Case, samples: Sequence[float]) -> dict[str, Any]:
+def _figures(case: Case | Foreign, samples: Sequence[float]) -> dict[str, Any]:
     median = statistics.median(samples)
     figures: dict[str, Any] = {
         "median_s": median,
@@ -161,9 +192,9 @@ def _figures(case: Case, samples: Sequence[float]) -> dict[str, Any]:
     }
     if case.flop:
         figures |= {"tflop": case.flop / 1e12, "tflops": case.flop / 1e12 / median}
-    if case.bytes:
+    if isinstance(case, Case) and case.bytes:
         figures |= {"gb": case.bytes / 1e9, "gbs": case.bytes / 1e9 / median}
-    if case.options:
+    if isinstance(case, Case) and case.options:
         figures["options"] = case.options
     return figures
 
@@ -183,8 +214,18 @@ def _line(row: dict[str, Any]) -> str:
     if "median_s" in row:
         low, high = row["fastest_s"] * 1e3, row["slowest_s"] * 1e3
         text += f" {row['median_s'] * 1e3:10.3f} ms [{low:.3f}, {high:.3f}]"
-    for key, unit in (("tflops", "TFLOP/s"), ("gbs", "GB/s")):
-        text += f" {row[key]:9.1f} {unit}" if key in row else ""
+    parts = (
+        ("tflops", "{:.4g} TFLOP/s"),
+        ("share_of_products", "{:.0%} of products"),
+        ("gbs", "{:.4g} GB/s"),
+        ("share_of_copies", "{:.0%} of copies"),
+        ("memory_gb", "{:.2f} GB"),
+        ("compile_s", "compiled in {:.1f} s"),
+        ("dtype", "{}"),
+        ("branches", "branches: {}"),
+        ("shapes", "{}"),
+    )
+    text += "".join(f"  {form.format(row[key])}" for key, form in parts if row.get(key))
     text += f"  error {row['error']:.1e}" if "error" in row else ""
     return head + text + (f"  {row['note']}" if "note" in row else "")
 
@@ -217,12 +258,16 @@ def _markdown(name: str, facts: dict[str, Any], rows: Sequence[dict[str, Any]]) 
             error = f"{row['error']:.1e}" if "error" in row else row.get("note", "")
             cells = [
                 row["case"],
+                row.get("dtype", ""),
+                str(row.get("branches", "")),
+                row.get("shapes", ""),
                 _cell(row.get("median_s"), 1e3),
                 spread,
                 _cell(row.get("tflops"), digits=1),
-                _cell(row.get("share_of_peak"), digits=2),
+                _cell(row.get("share_of_products"), digits=2),
                 _cell(row.get("gbs"), digits=0),
-                _cell(row.get("temp_gb"), digits=2),
+                _cell(row.get("share_of_copies"), digits=2),
+                _cell(row.get("memory_gb"), digits=2),
                 _cell(row.get("compile_s"), digits=1),
                 error,
                 " ".join(f"`{name}`" for name in row.get("library_calls", ())),

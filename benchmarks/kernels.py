@@ -10,19 +10,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from harness import Case, Report
 from jax import lax
-from sizes import FORCE_NHWC, NO_TRITON_GEMM, Scale, random
 
+from benchmarks.harness import Case, Report
+from benchmarks.sizes import FORCE_NHWC, NO_TRITON_GEMM, Scale, random
 from ltx_jax.models.attention import attention as plain_attention
 
 
-def peak(report: Report, scale: Scale) -> None:
+def ceilings(report: Report, scale: Scale) -> None:
     """The ceilings that everything else is a share of: copy bandwidth and a large product."""
     words = jnp.arange(scale.copy_bytes // 4, dtype=jnp.uint32)
     # Flipping a bit is a copy that XLA cannot leave out.
     copy = Case("read and write", lambda x: x ^ 1, (words,), bytes=2.0 * words.nbytes)
-    report.compare("peak", [copy])
+    report.compare("ceilings", [copy])
     del words, copy
     n = scale.square
     x, w = random(n, n, seed=1), random(n, n, seed=2)
@@ -31,9 +31,9 @@ def peak(report: Report, scale: Scale) -> None:
     cases.append(Case(f"bf16 {n}^3, no Triton", jnp.dot, (x, w), flop, options=NO_TRITON_GEMM))
     f32 = tuple(a.astype(jnp.float32) for a in (x, w))
     cases.append(Case(f"f32 {n}^3, default precision", jnp.dot, f32, flop))
-    report.compare("peak", cases)
-    rows = [row for row in report.rows if row["section"] == "peak" and row["status"] == "ok"]
-    report.facts["peaks"] = {
+    report.compare("ceilings", cases)
+    rows = [row for row in report.rows if row["section"] == "ceilings" and row["status"] == "ok"]
+    report.facts["ceilings"] = {
         unit: max(row.get(unit, 0.0) for row in rows if row["case"].startswith(prefix))
         for unit, prefix in (("tflops", "bf16"), ("gbs", "read"))
         if any(row["case"].startswith(prefix) for row in rows)

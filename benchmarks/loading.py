@@ -1,17 +1,12 @@
-"""Measures the loader: examples per second of every source, and how long training waits for it.
+"""The loader: examples per second of every source, and how long training waits for it.
 
-    JAX_PLATFORMS=cpu python -m benchmarks.loading
-
-Makes its data in a temporary folder; writes benchmarks/results/loading_cpu.json and .md. The tiny
-configs are used for the waiting: their steps take milliseconds, so no other training asks for more
-batches a second.
+Data is made in a temporary folder. The tiny configs are used for the waiting: their steps take
+milliseconds, so no other training asks for more batches a second. Means are large where other
+processes keep the cores busy.
 """
 
-import argparse
 import dataclasses
 import itertools
-import json
-import os
 import pathlib
 import sys
 import tempfile
@@ -24,6 +19,8 @@ import grain  # noqa: F401  (here, so that no measurement imports it)
 import jax
 import numpy as np
 
+from benchmarks.harness import Report
+from benchmarks.sizes import Scale
 from ltx_jax import config, sharding
 from ltx_jax.config import BucketConfig, DataConfig, TrainTransformer, TrainVAE
 from ltx_jax.data import dataset, latents, media, shapes, video
@@ -137,20 +134,9 @@ def waiting(cfg: TrainVAE | TrainTransformer) -> dict[str, dict[str, float]]:
     }
 
 
-def main() -> None:
-    """Makes the data, measures, writes."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    results = pathlib.Path(__file__).parent / "results"
-    parser.add_argument("--out", type=pathlib.Path, default=results)
-    args = parser.parse_args()
-    report: dict[str, Any] = {
-        "cores": os.cpu_count(),
-        "python": sys.version.split()[0],
-        "jax": jax.__version__,
-        "load at start": os.getloadavg()[0],
-        "speed": {},
-        "waiting": {},
-    }
+def loading(report: Report, scale: Scale) -> None:
+    """Examples per second of every source; then what two tiny stages wait for their batches."""
+    del scale  # data has sizes of its own
     with tempfile.TemporaryDirectory() as temporary:
         root = pathlib.Path(temporary)
         folder, clips = make_clips(root)
@@ -167,8 +153,8 @@ def main() -> None:
                 hidden = {} if reader == "Grain" else {"grain": None}
                 with mock.patch.dict(sys.modules, hidden):
                     found = speed(dataclasses.replace(cfg, threads=threads))
-                report["speed"][f"{name}, {reader}, threads: {threads}"] = found
-                print(f"{name}, {reader}, threads: {threads}: {found:.4g} examples/s", flush=True)
+                name_of_all = f"{name}, {reader}, threads: {threads}"
+                report.add("loading", name_of_all, note=f"{found:.4g} examples/s", speed=found)
 
         stage = config.load(str(CONFIGS / "shapes_tiny_vae.py"), ["--run.output", str(root / "a")])
         short = dataclasses.replace(stage.run, steps=2, tensorboard=False)
@@ -182,40 +168,10 @@ def main() -> None:
             "transformer on the world, encoded live": second,
             "transformer on cached latents": dataclasses.replace(second, data=cached),
         }.items():
-            report["waiting"][name] = waiting(cfg)
-            print(name, report["waiting"][name], flush=True)
-    report["load at end"] = os.getloadavg()[0]
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "loading_cpu.json").write_text(json.dumps(report, indent=2) + "\n")
-    (args.out / "loading_cpu.md").write_text(table(report))
-
-
-def table(report: dict[str, Any]) -> str:
-    """The report in Markdown."""
-    lines = [
-        "# The loader on a CPU",
-        "",
-        f"{report['cores']} cores, {report['load at start']:.1f} to {report['load at end']:.1f} "
-        f"processes at work; Python {report['python']}, jax {report['jax']}. Written by "
-        "`python -m benchmarks.loading`.",
-        "",
-        "| source | examples/s |",
-        "|---|---|",
-        *(f"| {name} | {found:.3g} |" for name, found in report["speed"].items()),
-        "",
-        "| training | step, ms: median (mean) | wait for data, ms | share |",
-        "|---|---|---|---|",
-    ]
-    for name, found in report["waiting"].items():
-        step, wait = found["step ms"], found["wait ms"]
-        lines.append(
-            f"| {name} | {step['median']:.1f} ({step['mean']:.1f}) | {wait['median']:.3f} "
-            f"({wait['mean']:.3f}) | {wait['median'] / step['median']:.2%} "
-            f"({wait['mean'] / step['mean']:.2%}) |"
-        )
-    lines += ["", "Means are large where other processes keep the cores busy."]
-    return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    main()
+            found = waiting(cfg)
+            step, wait = found["step ms"], found["wait ms"]
+            note = (
+                f"step {step['median']:.1f} ms (mean {step['mean']:.1f}), waits for data "
+                f"{wait['median']:.3f} ms (mean {wait['mean']:.3f})"
+            )
+            report.add("loading", name, note=note, **found)

@@ -9,14 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from harness import Case, Report, device_memory
-from jax import lax
-from sizes import FORCE_NHWC, NO_TRITON_GEMM, Scale, random
 
+from benchmarks.harness import Case, Report, device_memory
+from benchmarks.sizes import NO_TRITON_GEMM, Scale, random
 from ltx_jax import sharding
-from ltx_jax.config import AttentionForm
+from ltx_jax.config import AttentionForm, Linears, TransformerConfig
+from ltx_jax.models import convolution, fused
 from ltx_jax.models.t5 import T5Encoder
-from ltx_jax.models.transformer import Transformer
+from ltx_jax.models.transformer import Transformer, compiler_options
 from ltx_jax.models.vae import VideoVAE
 from ltx_jax.training.flops import count_flop
 
@@ -32,27 +32,48 @@ class Network:
     def forward(self, *arguments: Any) -> jax.Array:
         """`model.apply` of (params, *inputs)."""
         params, *inputs = arguments
-        return self.model.apply({"params": params}, *inputs)
+        return self.model.apply({"params": params}, *inputs)  # pyright: ignore[reportReturnType]
 
     def by(self, form: AttentionForm) -> "Network":
         """The same network with another attention."""
         model = Transformer(dataclasses.replace(self.model.cfg, attention=form))
         return dataclasses.replace(self, model=model)
 
+    @property
+    def flop(self) -> float:
+        """Of one forward. Counted in the plain form: a kernel's products are nowhere to be seen."""
+        return count_flop(self.by("plain").forward, self.params, *self.inputs)
+
+    def fast(self, linears: Linears | None = None) -> tuple[Any, tuple[Any, ...]]:
+        """Parameters and inputs of `fused.velocity`; linears calibrated on the inputs."""
+        cfg = self.model.cfg
+        latents, timestep, caption, mask, rope = self.inputs
+        params = jax.jit(lambda p: fused.derive(p, cfg))(self.params)
+        heads = jax.jit(lambda p, c: fused.attend_captions(p, c, cfg))(params, caption)
+        tables = jax.jit(lambda r: fused.halve_rope(r, cfg))(rope)
+        if linears is not None:
+            times = [jnp.full_like(timestep, t) for t in (0.1, 0.5, 1.0)]
+            calls = [(latents, t, heads, mask, tables, None) for t in times]
+            largest = fused.calibrate(params, calls, cfg) if linears == "float8" else None
+            params = fused.quantize(params, linears, largest)
+        return params, (latents, timestep, heads, mask, tables, None)
+
 
 def network(
-    scale: Scale, batch: int = 1, layers: int | None = None, form: AttentionForm = "auto"
+    scale: Scale,
+    batch: int = 1,
+    cfg: TransformerConfig | None = None,
+    grid: tuple[int, int, int] | None = None,
 ) -> Network:
-    """A transformer of `layers` layers at the scale's token count."""
-    layers = layers or scale.transformer.num_layers
-    cfg = dataclasses.replace(scale.transformer, num_layers=layers, attention=form)
-    model, n = Transformer(cfg), int(np.prod(scale.grid))
+    """A transformer, and inputs of one size."""
+    cfg, grid = cfg or scale.transformer, grid or scale.grid
+    model, n = Transformer(cfg), int(np.prod(grid))
     angles = jax.random.uniform(jax.random.key(9), (1, n, cfg.width // 2), maxval=6.28)
     mask = jnp.tile(jnp.arange(scale.caption)[None] < scale.caption_used, (batch, 1))
     inputs = (
         random(batch, n, cfg.in_channels, seed=1, dtype=jnp.float32),
         jnp.full((batch, 1), 0.5),
-        random(batch, scale.caption, cfg.caption_channels, seed=2),
+        random(batch, scale.caption, cfg.caption_channels, seed=2, dtype=cfg.dtype),
         mask.astype(jnp.int32),
         (jnp.cos(angles), jnp.sin(angles)),
     )
@@ -60,59 +81,91 @@ def network(
     return Network(model, init(jax.random.key(0), *inputs), inputs)
 
 
-ATTENTIONS: tuple[AttentionForm, ...] = ("plain", "cudnn")
+def sizes(scale: Scale) -> dict[str, TransformerConfig]:
+    """The two released transformers, or what stands for them."""
+    layers, channels = scale.large
+    large = dataclasses.replace(scale.transformer, num_layers=layers, attention_head_dim=channels)
+    return {"2B": scale.transformer, "13B": large}
 
 
-def euler(net: Network, steps: int, guided: bool) -> Callable[..., jax.Array]:
-    """A program for all steps: (params, latents, caption, mask, rope) to latents."""
+FORMS: tuple[Linears | None, ...] = (None, "float8", "int8")
 
-    def run(params: Any, latents: Any, caption: Any, mask: Any, rope: Any) -> jax.Array:
+
+def transformer(report: Report, scale: Scale) -> None:
+    """One prediction: both sizes, several token counts, as stored and in each fast form."""
+    for name, cfg in sizes(scale).items():
+        for grid in (scale.grid, *scale.more_grids):
+            net = network(scale, cfg=cfg, grid=grid)
+            flop, options = net.flop, compiler_options() or {}
+            title = f"{name}, {int(np.prod(grid))} tokens"
+            stored = (net.params, *net.inputs)
+            report.compare(
+                "transformer",
+                [Case(f"{title}, as stored", net.forward, stored, flop, options=options)],
+            )
+            exact = None
+            for form in FORMS:
+                params, inputs = net.fast(form)
+                if exact is None:
+                    exact = jax.jit(lambda p, *i, c=cfg: fused.velocity(p, *i, c))(params, *inputs)
+
+                def velocity(params: Any, *inputs: Any, cfg: TransformerConfig = cfg) -> jax.Array:
+                    return fused.velocity(params, *inputs, None, cfg)
+
+                case = Case(
+                    f"{title}, fused{_linears(form)}",
+                    velocity,
+                    (params, *inputs[:-1]),
+                    flop,
+                    options=options,
+                    reference=None if form is None else lambda *_, exact=exact: exact,
+                )
+                report.compare("transformer", [case])
+    report.facts["memory after transformer"] = device_memory()
+
+
+def _linears(form: Linears | None) -> str:
+    return f", {form} linears" if form else ""
+
+
+def sampler(report: Report, scale: Scale) -> None:
+    """The loop alone, all steps as one program: without guidance, and with it as a batch of two."""
+    for name, cfg in sizes(scale).items():
+        for form in FORMS[:2]:
+            cases = []
+            for branches in (1, 2):
+                net = network(scale, branches, cfg)
+                params, inputs = net.fast(form)
+                latents, _, *rest, _ = inputs
+                cases.append(
+                    Case(
+                        f"{name}, {scale.steps} steps{_linears(form)}",
+                        _loop(cfg, scale.steps, branches),
+                        (params, latents[:1], *rest),
+                        net.flop * scale.steps,
+                        branches,
+                        options=compiler_options() or {},
+                        repeats=3,
+                    )
+                )
+            report.compare("sampler", cases)
+    report.facts["memory after sampler"] = device_memory()
+
+
+def _loop(cfg: TransformerConfig, steps: int, branches: int) -> Callable[..., jax.Array]:
+    def run(params: Any, latents: Any, heads: Any, mask: Any, rope: Any) -> jax.Array:
         times = jnp.linspace(1.0, 0.0, steps + 1)
 
-        def step(x: jax.Array, pair: tuple[Any, Any]) -> tuple[jax.Array, None]:
-            t, following = pair
-            rows = jnp.concatenate([x, x]) if guided else x
-            time_of_rows = jnp.full((rows.shape[0], 1), t)
-            v = net.forward(params, rows, time_of_rows, caption, mask, rope)
-            if guided:
-                negative, positive = jnp.split(v, 2)
-                v = negative + 3.0 * (positive - negative)
-            return x + (following - t) * v, None
+        def step(i: Any, x: jax.Array) -> jax.Array:
+            rows, t = jnp.tile(x, (branches, 1, 1)), jnp.full((branches, 1), times[i])
+            v = fused.velocity(params, rows, t, heads, mask, rope, None, cfg)
+            if branches == 2:
+                v = v[:1] + 3.0 * (v[1:] - v[:1])
+            return x + (times[i + 1] - times[i]) * v
 
-        return lax.scan(step, latents, (times[:-1], times[1:]))[0]
+        return jax.lax.fori_loop(0, steps, step, latents)
 
     return run
-
-
-def model(report: Report, scale: Scale) -> None:
-    """One block, the whole transformer at batches 1 and 2, and the loop over the steps."""
-    for layers, batch in ((None, 1), (None, 2), (1, 1)):
-        net = network(scale, batch, layers)
-        arguments = (net.params, *net.inputs)
-        flop = count_flop(net.by("plain").forward, *arguments)
-        name = f"{layers or scale.transformer.num_layers} layers, batch {batch}"
-        report.compare(
-            "model",
-            [
-                Case(f"{name}, {form}{kind}", net.by(form).forward, arguments, flop, options=how)
-                for form in ATTENTIONS
-                for kind, how in (("", {}), (", no Triton", NO_TRITON_GEMM))
-            ],
-        )
-        if layers is None:
-            report.compare(
-                "model",
-                [_loop_case(scale, net, flop, guided=batch == 2)],
-            )
-    report.facts["memory after model"] = device_memory()
-
-
-def _loop_case(scale: Scale, net: Network, flop: float, guided: bool) -> Case:
-    latents, _, caption, mask, rope = net.inputs
-    name = f"{scale.steps} steps{' with guidance' if guided else ''}"
-    function = euler(net, scale.steps, guided)
-    arguments = (net.params, latents[:1], caption, mask, rope)
-    return Case(name, function, arguments, flop * scale.steps, options=NO_TRITON_GEMM, repeats=3)
 
 
 def decoder(scale: Scale) -> tuple[VideoVAE, Any, tuple[Any, ...]]:
@@ -121,7 +174,7 @@ def decoder(scale: Scale) -> tuple[VideoVAE, Any, tuple[Any, ...]]:
     side = cfg.spatial_factor
     video = jnp.zeros((1, cfg.temporal_factor + 1, side, side, 3))
     init = jax.jit(lambda key, video: sharding.unbox(vae.init(key, video))["params"])
-    latents = random(1, *scale.grid, cfg.latent_channels, seed=5)
+    latents = random(1, *scale.grid, cfg.latent_channels, seed=5, dtype=cfg.dtype)
     return vae, init(jax.random.key(1), video), (latents, jnp.full((1,), 0.05))
 
 
@@ -130,76 +183,40 @@ def vae(report: Report, scale: Scale) -> None:
     module, params, inputs = decoder(scale)
     exact_module = VideoVAE(dataclasses.replace(scale.vae, dtype="float32"))
 
-    def decode(params, latents, t):
+    def decode(params: Any, latents: Any, t: Any) -> Any:
         return module.apply({"params": params}, latents, t, method="decode")
 
-    def exact(params, latents, t):
+    def exact(params: Any, latents: Any, t: Any) -> Any:
         with jax.default_matmul_precision("highest"):
             return exact_module.apply({"params": params}, latents, t, method="decode")
 
-    def encode(params, video):
-        return module.apply({"params": params}, video, method="encode").mean
+    def encode(params: Any, video: Any) -> Any:
+        return module.apply({"params": params}, video, method="encode").mean  # pyright: ignore[reportAttributeAccessIssue]
 
     arguments = (params, *inputs)
-    flop = count_flop(decode, *arguments)
-    cases = [
-        Case(
-            f"decode, {form}",
-            lambda *a: decode(*a),
-            arguments,
-            flop,
-            options=options,
-            reference=exact,
-        )
-        for form, options in (("NHWC forced", FORCE_NHWC), ("as XLA likes", {}))
-    ]
-    report.compare("vae", cases)
-    video = jax.jit(decode)(*arguments).astype(jnp.bfloat16)
-    flop = count_flop(encode, params, video)
+    flop, options = count_flop(decode, *arguments), convolution.compiler_options() or {}
+    reference = None if scale.vae.dtype == "float32" else exact
+    forms = {"decode": options, "decode, without compiler options": {}}
     report.compare(
-        "vae", [Case("encode, NHWC forced", encode, (params, video), flop, options=FORCE_NHWC)]
+        "vae",
+        [
+            Case(
+                name,
+                lambda *a: decode(*a),
+                arguments,
+                flop,
+                options=how,
+                reference=reference,
+            )
+            for name, how in forms.items()
+        ],
     )
+    t, h, w = scale.grid
+    side, length = scale.vae.spatial_factor, scale.vae.temporal_factor
+    video = random(1, (t - 1) * length + 1, h * side, w * side, 3, seed=6, dtype=scale.vae.dtype)
+    flop = count_flop(encode, params, video)
+    report.compare("vae", [Case("encode", encode, (params, video), flop, options=options)])
     report.facts["memory after vae"] = device_memory()
-
-
-def pipeline(report: Report, scale: Scale) -> None:
-    """Noise to bytes on the host: the loop, the decoder and the copy; no text encoder."""
-    module, vae_params, (_, t) = decoder(scale)
-
-    def to_bytes(params: Any, latents: Any, t: Any) -> Any:
-        grid = latents.reshape(latents.shape[0], *scale.grid, latents.shape[-1])
-        video = module.apply({"params": params}, grid, t, method="decode")
-        return jnp.round((jnp.clip(video, -1, 1) + 1) * 127.5).astype(jnp.uint8)
-
-    for guided in (False, True):
-        if report.out_of_time():
-            return
-        case = _loop_case(scale, network(scale, 2 if guided else 1), 0.0, guided)
-        try:
-            sample = jax.jit(case.function).lower(*case.arguments)
-            sample = sample.compile(compiler_options=case.options)
-            latents = sample(*case.arguments)
-            decode = jax.jit(to_bytes).lower(vae_params, latents, t)
-            decode = decode.compile(compiler_options=FORCE_NHWC)
-            np.asarray(decode(vae_params, latents, t))
-            parts = []
-            for _ in range(3):
-                start = time.perf_counter()
-                latents = jax.block_until_ready(sample(*case.arguments))
-                denoised = time.perf_counter()
-                video = jax.block_until_ready(decode(vae_params, latents, t))
-                decoded = time.perf_counter()
-                np.asarray(video)
-                end = time.perf_counter()
-                parts.append((end - start, denoised - start, decoded - denoised, end - decoded))
-            whole, *split = np.median(parts, axis=0).tolist()
-            note = "denoise {:.3f} s, decode {:.3f} s, to the host {:.3f} s".format(*split)
-            times = [part[0] for part in parts]
-            figures = {"median_s": whole, "fastest_s": min(times), "slowest_s": max(times)}
-            report.add("pipeline", case.name, note=note, samples=3, **figures)
-        except Exception as error:  # any failure is a result here
-            report.fail("pipeline", case.name, error)
-    report.facts["memory after pipeline"] = device_memory()
 
 
 def text(report: Report, scale: Scale) -> None:
@@ -229,22 +246,26 @@ def text(report: Report, scale: Scale) -> None:
         )
 
 
-def start(report: Report, scale: Scale) -> None:
+def startup(report: Report, scale: Scale) -> None:
     """How long the whole transformer takes to be ready: compiled, from the cache, deserialised."""
     from jax.experimental import serialize_executable
     from jax.experimental.compilation_cache import compilation_cache
 
-    net = network(scale)
-    arguments = (net.params, *net.inputs)
+    cfg, (params, inputs) = scale.transformer, network(scale).fast()
+    arguments = (params, *inputs[:-1])
+
+    def velocity(params: Any, *inputs: Any) -> jax.Array:
+        return fused.velocity(params, *inputs, None, cfg)
 
     def ready(name: str, make: Callable[[], Any]) -> Any:
         begin = time.perf_counter()
         made = make()
-        report.add("start", name, note=f"{time.perf_counter() - begin:.2f} s")
+        report.add("startup", name, note=f"{time.perf_counter() - begin:.2f} s")
         return made
 
     def fresh() -> Any:
-        return jax.jit(lambda *a: net.forward(*a)).lower(*arguments).compile()
+        lowered = jax.jit(lambda *a: velocity(*a)).lower(*arguments)
+        return lowered.compile(compiler_options=compiler_options())
 
     with tempfile.TemporaryDirectory() as folder:
         jax.config.update("jax_enable_compilation_cache", True)

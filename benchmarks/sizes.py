@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ltx_jax.config import BlockConfig, T5Config, TransformerConfig, VAEConfig
+from ltx_jax.config import BlockConfig, DType, T5Config, TransformerConfig, VAEConfig
 
 # Per function, not in XLA_FLAGS: there an unknown name ends the process.
 NO_TRITON_GEMM = {"xla_gpu_enable_triton_gemm": False}
@@ -54,10 +54,23 @@ class Scale:
         (1024, 16, 16, 24),
     )
     grid: tuple[int, int, int] = (16, 16, 24)
+    more_grids: tuple[tuple[int, int, int], ...] = ((16, 22, 38),)  # 121 frames of 704 x 1216
     steps: int = 20
     transformer: TransformerConfig = TransformerConfig(dtype="bfloat16", param_dtype="bfloat16")
     vae: VAEConfig = vae_config()
     text: T5Config = T5Config(dtype="bfloat16", param_dtype="bfloat16")
+    vae_clip: tuple[int, int, int] = (17, 256, 256)  # of training
+    discriminator_channels: int = 64
+    large: tuple[int, int] = (48, 128)  # layers, and channels of a head, of the 13B model
+
+    def of(self, dtype: DType) -> "Scale":
+        """The same sizes in another precision."""
+
+        def cast(cfg: Any) -> Any:
+            return dataclasses.replace(cfg, dtype=dtype, param_dtype=dtype)
+
+        networks = {name: cast(getattr(self, name)) for name in ("transformer", "vae", "text")}
+        return dataclasses.replace(self, **networks)
 
 
 TINY = Scale(
@@ -71,6 +84,10 @@ TINY = Scale(
     mosaic_blocks=((64, 64),),
     stages=((8, 5, 8, 8),),
     grid=(2, 4, 4),
+    more_grids=(),
+    vae_clip=(9, 64, 64),
+    discriminator_channels=4,
+    large=(3, 64),
     steps=2,
     transformer=TransformerConfig(
         num_layers=2,
@@ -94,6 +111,22 @@ TINY = Scale(
         param_dtype="bfloat16",
     ),
 )
+
+
+# Layers as wide as the released ones, few and on small videos: what a CPU does in seconds.
+SMALL = Scale(
+    copy_bytes=1 << 28,
+    square=2048,
+    rows=(768,),
+    stages=((128, 9, 32, 48), (512, 5, 8, 12)),
+    grid=(2, 4, 6),
+    more_grids=((4, 8, 12),),
+    steps=4,
+    transformer=dataclasses.replace(Scale.transformer, num_layers=4),
+    text=dataclasses.replace(Scale.text, num_layers=2),
+    large=(2, 128),
+)
+SCALES = {"full": Scale(), "small": SMALL, "tiny": TINY}
 
 
 def random(*shape: int, seed: int = 0, dtype: Any = jnp.bfloat16) -> jax.Array:

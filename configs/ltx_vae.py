@@ -10,9 +10,10 @@ DWT, KL of the uniform log-variance, reconstruction GAN. Without its two files L
 the log says so. `--loss.gan_weight 0`, and so on, takes any one out; `--loss.gan single` plays the
 usual GAN.
 
-Made for 64 chips of TPU v5p. On 8 GPUs of 80 GB or more add `--optim.accumulate 8`. A step is 1.7
-to 1.9 PFLOP whatever its bucket, and a fifth more once the discriminator begins, after 60,000
-steps.
+Made for 64 chips of TPU v5p. On 8 GPUs of 80 GB or more add `--optim.accumulate 8`; 256 chips of
+TPU v6e, each of which needs a clip, take `configs/ltx_vae.py:large`, four times the batch. A step
+is 1.7 to 1.9 PFLOP whatever its bucket, and a fifth more once the discriminator begins, after
+60,000 steps.
 
 The weights of the terms are ours, as far as the paper is silent; nobody has run this file to its
 end. Expect val_psnr to climb fast for some thousand steps and then slowly, dead_channels to stay
@@ -20,6 +21,8 @@ end. Expect val_psnr to climb fast for some thousand steps and then slowly, dead
 then on, at some cost of val_psnr. `--run.validation_source` names clips that are kept apart;
 without it the procedural world's are looked at.
 """
+
+import dataclasses
 
 from ltx_jax.config import (
     BlockConfig,
@@ -89,4 +92,14 @@ config = TrainVAE(
         validation_clips=8,
     ),
     mesh=MeshConfig(data=-1, fsdp=8),
+)
+
+# Not by `--mesh.seq`, which splits rows: the deepest layers have eight of them.
+large = dataclasses.replace(
+    config,
+    data=dataclasses.replace(
+        config.data,
+        buckets=tuple(dataclasses.replace(x, batch_size=4 * x.batch_size) for x in BUCKETS),
+    ),
+    run=dataclasses.replace(config.run, output="runs/ltx_vae_large"),
 )

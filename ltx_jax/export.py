@@ -1,41 +1,82 @@
-"""Writes a checkpoint in both PyTorch layouts: python -m ltx_jax.export RUN OUT.
+"""Writes a checkpoint as others read it: python -m ltx_jax.export RUN OUT.
 
 OUT/model.safetensors   the official single file
+OUT/text_encoder/, OUT/tokenizer/   its own text encoder, as transformers has it
+OUT/settings.json       how it is sampled
 OUT/diffusers/          what the model classes of diffusers load
-OUT/text_encoder/, OUT/tokenizer/   a run's own text encoder, as transformers has it
+
+OUT is a checkpoint again, complete without the last.
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, get_args
+
+from ltx_jax.config import DType
+
+Layout = Literal["official", "diffusers"]
 
 
-def export(source: str, out: Path) -> list[Path]:
+def export(
+    source: str,
+    out: Path,
+    *,
+    dtype: DType | None = None,
+    layouts: Sequence[Layout] = ("official", "diffusers"),
+    text_encoder: str | None = None,
+    settings: str | None = None,
+) -> list[Path]:
     """Writes whatever `--checkpoint` takes; returns the paths written.
+
+    Args:
+      source: what to write.
+      out: a folder that is empty or does not exist.
+      dtype: of the weights; None keeps what they have.
+      layouts: which to write; the text encoder and the settings go with the official one.
+      text_encoder: a T5 folder to put beside it, where the source has none of its own.
+      settings: a file of configs/sample, or a video's JSON, in place of what the source says.
 
     Raises:
       ValueError: if there is no such checkpoint, `out` is not empty, or diffusers has no class for
         this model (the official file is there then).
     """
-    from ltx_jax.checkpoints import checkpoint, diffusers, official
+    from ltx_jax import jobs
+    from ltx_jax.checkpoints import checkpoint, diffusers, exported, official
     from ltx_jax.text import ByteTokenizer, TextEncoder
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is no empty folder: choose another")
-    loaded = checkpoint.load(source)
-    written = [out / "model.safetensors"]
+    given = None if settings is None else jobs.load_settings(settings)
+    loaded = checkpoint.load(source, dtype=dtype)
+    encoder = None
+    if text_encoder is not None:
+        encoder = TextEncoder.load(text_encoder, dtype=dtype or "float32")
+    elif loaded.text_encoder is not None:
+        encoder = TextEncoder(ByteTokenizer(), *loaded.text_encoder)
     out.mkdir(parents=True, exist_ok=True)
-    official.write(written[0], loaded)
-    if loaded.text_encoder is not None:
-        cfg, params, max_tokens = loaded.text_encoder
-        TextEncoder(ByteTokenizer(), cfg, params, max_tokens).save(out)
-        written += [out / "text_encoder", out / "tokenizer"]
-    try:
-        diffusers.write(out / "diffusers", loaded)
-    except ValueError as error:
-        done = ", ".join(str(path) for path in written)
-        raise ValueError(f"{done} written, but not the diffusers directory: {error}") from error
-    return [*written, out / "diffusers"]
+    written = []
+    if "official" in layouts:
+        written.append(out / exported.MODEL)
+        official.write(written[0], loaded)
+        if encoder is not None:
+            encoder.save(out)
+            written += [out / exported.TEXT_ENCODER, out / exported.TOKENIZER]
+        given = given or loaded.settings
+        if given is not None:
+            exported.write_settings(out, given)
+            written.append(out / exported.SETTINGS)
+    if "diffusers" in layouts:
+        try:
+            diffusers.write(out / "diffusers", loaded)
+        except ValueError as error:
+            done = ", ".join(str(path) for path in written)
+            raise ValueError(
+                f"{done} written, but not the diffusers directory: {error}" if done else str(error)
+            ) from error
+        written.append(out / "diffusers")
+    return written
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,9 +87,15 @@ def main(arguments: list[str] | None = None) -> int:
         "source", help="a run of train.py, or anything sample.py's --checkpoint takes"
     )
     parser.add_argument("out", type=Path, help="a folder that is empty or does not exist")
+    parser.add_argument("--dtype", choices=get_args(DType), help="of the weights; as they are")
+    parser.add_argument(
+        "--layouts", nargs="+", choices=get_args(Layout), default=get_args(Layout), help="both"
+    )
+    parser.add_argument("--text_encoder", help="a T5 folder, where the source has none of its own")
+    parser.add_argument("--settings", help="of configs/sample, or a video's JSON: how to sample it")
     given = parser.parse_args(arguments)
     try:
-        for path in export(given.source, given.out):
+        for path in export(**vars(given)):
             print(path)
     except (ValueError, OSError) as error:
         print(f"ltx_jax.export: error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -6,8 +6,6 @@ import json
 import os
 import platform
 import re
-import types
-import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from ltx_jax import config
 from ltx_jax.config import SampleConfig
 
 # What may differ between two runs of one prompts file into one folder.
-_NOT_COMPARED = ("config", "prompts_file", "output_path", "mesh", "batch_size")
+_NOT_COMPARED = ("config", "prompts_file", "output_path", "mesh", "batch_size", "previews")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,28 +57,7 @@ def read_json(path: Path) -> Any:
 def _settings(content: Any, path: str) -> SampleConfig:
     if not isinstance(content, dict) or not isinstance(content.get("settings"), dict):
         raise ValueError(f"{path} is no JSON of sample.py: it holds no settings")
-    return _build(SampleConfig, content["settings"], path)
-
-
-def _build(kind: Any, values: dict[str, Any], path: str) -> Any:
-    """A dataclass of plain values, tuples and dataclasses from what JSON makes of it."""
-    hints = typing.get_type_hints(kind)
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        raise ValueError(f"{path} has settings that this version does not know: {unknown}")
-
-    def convert(hint: Any, value: Any) -> Any:
-        if isinstance(value, list):
-            return tuple(convert(None, item) for item in value)
-        if isinstance(value, dict):
-            options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-            hint = next((option for option in options if dataclasses.is_dataclass(option)), None)
-            if hint is None:
-                raise ValueError(f"{path}: {value!r} is no setting")
-            return _build(hint, value, path)
-        return value
-
-    return kind(**{name: convert(hints[name], value) for name, value in values.items()})
+    return config.build(SampleConfig, content["settings"], f"{path}: settings")
 
 
 def plan(cfg: SampleConfig, rows: int = 1) -> list[Video]:

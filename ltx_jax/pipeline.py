@@ -18,45 +18,21 @@ from jaxtyping import Array, Float, Shaped
 
 from ltx_jax import request, sharding
 from ltx_jax.checkpoints.contents import Checkpoint
-from ltx_jax.config import DType, SamplingConfig, TransformerConfig, VAEConfig
-from ltx_jax.diffusion import conditioning, flow, guidance, latents, sampler, tokens
+from ltx_jax.config import DType, Linears, SamplingConfig, TransformerConfig, VAEConfig
+from ltx_jax.diffusion import calibration, conditioning, flow, guidance, latents, sampler, tokens
 from ltx_jax.diffusion.conditioning import Condition, Encoded
+from ltx_jax.diffusion.networks import fast_network, network, reusing_network
 from ltx_jax.diffusion.noise import GivenStart, NoiseSource, seeded
 from ltx_jax.diffusion.programs import Programs, explain_memory_errors
 from ltx_jax.diffusion.sampler import Caption, Inputs, Progress
 from ltx_jax.models import convolution, fused
-from ltx_jax.models.transformer import Transformer, compiler_options
+from ltx_jax.models.transformer import compiler_options
 from ltx_jax.models.vae import LatentStatistics, Posterior, VideoVAE
 from ltx_jax.text import ByteTokenizer, TextEncoder
 
 Output = Literal["uint8", "float", "latents"]
 
 _log = logging.getLogger(__name__)
-
-
-@functools.lru_cache
-def network(cfg: TransformerConfig) -> sampler.Velocity:
-    """The transformer as the sampler calls it; one object per configuration."""
-    model = Transformer(cfg)
-
-    def velocity(
-        params: Any,
-        x: Array,
-        timestep: Array,
-        caption: Array,
-        caption_mask: Array | None,
-        rope: Any,
-        skip: Any,
-    ) -> Array:
-        return model.apply({"params": params}, x, timestep, caption, caption_mask, rope, skip)  # pyright: ignore[reportReturnType]
-
-    return velocity
-
-
-@functools.lru_cache
-def fast_network(cfg: TransformerConfig) -> sampler.Velocity:
-    """The same with the parameters, captions and tables of `models.fused`."""
-    return functools.partial(fused.velocity, cfg=cfg)
 
 
 _derive = jax.jit(fused.derive, static_argnames="cfg")
@@ -178,6 +154,7 @@ class LTXPipeline:
     """Samples videos with one checkpoint.
 
     Attributes:
+      options: how it samples unless told otherwise: as the checkpoint says, or the defaults.
       programs: what has been compiled so far.
       timings: seconds of loading, and of the parts of the last call: text, encode, denoise, decode,
         and compile, which the others leave out.
@@ -191,6 +168,7 @@ class LTXPipeline:
         dtype: DType = "bfloat16",
         mesh: Mesh | None = None,
         fast: bool | None = None,
+        linears: Linears | None = None,
     ):
         """Wraps a loaded checkpoint; computes in `dtype`, whatever the parameters are stored in.
 
@@ -201,6 +179,9 @@ class LTXPipeline:
           mesh: the devices to run on; None is one.
           fast: sample by `models.fused`, whose parameters take the place of the transformer's in
             `checkpoint`; for one device. None does so on a GPU.
+          linears: in eight bits, for fast sampling. "float8" saves time on GPUs from Hopper on, and
+            is calibrated with a few prompts here and now. "int8" saves memory: half of what the
+            transformer's parameters take in bfloat16.
 
         Raises:
           ValueError: for a checkpoint without a transformer or a VAE, or parts that do not fit.
@@ -224,12 +205,21 @@ class LTXPipeline:
                 f"transformer was trained with {transformer.caption_channels}; released "
                 f"checkpoints use the T5-XXL of PixArt-alpha/PixArt-XL-2-1024-MS"
             )
+        if linears == "float8" and text_encoder is None:
+            raise ValueError(
+                "float8 linears are calibrated with prompts: name a text encoder, or take int8"
+            )
+        if fast is None:
+            on_gpu = mesh is None and jax.default_backend() == "gpu"
+            fast = on_gpu or linears is not None
         if fast and mesh is not None:
-            raise ValueError("fast sampling is for one device: leave out fast or the mesh")
+            raise ValueError("fast sampling is for one device: leave out fast, linears or the mesh")
+        if linears is not None and not fast:
+            raise ValueError(f"{linears} linears are of fast sampling: leave out fast=False")
         self.transformer = dataclasses.replace(transformer, dtype=dtype)
         self.vae = dataclasses.replace(vae, dtype=dtype)
-        self._fast = (mesh is None and jax.default_backend() == "gpu") if fast is None else fast
-        if self._fast:
+        self._fast = fast
+        if fast:
             params = _derive(checkpoint.transformer_params, cfg=self.transformer)
             checkpoint = dataclasses.replace(checkpoint, transformer_params=params)
         self.checkpoint = checkpoint
@@ -238,9 +228,14 @@ class LTXPipeline:
             jnp.zeros(channels), jnp.ones(channels)
         )
         self.text_encoder = text_encoder
+        self.options = checkpoint.settings or SamplingConfig()
         self.mesh = mesh
         self.timings: dict[str, float] = {}
         self.programs = Programs()
+        if linears is not None:
+            largest = self._largest_inputs() if linears == "float8" else None
+            params = fused.quantize(self.checkpoint.transformer_params, linears, largest)
+            self.checkpoint = dataclasses.replace(self.checkpoint, transformer_params=params)
 
     @classmethod
     def from_pretrained(
@@ -251,33 +246,47 @@ class LTXPipeline:
         dtype: DType = "bfloat16",
         param_dtype: DType | None = None,
         mesh: Mesh | None = None,
+        fast: bool | None = None,
+        linears: Linears | None = None,
     ) -> "LTXPipeline":
         """Loads a pipeline.
 
         Args:
-          checkpoint: a safetensors file, a diffusers directory, a run of ours or a hub id.
+          checkpoint: a safetensors file, a diffusers directory, a run of ours, what was exported
+            from one, a hub id, or "embedded": the small model that ships.
           text_encoder: a directory or hub id of a T5 encoder. None takes the checkpoint's own, or,
             if it has none, leaves embeddings as the only way to caption.
           dtype: of the computation; guidance and latents are always float32.
           param_dtype: of the stored parameters; None means `dtype`.
           mesh: the devices to run on (`ltx_jax.sharding.make_mesh`); None is one.
+          fast: as of the constructor, and
+          linears: likewise.
         """
         from ltx_jax.checkpoints.checkpoint import load  # with Orbax, which takes seconds
 
         begin = time.perf_counter()
-        loaded = load(os.fspath(checkpoint), mesh=mesh, dtype=param_dtype or dtype)
         encoder = None
         if text_encoder is not None:
             path = os.fspath(text_encoder)
             encoder = TextEncoder.load(path, dtype=param_dtype or dtype, mesh=mesh)
-        pipe = cls(loaded, encoder, dtype=dtype, mesh=mesh)
+        place = contextlib.nullcontext()
+        if linears == "int8":  # a small device has no room for what these are made from
+            place = jax.default_device(jax.local_devices(backend="cpu")[0])
+        with place:
+            loaded = load(os.fspath(checkpoint), mesh=mesh, dtype=param_dtype or dtype)
+            pipe = cls(loaded, encoder, dtype=dtype, mesh=mesh, fast=fast, linears=linears)
+        if linears == "int8":
+            names = ("transformer_params", "vae_params", "statistics")
+            parts = {name: getattr(pipe.checkpoint, name) for name in names}
+            parts = jax.device_put(parts, jax.devices()[0])
+            pipe.checkpoint = dataclasses.replace(pipe.checkpoint, **parts)
         pipe.timings["load"] = time.perf_counter() - begin
         return pipe
 
     def __call__(
         self,
         prompt: str | Sequence[str] | None = None,
-        options: SamplingConfig = SamplingConfig(),
+        options: SamplingConfig | None = None,
         *,
         conditions: Sequence[Condition] = (),
         input_media: Any = None,
@@ -294,7 +303,8 @@ class LTXPipeline:
 
         Args:
           prompt: one or several.
-          options: how to sample; `changes` replaces single fields: `pipe("...", height=512)`.
+          options: how to sample; None takes the pipeline's. `changes` replaces single fields:
+            `pipe("...", height=512)`.
           conditions: images and clips that every video has to show.
           input_media: a video to change, as a path or like the media of a condition; needs a first
             time below 1 (`skip_initial_inference_steps`, or `timesteps`).
@@ -347,7 +357,7 @@ class LTXPipeline:
     def prepare(
         self,
         prompt: str | Sequence[str] | None = None,
-        options: SamplingConfig = SamplingConfig(),
+        options: SamplingConfig | None = None,
         *,
         conditions: Sequence[Condition] = (),
         input_media: Any = None,
@@ -359,7 +369,7 @@ class LTXPipeline:
     ) -> Start:
         """All of a call before its loop; the arguments are those of `__call__`."""
         self.timings = {part: t for part, t in self.timings.items() if part == "load"}
-        options = request.replace(options, changes)
+        options = request.replace(options or self.options, changes)
         size = self.size(options)
         size.notice()
         times = flow.inference_times(
@@ -373,6 +383,8 @@ class LTXPipeline:
         )
         request.check_input(options, float(times[0]), input_media, input_latents)
         plan = guidance.plan(options, times, self.transformer.num_layers)
+        if options.teacache > 0 and not self._fast:
+            raise ValueError("teacache is of fast sampling: make the pipeline with fast=True")
         with self.part("text", size):
             caption, negative = self._captions(prompt, embeddings, options, plan.needs_negative)
             batch = caption.embeddings.shape[0]
@@ -421,13 +433,14 @@ class LTXPipeline:
             scales=scales,
             image_noise=jnp.asarray(image_noise, jnp.float32) if image_noise > 0 else None,
             noise=source,
+            threshold=jnp.asarray(options.teacache) if options.teacache > 0 else None,
         )
         return Start(options, size, inputs, plan.branches, prepared.coords)
 
     def decode(
         self,
         x: Float[Array, "b t h w c"] | Float[np.ndarray, "b t h w c"],
-        options: SamplingConfig = SamplingConfig(),
+        options: SamplingConfig | None = None,
         *,
         noise: Any = None,
         first_sample: int = 0,
@@ -435,7 +448,7 @@ class LTXPipeline:
         **changes: Any,
     ) -> Shaped[np.ndarray, "b t2 h2 w2 c2"]:
         """Turns latents (`output="latents"` of a call) into videos; arguments as of the call."""
-        options = request.replace(options, changes)
+        options = request.replace(options or self.options, changes)
         size = self.size(options)
         shape = (x.shape[0], *size.grid, self.vae.latent_channels)
         x = request.checked("latents", x, shape)
@@ -509,12 +522,29 @@ class LTXPipeline:
             negative = Caption(*self.text_encoder.encode([options.negative_prompt]))
         return request.matched(caption, negative)
 
-    def _network(self, inputs: Inputs) -> sampler.Velocity:
+    def _network(self, inputs: Inputs) -> sampler.Velocity | sampler.Reusing:
         captions = [c for c in (inputs.caption, inputs.negative) if c is not None]
         cfg = self.transformer
         if not all(request.is_prefix(caption.mask) for caption in captions):
             cfg = dataclasses.replace(cfg, attention="plain")  # the fused kernels know lengths only
+        if inputs.threshold is not None:
+            return reusing_network(cfg)
         return fast_network(cfg) if self._fast else network(cfg)
+
+    def _largest_inputs(self) -> fused.Largest:
+        """Of the transformer's linears, on the way of a few small videos."""
+        steps = len(self.checkpoint.allowed_inference_steps or ())
+        changes = {"num_inference_steps": steps} if steps else {}
+        start = self.prepare(calibration.PROMPTS, calibration.OPTIONS, **changes)
+        with self.part("denoise", start.size):
+            return calibration.largest_inputs(
+                fast_network(self.transformer),
+                self.checkpoint.transformer_params,
+                start.inputs,
+                start.branches,
+                self.transformer,
+                functools.partial(self.programs, compiler_options=compiler_options()),
+            )
 
     def _attended(self, caption: Caption) -> Caption:
         """What every layer's attention makes of captions, once for all steps."""

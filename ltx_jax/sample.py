@@ -12,24 +12,29 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import rich.console
 import rich.progress
 
 from ltx_jax import jobs
+from ltx_jax.checkpoints import checkpoint, hub
 from ltx_jax.config import MeshConfig, SampleConfig, SamplingConfig
-from ltx_jax.data import video
+from ltx_jax.data import captions, video
+from ltx_jax.data.sheet import contact_sheet
 from ltx_jax.diffusion import programs
 
 if TYPE_CHECKING:
+    from ltx_jax.multiscale import Upsampler
     from ltx_jax.pipeline import LTXPipeline
 
 DESCRIPTION = """Makes videos with LTX-Video.
 
-Options may start from a file, --config configs/sample/NAME.py or the JSON beside an earlier video;
-those given here come on top. They are called as in the official inference script."""
+Without --checkpoint, the small model of a procedural world that ships: a few shapes that move.
+Options may start from a file, --config configs/sample/NAME.py or the JSON beside an earlier video,
+or else from what a checkpoint says of itself; those given here come on top. They are called as in
+the official inference script."""
 PARTS: tuple[str, ...] = ("load", "text", "encode", "compile", "denoise", "decode", "write")
 EMBEDDINGS = ("prompt_embeds", "prompt_mask", "negative_embeds", "negative_mask")
 
@@ -77,18 +82,27 @@ class _Unchecked(SampleConfig):
         pass
 
 
-def _fields(cfg: SampleConfig, kind: type = SampleConfig) -> dict[str, Any]:
+def _fields(cfg: SamplingConfig, kind: type = SampleConfig) -> dict[str, Any]:
     return {field.name: getattr(cfg, field.name) for field in dataclasses.fields(kind)}
 
 
 def _defaults(arguments: Sequence[str]) -> SampleConfig:
+    """The settings that the options come on top of: of a file, or of a checkpoint itself."""
+    file = _value(arguments, "--config")
+    if file:
+        return jobs.load_settings(file)
+    name = _value(arguments, "--checkpoint")
+    own = checkpoint.own_settings(name or hub.EMBEDDED)
+    return SampleConfig(**({} if own is None else _fields(own, SamplingConfig)))
+
+
+def _value(arguments: Sequence[str], option: str) -> str:
+    """What an option is given, before the options are read; empty if it is not there."""
     for i, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
-        if name == "--config" and not equals:
-            value = arguments[i + 1] if i + 1 < len(arguments) else ""
-        if name == "--config" and value:
-            return jobs.load_settings(value)
-    return SampleConfig()
+        if name == option:
+            return value if equals else next(iter(arguments[i + 1 : i + 2]), "")
+    return ""
 
 
 def run(cfg: SampleConfig) -> None:
@@ -109,20 +123,30 @@ def run(cfg: SampleConfig) -> None:
     if not batches:
         print(f"nothing to do: all {len(videos)} videos exist", file=sys.stderr)
         return
+    if cfg.checkpoint == hub.EMBEDDED:
+        warn_of_words([item.prompt or "" for item in videos])
     _check_media(cfg)
     for path in {batches[0][0].path.parent if _decodes(cfg) else None, _folder(cfg.save_latents)}:
         if path is not None:
             video.check_writable(path / "video.mp4")
-    pipe = _load(cfg)
-    make = _passes(cfg, pipe, noise)
-    clock = dict.fromkeys(PARTS, 0.0) | {"load": pipe.timings.get("load", 0.0)}
+    models = load(cfg)
+    clock = dict.fromkeys(PARTS, 0.0) | {"load": models.pipe.timings.get("load", 0.0)}
     for number, batch in enumerate(batches):
         label = f"video {number + 1}/{len(batches)}" if len(batches) > 1 else "denoising"
-        seconds = _make(cfg, pipe, make, batch, embeddings, label)
+        seconds = _make(cfg, models, noise, batch, embeddings, label)
         for part, taken in seconds.items():
             clock[part] = clock.get(part, 0.0) + taken
     parts = ", ".join(f"{part} {taken:.1f} s" for part, taken in clock.items())
     print(f"time: {parts}", file=sys.stderr)
+
+
+def warn_of_words(prompts: Sequence[str]) -> None:
+    """Says on stderr which words the model that ships has never read, and what it knows."""
+    unknown = captions.unknown_words(" ".join(prompts))
+    if unknown:
+        print(f"warning: this model has never read {', '.join(unknown)}. It knows", file=sys.stderr)
+        for kind, known in captions.vocabulary().items():
+            print(f"  {kind}: {', '.join(known)}", file=sys.stderr)
 
 
 def _folder(file: str | None) -> Path | None:
@@ -181,67 +205,99 @@ def _check_media(cfg: SampleConfig) -> None:
         video.read_video(cfg.input_media_path, num_frames=1)
 
 
-def _load(cfg: SampleConfig) -> "LTXPipeline":
+class Models(NamedTuple):
+    """What videos are made with: the pipeline, and the upsampler between two passes, if any."""
+
+    pipe: "LTXPipeline"
+    upsampler: "Upsampler | None"
+
+
+def load(cfg: SampleConfig) -> Models:
+    """Loads the models that the settings name, onto their mesh.
+
+    Raises:
+      ValueError: if there are no such models, or they do not fit each other.
+    """
     from ltx_jax import sharding
     from ltx_jax.pipeline import LTXPipeline
 
     programs.use_compilation_cache()
     mesh = None if cfg.mesh == MeshConfig() else sharding.make_mesh(cfg.mesh)
-    text_encoder = cfg.text_encoder if cfg.embeddings is None else None
+    prompted = cfg.embeddings is None or cfg.linears == "float8"  # which is calibrated with prompts
+    reuses = cfg.teacache > 0 or (cfg.second_pass is not None and cfg.second_pass.teacache > 0)
     pipe = LTXPipeline.from_pretrained(
-        cfg.checkpoint, text_encoder=text_encoder, dtype=cfg.dtype, mesh=mesh
+        cfg.checkpoint,
+        text_encoder=cfg.text_encoder if prompted else None,
+        dtype=cfg.dtype,
+        mesh=mesh,
+        fast=reuses or None,
+        linears=cfg.linears,
     )
     if cfg.config is not None and cfg.config.endswith(".json"):
         before = jobs.read_json(Path(cfg.config)).get("checkpoint_hash")
         if before not in (None, pipe.checkpoint.source_hash):
             print(f"warning: {cfg.config} was made with another checkpoint", file=sys.stderr)
-    return pipe
+    if cfg.spatial_upscaler is None or cfg.second_pass is None:
+        return Models(pipe, None)
+    from ltx_jax.multiscale import Upsampler
+
+    return Models(pipe, Upsampler.load(cfg.spatial_upscaler, mesh=mesh))
 
 
 # Latents and clips, each None or empty where it was not asked for.
 Made = tuple[np.ndarray | None, Sequence[np.ndarray] | np.ndarray]
 
 
-def _passes(
-    cfg: SampleConfig, pipe: "LTXPipeline", noise: np.ndarray | None
-) -> Callable[..., Made]:
-    """Samples a batch in one pass, or in two where the settings name an upsampler."""
-    options = SamplingConfig(**_fields(cfg, SamplingConfig))
-    decodes, upscaler, second = _decodes(cfg), cfg.spatial_upscaler, cfg.second_pass
+def make(
+    cfg: SampleConfig,
+    models: Models,
+    prompts: list[str] | None,
+    *,
+    noise: np.ndarray | None = None,
+    first_sample: int = 0,
+    **arguments: Any,
+) -> Made:
+    """Samples a batch in one pass, or in two where the settings name an upsampler.
 
-    def one(prompts: list[str] | None, first_sample: int, **arguments: Any) -> Made:
+    Args:
+      cfg: the settings.
+      models: what `load` gave for them.
+      prompts: one per video; None where embeddings are given.
+      noise: to start from, in place of the seed's.
+      first_sample: index of the first video in its run.
+      arguments: conditions, embeddings and callback, as an `LTXPipeline` takes them.
+
+    Raises:
+      ValueError: for anything that does not fit.
+      MemoryError: if the device's memory does not suffice.
+    """
+    options = SamplingConfig(**_fields(cfg, SamplingConfig))
+    pipe, decodes, second = models.pipe, _decodes(cfg), cfg.second_pass
+    if models.upsampler is None or second is None:
         common: dict[str, Any] = dict(noise=noise, first_sample=first_sample)
         media = cfg.input_media_path
         latents = pipe(prompts, options, input_media=media, output="latents", **common, **arguments)
         return latents, pipe.decode(latents, options, **common) if decodes else ()
-
-    if upscaler is None or second is None:
-        return one
     from ltx_jax import multiscale
 
-    upsampler = multiscale.Upsampler.load(upscaler, mesh=pipe.mesh)
-
-    def two(prompts: list[str] | None, first_sample: int, **arguments: Any) -> Made:
-        made = multiscale.sample(
-            pipe,
-            upsampler,
-            prompts,
-            options,
-            second_pass=second,
-            downscale_factor=cfg.downscale_factor,
-            first_sample=first_sample,
-            output="uint8" if decodes else "latents",
-            **arguments,
-        )
-        return (None, made) if decodes else (made, ())
-
-    return two
+    made = multiscale.sample(
+        pipe,
+        models.upsampler,
+        prompts,
+        options,
+        second_pass=second,
+        downscale_factor=cfg.downscale_factor,
+        first_sample=first_sample,
+        output="uint8" if decodes else "latents",
+        **arguments,
+    )
+    return (None, made) if decodes else (made, ())
 
 
 def _make(
     cfg: SampleConfig,
-    pipe: "LTXPipeline",
-    make: Callable[..., Made],
+    models: Models,
+    noise: np.ndarray | None,
     batch: Sequence[jobs.Video],
     embeddings: dict[str, np.ndarray] | None,
     label: str,
@@ -255,12 +311,16 @@ def _make(
     prompts = None if embeddings is not None else [item.prompt or "" for item in batch]
     with _bar(label) as callback:
         latents, clips = make(
+            cfg,
+            models,
             prompts,
-            batch[0].index,
+            noise=noise,
+            first_sample=batch[0].index,
             conditions=conditions,
             embeddings=embeddings,
             callback=callback,
         )
+    pipe = models.pipe
     seconds = {part: taken for part, taken in pipe.timings.items() if part != "load"}
     begin = time.perf_counter()
     if cfg.save_latents is not None and latents is not None:
@@ -271,7 +331,17 @@ def _make(
             video.write_video(item.path, clip, cfg.frame_rate)
             jobs.write_sidecar(cfg, item, pipe.checkpoint.source_hash, seconds)
             print(item.path)
+            if cfg.previews:
+                _write_previews(cfg, item, clip)
     return seconds | {"write": time.perf_counter() - begin}
+
+
+def _write_previews(cfg: SampleConfig, item: jobs.Video, clip: np.ndarray) -> None:
+    gif, sheet = (item.path.with_suffix(ending) for ending in (".gif", ".png"))
+    video.write_gif(gif, clip, cfg.frame_rate)
+    scale = min(1.0, 256 / clip.shape[2])
+    video.write_image(sheet, contact_sheet([clip], [item.prompt or ""], scale=scale))
+    print(gif, sheet, sep="\n")
 
 
 @contextlib.contextmanager

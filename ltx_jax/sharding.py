@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 from flax.linen.spmd import LogicallyPartitioned, RulesFallback, with_logical_constraint
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -55,9 +55,12 @@ def make_mesh(cfg: MeshConfig = MeshConfig(), devices: list[Any] | None = None) 
         raise ValueError(f"a mesh of {sizes} does not fit {len(devices)} devices")
     for name in free:
         sizes[name] = len(devices) // fixed
-    # jax.make_mesh defaults to Explicit axes, with which Linen's constraints do not work.
-    auto = (AxisType.Auto,) * len(sizes)
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=auto, devices=devices)
+    # jax.make_mesh would not cut an axis of a TPU's torus in two: 8 of 4x4x4 devices.
+    grid = mesh_utils.create_device_mesh(
+        tuple(sizes.values()), devices, allow_split_physical_axes=True
+    )
+    # Linen's constraints do not work with Explicit axes.
+    return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
 @contextlib.contextmanager
@@ -160,12 +163,17 @@ def unbox(boxed: Any) -> Any:
 def shardings(boxed: Any, mesh: Mesh) -> Any:
     """The sharding of every leaf, from the axis names that its initialiser attached.
 
-    A dimension that its mesh axes do not divide is replicated (a 3-channel kernel over 8 devices).
+    A dimension that its mesh axes do not divide is replicated (3 channels over 8 devices). A
+    kernel whose outputs are not divided is split by its inputs instead.
     """
 
     def leaf(x: Any) -> NamedSharding:
-        names = fit(x.value.shape, x.names, mesh) if _is_boxed(x) else ()
-        return NamedSharding(mesh, spec(names))
+        if not _is_boxed(x):
+            return NamedSharding(mesh, P())
+        shape, names = x.value.shape, x.names
+        if "conv_out" in names and "conv_out" not in fit(shape, names, mesh):
+            names = tuple("conv_out" if name == "conv_in" else None for name in names)
+        return NamedSharding(mesh, spec(fit(shape, names, mesh)))
 
     return jax.tree.map(leaf, boxed, is_leaf=_is_boxed)
 

@@ -49,10 +49,14 @@ class ByteTokenizer:
         """One id for every byte, without EOS."""
         return [byte + 3 for byte in text.encode()]
 
-    def save(self, directory: Path) -> None:
+    def save(self, directory: Path, max_tokens: int) -> None:
         """Writes the configuration by which `ByT5Tokenizer` is recognised."""
         directory.mkdir(parents=True, exist_ok=True)
-        raw = {"tokenizer_class": "ByT5Tokenizer", "extra_ids": 125}
+        raw = {
+            "tokenizer_class": "ByT5Tokenizer",
+            "extra_ids": 125,
+            "model_max_length": max_tokens,
+        }
         (directory / "tokenizer_config.json").write_text(json.dumps(raw, indent=2) + "\n")
 
 
@@ -96,8 +100,9 @@ class VocabularyTokenizer:
         """The pieces of a text, without EOS."""
         return self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
-    def save(self, directory: Path) -> None:
+    def save(self, directory: Path, max_tokens: int) -> None:
         """Writes the form that the installed transformers prefers."""
+        self._tokenizer.model_max_length = max_tokens
         self._tokenizer.save_pretrained(directory)
 
 
@@ -115,12 +120,8 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     Raises:
       ValueError: if there is none, or if it is neither.
     """
-    file = directory / "tokenizer_config.json"
-    try:
-        kind = json.loads(file.read_text()).get("tokenizer_class") if file.is_file() else None
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{file} is not readable as JSON: {error}") from error
-    return ByteTokenizer() if kind == "ByT5Tokenizer" else VocabularyTokenizer(directory)
+    over_bytes = text_encoder.max_byte_tokens(directory) is not None
+    return ByteTokenizer() if over_bytes else VocabularyTokenizer(directory)
 
 
 def tokenize(
@@ -168,7 +169,7 @@ class TextEncoder:
     tokenizer: Tokenizer
     cfg: T5Config
     params: Any
-    max_tokens: int = 256
+    max_tokens: int = text_encoder.MAX_TOKENS
     mesh: Mesh | None = None
 
     def __post_init__(self):
@@ -186,14 +187,15 @@ class TextEncoder:
         path_or_id: str | Path,
         *,
         dtype: DType = "bfloat16",
-        max_tokens: int = 256,
+        max_tokens: int = text_encoder.MAX_TOKENS,
         mesh: Mesh | None = None,
     ) -> "TextEncoder":
         """Loads a T5 v1.1 and its tokenizer, in `dtype` (parameters and computation).
 
         Takes a directory of transformers, one with `text_encoder/` and `tokenizer/` in it, or the
-        id of either on the Hugging Face hub; or a run of train.py that trained one, which then
-        takes no more tokens than there. The released LTX-Video models take 256 tokens in bfloat16.
+        id of either on the Hugging Face hub; or a run of train.py that trained one. One over bytes
+        takes no more tokens than it was trained with. The released LTX-Video models take 256 tokens
+        in bfloat16.
 
         Raises:
           ValueError: if there is no T5 v1.1 with its tokenizer, naming what is wrong.
@@ -216,6 +218,7 @@ class TextEncoder:
         if place is None:
             raise ValueError(f"{root} holds no tokenizer: expected tokenizer/ with spiece.model")
         tokenizer = load_tokenizer(place)
+        max_tokens = min(max_tokens, text_encoder.max_byte_tokens(place) or max_tokens)
         params = text_encoder.load_params(encoder, cfg, mesh)
         return cls(tokenizer, cfg, params, max_tokens, mesh)
 
@@ -240,7 +243,7 @@ class TextEncoder:
           ValueError: if there already is a text encoder.
         """
         text_encoder.save(Path(directory) / "text_encoder", self.cfg, self.params)
-        self.tokenizer.save(Path(directory) / "tokenizer")
+        self.tokenizer.save(Path(directory) / "tokenizer", self.max_tokens)
 
     def encode(self, prompts: Sequence[str]) -> tuple[Float[Array, "b m d"], Int[Array, "b m"]]:
         """Embeddings in `cfg.dtype`, padded right to `max_tokens`, and their mask (int32).

@@ -1,9 +1,12 @@
 """Attention, against its definition in float64 and against PyTorch."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -160,3 +163,42 @@ def test_scores_are_not_kept_for_the_gradient():
     gradient = jax.jit(jax.grad(lambda *qkv: jnp.sum(attention(*qkv) ** 2), argnums=(0, 1, 2)))
     used = gradient.lower(q, q, q).compile().memory_analysis().temp_size_in_bytes
     assert used < 5 * 4 * n * n, "more than the scores of a few of the eight heads"
+
+
+@pytest.mark.parametrize(
+    ("size", "masked", "parts"),
+    [((128, 128), False, 1), ((130, 150), False, 1), ((130, 150), True, 2)],
+    ids=str,
+)
+def test_the_kernel_for_tpus_attends_as_the_plain_form(size, masked, parts, monkeypatch):
+    """And its gradients. It is interpreted here; what fills up a block of tokens is not seen."""
+    monkeypatch.setattr("ltx_jax.models.attention._BLOCK", 128)
+    monkeypatch.setattr("ltx_jax.models.attention._GRADIENT_BLOCKS", 2 // parts)
+    make = splash_attention_kernel.make_splash_mha_single_device
+    interpreted = functools.partial(make, interpret=True)
+    monkeypatch.setattr(splash_attention_kernel, "make_splash_mha_single_device", interpreted)
+    qkv, _ = draw(*size, b=2)
+    lengths = np.array([[size[1]], [size[1] // 2]])
+    mask = jnp.asarray(np.arange(size[1]) < lengths) if masked else None
+    weight = jnp.sin(jnp.arange(qkv[0].size, dtype=jnp.float32)).reshape(qkv[0].shape)
+
+    def run(form):
+        def loss(q, k, v):
+            out = attention(q, k, v, mask=mask, form=form)
+            return jnp.sum(weight * out), out
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(*qkv)
+
+    found, plain = (jax.tree.leaves(run(form)) for form in ("splash", "plain"))
+    for got, want in zip(found, plain, strict=True):
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)  # float32, sums in blocks
+
+
+def test_the_kernel_for_tpus_is_what_a_mesh_of_tpus_gets():
+    device = jax.sharding.AbstractDevice(device_kind="TPU v5", num_cores=2, platform="tpu")
+    axes = (jax.sharding.AxisType.Auto,)
+    mesh = jax.sharding.AbstractMesh((1,), ("data",), axes, abstract_device=device)
+    (q, k, v), _ = draw(7, 5)
+    with jax.sharding.use_abstract_mesh(mesh):
+        program = jax.make_jaxpr(lambda *x: attention(*x, form="auto"))(q, k, v)
+    assert "pallas_call" in str(program)

@@ -6,22 +6,20 @@ import subprocess
 import sys
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-FOLDER = pathlib.Path(__file__).parents[1] / "benchmarks"
+from benchmarks import harness, run
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 
-@pytest.fixture
-def benchmarks(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
-
-
-def test_first_gpu_records_what_fails_and_goes_on(tmp_path):
-    command = [sys.executable, str(FOLDER / "first_gpu.py"), "--scale", "tiny", "--repeats", "2"]
-    options = ["--sections", "peak", "attention", "--out", str(tmp_path), "--name", "cpu"]
+def test_one_door_records_what_fails_and_goes_on(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.run", "attention", "--scale", "tiny"]
+    options = ["--repeats", "2", "--out", str(tmp_path), "--name", "cpu"]
     environment = {"JAX_PLATFORMS": "cpu", "PATH": "", "HOME": str(tmp_path)}
     result = subprocess.run(
-        command + options, capture_output=True, text=True, env=environment, check=False
+        command + options, capture_output=True, text=True, env=environment, check=False, cwd=ROOT
     )
     assert result.returncode == 0, result.stderr
     report = json.loads((tmp_path / "cpu.json").read_text())
@@ -30,17 +28,48 @@ def test_first_gpu_records_what_fails_and_goes_on(tmp_path):
     assert status["2 heads of 64, 32 tokens, ours, plain"] == "ok"
     assert status["2 heads of 64, 32 tokens, cuDNN"] == "failed"  # there is none on a CPU
     assert report["facts"]["jax"]
-    assert set(report["facts"]["seconds"]) == {"peak", "attention"}
+    assert set(report["facts"]["seconds"]) == {"ceilings", "attention"}
     for row in report["rows"]:
         assert row["status"] != "failed" or row["message"]
         # bfloat16 keeps 8 bits: an error of some 1e-2 of the typical value is rounding.
         assert row.get("error", 0) < 0.1, row
     assert "| 2 heads of 64, 32 tokens, ours, plain |" in (tmp_path / "cpu.md").read_text()
+    line = next(row for row in report["rows"] if row["case"].endswith("ours, plain"))
+    asked = {"dtype", "branches", "shapes", "median_s", "fastest_s", "slowest_s", "compile_s"}
+    assert asked <= line.keys()
+    assert line["tflops"] == pytest.approx(line["tflop"] / line["median_s"])
+    ceiling = report["facts"]["ceilings"]["tflops"]
+    assert line["share_of_products"] == pytest.approx(line["tflops"] / ceiling)
 
 
-def test_a_spent_budget_skips_instead_of_running(benchmarks, tmp_path):
-    import harness
+def test_what_diffusers_has_not_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        run.main(["loading", "--against", "diffusers"])
+    assert "take vae, transformer, training" in capsys.readouterr().err
 
+
+def test_cases_of_two_libraries_are_timed_in_turn(tmp_path):
+    order = []
+
+    def foreign():
+        order.append("made")
+        return lambda: order.append("theirs")
+
+    def ours(x):
+        return jnp.sin(x)
+
+    report = harness.Report(tmp_path, "none", budget=60.0, repeats=3)
+    cases = [
+        harness.Case("ours", ours, (jnp.ones(3),), flop=3e12),
+        harness.Foreign("theirs", foreign, flop=3e12, facts={"dtype": "float32"}),
+    ]
+    report.compare("both", cases)
+    assert order == ["made"] + ["theirs"] * 4  # the first one compiles
+    assert [row["case"] for row in report.rows] == ["ours", "theirs"]
+    assert all(np.isfinite(row["tflops"]) for row in report.rows)
+
+
+def test_a_spent_budget_skips_instead_of_running(tmp_path):
     report = harness.Report(tmp_path, "none", budget=-1.0, repeats=3)
-    report.compare("peak", [harness.Case("never", jnp.sin, (jnp.ones(3),))])
+    report.compare("ceilings", [harness.Case("never", jnp.sin, (jnp.ones(3),))])
     assert [(row["case"], row["status"]) for row in report.rows] == [("never", "skipped")]

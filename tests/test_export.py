@@ -2,13 +2,15 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from tiny_checkpoint import write_checkpoint
+from tiny_checkpoint import CAPTION, SETTINGS, write_checkpoint, write_exported, write_text_encoder
 
-from ltx_jax import export
-from ltx_jax.checkpoints import diffusers
+from ltx_jax import LTXPipeline, export
+from ltx_jax.checkpoints import checkpoint, diffusers, hub
 
 
 def test_an_exported_checkpoint_is_the_same_file_and_a_diffusers_directory(tmp_path, capsys):
@@ -44,3 +46,67 @@ def test_what_is_no_checkpoint_is_one_line(source, tmp_path, capsys):
     assert export.main([source, str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_an_exported_folder_is_a_checkpoint_with_its_text_encoder_and_settings(tmp_path, capsys):
+    source, out = write_exported(tmp_path / "source"), tmp_path / "out"
+    arguments = [str(source), str(out), "--dtype", "bfloat16", "--layouts", "official"]
+    assert export.main(arguments) == 0, capsys.readouterr().err
+    names = {"model.safetensors", "settings.json", "text_encoder", "tokenizer"}
+    assert {path.name for path in out.iterdir()} == names
+    before, after = checkpoint.load(source), checkpoint.load(out)
+    assert after.settings == before.settings == SETTINGS == checkpoint.own_settings(out)
+    assert after.vae.param_dtype == after.transformer.param_dtype == "bfloat16"
+    (cfg, encoder, tokens), (_, wide, most) = after.text_encoder, before.text_encoder
+    assert (cfg.param_dtype, tokens) == ("bfloat16", most)
+    for narrow, full in (
+        (after.transformer_params, before.transformer_params),
+        (after.vae_params, before.vae_params),
+        (encoder, wide),
+    ):
+        rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), full)
+        jax.tree.map(np.testing.assert_array_equal, narrow, rounded)
+    np.testing.assert_array_equal(after.statistics.std, before.statistics.std)
+    assert after.source_hash != before.source_hash
+
+
+def test_settings_and_a_text_encoder_can_be_put_beside_a_file(tmp_path, capsys):
+    write_checkpoint(tmp_path / "tiny.safetensors")
+    write_text_encoder(tmp_path / "t5", CAPTION)
+    settings = tmp_path / "settings.py"
+    settings.write_text(
+        "from ltx_jax.config import SampleConfig\n"
+        "config = SampleConfig(checkpoint='a', num_frames=17, prompt='left out')\n"
+    )
+    out = tmp_path / "out"
+    arguments = [str(tmp_path / "tiny.safetensors"), str(out), "--layouts", "official"]
+    arguments += ["--text_encoder", str(tmp_path / "t5"), "--settings", str(settings)]
+    assert export.main(arguments) == 0, capsys.readouterr().err
+    pipe = LTXPipeline(checkpoint.load(out))
+    assert pipe.options.num_frames == 17
+    assert pipe.text_encoder is not None
+    assert pipe.text_encoder.max_tokens == 16
+
+
+def test_the_model_that_ships_goes_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "EMBEDDED_FOLDER", tmp_path / "model")
+    assert checkpoint.own_settings("embedded") is None
+    with pytest.raises(ValueError, match="no trained model ships with this version: name one"):
+        checkpoint.load("embedded")
+    write_exported(tmp_path / "model")
+    assert checkpoint.load("embedded").settings == checkpoint.own_settings("embedded") == SETTINGS
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not readable as JSON"),
+        ("[]", "holds no settings"),
+        ('{"settings": {"heigth": 64}}', "has no field 'heigth': did you mean 'height'"),
+    ],
+)
+def test_damaged_settings_are_named(tmp_path, content, message):
+    folder = write_exported(tmp_path)
+    (folder / "settings.json").write_text(content)
+    with pytest.raises(ValueError, match=f"settings.json.*{message}"):
+        checkpoint.load(folder)

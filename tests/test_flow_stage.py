@@ -25,7 +25,7 @@ from ltx_jax.models.t5 import T5Encoder
 from ltx_jax.models.vae import VideoVAE
 from ltx_jax.pipeline import LTXPipeline
 from ltx_jax.text import ByteTokenizer, TextEncoder, tokenize
-from ltx_jax.training import captions, latents, transformer, vae_loss
+from ltx_jax.training import captions, held_out, latents, transformer, vae_loss
 from ltx_jax.training.flow_loss import rope_of
 from ltx_jax.training.flow_validation import losses_at_times
 
@@ -117,10 +117,19 @@ def test_dropped_captions_become_the_empty_one(rate, stage_of):
     assert abs(np.mean(dropped) - rate) < 0.1  # 320 draws
 
 
+OTHER = Encoding(((5, 16, 16),), "vae", "hash", *(None,) * 6)
+
+
 def test_latents_of_another_vae_are_refused(stage_of):
-    other = Encoding(((5, 16, 16),), "vae", "hash", *(None,) * 6)
     with pytest.raises(ValueError, match="encoded by the VAE vae"):
-        stage_of(batches=[], encoding=other)
+        stage_of(batches=[], encoding=OTHER)
+
+
+def test_held_out_latents_of_another_vae_are_refused_before_the_first_step(stage_of, monkeypatch):
+    monkeypatch.setattr(held_out, "Loader", lambda *_, **__: SimpleNamespace(encoding=OTHER))
+    options = ("--run.validation_source", "a/folder", "--run.validate_every", "10")
+    with pytest.raises(ValueError, match=r"validation_source a/folder: .*encoded by the VAE vae"):
+        stage_of(*options, batches=[])
 
 
 def test_a_frozen_text_encoder_is_no_part_of_the_state(stage_of, tmp_path):
@@ -188,7 +197,7 @@ def test_pictures_and_clips_train_in_one_run(stage_of):
         b, *grid, _ = made["video"]["mean"].shape
         given = made["given"]
         kind = (b, *grid, given.prefix is not None, len(given.items))
-        seen.setdefault(kind, (made, stage.work(made)))
+        seen.setdefault(kind, (made, stage.work(made, 1)))
     clips = [kind for kind in seen if kind[1] == 3]
     assert {kind[:4] for kind in seen} == {(2, 3, 4, 4), (4, 1, 4, 4)}
     picture = (4, 1, 4, 4, False, 0)  # nothing is left to learn of a picture that is given

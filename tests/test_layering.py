@@ -29,8 +29,9 @@ FLOORS = {
     "encode": 8,
     "training": 9,
     "jobs": 9,
+    "sample": 10,
 }
-COMMANDS = 10
+COMMANDS = 11
 # Everything else sees `apply(params, ...)` and plain dicts.
 FLAX = ("models/", "training/state.py", "sharding.py")
 # What the networks and the sampler run without.

@@ -64,7 +64,9 @@ class Tiny:
             clip = Footage(np.zeros((3, 8, 8, 3), np.uint8), 24.0)
             return Validation({"val_loss": next(self.losses, 1.0), "other": 7.0}, {"clip": clip})
 
-        return Stage(planned, step, batches, lambda batch: Work(8, 1e3), validate, lambda _: {})
+        return Stage(
+            planned, step, batches, lambda batch, step: Work(8, 1e3), validate, lambda _: {}
+        )
 
 
 @pytest.fixture
@@ -150,6 +152,19 @@ def test_a_run_stops_after_steps_in_a_row_that_are_not_finite_and_names_tensors(
     tiny.spoilt = set()
     state = loop.train(settings(tmp_path, steps=20, max_rejected=4))
     assert (int(state.step), int(state.updates), int(state.rejected)) == (20, 16, 0)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_figures_of_a_discriminator_that_has_not_begun_are_not_called_broken(begun):
+    """They are no numbers by intent, as is the loss of a time that no sample had."""
+    broken, norm = jnp.asarray(jnp.nan), jnp.asarray(0.5 * begun)
+    figures = dict.fromkeys(("loss", "disc_loss", "gan", "loss_at/0.1"), broken)
+    gradients = {"decoder": {"bias": broken}, "discriminator": {"bias": norm}}
+    fields = dict.fromkeys(state.TrainState.__dataclass_fields__)
+    current = state.TrainState(**fields | {"params": {}, "adversary": {}})
+    text = loop._name_broken({**figures, "psnr": norm}, gradients, current)
+    names = "disc_loss, gan, loss" if begun else "loss"
+    assert text == f"Not finite are figures: {names}; gradients: decoder/bias; parameters: none"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -466,3 +466,39 @@ def test_networks_that_do_not_fit_each_other_are_refused():
     other = dataclasses.replace(golden_traces.VAE, latent_channels=16)
     with pytest.raises(ValueError, match="8 channels and the VAE makes 16"):
         LTXPipeline(dataclasses.replace(golden_traces.checkpoint(), vae=other))
+
+
+@pytest.mark.parametrize(("linears", "bound"), [("float8", 0.1), ("int8", 0.02)])
+def test_linears_in_eight_bits_give_about_the_same_video(pipe, text_encoder, linears, bound):
+    """Bounds of `test_fused`, of the latents' size: float8 keeps 4 bits of a number, int8 steps of
+    1/127 of the largest weight."""
+    small = LTXPipeline(golden_traces.checkpoint(), text_encoder, dtype="float32", linears=linears)
+    got, want = (each(PROMPTS, FAST, output="latents") for each in (small, pipe))
+    error = np.sqrt(np.mean((got - want) ** 2) / np.mean(want**2))
+    assert 1e-5 < error < bound
+
+
+def test_float8_without_prompts_to_calibrate_with_is_refused():
+    with pytest.raises(ValueError, match="text encoder, or take int8"):
+        LTXPipeline(golden_traces.checkpoint(), linears="float8")
+
+
+def test_eight_bits_and_teacache_are_of_fast_sampling(pipe, text_encoder):
+    with pytest.raises(ValueError, match="leave out fast=False"):
+        LTXPipeline(golden_traces.checkpoint(), text_encoder, fast=False, linears="int8")
+    with pytest.raises(ValueError, match="fast=True"):
+        pipe(PROMPTS[0], FAST, teacache=0.05)
+
+
+def test_teacache_gives_the_same_video_at_zero_and_about_that_above(pipe, text_encoder):
+    fast = LTXPipeline(golden_traces.checkpoint(), text_encoder, dtype="float32", fast=True)
+    how = dataclasses.replace(FAST, num_inference_steps=6)
+    want, tiny, large = (
+        fast(PROMPTS, how, teacache=threshold, output="latents") for threshold in (0.0, 1e-6, 0.3)
+    )
+    # At any threshold that nothing stays below, every step is computed as ever.
+    np.testing.assert_allclose(tiny, want, rtol=0, atol=2e-4)
+    error = np.sqrt(np.mean((large - want) ** 2) / np.mean(want**2))
+    assert 1e-3 < error < 0.5
+    in_one = fast(PROMPTS, how, teacache=0.3, output="latents", fused=True)
+    np.testing.assert_allclose(in_one, large, rtol=0, atol=2e-4)

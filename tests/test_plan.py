@@ -4,6 +4,9 @@ No plugin of an accelerator is needed: programs are compiled for CPUs, or writte
 """
 
 import dataclasses
+import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +23,7 @@ from ltx_jax.training.hlo import Collective
 from ltx_jax.training.plan import Roofline
 from ltx_jax.training.targets import CHIPS, Target
 
+ROOT = pathlib.Path(__file__).parents[1]
 ROW = 4.0 * 64  # bytes of 64 float32
 # By kind: on one of four devices, the exchange; bytes that it sends, per byte held; its group.
 RING = [(i, (i + 1) % 4) for i in range(4)]
@@ -53,20 +57,23 @@ def test_an_exchange_in_a_loop_counts_as_often_as_it_runs(kind):
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "first"),
     [
-        "replica_groups={{1,5},{3,7}}",
-        "replica_groups=[4,2]<=[2,2,2]T(2,1,0), other=[1]",
-        "replica_groups=mesh['a'=2,'b'=2,'c'=2] {'a'}",
-        "replica_groups=mesh['axis'=8] {'axis':(1)2}",
+        ("={{1,5},{3,7}}", (1, 5)),
+        ("=[4,2]<=[8], other=[1]", (0, 1)),
+        ("=[4,2]<=[2,2,2]T(2,1,0)", (0, 4)),
+        ("=mesh['a'=2,'b'=2,'c'=2] {'a'}", (0, 4)),
+        ("=mesh['a'=2,'b'=2,'c'=2] {'a','c'}", (0, 1, 4, 5)),
+        ("=mesh['a'=8] {'a':(1)2}", (0, 4)),
+        ("=mesh['a'=8] {'a':(2)2}", (0, 2)),
+        ("=mesh['a'=2,'b'=4], device_ids=([2,2,2]T(1,0,2)) {'a'}", (0, 2)),
     ],
 )
-def test_groups_of_devices_are_read_in_every_form(text):
-    first = {"{{": (1, 5)}.get(text[15:17], (0, 4))
+def test_groups_of_devices_are_read_in_every_form(text, first):
     program = f"""
 ENTRY %main (x: f32[64]) -> f32[64] {{
   %x = f32[64]{{0}} parameter(0)
-  ROOT %sum = f32[64]{{0}} all-reduce(%x), channel_id=1, {text}, to_apply=%add
+  ROOT %sum = f32[64]{{0}} all-reduce(%x), channel_id=1, replica_groups{text}, to_apply=%add
 }}
 """
     assert hlo.traffic(program).collectives == (Collective("all-reduce", 1, ROW, first),)
@@ -121,6 +128,24 @@ ENTRY %main (s: (s32[], f32[4,1024], f32[1024])) -> (s32[], f32[4,1024], f32[102
 def test_a_tpus_loop_counts_by_its_condition_and_its_own_memory_not_at_all():
     """A row is stored in place (4 kB, and the index), from memory that is not the main one."""
     assert hlo.traffic(TPU_PROGRAM) == hlo.Traffic(0.0, 28.0 * (4096 + 4), ())
+
+
+def test_an_array_that_comes_near_in_slices_is_read_once():
+    near = "s8[2048]{0:T(1024)S(1)}"
+    begun = "((s8[4096]{0:T(1024)}), s8[2048]{0:T(1024)S(1)}, s32[]{:S(2)})"
+    program = f"""
+ENTRY %main (x: s8[4096]) -> s8[2048] {{
+  %x = s8[4096]{{0:T(1024)}} parameter(0)
+  %begin.1 = {begun} slice-start(%x), slice={{[0:2048]}}
+  %begin.2 = {begun} slice-start(%x), slice={{[2048:4096]}}
+  %end.1 = {near} slice-done(%begin.1)
+  %end.2 = {near} slice-done(%begin.2)
+  %again = {near} slice(%x), slice={{[0:2048]}}
+  ROOT %sum = s8[2048]{{0:T(1024)}} add(%end.1, %end.2)
+}}
+"""
+    # Ahead, each half; then the first half once more, and the sum, which is written.
+    assert hlo.traffic(program) == hlo.Traffic(4096.0, 2048.0 + 2048.0, ())
 
 
 def test_a_step_takes_what_cannot_go_on_meanwhile():
@@ -185,7 +210,7 @@ def test_a_plan_adds_up():
     assert found.total >= sum(state.values()) + frames + 12 + found.temporary
     assert found.total < 1.1 * (sum(state.values()) + frames + 12 + found.temporary) + 4096
     assert found.work.flop <= found.executed < 2 * found.work.flop  # nothing is recomputed here
-    assert {len(x.group) for x in found.traffic.collectives} <= {1, 2, 4, 8}
+    assert {len(x.group) for x in found.traffic.collectives} <= {2, 4, 8}
     assert found.fits(targets.find("cpu:8"))
     text = "\n".join(lines)
     for part in ("8 x cpu, mesh data 2 x fsdp 4", "optimiser", "TFLOP needed", "all-reduce over 8"):
@@ -204,7 +229,22 @@ def test_a_plan_that_does_not_fit_says_what_to_change(monkeypatch):
         found = plan.plan(load("vae", *overrides), "small", lines.append)
         assert not found.fits(target)
         assert 0 < found.mfu(target) < 1
-        assert "does not fit" in lines[-5 - len({x.kind for x in ()})] or "does not fit" in str(
-            lines
-        )
+        assert any(line.endswith("does not fit") for line in lines)
         assert advice in lines[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "mesh", [{"fsdp": 64}, {"data": 2, "fsdp": 8, "seq": 4}, {"fsdp": 32, "tensor": 2}], ids=str
+)
+def test_the_partitioner_gathers_no_array_of_the_2b_step_because_it_knows_no_better(mesh):
+    """XLA warns of an "involuntary full rematerialization" where it cannot get from one layout to
+    another but by way of the whole array on every device. All layers are one body."""
+    command = [sys.executable, "train.py", "configs/ltxv_2b.py", "--plan", "cpu:64"]
+    command += ["--model.num-layers", "2"]
+    command += [f"--mesh.{axis}={size}" for axis, size in mesh.items()]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "64 x cpu" in done.stdout
+    assert "TFLOP needed" in done.stdout  # it was compiled
+    assert "emateriali" not in done.stderr

@@ -131,11 +131,14 @@ def test_a_single_frame_becomes_a_png():
     np.testing.assert_array_equal(frames, clip.frames)
 
 
-def test_tensorboard_has_the_figures_and_the_videos(tmp_path, clock):
+def test_tensorboard_has_the_figures_the_videos_and_the_histograms(tmp_path, clock):
     run = reporter(tmp_path, [], first=6, tensorboard=True)
     take(run, clock, [7, 8], seconds=0.5, nothing=math.nan, **{"grad_norm/encoder": 3.0})
     clip = footage()
-    run.validation(8, Validation({"val_loss": 0.25}, {"sample 0: a red circle": clip}))
+    stds = np.array([0.5, 1.0, 2.0])
+    run.validation(
+        8, Validation({"val_loss": 0.25}, {"sample 0: a red circle": clip}, {"latent_std": stds})
+    )
     run.close()
     found = events(tmp_path / "run/tensorboard")
     # What was written after the checkpoint that the run goes on from is done again.
@@ -150,6 +153,9 @@ def test_tensorboard_has_the_figures_and_the_videos(tmp_path, clock):
     image = values[8, "validation/sample 0: a red circle"].image
     assert (image.height, image.width, image.colorspace) == (12, 20, 3)
     np.testing.assert_array_equal(decoded(image.encoded_image_string)[1], clip.frames)
+    histogram = values[8, "validation/latent_std"].histo
+    assert (histogram.num, histogram.min, histogram.max) == (3, 0.5, 2.0)
+    assert (histogram.sum, histogram.sum_squares) == (stds.sum(), (stds**2).sum())
 
 
 def test_a_run_without_tensorboardx_says_so_in_one_line(tmp_path, clock, monkeypatch):
@@ -184,10 +190,12 @@ def test_weights_and_biases_takes_the_same_and_goes_on_with_its_own_run(
         identities.append(sink._run.id)
         monkeypatch.setattr(sink._run, "log", logged.append)
         take(run, clock, [first + 1, first + 2], seconds=0.5)
-        run.validation(first + 2, Validation({"val_loss": 0.25}, {"sample": footage()}))
+        found = Validation({"val_loss": 0.25}, {"sample": footage()}, {"std": np.arange(3.0)})
+        run.validation(first + 2, found)
         run.close()
     assert identities[0] == identities[1]
-    assert {"train/loss": 0.5, "step": 4}.items() <= logged[-4].items()
-    assert logged[-2] == {"validation/loss": 0.25, "step": 4}
-    assert isinstance(logged[-1]["validation/sample"], wandb.Video)
+    assert {"train/loss": 0.5, "step": 4}.items() <= logged[-5].items()
+    assert logged[-3] == {"validation/loss": 0.25, "step": 4}
+    assert isinstance(logged[-2]["validation/sample"], wandb.Video)
+    assert isinstance(logged[-1]["validation/std"], wandb.Histogram)
     assert re.search("offline-run", " ".join(p.name for p in (tmp_path / "wandb").iterdir()))

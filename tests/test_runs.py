@@ -85,6 +85,19 @@ def test_a_file_that_is_no_configuration_is_refused(change, message, tmp_path):
         runs.read_config(tmp_path)
 
 
+def test_a_run_says_how_it_is_sampled(tmp_path):
+    cfg = config.load(str(ROOT / "configs/shapes_tiny_transformer.py"))
+    sizes = (config.BucketConfig(9, 32, 48, 1), config.BucketConfig(1, 96, 96, 1))
+    data = dataclasses.replace(cfg.data, buckets=sizes, frame_rates=(12.0, 30.0, 24.0))
+    flow = dataclasses.replace(cfg.flow, caption_dropout=0.0)
+    runs.write_config(tmp_path, dataclasses.replace(cfg, data=data, flow=flow))
+    own = checkpoint.own_settings(tmp_path)
+    assert (own.num_frames, own.height, own.width, own.frame_rate) == (9, 32, 48, 24.0)
+    assert own.guidance_scale == 1.0  # what is never dropped cannot be guided by
+    assert runs.own_settings(cfg).guidance_scale > 1
+    assert runs.own_settings(config.load(str(ROOT / "configs/shapes_tiny_vae.py"))) is None
+
+
 def test_a_folder_that_is_no_run_is_not_taken_for_one(tmp_path):
     assert not runs.is_run(tmp_path)
     (tmp_path / "config.json").write_text('{"_class_name": "Other"}')

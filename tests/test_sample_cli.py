@@ -13,7 +13,9 @@ from jax.experimental.compilation_cache import compilation_cache
 from tiny_checkpoint import (
     CAPTION,
     CHANNELS,
+    SETTINGS,
     write_checkpoint,
+    write_exported,
     write_text_encoder,
     write_upsampler,
 )
@@ -136,6 +138,57 @@ def test_settings_survive_the_json(folder, tmp_path):
     jobs.write_sidecar(cfg, item, "hash", {})
     again = jobs.load_settings(str(tmp_path / "video.json"))
     assert dataclasses.replace(again, config=None) == cfg
+
+
+def test_a_model_that_says_how_it_is_sampled_is_sampled_so(tmp_path):
+    from ltx_jax import sample
+
+    folder = write_exported(tmp_path / "model")
+    cfg = sample.parse([f"--checkpoint={folder}", "--height", "64"])
+    expected = dataclasses.replace(SETTINGS, height=64)
+    for field in dataclasses.fields(SETTINGS):
+        assert getattr(cfg, field.name) == getattr(expected, field.name), field.name
+    file = tmp_path / "settings.py"
+    file.write_text("from ltx_jax.config import SampleConfig\nconfig = SampleConfig(height=96)\n")
+    cfg = sample.parse(["--checkpoint", str(folder), "--config", str(file)])
+    assert (cfg.height, cfg.width) == (96, 1216)  # a file says all
+
+
+def test_without_a_checkpoint_the_model_that_ships_is_sampled(tmp_path, monkeypatch, capsys):
+    from ltx_jax import sample
+    from ltx_jax.checkpoints import hub
+
+    monkeypatch.setattr(hub, "EMBEDDED_FOLDER", write_exported(tmp_path / "model"))
+    out = tmp_path / "star.mp4"
+    prompt = "A small red Dog moves left, by moonlight. Dog!"
+    arguments = ["--prompt", prompt, "--dtype", "float32", "--previews", "True"]
+    assert sample.main([*arguments, "--output_path", str(out)]) == 0
+    printed = capsys.readouterr()
+    files = [out.with_suffix(ending) for ending in (".mp4", ".gif", ".png")]
+    assert printed.out.split() == [str(file) for file in files]
+    frames, _ = read(files[0])
+    shown, rate = read(files[1])
+    assert frames.shape == shown.shape == (SETTINGS.num_frames, SETTINGS.height, SETTINGS.width, 3)
+    assert rate == pytest.approx(SETTINGS.frame_rate, rel=0.05)  # GIFs count in hundredths
+    from ltx_jax.data import video
+
+    height, width, _ = video.read_image(files[2]).shape
+    assert height > SETTINGS.height
+    assert width > 6 * SETTINGS.width
+    assert "warning: this model has never read dog, by, moonlight." in printed.err
+    assert "shapes: circle, square" in printed.err
+    assert json.loads(out.with_suffix(".json").read_text())["settings"]["checkpoint"] == "embedded"
+
+
+def test_without_a_checkpoint_and_a_model_that_ships_one_is_asked_for(
+    tmp_path, monkeypatch, capsys
+):
+    from ltx_jax import sample
+    from ltx_jax.checkpoints import hub
+
+    monkeypatch.setattr(hub, "EMBEDDED_FOLDER", tmp_path / "absent")
+    assert sample.main(["--prompt", "a red star", "--output_path", str(tmp_path / "out")]) == 2
+    assert "name one, --checkpoint" in capsys.readouterr().err
 
 
 def test_a_prompts_file_is_resumed_and_its_videos_do_not_depend_on_the_batch(

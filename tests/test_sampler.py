@@ -67,11 +67,11 @@ def velocities(velocity, inputs, plan):
     """The guided velocity of every step: what the network saw, if it returns that."""
     seen = []
 
-    def call(function, params, tokens, inputs, index, **static):
+    def call(function, params, tokens, inputs, index, kept, **static):
         velocity = static.pop("velocity")
-        tokens, inside = watched(velocity, params, tokens, inputs, index, **static)
+        tokens, kept, inside = watched(velocity, params, tokens, inputs, index, kept, **static)
         seen.append(np.asarray(inside["velocity"]))
-        return tokens
+        return tokens, kept
 
     run(velocity, inputs, plan, call=call)
     return seen

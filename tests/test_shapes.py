@@ -474,3 +474,18 @@ def test_the_world_needs_numpy_and_jaxtyping_alone():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "False"
     assert "ValueError: unknown split 'test'; known are all, train, held_out" in done.stderr
+
+
+def test_words_that_no_caption_has_are_named_once():
+    found = captions.unknown_words("A small red Dog moves left; 2 dogs, a dog!")
+    assert found == ("dog", "2", "dogs")
+    for index in range(200):
+        assert captions.unknown_words(shapes.clip(index, height=16, width=16).caption) == ()
+
+
+def test_what_can_be_asked_for_is_made_of_known_words():
+    known = captions.vocabulary()
+    assert known["shapes"] == shapes.SHAPES
+    assert len(known["motions"]) == len(shapes.MOTIONS)
+    for phrases in known.values():
+        assert captions.unknown_words(" ".join(phrases)) == ()

@@ -277,6 +277,9 @@ def test_a_byte_model_is_saved_with_its_tokenizer(encoder, tmp_path):
     again = TextEncoder.load(tmp_path, dtype="float32", max_tokens=MAX_TOKENS)
     assert again.tokenizer == ByteTokenizer()
     assert again.identity == ours.identity
+    # No longer captions than it was trained with, unless fewer are asked for.
+    assert TextEncoder.load(tmp_path).max_tokens == MAX_TOKENS
+    assert TextEncoder.load(tmp_path, max_tokens=7).max_tokens == 7
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
     np.testing.assert_array_equal(
         call(theirs, PROMPTS)[0], tokenize(ByteTokenizer(), PROMPTS, 24)[0]

@@ -35,13 +35,13 @@ def test_every_step_is_that_of_the_released_pipeline(name):
 
     done = 0
 
-    def compare(function, params, tokens, inputs, index, *, velocity, branches, mode):
+    def compare(function, params, tokens, inputs, index, kept, *, velocity, branches, mode):
         """Takes the place of the compiled step, to look into it."""
         nonlocal done
         assert (function, int(index)) == (sampler.step, done)
         assert branches.count == data[f"call/{done}/x"].shape[0], "a row too many, or too few"
-        tokens, seen = watched_step(
-            velocity, params, tokens, inputs, index, branches=branches, mode=mode
+        tokens, kept, seen = watched_step(
+            velocity, params, tokens, inputs, index, kept, branches=branches, mode=mode
         )
         ours = {
             "timestep": seen["time"],
@@ -53,7 +53,7 @@ def test_every_step_is_that_of_the_released_pipeline(name):
             expected = data[f"step/{done}/{key}"]
             np.testing.assert_allclose(value, expected, **TOLERANCE, err_msg=f"{key} {done}")
         done += 1
-        return tokens
+        return tokens, kept
 
     tokens = sampler.sample(
         network(pipe.transformer),

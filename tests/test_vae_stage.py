@@ -142,13 +142,16 @@ def test_work_is_counted_per_bucket(run):
     found = {}
     for size in (PICTURES, CLIPS):
         shape = (size.batch_size, size.num_frames, size.height, size.width, 3)
-        found[size] = stage.work({"frames": jnp.zeros(shape, jnp.uint8)})
+        found[size] = stage.work({"frames": jnp.zeros(shape, jnp.uint8)}, 3)
     # 4 x 4 x 2 pixels a latent.
     assert found[PICTURES].tokens == 8 * 6 * 4
     assert found[CLIPS].tokens == 8 * 3 * 4 * 4
+
+    clips = {"frames": jnp.zeros((8, 5, 16, 16, 3), jnp.uint8)}
     alone = vae.build(full(gan_weight=0.0), one_device())
-    without = alone.work({"frames": jnp.zeros((8, 5, 16, 16, 3), jnp.uint8)}).flop
+    without = alone.work(clips, 3).flop
     assert 0 < without < found[CLIPS].flop
+    assert stage.work(clips, 2).flop == without  # the discriminator begins in the third step
 
 
 def test_validation_shows_held_out_clips_by_the_averaged_parameters(run):
@@ -173,6 +176,10 @@ def test_validation_shows_held_out_clips_by_the_averaged_parameters(run):
     error = (pair.frames[:, :, 16:].astype(float) - clip) / 127.5
     # One of two clips; rounding to 256 levels and clipping.
     assert 0 < np.abs(error).mean() < 3 * found.scalars["val_pixel"]
+    assert set(found.histograms) == {"latent_mean", "latent_std"}
+    np.testing.assert_array_equal(
+        found.histograms["latent_std"], stage.statistics(states[-1])["std"]
+    )
     again = stage.validate(jax.tree.map(jnp.asarray, states[-1]))
     assert again.scalars == found.scalars
     moved = dataclasses.replace(states[-1], ema=states[0].ema)

@@ -43,7 +43,7 @@ def table(sample, rows, count=4, reconstruct=lambda frames: frames, **options):
     return {
         (figure.of, figure.name): figure
         for row in rows
-        for figure in world.ROWS[row][0](bench, count)
+        for figure in world.ROWS[row].measure(bench, count)
     }
 
 

@@ -10,9 +10,16 @@ from golden_weights import golden_state_dict
 from safetensors.numpy import save_file
 
 from ltx_jax import sharding
-from ltx_jax.checkpoints import official
+from ltx_jax.checkpoints import exported, official
 from ltx_jax.checkpoints.checkpoint import Checkpoint
-from ltx_jax.config import BlockConfig, SchedulerConfig, T5Config, TransformerConfig, VAEConfig
+from ltx_jax.config import (
+    BlockConfig,
+    SamplingConfig,
+    SchedulerConfig,
+    T5Config,
+    TransformerConfig,
+    VAEConfig,
+)
 from ltx_jax.models.t5 import T5Encoder
 from ltx_jax.models.transformer import Transformer
 from ltx_jax.models.vae import LatentStatistics, VideoVAE
@@ -85,3 +92,24 @@ def write_text_encoder(path, width):
     cfg = T5Config(vocab_size=384, d_model=width, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     ids = jnp.zeros((1, 4), jnp.int32)
     TextEncoder(ByteTokenizer(), cfg, random_parameters(T5Encoder(cfg), ids, ids), 16).save(path)
+
+
+SETTINGS = SamplingConfig(
+    negative_prompt="",
+    num_frames=9,
+    height=32,
+    width=64,
+    frame_rate=8.0,
+    num_inference_steps=2,
+    guidance_scale=2.0,
+    stg_scale=0.0,
+)
+
+
+def write_exported(folder):
+    """Writes what `ltx_jax.export` makes of a run: model, text encoder and settings."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_checkpoint(folder / exported.MODEL)
+    write_text_encoder(folder, CAPTION)
+    exported.write_settings(folder, SETTINGS)
+    return folder

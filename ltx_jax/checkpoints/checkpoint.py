@@ -1,4 +1,4 @@
-"""Loading a checkpoint, whatever it is: a file, a folder, a repository or a run."""
+"""Loading a checkpoint, whatever it is: a file, a folder, a repository, a run, the embedded one."""
 
 import dataclasses
 from pathlib import Path
@@ -7,11 +7,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from ltx_jax.checkpoints import diffusers, hub, official
+from ltx_jax.checkpoints import diffusers, exported, hub, official
 from ltx_jax.checkpoints.contents import Checkpoint
-from ltx_jax.config import DType, UpsamplerConfig
+from ltx_jax.config import DType, SamplingConfig, UpsamplerConfig
 
-__all__ = ["Checkpoint", "load", "load_upsampler"]
+__all__ = ["Checkpoint", "load", "load_upsampler", "own_settings"]
 
 
 def load(
@@ -21,8 +21,8 @@ def load(
     dtype: DType | None = None,
     allow_fp8: bool = False,
 ) -> Checkpoint:
-    """Loads an official file, a diffusers folder, a repository of either, or a run of train.py,
-    also by its address (gs://).
+    """Loads an official file, a diffusers folder, a repository of either, what `ltx_jax.export`
+    wrote, a run of train.py, also by its address (gs://), or "embedded", the model that ships.
 
     Args:
       mesh: lays the parameters out by their logical axes; None puts them on the default device.
@@ -47,9 +47,30 @@ def load(
 
         if runs.is_run(path):
             return _cast(runs.load_run(path, mesh=mesh), dtype)
+    if exported.is_exported(path):
+        return exported.read(path, mesh=mesh, dtype=dtype)
     if diffusers.is_directory(path):
         return diffusers.read(path, mesh=mesh, dtype=dtype, allow_fp8=allow_fp8)
     raise ValueError(f"{path} is no checkpoint: {_contents(path)}")
+
+
+def own_settings(path_or_hub_id: str | Path) -> SamplingConfig | None:
+    """How a checkpoint is sampled, without reading its weights; None: it does not say.
+
+    Raises:
+      ValueError: if its settings are damaged.
+    """
+    path = Path(path_or_hub_id).expanduser()
+    if path_or_hub_id == hub.EMBEDDED:
+        path = hub.EMBEDDED_FOLDER
+    if exported.is_exported(path):
+        return exported.read_settings(path)
+    if str(path_or_hub_id).startswith("gs://") or (path / "config.json").is_file():
+        from ltx_jax.checkpoints import runs
+
+        if runs.is_run(path_or_hub_id):
+            return runs.own_settings(runs.read_config(path_or_hub_id))
+    return None
 
 
 def load_upsampler(
@@ -76,6 +97,11 @@ def _cast(checkpoint: Checkpoint, dtype: DType | None) -> Checkpoint:
             changes[name] = dataclasses.replace(cfg, param_dtype=dtype)
             params = getattr(checkpoint, f"{name}_params")
             changes[f"{name}_params"] = jax.tree.map(lambda x: x.astype(dtype), params)
+    if checkpoint.text_encoder is not None:
+        cfg, params, max_tokens = checkpoint.text_encoder
+        cfg = dataclasses.replace(cfg, param_dtype=dtype)
+        params = jax.tree.map(lambda x: x.astype(dtype), params)
+        changes["text_encoder"] = cfg, params, max_tokens
     return dataclasses.replace(checkpoint, **changes)
 
 

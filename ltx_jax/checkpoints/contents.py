@@ -5,7 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from ltx_jax.config import SchedulerConfig, T5Config, TransformerConfig, VAEConfig
+from ltx_jax.config import (
+    SamplingConfig,
+    SchedulerConfig,
+    T5Config,
+    TransformerConfig,
+    VAEConfig,
+)
 from ltx_jax.models.vae import LatentStatistics
 
 
@@ -24,8 +30,9 @@ class Checkpoint:
     statistics: LatentStatistics | None = None  # None: the latents are not normalised
     scheduler: SchedulerConfig = SchedulerConfig()
     allowed_inference_steps: tuple[float, ...] | None = None  # times of a distilled model
-    # Configuration, parameters, caption length in tokens. Runs of ours hold one (with the byte
-    # tokenizer); the official layouts have no place for it.
+    settings: SamplingConfig | None = None  # how it is sampled; None: it does not say
+    # Configuration, parameters, caption length in tokens. Runs of ours and what is exported from
+    # them hold one (with the byte tokenizer); the official layouts have no place for it.
     text_encoder: tuple[T5Config, Any, int] | None = None
     # Tensors of the file that no network uses, under their names in the file.
     tolerated: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)

@@ -1,9 +1,11 @@
-"""Paths and Hugging Face repositories: whichever is named, a path comes back."""
+"""Paths, Hugging Face repositories and the model that ships: a path comes back of what is named."""
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
+EMBEDDED = "embedded"  # names the model that ships with the package
+EMBEDDED_FOLDER = Path(__file__).parents[1] / "assets" / "shapes"
 # What a diffusers directory needs of a repository; the tokenizer and text encoder are found apart.
 CHECKPOINT_FILES = (
     "model_index.json",
@@ -21,13 +23,21 @@ def resolve(path_or_id: str | Path, patterns: Sequence[str] = CHECKPOINT_FILES) 
     """The local path of a checkpoint, downloading it first if it is named by its repository.
 
     Args:
-      path_or_id: what exists here is taken as it is. Else `org/repo` for the files that fit
+      path_or_id: "embedded" is the model of the procedural world that ships with the package.
+        Otherwise what exists here is taken as it is. Else `org/repo` for the files that fit
         `patterns`, or `org/repo/file.safetensors` for one file.
 
     Raises:
       ValueError: if there is no such path, nor such a repository in reach; says what to download
         and where to put it.
     """
+    if path_or_id == EMBEDDED:
+        if not EMBEDDED_FOLDER.is_dir():
+            raise ValueError(
+                "no trained model ships with this version: name one, --checkpoint FILE, FOLDER or "
+                "REPOSITORY"
+            )
+        return EMBEDDED_FOLDER
     path = Path(path_or_id).expanduser()
     if path.exists():
         return path

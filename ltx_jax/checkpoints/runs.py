@@ -14,8 +14,6 @@ import hashlib
 import json
 import math
 import os
-import types
-import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,11 +25,18 @@ from etils import epath
 from jax.sharding import Mesh, SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers
 
-from ltx_jax import sharding
+from ltx_jax import config, sharding
 from ltx_jax.checkpoints import keys, tensors
 from ltx_jax.checkpoints.contents import Checkpoint
 from ltx_jax.checkpoints.lock import Lock, is_address
-from ltx_jax.config import RunConfig, T5Config, TrainTransformer, TrainVAE, VAEConfig, nearest
+from ltx_jax.config import (
+    RunConfig,
+    SamplingConfig,
+    T5Config,
+    TrainTransformer,
+    TrainVAE,
+    VAEConfig,
+)
 from ltx_jax.models.t5 import T5Encoder
 from ltx_jax.models.vae import LatentStatistics
 
@@ -89,32 +94,13 @@ def read_config(folder: str | os.PathLike[str]) -> Any:
     try:
         content = json.loads(file.read_text())
         kind = _KINDS[content["type"]]
-        return _build(kind, content["config"], "config")
+        return config.build(kind, content["config"], "config")
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error.strerror}") from error
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{file} is no configuration of a run: {error!r}") from error
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
-
-
-def _build(kind: Any, value: Any, where: str) -> Any:
-    """The inverse of `dataclasses.asdict` followed by JSON."""
-    if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        unknown = sorted(set(value) - set(hints))
-        if unknown:
-            raise ValueError(f"{where} has no field {unknown[0]!r}{nearest(unknown[0], hints)}")
-        fields = {name: _build(hints[name], v, f"{where}.{name}") for name, v in value.items()}
-        return kind(**fields)  # pyright: ignore[reportCallIssue]
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        tuples = [arg for arg in args if typing.get_origin(arg) is tuple]
-        return _build(tuples[0], value, where) if tuples and isinstance(value, list) else value
-    if origin is tuple:
-        inner = args[:1] * len(value) if args[1:] == (...,) else args
-        return tuple(_build(t, v, where) for t, v in zip(inner, value, strict=True))
-    return float(value) if kind is float else value
 
 
 def check_same(stored: Any, wanted: Any, folder: epath.Path) -> None:
@@ -397,7 +383,7 @@ def load_run(
         if step is None:
             raise ValueError(f"{folder} has no checkpoint yet: train it first")
         part = "ema" if ema else "params"
-        checkpoint = Checkpoint(metadata={"run": str(folder), "step": str(step), "weights": part})
+        checkpoint = Checkpoint(metadata={"run": folder.name, "step": str(step), "weights": part})
         checkpoint.source_hash = _fingerprint(folder / _STEPS / str(step))
         if isinstance(cfg, TrainVAE):
             shapes = {
@@ -418,6 +404,7 @@ def load_run(
     checkpoint.transformer = cfg.model
     checkpoint.transformer_params = restored["transformer"]
     checkpoint.scheduler = cfg.scheduler
+    checkpoint.settings = own_settings(cfg)
     if "text_encoder" in restored:
         encoder = restored["text_encoder"]
         checkpoint.text_encoder = (cfg.text_encoder, encoder, cfg.max_caption_tokens)
@@ -427,6 +414,28 @@ def load_run(
     checkpoint.vae, checkpoint.vae_params = vae.vae, vae.vae_params
     checkpoint.statistics = vae.statistics
     return checkpoint
+
+
+def own_settings(cfg: TrainVAE | TrainTransformer) -> SamplingConfig | None:
+    """How the model of a run is sampled: videos of its largest size, guided if it can be.
+
+    None for a VAE alone.
+    """
+    if isinstance(cfg, TrainVAE):
+        return None
+    rates = sorted(cfg.data.frame_rates)
+    largest = max(cfg.data.sizes, key=lambda size: size.num_frames * size.height * size.width)
+    return SamplingConfig(
+        negative_prompt="",  # what dropped captions are
+        height=largest.height,
+        width=largest.width,
+        num_frames=largest.num_frames,
+        frame_rate=cfg.data.resample or rates[len(rates) // 2],
+        guidance_scale=3.0 if cfg.flow.caption_dropout else 1.0,
+        stg_scale=0.0,
+        image_cond_noise_scale=0.0,
+        prepare_conditions=False,  # conditions in training are clean
+    )
 
 
 def _fingerprint(folder: epath.Path) -> str:

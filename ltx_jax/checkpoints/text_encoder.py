@@ -24,6 +24,8 @@ from ltx_jax.models.t5 import T5Encoder
 # the shared embedding, and the decoder of a whole T5.
 TOLERATED = ("encoder.embed_tokens.weight", "decoder.", "lm_head.weight")
 
+MAX_TOKENS = 256  # of captions of the released models
+
 _BIAS = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
 _SINGLE = {
     ("shared", "embedding"): "shared.weight",
@@ -51,8 +53,26 @@ _DEFAULTED = (  # transformers' defaults are ours
 )
 
 
-def read_config(directory: Path, dtype: DType = "float32") -> T5Config:
-    """Reads `config.json`; parameters and computation are to be in `dtype`.
+def max_byte_tokens(directory: Path) -> int | None:
+    """How long captions of the byte tokenizer in a directory may be; None for any other tokenizer.
+
+    Raises:
+      ValueError: if its configuration is damaged.
+    """
+    file = directory / "tokenizer_config.json"
+    try:
+        raw = json.loads(file.read_text()) if file.is_file() else {}
+        if raw.get("tokenizer_class") != "ByT5Tokenizer":
+            return None
+        most = raw.get("model_max_length", MAX_TOKENS)
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{file} is not readable as JSON: {error}") from error
+    # A number as large as transformers can write stands for no limit.
+    return int(most) if most < 10**6 else MAX_TOKENS
+
+
+def read_config(directory: Path, dtype: DType | None = "float32") -> T5Config:
+    """Reads `config.json`; parameters and computation are to be in `dtype`; None: as stored.
 
     Raises:
       ValueError: if there is none, or if it is not that of a T5 v1.1.
@@ -77,7 +97,8 @@ def read_config(directory: Path, dtype: DType = "float32") -> T5Config:
     if bad:
         raise ValueError(f"{file} gives no positive number as {', '.join(bad)}")
     known = {name: raw[name] for name in (*_SIZES, *_DEFAULTED) if name in raw}
-    return T5Config(**known, dtype=dtype, param_dtype=dtype)
+    kind = raw.get("torch_dtype", "float32") if dtype is None else dtype
+    return T5Config(**known, dtype=kind, param_dtype=kind)
 
 
 def load_params(directory: Path, cfg: T5Config, mesh: Mesh | None = None) -> dict[str, Any]:

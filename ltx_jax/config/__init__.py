@@ -4,10 +4,9 @@ Imports nothing of ours but its own parts, so that `--help` is instant.
 """
 
 import dataclasses
-import difflib
 import re
 import runpy
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ltx_jax.config.networks import (
@@ -15,6 +14,7 @@ from ltx_jax.config.networks import (
     BlockConfig,
     DiscriminatorConfig,
     DType,
+    Linears,
     MeshConfig,
     Remat,
     T5Config,
@@ -39,6 +39,7 @@ from ltx_jax.config.sampling import (
     SkipBlocks,
     STGMode,
 )
+from ltx_jax.config.stored import build, nearest
 from ltx_jax.config.training import (
     BucketConfig,
     ConditionPattern,
@@ -66,6 +67,7 @@ __all__ = [
     "DistributedConfig",
     "DuplicatesConfig",
     "FlowConfig",
+    "Linears",
     "MeshConfig",
     "OptimConfig",
     "PerStep",
@@ -88,6 +90,7 @@ __all__ = [
     "UpsamplerConfig",
     "VAEConfig",
     "VAELossConfig",
+    "build",
     "load",
     "nearest",
 ]
@@ -121,12 +124,6 @@ def load(path: str, overrides: Sequence[str] = ()) -> Any:
             "pip install tyro, or set them in a config file"
         ) from error
     return tyro.cli(type(default), default=default, args=list(overrides))
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """A question after an error: whether the most similar of `names` was meant; may be empty."""
-    found = difflib.get_close_matches(name, list(names), n=1)
-    return f": did you mean {found[0]!r}?" if found else ""
 
 
 def _explain(error: TypeError) -> str:

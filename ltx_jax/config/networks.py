@@ -6,6 +6,7 @@ from typing import Literal
 DType = Literal["float32", "bfloat16", "float16"]
 Remat = Literal["none", "dots", "full"]
 AttentionForm = Literal["auto", "plain", "cudnn", "splash"]
+Linears = Literal["float8", "int8"]  # of the large products of the transformer, when sampling
 
 
 def require(condition: bool, message: str) -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from ltx_jax.config.networks import DType, MeshConfig, require
+from ltx_jax.config.networks import DType, Linears, MeshConfig, require
 
 PerStep = float | tuple[float, ...]  # one value, or one per entry of `guidance_timesteps`
 SkipBlocks = tuple[int, ...] | tuple[tuple[int, ...], ...]
@@ -35,6 +35,9 @@ class SamplingConfig:
     prepare_conditions: bool = True  # blur and H.264-compress condition images, as in training
     decode_timestep: float = 0.05  # noise level that the decoder is told, in [0, 1]
     decode_noise_scale: float | None = 0.025  # level that is added; None: the decode timestep
+    # TeaCache's threshold: a step whose input changed by less reuses what the layers added before.
+    # Its authors take 0.03 to 0.05; 0 computes every step.
+    teacache: float = 0.0
     tone_map_compression_ratio: float = 0.0  # in [0, 1]: how far to pull in extreme latents
     seed: int = 171_198  # sample i draws from fold_in(key(seed), i)
 
@@ -47,6 +50,7 @@ class SamplingConfig:
             require(value is None or 0 <= value <= 1, f"{name} must lie in [0, 1], got {value}")
         scale = self.image_cond_noise_scale
         require(scale >= 0, f"image_cond_noise_scale must not be negative, got {scale}")
+        require(self.teacache >= 0, f"teacache must not be negative, got {self.teacache}")
         # jax.random.key would drop the higher bits.
         require(0 <= self.seed < 2**32, f"seed must lie in [0, 2**32), got {self.seed}")
 
@@ -56,8 +60,9 @@ class SampleConfig(SamplingConfig):
     """Everything that sample.py is told: where models and media lie, beside how to sample."""
 
     config: str | None = None  # a .py or .json file that the other options start from
-    # A safetensors file, a diffusers folder, a Hugging Face repository or a run of train.py.
-    checkpoint: str = ""
+    # A safetensors file, a diffusers folder, a Hugging Face repository, a run of train.py or what
+    # is exported from it; "embedded" is the small model that ships.
+    checkpoint: str = "embedded"
     text_encoder: str | None = None  # a T5 folder or repository; None: the checkpoint's own
     prompt: str | None = None  # may be empty: an unconditional video
     prompts_file: str | None = None  # one prompt per line; videos that exist are not made again
@@ -71,9 +76,12 @@ class SampleConfig(SamplingConfig):
     conditioning_strengths: tuple[float, ...] = ()  # in [0, 1]; none given: 1
     input_media_path: str | None = None  # a video to change, from skip_initial_inference_steps on
     output_path: str | None = None  # an .mp4 or a folder; None: outputs/
+    previews: bool = False  # a GIF and a sheet of frames (PNG) beside each video
     # An .npy for the final normalised latents; decodes nothing unless output_path is given too.
     save_latents: str | None = None
     dtype: DType = "bfloat16"  # of parameters and computation
+    # Large products of the transformer: float8 for speed, from Hopper on, int8 for small memories.
+    linears: Linears | None = None
     mesh: MeshConfig = MeshConfig()  # of several devices; by default one is used
     # A latent upsampler's file: sample small, enlarge, refine. None: one pass.
     spatial_upscaler: str | None = None

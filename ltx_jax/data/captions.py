@@ -162,3 +162,22 @@ def words() -> tuple[str, ...]:
     phrases += [*_ONE, *_ONE_BEHIND, *_TWO, *_PICTURE, *_TWO_PICTURED]
     text = re.sub(r"{\w+}", " ", " ".join(phrases))
     return tuple(sorted(set(re.findall("[a-z]+", text))))
+
+
+def vocabulary() -> dict[str, tuple[str, ...]]:
+    """What can be asked for, by kind: the words, and one phrase for each motion."""
+    return {
+        "shapes": SHAPES,
+        "colours": tuple(COLOURS),
+        "motions": tuple(verbs[0][0] for verbs in _VERBS.values()),
+        "sizes": tuple(_SIZE_WORDS.values()),
+        "paces": tuple(_ADVERBS.values()),
+        "backgrounds": (*TONES, *TEXTURES),
+    }
+
+
+def unknown_words(text: str) -> tuple[str, ...]:
+    """The words of a text that no caption is made of, in lower case, each once."""
+    known = set(words())
+    found = re.findall(r"[^\W_]+", text.lower())
+    return tuple(dict.fromkeys(word for word in found if word not in known))

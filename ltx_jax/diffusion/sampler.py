@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,19 @@ _BUCKET = 64  # per-step data is padded to a multiple, so that the step count is
 
 # (params, tokens (r, n, c), time (r, 1 | n), caption, caption mask, rope, skip) -> velocity.
 Velocity = Callable[[Any, Array, Array, Any, Array | None, Any, Skip | None], Array]
+
+
+class Reusing(NamedTuple):
+    """A network whose steps may reuse what earlier ones computed: `models.teacache`.
+
+    Attributes:
+      velocity: takes three arguments more than a `Velocity` (what was kept from the step before,
+        the threshold, and whether this is the last step), and also returns what to keep.
+      empty: from tokens (r, n, c), what is kept before the first step.
+    """
+
+    velocity: Callable[..., tuple[Array, Any]]
+    empty: Callable[[Array], Any]
 
 
 @jax.tree_util.register_dataclass
@@ -58,6 +71,7 @@ class Inputs:
       scales: guidance of every step, padded likewise.
       image_noise: scale of the fresh noise on hard condition tokens, or None for none.
       noise: a `NoiseSource`.
+      threshold: of a `Reusing` network; None for any other.
     """
 
     start: Any
@@ -69,6 +83,7 @@ class Inputs:
     scales: Scales
     image_noise: Any
     noise: Any
+    threshold: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,16 +129,18 @@ def per_step(times: Float32[np.ndarray, "s"], plan: Plan) -> tuple[Array, Scales
 
 
 def denoise(
-    velocity: Velocity,
+    velocity: Velocity | Reusing,
     params: Any,
     tokens: Float[Array, "b n c"],
     inputs: Inputs,
     index: Int[Array, ""],
+    kept: Any = None,
     *,
     branches: Branches,
     mode: Mode,
-) -> tuple[Float[Array, "b n c"], dict[str, Array]]:
-    """One step; returns the tokens after it, and what it computed on the way for those who ask."""
+) -> tuple[Float[Array, "b n c"], Any, dict[str, Array]]:
+    """One step; returns the tokens after it, what a `Reusing` network keeps, and what it computed
+    on the way for those who ask."""
     b = tokens.shape[0]
     t = inputs.times[index]
     x = tokens.astype(jnp.float32)
@@ -142,7 +159,7 @@ def denoise(
     skip = None
     if branches.perturbed:
         skip = Skip(mode.stg, guidance.skip_mask(scales.keep, branches, b))
-    rows = velocity(
+    call = (
         params,
         guidance.repeat_rows(x, branches),
         guidance.repeat_rows(time, branches),
@@ -151,6 +168,11 @@ def denoise(
         inputs.rope,
         skip,
     )
+    if isinstance(velocity, Reusing):
+        following = jnp.append(inputs.times, 0.0)[index + 1]
+        rows, kept = velocity.velocity(*call, kept, inputs.threshold, following <= 0)
+    else:
+        rows = velocity(*call)
     guided = guidance.combine(rows, branches, scales, mode.cfg_star)
 
     target = flow.next_time(time, inputs.times)
@@ -164,7 +186,13 @@ def denoise(
         started = t - flow.TIME_EPSILON < 1 - inputs.mask
         stepped = jnp.where(started[..., None], stepped, x)
     stepped = constrain(stepped, "batch", "token", None)
-    return stepped, {"time": time, "sample": x, "velocity": guided}
+    return stepped, kept, {"time": time, "sample": x, "velocity": guided}
+
+
+def _empty(velocity: Velocity | Reusing, tokens: Array, branches: Branches) -> Any:
+    if not isinstance(velocity, Reusing):
+        return None
+    return velocity.empty(guidance.repeat_rows(tokens, branches))
 
 
 def _captions(inputs: Inputs, branches: Branches) -> Caption:
@@ -177,20 +205,21 @@ def _captions(inputs: Inputs, branches: Branches) -> Caption:
 
 
 @functools.partial(
-    jax.jit, static_argnames=("velocity", "branches", "mode"), donate_argnames="tokens"
+    jax.jit, static_argnames=("velocity", "branches", "mode"), donate_argnames=("tokens", "kept")
 )
 def step(
     params: Any,
     tokens: Float[Array, "b n c"],
     inputs: Inputs,
     index: Int[Array, ""],
+    kept: Any = None,
     *,
-    velocity: Velocity,
+    velocity: Velocity | Reusing,
     branches: Branches,
     mode: Mode,
-) -> Float[Array, "b n c"]:
-    """`denoise`, compiled; the tokens' memory is reused."""
-    return denoise(velocity, params, tokens, inputs, index, branches=branches, mode=mode)[0]
+) -> tuple[Float[Array, "b n c"], Any]:
+    """`denoise`, compiled; the memory of the tokens, and of what was kept, is reused."""
+    return denoise(velocity, params, tokens, inputs, index, kept, branches=branches, mode=mode)[:2]
 
 
 @functools.partial(
@@ -201,7 +230,7 @@ def all_steps(
     tokens: Float[Array, "b n c"],
     inputs: Inputs,
     *,
-    velocity: Velocity,
+    velocity: Velocity | Reusing,
     branches: tuple[Branches, ...],
     mode: Mode,
 ) -> Float[Array, "b n c"]:
@@ -210,10 +239,13 @@ def all_steps(
     for kind, run in itertools.groupby(branches):
         after = first + len(list(run))
 
-        def body(index: Array, tokens: Array, kind: Branches = kind) -> Array:
-            return denoise(velocity, params, tokens, inputs, index, branches=kind, mode=mode)[0]
+        def body(index: Array, carry: Any, kind: Branches = kind) -> Any:
+            tokens, kept = carry
+            call = (velocity, params, tokens, inputs, index, kept)
+            return denoise(*call, branches=kind, mode=mode)[:2]
 
-        tokens = jax.lax.fori_loop(first, after, body, tokens)
+        carry = (tokens, _empty(velocity, tokens, kind))
+        tokens, _ = jax.lax.fori_loop(first, after, body, carry)
         first = after
     return tokens
 
@@ -223,7 +255,7 @@ def _call(function: Callable[..., Any], *args: Any, **static: Any) -> Any:
 
 
 def sample(
-    velocity: Velocity,
+    velocity: Velocity | Reusing,
     params: Any,
     inputs: Inputs,
     branches: Sequence[Branches],
@@ -256,11 +288,12 @@ def sample(
         plan = tuple(branches)
         return call(all_steps, params, tokens, inputs, velocity=velocity, branches=plan, mode=mode)
     times = np.asarray(inputs.times)
+    before, kept = None, None
     for i, kind in enumerate(branches):
-        index = jnp.asarray(i, jnp.int32)
-        tokens = call(
-            step, params, tokens, inputs, index, velocity=velocity, branches=kind, mode=mode
-        )
+        if kind != before:
+            before, kept = kind, _empty(velocity, tokens, kind)
+        state = (params, tokens, inputs, jnp.asarray(i, jnp.int32), kept)
+        tokens, kept = call(step, *state, velocity=velocity, branches=kind, mode=mode)
         if callback is not None:
             tokens = jax.block_until_ready(tokens)
             callback(Progress(i + 1, len(branches), float(times[i]), tokens))

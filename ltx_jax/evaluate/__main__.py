@@ -11,7 +11,7 @@ Each prints a table and writes it as OUTPUT.json and OUTPUT.md.
 import argparse
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -208,19 +208,40 @@ def _run_shapes(given: argparse.Namespace) -> Parts:
     changes = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
     options = dataclasses.replace(options, seed=given.seed, **changes)
     pipe = LTXPipeline.from_pretrained(given.checkpoint, given.text_encoder, dtype=given.dtype)
-    bench = world.Bench(
-        pipe,
-        autoencoder.reconstructor(pipe.checkpoint, pipe.vae),
-        pipe.vae.temporal_factor,
-        options,
-        given.batch_size,
-    )
+    reconstruct = autoencoder.reconstructor(pipe.checkpoint, pipe.vae)
     about = {"checkpoint_hash": pipe.checkpoint.source_hash, **dataclasses.asdict(options)}
-    for row in rows:
-        measure, count = world.ROWS[row]
-        figures = measure(bench, count if given.prompts is None else given.prompts)
-        report.show(row, figures)
-        yield figures, about
+    columns = (
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TimeRemainingColumn(),
+    )
+    console = rich.console.Console(stderr=True)
+    with rich.progress.Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("")
+
+        def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+            def call(batch: Any, *arguments: Any, **more: Any) -> Any:
+                made = function(batch, *arguments, **more)
+                progress.advance(task, len(batch))
+                return made
+
+            return call
+
+        bench = world.Bench(
+            counted(pipe),
+            counted(reconstruct),
+            pipe.vae.temporal_factor,
+            options,
+            given.batch_size,
+        )
+        for name in rows:
+            row = world.ROWS[name]
+            prompts = row.prompts if given.prompts is None else given.prompts
+            progress.reset(task, total=row.videos * prompts, description=name)
+            figures = row.measure(bench, prompts)
+            report.show(name, figures)
+            yield figures, about
 
 
 def _run_judge(given: argparse.Namespace) -> Parts:

@@ -312,17 +312,30 @@ def _psnr(video: np.ndarray, original: np.ndarray) -> float:
     return float(metrics.psnr(video.reshape(shape), original.reshape(shape))[0])
 
 
-# What each row measures, and how many prompts it takes unless told otherwise.
-ROWS: dict[str, tuple[Callable[[Bench, int], list[Figure]], int]] = {
-    "seen": (_seen_triples, 500),
-    "held_out": (_held_out_triples, 500),
-    "two_objects": (_two_objects, 150),
-    "vae": (_reconstructions, 150),
-    "image": (_image_to_video, 150),
-    "extension": (_extension, 150),
-    "keyframes": (_keyframes, 150),
-    "seeds": (_seeds, 150),
-    "rates": (_rates, 150),
-    "steps": (_step_counts, 150),
-    "shuffled": (_shuffled, 150),
+class Row(NamedTuple):
+    """What a row of the table measures.
+
+    Attributes:
+      measure: (bench, number of prompts) -> figures.
+      prompts: how many it takes unless told otherwise.
+      videos: that are made of each prompt.
+    """
+
+    measure: Callable[[Bench, int], list[Figure]]
+    prompts: int
+    videos: int = 1
+
+
+ROWS: dict[str, Row] = {
+    "seen": Row(_seen_triples, 500),
+    "held_out": Row(_held_out_triples, 500),
+    "two_objects": Row(_two_objects, 150),
+    "vae": Row(_reconstructions, 150),
+    "image": Row(_image_to_video, 150),
+    "extension": Row(_extension, 150),
+    "keyframes": Row(_keyframes, 150),
+    "seeds": Row(_seeds, 150, 2),
+    "rates": Row(_rates, 150, len(_RATES)),
+    "steps": Row(_step_counts, 150, len(_STEPS)),
+    "shuffled": Row(_shuffled, 150),
 }

@@ -22,6 +22,7 @@ MASK_BIAS = -10_000.0  # as in the released model; not -inf, so a fully masked r
 _SPLASH = "jax.experimental.pallas.ops.tpu.splash_attention"
 _LANES = 128  # of a TPU's vector registers: blocks are multiples
 _BLOCK = 512  # tokens, at most
+_GRADIENT_BLOCKS = 5  # of keys at once, at most
 
 Mask = Bool[Array, "b m"] | Int[Array, "b m"] | Float[Array, "b m"]
 
@@ -109,13 +110,17 @@ def _splash(q: Array, k: Array, v: Array, mask: Mask | None) -> Array:
         ids = splash.SegmentIds(_whole_blocks(queries, of_q), _whole_blocks(keys, of_k))
     q = _whole_blocks(q * q.shape[-1] ** -0.5, of_q)
     k, v = (_whole_blocks(x, of_k) for x in (k, v))
+    # One kernel computes all gradients, five products in place of seven. That of the queries comes
+    # in parts, one for so many blocks of keys as a core has room for.
+    blocks = k.shape[1] // of_k
+    together = max(n for n in range(1, _GRADIENT_BLOCKS + 1) if blocks % n == 0)
     sizes = splash.BlockSizes(
         block_q=of_q,
         block_kv=of_k,
         block_q_dkv=of_q,
-        block_kv_dkv=of_k,
-        block_q_dq=of_q,
-        block_kv_dq=of_k,
+        block_kv_dkv=of_k * together,
+        block_kv_dkv_compute=of_k,
+        use_fused_bwd_kernel=True,
     )
     every = masks.MultiHeadMask([masks.FullMask((q.shape[1], k.shape[1]))] * q.shape[2])
     kernel = splash.make_splash_mha_single_device(every, block_sizes=sizes)

@@ -3,17 +3,19 @@
 `derive` makes its parameters from the stored ones: queries, keys and values in one product, layers
 unrolled, channels of a head ordered so that a rotation swaps halves, linears optionally in eight
 bits. What does not change from step to step (`attend_captions`, `halve_rope`) is computed once.
-`models/transformer.py` is the reference that this is tested against.
+`models/transformer.py` is the reference that this is tested against, and `models/teacache.py` puts
+the parts of `velocity` together so that some steps leave the layers out.
 """
 
 import functools
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ltx_jax.config import TransformerConfig
+from ltx_jax.config import Linears, TransformerConfig
 from ltx_jax.models.attention import Mask, attention
 from ltx_jax.models.layers import rms_normalize, sinusoidal_embedding
 from ltx_jax.models.transformer import (
@@ -24,23 +26,36 @@ from ltx_jax.models.transformer import (
     compiler_options,
 )
 
+# The large products of a layer, with which eight bits are worth it.
+LINEARS = ("qkv", "out", "caption_q", "caption_out", "ff_in", "ff_out")
+
 _FP8 = jnp.float8_e4m3fn
 _FP8_MAX = 448.0
+_INT8_MAX = 127.0
+# Inputs may grow past what calibration saw; to a floating-point number the room costs nothing.
+_ROOM = 2.0
 
 # Cosines and sines of the pairs of each head, one of a half.
 HalvedRope = tuple[Float[Array, "#b n k 1 f"], Float[Array, "#b n k 1 f"]]
 # Keys and values of the captions in every layer, (b, m, k, e) each.
 CaptionHeads = tuple[tuple[Array, Array], ...]
+# Of each layer, the largest absolute input of each of `LINEARS`.
+Largest = Sequence[dict[str, float]]
 
 
-def derive(params: Any, cfg: TransformerConfig, amax: Any = None) -> dict[str, Any]:
+class Times(NamedTuple):
+    """Embedded times: the modulation of all blocks (b, #n, 6, d), and the embedding (b, #n, d)."""
+
+    modulation: Array
+    embedded: Array
+
+
+def derive(params: Any, cfg: TransformerConfig) -> dict[str, Any]:
     """The parameters of `velocity`, from those of `Transformer`.
 
     Args:
       params: as stored; matrices come back in `cfg.dtype`, tables in float32.
       cfg: of the transformer.
-      amax: largest absolute inputs of the linears, as `calibrate` gives them: makes the large
-        linears 8-bit (e4m3), one scale for each tensor. None leaves them.
     """
     turned = _halves(cfg)
 
@@ -75,8 +90,6 @@ def derive(params: Any, cfg: TransformerConfig, amax: Any = None) -> dict[str, A
             "ff_in": linear(p["ff"]["linear_1"]),
             "ff_out": linear(p["ff"]["linear_2"]),
         }
-        if amax is not None:
-            large = {name: _quantize(p, amax[i][name]) for name, p in large.items()}
         return small | large
 
     rest = {name: value for name, value in params.items() if name != "blocks"}
@@ -97,16 +110,48 @@ def _halves(cfg: TransformerConfig) -> Array:
     return channels.transpose(0, 2, 1).reshape(-1)
 
 
-def _quantize(p: dict[str, Array], amax: Any) -> dict[str, Array]:
+def quantize(params: Any, linears: Linears, largest: Largest | None = None) -> dict[str, Any]:
+    """Parameters of `derive` with the large products of every layer in eight bits.
+
+    Args:
+      params: of `derive`.
+      linears: "float8" computes in eight bits (e4m3), with one scale for each tensor. "int8" stores
+        matrices so, with one scale for each output, and computes as before.
+      largest: inputs, for "float8": what `calibrate` gives.
+
+    Raises:
+      ValueError: for "float8" without `largest`.
+    """
+    if linears == "float8" and largest is None:
+        raise ValueError("float8 linears need the largest inputs that `calibrate` gives")
+
+    def small(i: int, name: str, p: Any) -> Any:
+        return _to_int8(p) if largest is None else _to_float8(p, largest[i][name])
+
+    layers = tuple(
+        {name: small(i, name, p) if name in LINEARS else p for name, p in layer.items()}
+        for i, layer in enumerate(params["layers"])
+    )
+    return params | {"layers": layers}
+
+
+def _to_float8(p: dict[str, Array], largest: Any) -> dict[str, Array]:
     # Hopper's 8-bit products want both operands with the summed axis last: (out, in).
     kernel = p["kernel"].astype(jnp.float32).T
     scale = jnp.max(jnp.abs(kernel)) / _FP8_MAX
     return {
         "kernel": (kernel / scale).astype(_FP8),
         "scale": scale.astype(p["bias"].dtype),
-        "input_scale": jnp.asarray(amax / _FP8_MAX, p["bias"].dtype),
+        "input_scale": jnp.asarray(largest * _ROOM / _FP8_MAX, p["bias"].dtype),
         "bias": p["bias"],
     }
+
+
+def _to_int8(p: dict[str, Array]) -> dict[str, Array]:
+    kernel = p["kernel"].astype(jnp.float32)
+    scale = jnp.max(jnp.abs(kernel), axis=0, keepdims=True) / _INT8_MAX
+    whole = jnp.round(kernel / jnp.where(scale > 0, scale, 1)).astype(jnp.int8)
+    return {"kernel": whole, "scale": scale, "bias": p["bias"]}
 
 
 def _linear(
@@ -114,8 +159,17 @@ def _linear(
 ) -> Array:
     if seen is not None:
         seen[name] = jnp.max(jnp.abs(x)).astype(jnp.float32)
-    if "scale" not in p:
-        return x @ p["kernel"] + p["bias"].reshape((1,) * (x.ndim - 1) + (-1,))
+    if "input_scale" in p:
+        return _float8_linear(x, p)
+    kernel = p["kernel"]
+    if "scale" in p:
+        # Not before its turn: all matrices at once would need the memory that this is to save.
+        kernel, x = jax.lax.optimization_barrier((kernel, x))
+        kernel = (kernel * p["scale"]).astype(x.dtype)
+    return x @ kernel + p["bias"].reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def _float8_linear(x: Array, p: dict[str, Array]) -> Array:
     # XLA makes this one 8-bit product with its scales and bias: of matrices, in just this form.
     rows, dtype = x.reshape(-1, x.shape[-1]), x.dtype
     small = jnp.clip(rows / p["input_scale"], -_FP8_MAX, _FP8_MAX).astype(_FP8)
@@ -189,15 +243,51 @@ def velocity(
       cfg: of the transformer.
       seen: gets the largest absolute input of every large linear, layer by layer.
     """
+    x, times = embed(params, latents, timestep, cfg)
+    x = attend(params, x, times, captions, caption_mask, rope, skip, cfg, seen)
+    return project(params, x, times)
+
+
+def embed(
+    params: Any, latents: Float[Array, "b n c"], timestep: Float[Array, "b #n"], cfg: Any
+) -> tuple[Float[Array, "b n d"], Times]:
+    """What the layers start from."""
+    time = timestep.astype(jnp.float32) * (cfg.timestep_scale_multiplier or 1.0)
+    p, embedder = params["adaln_single"], params["adaln_single"]["timestep_embedder"]
+    h = jax.nn.silu(_linear(sinusoidal_embedding(time).astype(cfg.dtype), embedder["linear_1"]))
+    embedded = _linear(h, embedder["linear_2"])
+    rows = _linear(jax.nn.silu(embedded), p["linear"])
     x = _linear(latents.astype(cfg.dtype), params["patchify_proj"])
-    modulation, embedded = _times(params["adaln_single"], timestep, cfg)
+    return x, Times(rows.reshape(*timestep.shape, 6, cfg.width), embedded)
+
+
+def first_input(
+    params: Any, x: Float[Array, "b n d"], times: Times, cfg: TransformerConfig
+) -> Float[Array, "b n d"]:
+    """What the first layer attends over: `embed`'s output, normalised and modulated."""
+    rows = times.modulation.astype(jnp.float32) + params["layers"][0]["table"][None, None]
+    return _modulated(x, rows[:, :, 0], rows[:, :, 1], cfg)
+
+
+def attend(
+    params: Any,
+    x: Float[Array, "b n d"],
+    times: Times,
+    captions: CaptionHeads,
+    caption_mask: Mask | None,
+    rope: HalvedRope,
+    skip: Skip | None,
+    cfg: TransformerConfig,
+    seen: list[dict[str, Array]] | None = None,
+) -> Float[Array, "b n d"]:
+    """All layers; arguments as of `velocity`."""
     for i, layer in enumerate(params["layers"]):
         keep = None if skip is None else skip.mask[i]
         record: dict[str, Array] | None = None
         if seen is not None:
             record = {}
             seen.append(record)
-        rows = modulation.astype(jnp.float32) + layer["table"][None, None]
+        rows = times.modulation.astype(jnp.float32) + layer["table"][None, None]
         before = x
 
         h = _modulated(x, rows[:, :, 0], rows[:, :, 1], cfg)
@@ -220,16 +310,20 @@ def velocity(
         x = _gated(x, _linear(h, layer["ff_out"], record, "ff_out"), rows[:, :, 5])
         if skip is not None and skip.mode == "transformer_block":
             x = _keep(keep, x, before)
+    return x
 
+
+def project(params: Any, x: Float[Array, "b n d"], times: Times) -> Float[Array, "b n c"]:
+    """The velocity that the layers' output stands for."""
     h = x.astype(jnp.float32)
     h = rms_normalize(h - jnp.mean(h, axis=-1, keepdims=True), OUTPUT_NORM_EPSILON)
-    rows = embedded.astype(jnp.float32)[:, :, None] + params["scale_shift_table"][None, None]
+    rows = times.embedded.astype(jnp.float32)[:, :, None] + params["scale_shift_table"][None, None]
     return _linear(h * (1 + rows[:, :, 1]) + rows[:, :, 0], params["proj_out"])
 
 
-def calibrate(params: Any, calls: Any, cfg: TransformerConfig) -> tuple[dict[str, float], ...]:
-    """Largest absolute inputs of the large linears over `calls`, each the arguments of `velocity`
-    from `latents` to `skip`."""
+def calibrate(params: Any, calls: Iterable[Any], cfg: TransformerConfig) -> Largest:
+    """Largest absolute inputs of every layer's `LINEARS` over `calls`, each the arguments of
+    `velocity` from `latents` to `skip`; `params` are of `derive`, before any are of eight bits."""
     largest: list[dict[str, float]] = [{} for _ in range(cfg.num_layers)]
 
     @functools.partial(jax.jit, compiler_options=compiler_options())
@@ -241,16 +335,7 @@ def calibrate(params: Any, calls: Any, cfg: TransformerConfig) -> tuple[dict[str
     for call in calls:
         for kept, new in zip(largest, jax.device_get(observe(params, call)), strict=True):
             kept.update({name: max(kept.get(name, 0.0), float(x)) for name, x in new.items()})
-    return tuple(largest)
-
-
-def _times(p: Any, timestep: Array, cfg: TransformerConfig) -> tuple[Array, Array]:
-    time = timestep.astype(jnp.float32) * (cfg.timestep_scale_multiplier or 1.0)
-    embedder = p["timestep_embedder"]
-    h = jax.nn.silu(_linear(sinusoidal_embedding(time).astype(cfg.dtype), embedder["linear_1"]))
-    embedded = _linear(h, embedder["linear_2"])
-    rows = _linear(jax.nn.silu(embedded), p["linear"])
-    return rows.reshape(*timestep.shape, 6, cfg.width), embedded
+    return largest
 
 
 def _modulated(x: Array, shift: Array, scale: Array, cfg: TransformerConfig) -> Array:

@@ -30,7 +30,6 @@ from ltx_jax.models.vae_blocks import (
     modulation,
     remat,
 )
-from ltx_jax.sharding import constrain
 
 # Called with the running index of the injection and (rows, columns), in the order of the decoder.
 Noise = Callable[[int, tuple[int, int]], Float[Array, "*b h w"]]
@@ -125,7 +124,6 @@ class Encoder(nn.Module):
         cfg = self.cfg
         x = patchify(video, cfg.patch_size)
         x = Conv(cfg, cfg.encoder_base_channels, causal=True, name="conv_in")(x)
-        x = constrain(x, "batch", "frame", "row", None, None)
         for i, block in enumerate(cfg.encoder_blocks):
             x = self._block(block, f"down_blocks_{i}", x)
         x = nn.silu(make_norm(cfg, "conv_norm_out")(x))
@@ -196,7 +194,6 @@ class Decoder(nn.Module):
             time = timestep.astype(jnp.float32) * multiplier
 
         x = Conv(cfg, width, cfg.causal_decoder, name="conv_in")(latents)
-        x = constrain(x, "batch", "frame", "row", None, None)
         drawn = 0
         for i, block in enumerate(blocks):
             maps = ()

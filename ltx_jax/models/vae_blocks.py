@@ -81,6 +81,8 @@ class Conv(nn.Module):
             pad = ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0))
             x = jnp.pad(x, pad, mode=_PAD_MODES[cfg.spatial_padding_mode])
         y = convolve(x, kernel.astype(cfg.dtype), self.stride, zeros)
+        # Else the partitioner might split the channels as the kernel's are, and gather samples.
+        y = constrain(y, "batch", "frame", "row", None, None)
         y = checkpoint_name(y, "conv")  # what remat="dots" keeps
         return y + bias.astype(cfg.dtype).reshape(1, 1, 1, 1, -1)
 
@@ -292,8 +294,7 @@ class StridedConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Video) -> Float[Array, "b t2 h2 w2 c2"]:
-        x = Conv(self.cfg, self.features, causal=True, stride=self.stride, name="conv")(x)
-        return constrain(x, "batch", "frame", "row", None, None)
+        return Conv(self.cfg, self.features, causal=True, stride=self.stride, name="conv")(x)
 
 
 class Downsample(nn.Module):

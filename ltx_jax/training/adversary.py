@@ -28,6 +28,8 @@ from ltx_jax.training.state import (
 
 Kind = Literal["pair", "single"]
 _GAMES = {"pair": losses.pair_losses, "single": losses.hinge_losses}
+# What is told of the game: no numbers before the discriminator begins.
+FIGURES = ("gan", "gan_scale", "disc_loss", "disc_accuracy")
 
 
 class Round(NamedTuple):

@@ -59,6 +59,11 @@ def count_flop(
     return _count(jax.make_jaxpr(function)(*arguments).jaxpr, flows)[0]
 
 
+def count_traced(jaxpr: Any) -> float:
+    """Operations of a program as it is traced, with all that it computes a second time."""
+    return _count(jaxpr, [False] * len(jaxpr.invars))[0]
+
+
 class _Ends(NamedTuple):
     """Which outputs of a program are used at all, and by which of them gradients come in."""
 

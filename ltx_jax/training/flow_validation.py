@@ -19,6 +19,7 @@ from ltx_jax.config import SamplingConfig, TrainTransformer
 from ltx_jax.data.loader import Batch
 from ltx_jax.diffusion import tokens
 from ltx_jax.diffusion.flow import add_noise, velocity_of
+from ltx_jax.encode import check_vae
 from ltx_jax.pipeline import LTXPipeline
 from ltx_jax.training.captions import Captions
 from ltx_jax.training.conditions import Conditions
@@ -81,7 +82,8 @@ def validator(
     @functools.cache
     def clips() -> tuple[Batch, list[Any], Any]:
         """Held-out clips, each of them on all devices (they are few), and the empty caption."""
-        whole = held_out(cfg.run, cfg.data)
+        same_vae = functools.partial(check_vae, loaded=vae, name=cfg.vae)
+        whole = held_out(cfg.run, cfg.data, same_vae)
         place = functools.partial(replicate, mesh=mesh)
         singles = [rows(whole, [i]) for i in range(len(whole.captions))]
         shown = [on_mesh(one, Conditions(), np.zeros(1, bool), place) for one in singles]

@@ -1,7 +1,7 @@
 """The clips that a run is looked at with: not trained on, and the same ones every time."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,14 +9,18 @@ import numpy as np
 from ltx_jax.config import BucketConfig, DataConfig, RunConfig, SourceConfig
 from ltx_jax.data import shapes
 from ltx_jax.data.loader import Batch, Loader, StoredLatents
+from ltx_jax.data.sources import Encoding
 
 
-def held_out(run: RunConfig, data: DataConfig) -> Batch:
+def held_out(
+    run: RunConfig, data: DataConfig, check: Callable[[Encoding], None] = lambda encoding: None
+) -> Batch:
     """`validation_clips` clips, of the size of the first bucket that is no picture's.
 
     Args:
       run: names the source.
       data: how clips are cut; here nothing is left to chance.
+      check: raises a ValueError if latents of this encoding cannot be used.
 
     Raises:
       ValueError: if the source cannot be used.
@@ -33,7 +37,13 @@ def held_out(run: RunConfig, data: DataConfig) -> Batch:
         random_crop=False,
         flip=False,
     )
-    return Loader(fixed, (("none", 1.0),), seed=0).batch(0)
+    loader = Loader(fixed, (("none", 1.0),), seed=0)
+    if loader.encoding is not None:
+        try:
+            check(loader.encoding)
+        except ValueError as error:
+            raise ValueError(f"--run.validation_source {run.validation_source}: {error}") from error
+    return loader.batch(0)
 
 
 def _of_the_world(size: BucketConfig, frame_rates: tuple[float, ...]) -> Batch:

@@ -21,6 +21,7 @@ _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*?)\s([a-z][\w\-]*)\((.
 _CALLED = re.compile(r"\b(?:calls|to_apply|body|branch_computations)=\{?%?([\w.\-]+)")
 _FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota")
 _PRODUCTS = ("dot", "convolution")
+_PREFETCHES = ("copy-start", "copy-done", "slice-start", "slice-done")
 _LIBRARIES = ("__cublas", "__cudnn", "tpu_custom_call", "__onednn")
 
 
@@ -59,7 +60,8 @@ class Traffic:
     """What a program moves on each device.
 
     Attributes:
-      products: bytes between memory and instructions that hold products.
+      products: bytes between memory and instructions that hold products, and those that are
+        fetched ahead, beside any instruction.
       rest: the same of all other instructions.
       collectives: what moves between devices.
     """
@@ -67,6 +69,25 @@ class Traffic:
     products: float
     rest: float
     collectives: tuple[Collective, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Executed:
+    """An instruction that runs by itself; what is fused into another does not.
+
+    Attributes:
+      name: its own, which of a custom call is often that of the kernel.
+      times: how often it runs.
+      opcode: such as "fusion" or "custom-call".
+      shape: of its result, or of the tuple of its results.
+      text: its operands and all that follows them.
+    """
+
+    name: str
+    times: int
+    opcode: str
+    shape: str
+    text: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +109,15 @@ def traffic(text: str) -> Traffic:
     return _Program(text).traffic()
 
 
+def executed(text: str) -> list[Executed]:
+    """All instructions that run by themselves in one run of a program."""
+    program = _Program(text)
+    return [
+        Executed(x.name, times, x.opcode, x.shape, x.text)
+        for times, x, _ in program.run(program.entry, 1)
+    ]
+
+
 class _Program:
     def __init__(self, text: str):
         self.computations: dict[str, dict[str, _Instruction]] = {}
@@ -105,20 +135,20 @@ class _Program:
     def traffic(self) -> Traffic:
         products = rest = 0.0
         collectives = []
-        for times, instruction, computation in self._run(self.entry, 1):
+        for times, instruction, computation in self.run(self.entry, 1):
             moved = times * self._bytes(instruction, computation)
-            if self._holds_products(instruction):
+            if self._holds_products(instruction) or instruction.opcode in _PREFETCHES:
                 products += moved
             else:
                 rest += moved
             kind = instruction.opcode.removesuffix("-start")
-            if kind in COLLECTIVES:
-                held = sum(_bytes(computation[name].shape) for name in instruction.operands)
-                group = _first_group(instruction.text)
+            if kind in COLLECTIVES and len(group := _first_group(instruction.text)) > 1:
+                operands = [computation[name].shape for name in instruction.operands]
+                held = sum((_bytes(shape, everywhere=True) for shape in operands), start=0.0)
                 collectives.append(Collective(kind, times, held, group))
         return Traffic(products, rest, tuple(collectives))
 
-    def _run(
+    def run(
         self, name: str, times: int
     ) -> Iterator[tuple[int, _Instruction, dict[str, _Instruction]]]:
         """Every instruction that runs by itself, and how often."""
@@ -126,10 +156,10 @@ class _Program:
         for instruction in computation.values():
             if instruction.opcode == "while":
                 for body in instruction.called:
-                    yield from self._run(body, times * self._trips(instruction))
+                    yield from self.run(body, times * self._trips(instruction))
             elif instruction.opcode in ("call", "conditional", "async-start"):
                 for called in instruction.called:
-                    yield from self._run(called, times)
+                    yield from self.run(called, times)
             elif instruction.opcode not in _FREE:
                 yield times, instruction, computation
 
@@ -172,7 +202,11 @@ class _Program:
         if opcode.endswith("-done"):
             return written
         if opcode in ("dynamic-slice", "slice", "gather"):
-            return 2 * written
+            near = not _bytes(operands[0])
+            return written + (0.0 if near else _bytes(instruction.shape, everywhere=True))
+        if opcode == "slice-start":  # gives the shapes of the array, of the slice and of a flag
+            kind, sizes, _ = _ARRAY.findall(instruction.shape)[1]
+            return _bytes(f"{kind}[{sizes}]")
         if opcode == "dynamic-update-slice":
             return 2 * _bytes(operands[1])
         read = sum(map(_bytes, operands), start=0.0)
@@ -226,11 +260,11 @@ def _within_parentheses(text: str) -> str:
     return text
 
 
-def _bytes(shape: str) -> float:
-    """Size of an array or a tuple in the device's main memory."""
+def _bytes(shape: str, everywhere: bool = False) -> float:
+    """Size of an array or a tuple in the device's main memory, or wherever it is."""
     total = 0.0
     for kind, sizes, layout in _ARRAY.findall(shape):
-        if "S(" not in layout:  # else it is in a TPU's vector memory, or in the host's
+        if everywhere or "S(" not in layout:  # that is a TPU's vector memory, or the host's
             total += math.prod(_numbers(sizes)) * (_BITS.get(kind) or int(kind[1:])) / 8
     return total
 
@@ -244,12 +278,15 @@ def _first_group(text: str) -> tuple[int, ...]:
     if match := re.search(r"(?:replica_groups|source_target_pairs)=\{\{([\d,]+)\}", text):
         return tuple(int(i) for i in match[1].split(","))
     if match := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
-        shape, sizes, order = (_numbers(part or "") for part in match.groups())
-        devices = np.arange(math.prod(sizes)).reshape(sizes)
-        devices = devices.transpose(order) if order else devices
-        return tuple(devices.reshape(shape)[0].tolist())
-    if match := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", text):
-        return _group_of_axes(*match.groups())
+        shape, sizes, order = (part or "" for part in match.groups())
+        return tuple(_iota(sizes, order).reshape(_numbers(shape))[0].tolist())
+    if match := re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? *"
+        r"\{([^}]*)\}",
+        text,
+    ):
+        mesh, sizes, order, axes = match.groups()
+        return _group_of_axes(mesh, axes, _iota(sizes or "", order or ""))
     return (0,)
 
 
@@ -257,9 +294,23 @@ def _numbers(text: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", text)]
 
 
-def _group_of_axes(mesh: str, axes: str) -> tuple[int, ...]:
-    """Devices that differ along some axes of a mesh; "'a':(2)4" is a part of an axis."""
+def _iota(sizes: str, order: str) -> np.ndarray:
+    """Numbers of devices, in the order of a transposed grid; one number without sizes."""
+    devices = np.arange(math.prod(_numbers(sizes))).reshape(_numbers(sizes))
+    return (devices.transpose(_numbers(order)) if order else devices).ravel()
+
+
+def _group_of_axes(mesh: str, axes: str, devices: np.ndarray) -> tuple[int, ...]:
+    """Devices that differ along some axes of a mesh; "'a':(2)4" is a part of an axis.
+
+    Args:
+      mesh: names and sizes of its axes.
+      axes: those of the group.
+      devices: of the mesh, in its order, or one number: they are numbered in it.
+    """
     sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh)}
+    if len(devices) == 1:
+        devices = np.arange(math.prod(sizes.values()))
     chosen = {
         name: (int(before or 1), int(size or sizes[name]))
         for name, before, size in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", axes)
@@ -270,5 +321,4 @@ def _group_of_axes(mesh: str, axes: str) -> tuple[int, ...]:
         before, part = chosen.get(name, (1, 1))
         shape += [before, part, size // before // part]
         index += [0, slice(None) if name in chosen else 0, 0]
-    devices = np.arange(math.prod(shape)).reshape(shape)
-    return tuple(devices[tuple(index)].ravel().tolist())
+    return tuple(devices.reshape(shape)[tuple(index)].ravel().tolist())

@@ -16,6 +16,7 @@ from ltx_jax.checkpoints.lock import is_address
 from ltx_jax.config import TrainTransformer, TrainVAE
 from ltx_jax.diffusion.programs import explain_memory_errors
 from ltx_jax.training import process, transformer, vae
+from ltx_jax.training.adversary import FIGURES
 from ltx_jax.training.report import Reporter, check_installed
 from ltx_jax.training.stage import Stage, Validation, Work, check_batch_size
 from ltx_jax.training.state import GRADIENTS, TrainState
@@ -148,7 +149,7 @@ def _steps(
         begin = time.monotonic()
         batch = next(batches)
         waited = time.monotonic() - begin
-        work = stage.work(batch)  # may run programs: beside a step that talks to others, they hang
+        work = stage.work(batch, done)  # runs programs, perhaps: beside exchanges they would hang
         state, metrics = stage.step(state, batch)
         tell()  # of the step before: fetching this one's numbers would make the device wait
         taken = _Taken(done, metrics, work, waited)
@@ -184,7 +185,14 @@ def _report(taken: _Taken, reporter: Reporter, most: int, state: TrainState) -> 
 
 
 def _name_broken(figures: Mapping[str, Any], gradients: Any, state: TrainState) -> str:
-    """The figures, gradients and parameters that are not finite."""
+    """The figures, gradients and parameters that are not finite.
+
+    Of the figures not those that are no number where all is well: of parts ("/"; the gradients
+    name theirs), and of a discriminator that has not begun, whose gradient is zero.
+    """
+    playing = any(jax.tree.leaves(jax.device_get(gradients.get("discriminator", {}))))
+    silent = () if playing else FIGURES
+    figures = {name: x for name, x in figures.items() if "/" not in name and name not in silent}
     all_finite = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree))
     params = {**state.params, "discriminator": state.adversary.get("params", {})}
     told = []

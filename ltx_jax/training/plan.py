@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from ltx_jax import sharding
 from ltx_jax.config import BucketConfig, TrainTransformer, TrainVAE
 from ltx_jax.training import hlo, targets, transformer, vae
-from ltx_jax.training.flops import count_flop
+from ltx_jax.training.flops import count_traced
 from ltx_jax.training.hlo import Traffic
 from ltx_jax.training.stage import Sketch, Work, check_batch_size
 from ltx_jax.training.state import TrainState
@@ -33,7 +33,8 @@ class Roofline:
 
     Attributes:
       compute: all products that are executed, those of the recomputation too.
-      products: memory traffic of the instructions with products, which goes on meanwhile.
+      products: memory traffic of the instructions with products, and of what is fetched ahead,
+        which goes on meanwhile.
       rest: memory traffic of all others.
       interconnect: exchanges between devices, which go on meanwhile.
     """
@@ -131,7 +132,7 @@ def plan(cfg: TrainVAE | TrainTransformer, name: str, log: Log = print) -> StepP
     for kind, size in state.items():
         log(f"  {kind:<16}{_gb(size)}")
     with sharding.use_mesh(mesh):
-        works = [sketch.work(batch) for _, batch in sketch.batches]
+        works = [sketch.work(batch, cfg.run.steps) for _, batch in sketch.batches]
     dearest = max(range(len(works)), key=lambda i: works[i].flop)
     bucket, batch = sketch.batches[dearest]
     log(f"{_title(bucket)}{f', the dearest of {len(works)} buckets' if len(works) > 1 else ''}")
@@ -171,8 +172,9 @@ def _compile(
 ) -> StepPlan:
     step: Any = sketch.step
     with sharding.use_mesh(mesh):
-        compiled = step.lower(sketch.plan.shapes, batch).compile()
-        executed = count_flop(step, sketch.plan.shapes, batch)
+        traced = step.trace(sketch.plan.shapes, batch)
+        executed = count_traced(traced.jaxpr.jaxpr)
+        compiled = traced.lower().compile()
     memory = compiled.memory_analysis()
     outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
     total = memory.argument_size_in_bytes + outputs + memory.temp_size_in_bytes

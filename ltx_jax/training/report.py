@@ -85,6 +85,9 @@ class Reporter:
         for name, footage in found.videos.items():
             for sink in self._sinks:
                 sink.video(done, f"validation/{name}", footage)
+        for name, values in found.histograms.items():
+            for sink in self._sinks:
+                sink.histogram(done, f"validation/{name}", np.asarray(values))
 
     def _scalars(self, done: int, group: str, values: Mapping[str, float]) -> None:
         named = {f"{group}/{name}": x for name, x in values.items() if not math.isnan(x)}
@@ -182,6 +185,9 @@ class _TensorBoard:
         for name, value in values.items():
             self._writer.add_scalar(name, value, done)
 
+    def histogram(self, done: int, name: str, values: np.ndarray) -> None:
+        self._writer.add_histogram(name, values, done)
+
     def video(self, done: int, name: str, footage: Footage) -> None:
         # Not by add_video, which writes nothing where moviepy is missing.
         from tensorboardX.proto.summary_pb2 import (
@@ -221,6 +227,11 @@ class _WeightsAndBiases:
 
     def scalars(self, done: int, values: Mapping[str, float]) -> None:
         self._run.log({**values, "step": done})
+
+    def histogram(self, done: int, name: str, values: np.ndarray) -> None:
+        import wandb  # pyright: ignore[reportMissingImports]
+
+        self._run.log({name: wandb.Histogram(values.tolist()), "step": done})  # over the channels
 
     def video(self, done: int, name: str, footage: Footage) -> None:
         import wandb  # pyright: ignore[reportMissingImports]  # the tracking extra

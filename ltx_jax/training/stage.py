@@ -34,6 +34,7 @@ class Validation:
 
     scalars: dict[str, float] = dataclasses.field(default_factory=dict)
     videos: dict[str, Footage] = dataclasses.field(default_factory=dict)
+    histograms: dict[str, Any] = dataclasses.field(default_factory=dict)  # of arrays of values
 
 
 class Sketch(NamedTuple):
@@ -42,13 +43,13 @@ class Sketch(NamedTuple):
     Attributes:
       plan: of the state.
       step: the compiled update. It takes batches of any bucket, each compiled once.
-      work: batch, or its shapes -> what its step has to do.
+      work: (batch, or its shapes; number of the step, from 1) -> what the step has to do.
       batches: shapes of a batch of each bucket, with what most is given of all that may be.
     """
 
     plan: Plan
     step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
-    work: Callable[[Any], Work]
+    work: Callable[[Any, int], Work]
     batches: tuple[tuple[BucketConfig, Any], ...]
 
 
@@ -60,7 +61,7 @@ class Stage:
       plan: of the state.
       step: the compiled update. It takes batches of any bucket, each compiled once.
       batches: (first, last) -> the batches of those steps, on the mesh, made ahead of their use.
-      work: batch -> what its step has to do.
+      work: as in `Sketch`.
       validate: state -> figures and videos; the same clips every time.
       statistics: state -> the latent statistics to save with it ({} for none).
       vae: the frozen VAE to keep with the run, if any.
@@ -69,7 +70,7 @@ class Stage:
     plan: Plan
     step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
     batches: Callable[[int, int], Iterator[Any]]
-    work: Callable[[Any], Work]
+    work: Callable[[Any, int], Work]
     validate: Callable[[TrainState], Validation]
     statistics: Callable[[TrainState], dict[str, Any]]
     vae: Checkpoint | None = None

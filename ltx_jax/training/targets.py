@@ -63,6 +63,7 @@ gpu_device_info {{
 }}
 platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 12 }}
+runtime_version {{ major: 13 minor: 0 }}
 device_description_str: "{name}"
 """
 

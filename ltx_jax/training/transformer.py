@@ -300,8 +300,10 @@ def _kept(cfg: TrainTransformer, vae: VAEConfig) -> dict[tokens.Grid, int]:
     return dict(zip(grids, kept_tokens(sizes, cfg.flow.token_drop), strict=True))
 
 
-def _work(loss: Loss, kept: dict[tokens.Grid, int], state: TrainState) -> Callable[[Any], Work]:
-    """Counts what a batch's step has to do; encoders that run before it are not counted."""
+def _work(
+    loss: Loss, kept: dict[tokens.Grid, int], state: TrainState
+) -> Callable[[Any, int], Work]:
+    """Counts what a batch has to do in any step; encoders that run before it are not counted."""
 
     @functools.cache
     def flop(tree: Any, leaves: tuple[Any, ...]) -> float:
@@ -313,7 +315,7 @@ def _work(loss: Loss, kept: dict[tokens.Grid, int], state: TrainState) -> Callab
         key = jax.eval_shape(jax.random.key, 0)
         return flops.count_flop(value, state.params, batch, key, gradient=0)
 
-    def work(batch: dict[str, Any]) -> Work:
+    def work(batch: dict[str, Any], step: int) -> Work:
         b, *grid, _ = batch["video"]["mean"].shape
         extra = sum(math.prod(item.video["mean"].shape[1:4]) for item in batch["given"].items)
         leaves, tree = jax.tree.flatten(batch)

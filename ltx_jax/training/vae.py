@@ -84,6 +84,7 @@ def _sketch(cfg: TrainVAE, mesh: Mesh, lpips: Any) -> Sketch:
         (init_discriminator, disc_tx) if game else None,
     )
     loss = functools.partial(vae_loss, networks, cfg=cfg.loss, disc_start=start)
+    alone = functools.partial(vae_loss, Networks(model.apply), cfg=cfg.loss)
     if game:
         update = adversary.compete(loss, tx, disc_tx, cfg.optim, start, planned.layout)
     else:
@@ -98,16 +99,17 @@ def _sketch(cfg: TrainVAE, mesh: Mesh, lpips: Any) -> Sketch:
         return {"frames": frames, **shared}
 
     @functools.cache
-    def work_of(shape: tuple[int, ...]) -> Work:
-        # With the discriminator's, also before it begins.
+    def work_of(shape: tuple[int, ...], playing: bool) -> Work:
         params, key = planned.shapes.params, jax.eval_shape(jax.random.key, 0)
-        flop = count_flop(loss, params, planned.shapes, batch(shape), key, gradient=0)
+        counted = loss if playing else alone
+        flop = count_flop(counted, params, planned.shapes, batch(shape), key, gradient=0)
         return Work(_voxels(cfg, shape), flop)
 
     return Sketch(
         planned,
         step,
-        lambda batch: work_of(batch["frames"].shape),
+        # A discriminator waits for updates. Steps may be a few more: those that are rejected.
+        lambda batch, step: work_of(batch["frames"].shape, step > start),
         tuple((size, batch(_shape(size))) for size in cfg.data.sizes),
     )
 

@@ -204,11 +204,7 @@ def vae_loss(
         scale = jax.lax.stop_gradient(adversary.adaptive_scale(*pulled))
     term = _with_gradient(look.losses.generator, look.of_reconstruction, done.reconstruction)
     total += cfg.gan_weight * scale * term
-    game = {
-        "gan": look.losses.generator,
-        "gan_scale": scale,
-        "disc_loss": look.losses.discriminator,
-        "disc_accuracy": look.losses.accuracy,
-    }
-    shown |= {name: jnp.where(active, x, jnp.nan) for name, x in game.items()}
+    game = (look.losses.generator, scale, look.losses.discriminator, look.losses.accuracy)
+    told = zip(adversary.FIGURES, game, strict=True)
+    shown |= {name: jnp.where(active, x, jnp.nan) for name, x in told}
     return total, (shown, (done.running, (look.losses.discriminator, look.of_params)))

@@ -47,7 +47,8 @@ def validator(
 
     The figures are of latents without noise: the pixel term of the loss, PSNR (also at each level
     of `TIMES`), SSIM, and LPIPS if its weights are at hand. Of every clip there are two videos: the
-    original beside its reconstruction, and the decoder's answers from level to level.
+    original beside its reconstruction, and the decoder's answers from level to level. Histograms
+    show the latents' running mean and deviation over their channels.
 
     Args:
       cfg: of the run.
@@ -108,8 +109,12 @@ def validator(
             videos[f"reconstruction {i}"] = _side_by_side(strips[:2], rate)
             if len(times) > 1:
                 videos[f"decode times {i}"] = _side_by_side(strips[1:], rate)
+        scalars = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+        per_channel = latent_statistics(jax.device_get(state.statistics))
         return Validation(
-            {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}, videos
+            scalars,
+            videos,
+            {"latent_mean": per_channel.mean, "latent_std": per_channel.std},
         )
 
     return validate

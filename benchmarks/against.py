@@ -1,0 +1,231 @@
+"""Ours and diffusers' in turn: the same weights, inputs, precision and threads, in one process.
+
+diffusers runs as written, with convolutions channels last, and compiled; all are reported.
+"""
+
+import contextlib
+import copy
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks.harness import Case, Foreign, Report
+from benchmarks.headline import checkpoint
+from benchmarks.networks import Network, decoder, network
+from benchmarks.sizes import Scale, random
+from ltx_jax.checkpoints import diffusers as layout
+from ltx_jax.checkpoints.contents import Checkpoint
+from ltx_jax.models import convolution, fused
+from ltx_jax.models.transformer import compiler_options
+from ltx_jax.training.flops import count_flop
+
+
+@contextlib.contextmanager
+def _written(made: Checkpoint) -> Iterator[pathlib.Path]:
+    """The weights as diffusers reads them."""
+    with tempfile.TemporaryDirectory() as folder:
+        layout.write(pathlib.Path(folder) / "model", made)
+        yield pathlib.Path(folder) / "model"
+
+
+def _load(kind: str, path: pathlib.Path, dtype: str) -> Any:
+    import diffusers
+    import torch
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_float32_matmul_precision("high" if torch.cuda.is_available() else "highest")
+    model = getattr(diffusers, kind).from_pretrained(path, torch_dtype=getattr(torch, dtype))
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def _torch(x: Any, model: Any) -> Any:
+    """An array as a tensor, where the model is and in its precision."""
+    import torch
+
+    tensor = torch.from_numpy(np.array(x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x))
+    kind = model.dtype if tensor.is_floating_point() else None
+    return tensor.to(model.device, kind)
+
+
+def _waiting(call: Callable[[], Any], gradient: bool = False) -> Callable[[], Any]:
+    import torch
+
+    def run() -> None:
+        with torch.set_grad_enabled(gradient):
+            call()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    return run
+
+
+def _forms(model: Any, convolutions: bool = False) -> dict[str, Callable[[], Any]]:
+    """The ways that torch can run a model; each is made when its turn comes."""
+    import torch
+
+    forms = {"as written": lambda: model, "compiled": lambda: torch.compile(model)}
+    if convolutions:
+
+        def turned() -> Any:
+            return copy.deepcopy(model).to(memory_format=torch.channels_last_3d)
+
+        forms["channels last"] = turned
+        forms["channels last, compiled"] = lambda: torch.compile(turned())
+    return forms
+
+
+def vae(report: Report, scale: Scale) -> None:
+    """Decoding and encoding a whole video."""
+    module, params, (latents, t) = decoder(scale)
+    t_size, h, w = scale.grid
+    side, length, dtype = scale.vae.spatial_factor, scale.vae.temporal_factor, scale.vae.dtype
+    size = (1, (t_size - 1) * length + 1, h * side, w * side, 3)
+    video, options = random(*size, seed=6, dtype=dtype), convolution.compiler_options() or {}
+
+    def decode(params: Any, latents: Any, t: Any) -> Any:
+        return module.apply({"params": params}, latents, t, method="decode")
+
+    def encode(params: Any, video: Any) -> Any:
+        return module.apply({"params": params}, video, method="encode").mean  # pyright: ignore[reportAttributeAccessIssue]
+
+    with _written(checkpoint(scale)) as path:
+        theirs = _load("AutoencoderKLLTXVideo", path / "vae", dtype)
+    z, clip, time = (_torch(x, theirs) for x in (_first(latents), _first(video), t))
+
+    def foreign(part: str, make: Callable[[], Any]) -> Callable[[], Any]:
+        def made() -> Callable[[], Any]:
+            model = make()
+            if part == "decode":
+                return _waiting(lambda: model.decode(z, time).sample)
+            return _waiting(lambda: model.encode(clip).latent_dist.mean)
+
+        return made
+
+    ours = {"decode": (decode, (params, latents, t)), "encode": (encode, (params, video))}
+    for part, (function, arguments) in ours.items():
+        flop = count_flop(function, *arguments)
+        shape = "x".join(map(str, arguments[1].shape))
+        facts = {"dtype": dtype, "branches": 1, "shapes": shape}
+        cases: list[Case | Foreign] = [
+            Case(f"{part}, ours", function, arguments, flop, options=options)
+        ]
+        for form, make in _forms(theirs, convolutions=True).items():
+            cases.append(Foreign(f"{part}, diffusers {form}", foreign(part, make), flop, facts))
+        _compare(report, "vae", cases)
+
+
+def _first(x: Any) -> Any:
+    """Channels first, as torch has them."""
+    return jnp.moveaxis(x, -1, 1)
+
+
+def _inputs(net: Network, theirs: Any) -> dict[str, Any]:
+    """Of diffusers' transformer: positions by its own arithmetic, at the same cost."""
+    latents, timestep, caption, mask, _ = net.inputs
+    return {
+        "hidden_states": _torch(latents, theirs),
+        "timestep": _torch(timestep * 1000, theirs),
+        "encoder_hidden_states": _torch(caption, theirs),
+        "encoder_attention_mask": _torch(mask, theirs),
+    }
+
+
+def transformer(report: Report, scale: Scale) -> None:
+    """One prediction; ours as stored, and in the form that samples fastest on a GPU."""
+    net = network(scale)
+    cfg, dtype, options = net.model.cfg, scale.transformer.dtype, compiler_options() or {}
+    flop, (params, inputs) = net.flop, net.fast()
+    with _written(checkpoint(scale)) as path:
+        theirs = _load("LTXVideoTransformer3DModel", path / "transformer", dtype)
+    t, h, w = scale.grid
+    call = _inputs(net, theirs) | {"num_frames": t, "height": h, "width": w}
+    facts = {"dtype": dtype, "branches": 1, "shapes": "x".join(map(str, net.inputs[0].shape))}
+
+    def foreign(make: Callable[[], Any]) -> Callable[[], Any]:
+        def made() -> Callable[[], Any]:
+            model = make()
+            return _waiting(lambda: model(**call, return_dict=False))
+
+        return made
+
+    def velocity(params: Any, *inputs: Any) -> jax.Array:
+        return fused.velocity(params, *inputs, None, cfg)
+
+    stored, derived = (net.params, *net.inputs), (params, *inputs[:-1])
+    cases: list[Case | Foreign] = [
+        Case("forward, ours as stored", net.forward, stored, flop, options=options),
+        Case("forward, ours fused", velocity, derived, flop, options=options),
+    ]
+    for form, make in _forms(theirs).items():
+        cases.append(Foreign(f"forward, diffusers {form}", foreign(make), flop, facts))
+    _compare(report, "transformer", cases)
+
+
+def training(report: Report, scale: Scale) -> None:
+    """A step of the transformer: prediction, gradient and AdamW, all in one precision."""
+    net, dtype = network(scale), scale.transformer.dtype
+    tx = optax.adamw(1e-4, weight_decay=0.01)
+    opt_state = tx.init(net.params)
+    target = random(*net.inputs[0].shape, seed=9, dtype=jnp.float32)
+
+    def step(params: Any, opt_state: Any, target: Any, *inputs: Any) -> Any:
+        def loss(params: Any) -> jax.Array:
+            return jnp.mean((net.forward(params, *inputs) - target) ** 2)
+
+        updates, opt_state = tx.update(jax.grad(loss)(params), opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    flop = 3 * net.flop
+    with _written(checkpoint(scale)) as path:
+        theirs = _load("LTXVideoTransformer3DModel", path / "transformer", dtype)
+    t, h, w = scale.grid
+    call = _inputs(net, theirs) | {"num_frames": t, "height": h, "width": w}
+    wanted = _torch(target, theirs)
+
+    def foreign(make: Callable[[], Any]) -> Callable[[], Any]:
+        def made() -> Callable[[], Any]:
+            import torch
+
+            model = make().train()
+            optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-4, weight_decay=0.01)
+
+            def update() -> None:
+                optimizer.zero_grad(set_to_none=True)
+                out = model(**call, return_dict=False)[0]
+                ((out - wanted) ** 2).mean().backward()
+                optimizer.step()
+
+            return _waiting(update, gradient=True)
+
+        return made
+
+    facts = {"dtype": dtype, "branches": 1, "shapes": "x".join(map(str, net.inputs[0].shape))}
+    arguments = (net.params, opt_state, target, *net.inputs)
+    cases: list[Case | Foreign] = [
+        Case("step, ours", step, arguments, flop, options=compiler_options() or {})
+    ]
+    for form, make in _forms(theirs).items():
+        cases.append(Foreign(f"step, diffusers {form}", foreign(make), flop, facts))
+    _compare(report, "training", cases)
+
+
+def _compare(report: Report, section: str, cases: list[Case | Foreign]) -> None:
+    """Times all in turn, and sets our best against diffusers' best."""
+    before = len(report.rows)
+    report.compare(section, cases)
+    best: dict[bool, float] = {}
+    for row in report.rows[before:]:
+        if row["status"] == "ok":
+            theirs = "diffusers" in row["case"]
+            best[theirs] = min(best.get(theirs, row["median_s"]), row["median_s"])
+    if len(best) == 2:
+        part = cases[0].name.partition(",")[0]
+        ratio = best[False] / best[True]
+        report.add(section, f"{part}: best / diffusers' best", note=f"{ratio:.3f}", ratio=ratio)

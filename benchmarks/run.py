@@ -1,0 +1,132 @@
+"""The one door to the benchmarks:
+
+  python -m benchmarks.run headline                      a prompt to a video: 121 x 512 x 768
+  python -m benchmarks.run all --budget 540              everything, the important first
+  python -m benchmarks.run vae transformer training --against diffusers
+  JAX_PLATFORMS=cpu python -m benchmarks.run vae --scale small --dtype float32
+
+Weights and inputs are random (zeros would draw less power and run faster), the sizes those of the
+released models; `--scale small` is what a CPU does in minutes, `--scale tiny` tries the paths out.
+Each comparison's cases run in turn, and their lines give the median and the range, what the work
+is in operations, its share of the ceilings that are measured first, and compilation apart. What
+fails is recorded and the rest goes on. Results are written as they come, to benchmarks/results/.
+"""
+
+import argparse
+import importlib
+import os
+import pathlib
+import platform
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks import against, headline, kernels, loading, networks, training
+from benchmarks.harness import Report, device_memory
+from benchmarks.sizes import SCALES, Scale
+
+Section = Callable[[Report, Scale], None]
+# In order of importance: the last ones go when the time runs out.
+SECTIONS: dict[str, Section] = {
+    "headline": headline.headline,
+    "transformer": networks.transformer,
+    "sampler": networks.sampler,
+    "vae": networks.vae,
+    "text": networks.text,
+    "training": training.train,
+    "startup": networks.startup,
+    "attention": kernels.attention,
+    "gemm": kernels.gemm,
+    "conv": kernels.conv,
+    "loading": loading.loading,
+}
+# What diffusers has too.
+AGAINST: dict[str, Section] = {
+    "vae": against.vae,
+    "transformer": against.transformer,
+    "training": against.training,
+}
+
+
+def versions(report: Report) -> None:
+    """Software, device and memory."""
+    device = jax.devices()[0]
+    facts: dict[str, Any] = {
+        "device": f"{len(jax.devices())} x {device.device_kind} ({device.platform})",
+        "cores": os.cpu_count(),
+        "load at start": os.getloadavg()[0],
+        "platform": device.client.platform_version,
+        "python": platform.python_version(),
+        **{name: importlib.import_module(name).__version__ for name in ("jax", "jaxlib", "flax")},
+        "numpy": np.__version__,
+        "memory": device_memory(),
+        "utc": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
+    }
+    try:
+        from jax._src.lib import cuda_versions  # the only place that tells
+
+        if cuda_versions is not None:
+            facts["cudnn"] = cuda_versions.cudnn_get_version()
+            facts["cublas"] = cuda_versions.cublas_get_version()
+            facts["cuda_runtime"] = cuda_versions.cuda_runtime_get_version()
+    except (ImportError, AttributeError) as error:
+        facts["cuda"] = f"unknown: {error}"
+    report.facts |= facts
+    for key, value in facts.items():
+        print(f"{key:<14} {value}")
+    report.save()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the sections asked for; 0 even where some failed, as the report says which."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.run",
+        description=(__doc__ or ""),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("what", nargs="+", choices=[*SECTIONS, "all"], metavar="WHAT")
+    parser.add_argument("--against", choices=["diffusers"])
+    parser.add_argument("--scale", choices=list(SCALES), default="full")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
+    parser.add_argument("--budget", type=float, default=3600.0, help="seconds in all")
+    parser.add_argument("--repeats", type=int, default=9, help="samples of each case")
+    parser.add_argument(
+        "--out", type=pathlib.Path, default=pathlib.Path(__file__).parent / "results"
+    )
+    parser.add_argument("--name", help="of the result files; by default what and the device")
+    given = parser.parse_args(argv)
+    sections = SECTIONS if given.against is None else AGAINST
+    what = list(sections) if "all" in given.what else given.what
+    if unknown := sorted(set(what) - set(sections)):
+        parser.error(f"diffusers has nothing like {', '.join(unknown)}: take {', '.join(AGAINST)}")
+    if given.against is not None:  # two libraries share the device's memory
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    jax.config.update("jax_enable_compilation_cache", False)  # or compile times mean nothing
+    device = jax.devices()[0].device_kind.lower().replace(" ", "_")
+    kind = "all" if "all" in given.what else "_".join(what)
+    name = given.name or f"{kind}{'_against_diffusers' if given.against else ''}_{device}"
+    report = Report(given.out, name, given.budget, given.repeats)
+    scale = SCALES[given.scale].of(given.dtype)
+    versions(report)
+    report.facts |= {"scale": given.scale, "dtype": given.dtype}
+    run = {"ceilings": kernels.ceilings} | {section: sections[section] for section in what}
+    for section, measure in run.items():
+        begin = time.monotonic()
+        try:
+            measure(report, scale)
+        except Exception as error:  # the other sections may still work
+            report.fail(section, "whole section", error)
+        seconds = report.facts.setdefault("seconds", {})
+        seconds[section] = round(time.monotonic() - begin, 1)
+    report.facts["memory at the end"] = device_memory()
+    report.save()
+    print(f"written to {report.out / report.name}.json and .md")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,26 @@
+"""The small model of the procedural world, which ships with the package: 25 frames of 96 x 96.
+
+    python sample.py --config configs/sample/shapes.py --prompt "a small red star moves left"
+
+Seconds on a CPU. What it knows: shapes, colours and motions of ltx_jax/data/scenes.py, told as in
+ltx_jax/data/captions.py. `python -m ltx_jax.export ... --settings` stores these settings beside the
+weights, so that sample.py, the web page and the pipeline take them without this file.
+"""
+
+from ltx_jax.config import SampleConfig
+
+config = SampleConfig(
+    checkpoint="embedded",
+    negative_prompt="",
+    height=96,
+    width=96,
+    num_frames=25,
+    frame_rate=24.0,
+    num_inference_steps=16,
+    guidance_scale=3.0,
+    stg_scale=0.0,
+    image_cond_noise_scale=0.0,
+    prepare_conditions=False,
+    dtype="float32",
+    previews=True,
+)

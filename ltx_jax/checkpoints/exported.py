@@ -1,0 +1,77 @@
+"""Folders that `python -m ltx_jax.export` writes: a model with all that sampling it needs.
+
+FOLDER/model.safetensors   both networks, in the official layout
+FOLDER/text_encoder/, FOLDER/tokenizer/   its text encoder, as transformers has it
+FOLDER/settings.json       how it is sampled, in the form of the JSON beside a video
+
+The model that ships with the package is such a folder.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from jax.sharding import Mesh
+
+from ltx_jax import config
+from ltx_jax.checkpoints import official, tensors, text_encoder
+from ltx_jax.checkpoints.contents import Checkpoint
+from ltx_jax.config import DType, SamplingConfig
+
+MODEL = "model.safetensors"
+TEXT_ENCODER, TOKENIZER = "text_encoder", "tokenizer"
+SETTINGS = "settings.json"
+
+
+def is_exported(folder: Path) -> bool:
+    """Whether a folder is one of those; that of a text encoder alone has a config.json."""
+    return (folder / MODEL).is_file() and not (folder / "config.json").is_file()
+
+
+def read(folder: Path, *, mesh: Mesh | None = None, dtype: DType | None = None) -> Checkpoint:
+    """Reads a folder; a text encoder of its own only if it is one over bytes.
+
+    Args:
+      folder: as above; only the model has to be there.
+      mesh: lays the parameters out by their logical axes; None puts them on the default device.
+      dtype: of the parameters; None keeps what is stored.
+
+    Raises:
+      ValueError: if a part is damaged or incomplete.
+    """
+    checkpoint = official.read(folder / MODEL, mesh=mesh, dtype=dtype)
+    checkpoint.settings = read_settings(folder)
+    max_tokens = text_encoder.max_byte_tokens(folder / TOKENIZER)
+    if max_tokens is not None:
+        cfg = text_encoder.read_config(folder / TEXT_ENCODER, dtype)
+        params = text_encoder.load_params(folder / TEXT_ENCODER, cfg, mesh)
+        checkpoint.text_encoder = cfg, params, max_tokens
+        weights = sorted((folder / TEXT_ENCODER).glob("*.safetensors"))
+        checkpoint.source_hash = tensors.fingerprint([folder / MODEL, *weights])
+    return checkpoint
+
+
+def read_settings(folder: Path) -> SamplingConfig | None:
+    """How the model of a folder is sampled; None: it does not say.
+
+    Raises:
+      ValueError: if the file is damaged, or names a setting that does not exist.
+    """
+    file = folder / SETTINGS
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is not readable as JSON: {error}") from error
+    if not isinstance(content, dict) or "settings" not in content:
+        raise ValueError(f"{file} holds no settings")
+    return config.build(SamplingConfig, content["settings"], f"{file}: settings")
+
+
+def write_settings(folder: Path, settings: SamplingConfig) -> None:
+    """Writes settings, whole or not at all; those of a `SampleConfig` beside them are left out."""
+    names = [field.name for field in dataclasses.fields(SamplingConfig)]
+    plain = SamplingConfig(**{name: getattr(settings, name) for name in names})
+    text = json.dumps({"settings": dataclasses.asdict(plain)}, indent=2) + "\n"
+    tensors.write_atomically(folder / SETTINGS, [text.encode()])

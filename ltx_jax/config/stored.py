@@ -1,0 +1,60 @@
+"""Settings as JSON keeps them, read back into the dataclasses that they were."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any
+
+
+def build(kind: Any, value: Any, where: str) -> Any:
+    """The inverse of `dataclasses.asdict` followed by JSON; absent fields take their defaults.
+
+    Args:
+      kind: a dataclass, or the type of one of its fields.
+      value: what JSON made of it.
+      where: names the value in errors.
+
+    Raises:
+      ValueError: for fields that do not exist, and values of another kind.
+    """
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return build(_option(args, value), value, where)
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} must be an object of settings, got {value!r}")
+        hints = typing.get_type_hints(kind)
+        unknown = sorted(set(value) - set(hints))
+        if unknown:
+            raise ValueError(f"{where} has no field {unknown[0]!r}{nearest(unknown[0], hints)}")
+        fields = {name: build(hints[name], v, f"{where}.{name}") for name, v in value.items()}
+        return kind(**fields)  # pyright: ignore[reportCallIssue]
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise ValueError(f"{where} must be a list, got {value!r}")
+        inner = args[:1] * len(value) if args[1:] == (...,) else args
+        return tuple(build(t, v, where) for t, v in zip(inner, value, strict=True))
+    if isinstance(value, dict | list):
+        raise ValueError(f"{where} must be a plain value, got {value!r}")
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if kind is float and whole else value
+
+
+def _option(kinds: tuple[Any, ...], value: Any) -> Any:
+    """The kind of a union that a value from JSON belongs to; Any where it is a plain one."""
+    if isinstance(value, dict):
+        return next((kind for kind in kinds if dataclasses.is_dataclass(kind)), Any)
+    if isinstance(value, list):
+        nested = bool(value) and isinstance(value[0], list)
+        tuples = [kind for kind in kinds if typing.get_origin(kind) is tuple]
+        deep = (typing.get_origin(typing.get_args(kind)[0]) is tuple for kind in tuples)
+        return next((kind for kind, has in zip(tuples, deep, strict=True) if has == nested), Any)
+    return float if float in kinds else Any
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """A question after an error: whether the most similar of `names` was meant; may be empty."""
+    found = difflib.get_close_matches(name, list(names), n=1)
+    return f": did you mean {found[0]!r}?" if found else ""

@@ -1,0 +1,258 @@
+"""The web page: what to ask for on the left, the video on the right."""
+
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr  # pyright: ignore[reportMissingImports]  # the demo extra
+from gradio.themes import Soft  # pyright: ignore[reportMissingImports]
+
+from ltx_jax.checkpoints import hub
+from ltx_jax.data import captions
+from ltx_jax.demo.studio import MAX_PROMPT, Picture, Studio
+from ltx_jax.diffusion.sampler import Progress
+
+# Fonts of the system: the page loads nothing from elsewhere.
+THEME = Soft(
+    primary_hue="indigo",
+    neutral_hue="slate",
+    font=["system-ui", "sans-serif"],
+    font_mono=["ui-monospace", "monospace"],
+).set(
+    block_title_background_fill="transparent",
+    block_title_text_color="*neutral_600",
+    block_title_padding="0",
+    block_title_text_weight="500",
+    block_label_background_fill="*neutral_50",
+    block_label_text_color="*neutral_600",
+)
+CSS = """
+.gradio-container { max-width: 1120px !important; margin: 0 auto !important; }
+#video video { background: #0f172a; }
+"""
+_UPLOAD = "10mb"  # the most that one file may have
+_WAITING = 8  # requests that may wait for their turn
+# Seconds: uploaded pictures are looked through so often, and deleted at that age.
+_LOOKED, _KEPT = 600, 3600
+EXAMPLES = (
+    "a small red star moves left",
+    "A blue ring goes round in a circle on a beige background.",
+    "a large green triangle rotates quickly clockwise",
+    "the yellow cross grows slowly on a striped background",
+    "a pink square moves up and to the right while a cyan circle stays still",
+)
+
+
+def launch(studio: Studio, host: str, port: int) -> gr.Blocks:
+    """Serves the page in the background: `block_thread` or `close` what comes back.
+
+    No file is served but those in Gradio's own folder (GRADIO_TEMP_DIR).
+
+    Raises:
+      OSError: if the port is taken.
+    """
+    page = build(studio)
+    page.queue(max_size=_WAITING, default_concurrency_limit=1)
+    page.launch(
+        server_name=host,
+        server_port=port,
+        share=False,
+        max_file_size=_UPLOAD,
+        theme=THEME,
+        css=CSS,
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        mcp_server=False,
+        quiet=True,
+        prevent_thread_lock=True,
+    )
+    return page
+
+
+def build(studio: Studio) -> gr.Blocks:
+    """The page of a studio, ready to be launched."""
+    is_world = studio.settings.checkpoint == hub.EMBEDDED
+    with gr.Blocks(
+        title="LTX-Video in JAX", analytics_enabled=False, delete_cache=(_LOOKED, _KEPT)
+    ) as page:
+        gr.Markdown(_heading(studio, is_world))
+        with gr.Row():
+            with gr.Column():
+                prompt = gr.Textbox(
+                    studio.settings.prompt or (EXAMPLES[0] if is_world else ""),
+                    label="Prompt",
+                    placeholder="What the video shows",
+                    lines=2,
+                    max_length=MAX_PROMPT,
+                    elem_id="prompt",
+                )
+                button = gr.Button("Make the video", variant="primary", elem_id="make")
+                if is_world:
+                    gr.Examples([[text] for text in EXAMPLES], prompt, label="Try one of these")
+                    with gr.Accordion("Words that this model knows", open=False):
+                        gr.Markdown(_known_words())
+                with gr.Accordion("Pictures that the video has to show", open=False):
+                    pictures = _pictures(studio)
+                with gr.Accordion("Settings", open=False, elem_id="settings"):
+                    sliders = _sliders(studio)
+                    with gr.Row():
+                        seed = gr.Number(
+                            studio.settings.seed,
+                            label="Seed",
+                            precision=0,
+                            minimum=0,
+                            maximum=2**32 - 1,
+                            elem_id="seed",
+                        )
+                        fresh = gr.Checkbox(True, label="A new seed every time")
+            with gr.Column():
+                player = gr.Video(
+                    label="Video",
+                    interactive=False,
+                    autoplay=True,
+                    loop=True,
+                    height=480,
+                    buttons=["download"],
+                    elem_id="video",
+                )
+                details = gr.Markdown(elem_id="details")
+                with gr.Accordion("The same on the command line", open=False):
+                    command = gr.Code(
+                        language="shell",
+                        show_label=False,
+                        interactive=False,
+                        wrap_lines=True,
+                        show_line_numbers=False,
+                        lines=1,
+                    )
+        fields = {"prompt": prompt, "seed": seed, "fresh": fresh, **pictures, **sliders}
+        gr.on(
+            [button.click, prompt.submit],
+            _handler(studio, fields, tuple(sliders), is_world),
+            set(fields.values()),
+            [player, details, command, seed],
+            show_progress_on=player,
+            api_visibility="private",
+        )
+        sliders["num_frames"].change(
+            lambda frames: gr.Slider(maximum=max(frames - 1, 2), value=frames - 1),
+            sliders["num_frames"],
+            pictures["frame"],
+            show_progress="hidden",
+            api_visibility="private",
+        )
+    return page
+
+
+def _handler(
+    studio: Studio, fields: dict[str, Any], numbers: tuple[str, ...], is_world: bool
+) -> Callable[..., Any]:
+    """What the button does: values of the fields -> player, details, command and seed."""
+
+    def handle(values: dict[Any, Any], progress: gr.Progress = gr.Progress()) -> Any:
+        given: dict[str, Any] = {name: values[field] for name, field in fields.items()}
+        unknown = captions.unknown_words(given["prompt"]) if is_world else ()
+        if unknown:
+            gr.Warning(f"This model has never read {', '.join(unknown)}.")
+        seed = None if given["fresh"] else given["seed"]
+        changes = {name: _number(studio, name, given[name]) for name in numbers}
+        changes["seed"] = secrets.randbelow(2**32) if seed is None else int(seed)
+        pictures = [] if given["first"] is None else [Picture(given["first"], 0)]
+        if given["later"] is not None:
+            pictures.append(Picture(given["later"], int(given["frame"])))
+
+        def tell(step: Progress) -> None:
+            what = "Denoising" if step.step < step.steps else "Decoding"
+            progress((step.step, step.steps), desc=what)
+
+        progress(0.0, desc="Preparing; the first video of a size takes longer")
+        try:
+            made = studio.make(given["prompt"], pictures, progress=tell, **changes)
+        except (ValueError, OSError, MemoryError) as error:
+            raise gr.Error(str(error), duration=None, print_exception=False) from error
+        done = made.settings
+        details = (
+            f"{done.num_frames} frames of {done.width} x {done.height}, {done.frame_rate:g} a "
+            f"second. Seed {done.seed}. Made in {made.seconds:.1f} s."
+        )
+        return str(made.path), details, made.command, done.seed
+
+    return handle
+
+
+def _number(studio: Studio, name: str, value: float | int) -> float | int:
+    """A slider's value as the setting of that name has it."""
+    return int(value) if isinstance(getattr(studio.settings, name), int) else float(value)
+
+
+def _pictures(studio: Studio) -> dict[str, Any]:
+    """Fields for a first frame, a later one, and which that is."""
+    last = studio.settings.num_frames - 1
+    fields = {}
+    with gr.Row():
+        for name, label in (("first", "First frame"), ("later", "A later frame")):
+            fields[name] = gr.Image(
+                label=label,
+                sources=["upload", "clipboard"],
+                type="numpy",
+                height=220,
+                buttons=[],
+                elem_id=name,
+            )
+    label = "Number of the later frame; the first is 0"
+    fields["frame"] = gr.Slider(1, max(last, 2), last, step=1, label=label, elem_id="frame")
+    return fields
+
+
+def _sliders(studio: Studio) -> dict[str, Any]:
+    """Fields called as their settings; none for those that a model has step by step."""
+    settings, limits = studio.settings, studio.limits
+    side, length = studio.spatial_factor, studio.temporal_factor
+    fields: dict[str, Any] = {}
+    with gr.Row():
+        for name, most in (("width", limits.width), ("height", limits.height)):
+            value, label = getattr(settings, name), name.capitalize()
+            fields[name] = gr.Slider(side, most, value, step=side, label=label, elem_id=name)
+    with gr.Row():
+        fields["num_frames"] = gr.Slider(
+            1,
+            limits.num_frames,
+            settings.num_frames,
+            step=length,
+            label="Frames",
+            elem_id="num_frames",
+        )
+        rate = settings.frame_rate
+        fields["frame_rate"] = gr.Slider(1, 60, rate, step=1, label="Frame rate")
+    with gr.Row():
+        if settings.timesteps is None:
+            count = settings.num_inference_steps
+            fields["num_inference_steps"] = gr.Slider(
+                1, limits.steps, count, step=1, label="Steps", elem_id="num_inference_steps"
+            )
+        if not isinstance(settings.guidance_scale, tuple):
+            fields["guidance_scale"] = gr.Slider(
+                1,
+                10,
+                settings.guidance_scale,
+                step=0.1,
+                label="Guidance",
+            )
+    return fields
+
+
+def _heading(studio: Studio, is_world: bool) -> str:
+    if is_world:
+        about = (
+            "A small model of a world of moving shapes, which ships with ltx-jax and runs on a "
+            "CPU. It knows nothing else."
+        )
+    else:
+        about = f"Videos from `{studio.settings.checkpoint}`."
+    return f"# LTX-Video in JAX\n{about}"
+
+
+def _known_words() -> str:
+    known = captions.vocabulary().items()
+    return "\n".join(f"- **{kind}:** {', '.join(words)}" for kind, words in known)

@@ -1,0 +1,43 @@
+"""The transformer as the sampler calls it, in each of its forms: one object per configuration."""
+
+import functools
+from typing import Any
+
+from jaxtyping import Array
+
+from ltx_jax.config import TransformerConfig
+from ltx_jax.diffusion import sampler
+from ltx_jax.models import fused, teacache
+from ltx_jax.models.transformer import Transformer
+
+
+@functools.lru_cache
+def network(cfg: TransformerConfig) -> sampler.Velocity:
+    """With the parameters as stored, on any mesh."""
+    model = Transformer(cfg)
+
+    def velocity(
+        params: Any,
+        x: Array,
+        timestep: Array,
+        caption: Array,
+        caption_mask: Array | None,
+        rope: Any,
+        skip: Any,
+    ) -> Array:
+        return model.apply({"params": params}, x, timestep, caption, caption_mask, rope, skip)  # pyright: ignore[reportReturnType]
+
+    return velocity
+
+
+@functools.lru_cache
+def fast_network(cfg: TransformerConfig) -> sampler.Velocity:
+    """With the parameters, captions and tables of `models.fused`, on one device."""
+    return functools.partial(fused.velocity, cfg=cfg)
+
+
+@functools.lru_cache
+def reusing_network(cfg: TransformerConfig) -> sampler.Reusing:
+    """The same, where some steps leave the layers out."""
+    velocity = functools.partial(teacache.velocity, cfg=cfg)
+    return sampler.Reusing(velocity, functools.partial(teacache.empty, cfg=cfg))

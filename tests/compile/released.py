@@ -1,0 +1,200 @@
+"""Programs of the released 2B model, as the pipeline runs them, compiled for devices elsewhere."""
+
+import dataclasses
+import functools
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ltx_jax import pipeline, sharding
+from ltx_jax.checkpoints import official_config, released
+from ltx_jax.config import Linears, MeshConfig, SamplingConfig, TransformerConfig, VAEConfig
+from ltx_jax.diffusion import guidance, networks, sampler
+from ltx_jax.diffusion.noise import seeded
+from ltx_jax.models import convolution, fused
+from ltx_jax.models.transformer import Transformer, compiler_options
+from ltx_jax.models.vae import LatentStatistics, VideoVAE
+from ltx_jax.training import hlo, plan, targets
+
+GRID = (16, 16, 24)  # of 121 frames of 512 x 768
+TOKENS, CAPTION, CHANNELS = 16 * 16 * 24, 256, 4096
+WIDTH, HIDDEN = 2048, 8192
+_RELEASED = official_config.parse(json.dumps(released.RELEASED["2b-0.9.5"].config), "2b-0.9.5")
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled program, read."""
+
+    compiled: Any
+
+    @functools.cached_property
+    def text(self) -> str:
+        return self.compiled.as_text()
+
+    @functools.cached_property
+    def executed(self) -> list[hlo.Executed]:
+        return hlo.executed(self.text)
+
+    @functools.cached_property
+    def traffic(self) -> hlo.Traffic:
+        return hlo.traffic(self.text)
+
+    @property
+    def temporary(self) -> int:
+        return self.compiled.memory_analysis().temp_size_in_bytes
+
+    def calls(self, library: str) -> list[hlo.Executed]:
+        """Calls of a library's function, as often as they run."""
+        target = f'custom_call_target="{library}"'
+        return [x for x in self.executed for _ in range(x.times) if target in x.text]
+
+
+def mesh_of(name: str, **axes: int) -> Any:
+    """A mesh of a target's devices; skips the test where its compiler is not installed."""
+    plan.prepare(name)
+    try:
+        devices = targets.find(name).devices
+    except ValueError as error:
+        pytest.skip(str(error))
+    return sharding.make_mesh(MeshConfig(**{"data": 1} | axes), devices)
+
+
+def laid_out(tree: Any, mesh: Any, *axes: Any) -> Any:
+    """Shapes with a sharding: whole on every device, or split along `axes`."""
+
+    def lay(x: Any) -> Any:
+        names = sharding.fit(x.shape, (*axes, *(None,) * (len(x.shape) - len(axes))), mesh)
+        return jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=NamedSharding(mesh, sharding.spec(names) if axes else P())
+        )
+
+    return jax.tree.map(lay, tree)
+
+
+def transformer(layers: int | None = None) -> TransformerConfig:
+    cfg = dataclasses.replace(_RELEASED.transformer, dtype="bfloat16", param_dtype="bfloat16")
+    return cfg if layers is None else dataclasses.replace(cfg, num_layers=layers)
+
+
+def vae() -> VAEConfig:
+    return dataclasses.replace(_RELEASED.vae, dtype="bfloat16", param_dtype="bfloat16")
+
+
+def stored(cfg: TransformerConfig) -> Any:
+    """Shapes of the transformer's parameters, with the names of their axes."""
+    rope = (jnp.ones((1, 2, cfg.width // 2)),) * 2
+    x, caption = jnp.zeros((1, 2, cfg.in_channels)), jnp.zeros((1, 1, CHANNELS))
+    init = functools.partial(Transformer(cfg).init, jax.random.key(0))
+    return jax.eval_shape(init, x, jnp.ones((1, 1)), caption, None, rope)["params"]
+
+
+def derived(cfg: TransformerConfig, linears: Linears | None = None) -> Any:
+    """Shapes of the parameters in the form of `models.fused`."""
+
+    def derive(params: Any) -> Any:
+        params = fused.derive(params, cfg)
+        if linears is None:
+            return params
+        largest = [dict.fromkeys(fused.LINEARS, 1.0)] * cfg.num_layers
+        return fused.quantize(params, linears, largest if linears == "float8" else None)
+
+    return jax.eval_shape(derive, sharding.unbox(stored(cfg)))
+
+
+def inputs(cfg: TransformerConfig, caption: Any, rope: Any, batch: int) -> Any:
+    """Shapes of what a loop without guidance reads, and its branches."""
+    shape = jax.ShapeDtypeStruct
+    times = np.linspace(1, 0.05, 20, dtype=np.float32)
+    options = SamplingConfig(guidance_scale=1.0, stg_scale=0.0)
+    planned = guidance.plan(options, times, cfg.num_layers)
+    padded, scales = jax.eval_shape(lambda: sampler.per_step(times, planned))
+    made = sampler.Inputs(
+        start=shape((batch, TOKENS, cfg.in_channels), jnp.float32),
+        mask=None,
+        rope=rope,
+        caption=sampler.Caption(caption, shape((batch, CAPTION), jnp.int32)),
+        negative=None,
+        times=padded,
+        scales=scales,
+        image_noise=None,
+        noise=jax.eval_shape(lambda: seeded(0, batch, 0)),
+    )
+    return made, planned.branches[0]
+
+
+def step(mesh: Any, params: Any, made: Any, branches: Any, velocity: Any, options: Any) -> Program:
+    """The sampler's step, its tokens laid out as it leaves them."""
+    tokens = laid_out(made.start, mesh, "batch", "token")
+    index = laid_out(jax.ShapeDtypeStruct((), jnp.int32), mesh)
+    kept = None
+    if isinstance(velocity, sampler.Reusing):
+        kept = laid_out(jax.eval_shape(velocity.empty, made.start), mesh)
+    static = dict(velocity=velocity, branches=branches, mode=sampler.Mode())
+    lowered = sampler.step.lower(params, tokens, made, index, kept, **static)
+    return Program(lowered.compile(compiler_options=options))
+
+
+@functools.cache
+def fast_step(layers: int, linears: Linears | None = None, reuse: bool = False) -> Program:
+    """The step in fused form, for one H200; `reuse` is TeaCache."""
+    mesh, cfg = mesh_of("h200"), transformer(layers)
+    params = derived(cfg, linears)
+    caption = jax.ShapeDtypeStruct((1, CAPTION, CHANNELS), jnp.bfloat16)
+    heads = jax.eval_shape(functools.partial(fused.attend_captions, cfg=cfg), params, caption)
+    table = jax.ShapeDtypeStruct((1, TOKENS, cfg.width // 2), jnp.float32)
+    rope = jax.eval_shape(functools.partial(fused.halve_rope, cfg=cfg), (table, table))
+    made, branches = inputs(cfg, heads, rope, 1)
+    if reuse:
+        made = dataclasses.replace(made, threshold=jax.ShapeDtypeStruct((), jnp.float32))
+    params, made = laid_out((params, made), mesh)
+    with sharding.use_mesh(mesh):
+        velocity = networks.reusing_network(cfg) if reuse else networks.fast_network(cfg)
+        return step(mesh, params, made, branches, velocity, compiler_options())
+
+
+@functools.cache
+def sharded_step(name: str, layers: int, batch: int = 1, **axes: int) -> Program:
+    """The step of the plain network, over a mesh."""
+    mesh, cfg = mesh_of(name, **axes), transformer(layers)
+    shapes = stored(cfg)
+    params = jax.tree.map(
+        lambda x, layout: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=layout),
+        sharding.unbox(shapes),
+        sharding.shardings(shapes, mesh),
+    )
+    caption = jax.ShapeDtypeStruct((batch, CAPTION, CHANNELS), jnp.bfloat16)
+    table = jax.ShapeDtypeStruct((1, TOKENS, cfg.width // 2), jnp.float32)
+    made, branches = inputs(cfg, caption, (table, table), batch)
+    with sharding.use_mesh(mesh):
+        made = laid_out(made, mesh)
+        velocity = networks.network(cfg)
+        return step(mesh, params, made, branches, velocity, compiler_options())
+
+
+def decoder_params(cfg: VAEConfig) -> Any:
+    side = cfg.spatial_factor
+    video = jnp.zeros((1, cfg.temporal_factor + 1, side, side, 3))
+    init = functools.partial(VideoVAE(cfg).init, jax.random.key(0))
+    return sharding.unbox(jax.eval_shape(init, video)["params"])
+
+
+@functools.cache
+def decoder() -> Program:
+    """Latents to bytes, for one H200."""
+    mesh, cfg = mesh_of("h200"), vae()
+    channels = jax.ShapeDtypeStruct((cfg.latent_channels,), jnp.float32)
+    latents = jax.ShapeDtypeStruct((1, *GRID, cfg.latent_channels), jnp.float32)
+    scalar = jax.ShapeDtypeStruct((), jnp.float32)
+    noise = jax.eval_shape(lambda: seeded(0, 1, 0))
+    arguments = (decoder_params(cfg), LatentStatistics(channels, channels), latents, noise)
+    with sharding.use_mesh(mesh):
+        arguments = laid_out((*arguments, scalar, scalar, scalar), mesh)
+        lowered = pipeline._decode.lower(*arguments, cfg=cfg, uint8=True)
+        return Program(lowered.compile(compiler_options=convolution.compiler_options()))

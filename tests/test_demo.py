@@ -1,0 +1,117 @@
+"""The web page's studio: what it makes, and what it refuses."""
+
+import dataclasses
+import shlex
+
+import numpy as np
+import pytest
+from tiny_checkpoint import SETTINGS, write_exported
+
+from ltx_jax import sample
+from ltx_jax.data import video
+from ltx_jax.demo import studio as studio_module
+from ltx_jax.demo.__main__ import main
+from ltx_jax.demo.studio import Picture, Studio
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_exported(tmp_path_factory.mktemp("demo") / "model")
+
+
+@pytest.fixture(scope="module")
+def arguments(model):
+    return ["--checkpoint", str(model), "--dtype", "float32"]
+
+
+@pytest.fixture(scope="module")
+def models(arguments):
+    return sample.load(sample.parse(arguments))
+
+
+@pytest.fixture
+def studio(arguments, models, tmp_path):
+    """Of a tiny random model, whose settings are its own."""
+    return Studio(sample.parse(arguments), tmp_path, arguments=arguments, models=models)
+
+
+def test_a_video_is_the_one_that_its_command_makes(studio, tmp_path, monkeypatch):
+    steps, clips, original = [], [], sample.make
+
+    def keeping(*arguments, **more):
+        latents, made = original(*arguments, **more)
+        clips.append(made)
+        return latents, made
+
+    monkeypatch.setattr(sample, "make", keeping)
+    made = studio.make("a red star", progress=steps.append, seed=5, num_frames=17)
+    assert [(step.step, step.steps) for step in steps] == [(1, 2), (2, 2)]
+    assert video.read_video(made.path)[0].shape == (17, SETTINGS.height, SETTINGS.width, 3)
+    python, script, *arguments = shlex.split(made.command)
+    assert (python, script) == ("python", "sample.py")
+    assert sample.main([*arguments, "--output_path", str(tmp_path / "again.mp4")]) == 0
+    studio.make("a red star", seed=6, num_frames=17)
+    np.testing.assert_array_equal(clips[0], clips[1])
+    assert np.abs(clips[0].astype(int) - clips[2]).mean() > 5
+
+
+def test_pictures_are_put_at_their_frames(studio, monkeypatch):
+    given = []
+    monkeypatch.setattr(sample, "make", lambda *_, conditions, **more: given.append(conditions))
+    grey, white = np.full((8, 8, 3), 128, np.uint8), np.full((8, 8, 3), 255, np.uint8)
+    with pytest.raises(TypeError):  # there is no video to write
+        studio.make("", [Picture(grey, 0), Picture(white, 8)])
+    assert [(one.frame, one.media[0, 0, 0], one.strength) for one in given[0]] == [
+        (0, 128, 1.0),
+        (8, 255, 1.0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"width": 129}, "width may be 128 at most here, got 129"),
+        ({"height": 65}, "height may be 64"),
+        ({"num_frames": 18}, "num_frames may be 17"),
+        ({"num_inference_steps": 51}, "at most 50 steps here, got 51"),
+        ({"width": 128, "height": 64, "num_frames": 17}, "1.9 times what one video may be here"),
+        ({"num_frames": 0}, "num_frames must be positive"),
+        ({"prompt": "x" * 2001}, "a prompt may have 2000 letters"),
+        ({"pictures": [Picture(np.zeros((8, 8, 3), np.uint8), 9)]}, "there is no frame 9: the las"),
+    ],
+)
+def test_what_is_too_much_is_refused_before_any_work(studio, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        studio.make(**{"prompt": "a", **changes})
+    assert not list(tmp_path.iterdir())
+
+
+def test_old_videos_make_room_for_new_ones(studio, tmp_path, monkeypatch):
+    monkeypatch.setattr(studio_module, "KEPT", 2)
+    clip = np.zeros((1, 2, 16, 16, 3), np.uint8)
+    monkeypatch.setattr(sample, "make", lambda *_, **more: (None, clip))
+    made = [studio.make("a").path for _ in range(3)]
+    assert [path.exists() for path in made] == [False, True, True]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_settings_that_no_page_can_use_are_refused(arguments, models, tmp_path):
+    settings = dataclasses.replace(sample.parse(arguments), prompts_file="prompts.txt")
+    with pytest.raises(ValueError, match="leave out embeddings, noise and prompts_file"):
+        Studio(settings, tmp_path, models=models)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--checkpoint", "missing.safetensors"], "missing.safetensors does not exist"),
+        (["--height", "0"], "height must be positive, got 0"),
+    ],
+)
+def test_a_mistake_is_one_line_and_no_page_comes_up(arguments, message, capsys, monkeypatch):
+    pytest.importorskip("gradio", reason="the demo extra is not installed")
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # restored afterwards
+    assert main(arguments) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("ltx_jax.demo: error: ")
+    assert message in error

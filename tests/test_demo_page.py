@@ -1,0 +1,165 @@
+"""The web page in a real browser: Chromium without a screen."""
+
+import os
+import re
+import shutil
+import socket
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+from tiny_checkpoint import SETTINGS, write_exported
+
+from ltx_jax import sample
+from ltx_jax.checkpoints import hub
+from ltx_jax.data import video
+
+gradio = pytest.importorskip("gradio", reason="the demo extra is not installed")
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium (apt: chromium)")
+PATIENCE = 120_000  # milliseconds; what compiles on a busy machine takes its time
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("demo_page")
+
+
+@pytest.fixture(scope="module")
+def address(folder):
+    """Serves the page of a tiny model, in the place of the one that ships; its address."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(folder / "served"))
+        (folder / "served").mkdir()
+        patch.setattr(hub, "EMBEDDED_FOLDER", write_exported(folder / "model"))
+        # It gives up after three seconds, which a busy machine may take.
+        patch.setattr(gradio.networking, "url_ok", lambda url: True)
+        from ltx_jax.demo import page
+        from ltx_jax.demo.studio import Studio
+
+        studio = Studio(sample.parse(["--dtype", "float32"]), folder / "served")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        served = page.launch(studio, "127.0.0.1", port)
+        yield served.local_url
+        served.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        # Root, as in most containers, has no sandbox.
+        arguments = ["--no-sandbox"] if os.getuid() == 0 else []
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, address):
+    """The page, open; what it has asked for is in `requests`, what it complained of in `errors`."""
+    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    page.set_default_timeout(PATIENCE)
+    page.requests, page.problems = [], []
+    page.on("request", lambda request: page.requests.append(request.url))
+    page.on("pageerror", lambda error: page.problems.append(str(error)))
+    page.goto(address)
+    page.wait_for_selector("#make")
+    yield page
+    assert not page.problems
+    page.close()
+
+
+def make(page):
+    """Presses the button; gives the frames of the video that comes."""
+    page.evaluate("document.querySelectorAll('#video video').forEach(old => old.remove())")
+    page.click("#make")
+    shown = page.wait_for_selector("#video video")
+    source = shown.get_attribute("src")
+    with urllib.request.urlopen(source) as answer:
+        return video.read_video(video.Stored("answer.mp4", answer.read()))
+
+
+def fill(page, name, value):
+    """Types a number beside a slider."""
+    field = page.locator(f"#{name} input[type=number]")
+    field.fill(str(value))
+    field.press("Tab")
+
+
+def open_part(page, title):
+    page.get_by_role("button", name=title).click()
+
+
+def test_a_prompt_becomes_a_video_that_plays(page):
+    page.fill("#prompt textarea", "a small red star moves left")
+    made, rate = make(page)
+    assert made.shape == (SETTINGS.num_frames, SETTINGS.height, SETTINGS.width, 3)
+    assert rate == SETTINGS.frame_rate
+    page.wait_for_function("document.querySelector('#video video').readyState >= 2")
+    details = page.inner_text("#details")
+    said = re.match(r"9 frames of 64 x 32, 8 a second\. Seed (\d+)\.", details)
+    open_part(page, "Settings")
+    assert page.input_value("#seed input") == said[1]
+    open_part(page, "The same on the command line")
+    assert f"--seed {said[1]}" in page.locator(".cm-content").inner_text().replace("\n", " ")
+    assert all(url.startswith(("http://127.0.0.1", "data:", "blob:")) for url in page.requests)
+
+
+def test_each_step_is_shown_while_it_runs(page):
+    open_part(page, "Settings")
+    fill(page, "num_inference_steps", 40)
+    page.click("#make")
+    page.wait_for_function("/[0-9]+.40 steps/.test(document.querySelector('#video').innerText)")
+    page.wait_for_selector("#video video")
+
+
+def test_pictures_are_taken(page, folder):
+    white = np.full((32, 64, 3), 255, np.uint8)
+    video.write_image(folder / "white.png", white)
+    open_part(page, "Settings")
+    page.get_by_label("A new seed every time").uncheck()
+    plain, _ = make(page)
+    open_part(page, "Pictures")
+    page.set_input_files("#later input[type=file]", folder / "white.png")
+    page.wait_for_selector("#later img")
+    fill(page, "frame", 4)
+    held, _ = make(page)
+    assert np.abs(plain.astype(int) - held).mean() > 1
+
+
+def test_a_mistake_is_a_message(page):
+    open_part(page, "Settings")
+    for name, value in (("width", 128), ("height", 64), ("num_frames", 17)):
+        fill(page, name, value)
+    page.click("#make")
+    text = page.wait_for_selector(".toast-body").inner_text()
+    assert "1.9 times what one video may be here: lower the size" in text
+
+
+def test_words_out_of_its_world_are_named_and_sampled(page):
+    page.fill("#prompt textarea", "a small red dog moves left")
+    page.click("#make")
+    text = page.wait_for_selector(".toast-body").inner_text()
+    assert "never read dog" in text
+    page.wait_for_selector("#video video")
+
+
+@pytest.mark.parametrize("path", ["/etc/hostname", __file__, "../model/model.safetensors"])
+def test_no_file_but_its_own_is_served(address, folder, path):
+    path = str((folder / "served" / path).resolve())
+    assert os.path.exists(path)
+    for route in ("gradio_api/file=", "file="):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"{address}{route}{path}")
+        assert refused.value.code in (403, 404)
+
+
+def test_it_listens_to_this_machine_alone(address):
+    port = int(re.findall(r":(\d+)/", address)[0])
+    socket.create_connection(("127.0.0.1", port)).close()
+    with pytest.raises(ConnectionRefusedError):  # this machine too, by another of its addresses
+        socket.create_connection(("127.0.0.2", port))
