@@ -534,7 +534,7 @@ class LTXPipeline:
     def _largest_inputs(self) -> fused.Largest:
         """Of the transformer's linears, on the way of a few small videos."""
         steps = len(self.checkpoint.allowed_inference_steps or ())
-        changes = {"num_inference_steps": steps} if steps else {}
+        changes: dict[str, Any] = {"num_inference_steps": steps} if steps else {}
         start = self.prepare(calibration.PROMPTS, calibration.OPTIONS, **changes)
         with self.part("denoise", start.size):
             return calibration.largest_inputs(
