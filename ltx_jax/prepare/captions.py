@@ -2,6 +2,7 @@
 
 import functools
 import threading
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ class Captioner:
     def __init__(self, cfg: CaptionsConfig):
         try:
             self._processor = transformers.AutoProcessor.from_pretrained(cfg.model)
-            model = transformers.AutoModelForImageTextToText.from_pretrained(
+            model: Any = transformers.AutoModelForImageTextToText.from_pretrained(
                 cfg.model, dtype="auto"
             )
         except (OSError, ValueError) as error:

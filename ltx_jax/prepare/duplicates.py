@@ -72,7 +72,8 @@ def groups(found: Iterable[tuple[Clip, Clip]]) -> dict[str, str]:
             name = parent[name]
         return name
 
-    for clip in itertools.chain.from_iterable(found := list(found)):
+    found = list(found)
+    for clip in itertools.chain.from_iterable(found):
         parent[clip.name], clips[clip.name] = clip.name, clip
     for one, other in found:
         parent[root(other.name)] = root(one.name)

@@ -7,7 +7,7 @@ the camera over a second is motion of things; noise makes points tremble but car
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -119,9 +119,9 @@ def _flow(
     before: np.ndarray, after: np.ndarray, points: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Where points go, and which of them were found."""
-    options = {"winSize": (15, 15), "maxLevel": 3}
-    there, found, _ = cv2.calcOpticalFlowPyrLK(before, after, points, None, **options)
-    back, found_back, _ = cv2.calcOpticalFlowPyrLK(after, before, there, None, **options)
+    options: dict[str, Any] = {"nextPts": None, "winSize": (15, 15), "maxLevel": 3}
+    there, found, _ = cv2.calcOpticalFlowPyrLK(before, after, points, **options)
+    back, found_back, _ = cv2.calcOpticalFlowPyrLK(after, before, there, **options)
     near = np.linalg.norm(back - points, axis=1) <= _BACK
     inside = ((there >= 0) & (there < before.shape[::-1])).all(axis=1)
     return there, (found[:, 0] == 1) & (found_back[:, 0] == 1) & near & inside

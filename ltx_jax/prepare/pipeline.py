@@ -16,6 +16,7 @@ from typing import Any
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.pvalue import PCollection
 
 from ltx_jax.config.preparation import PrepareConfig
 from ltx_jax.data import dataset, media
@@ -159,7 +160,7 @@ def _examine(path: str, plan: Plan) -> tuple[str, list[Clip]]:
     return path, clips
 
 
-def _duplicates(found: beam.PCollection, plan: Plan) -> beam.PCollection:
+def _duplicates(found: PCollection, plan: Plan) -> Any:
     """(source, (name of a clip, name of the one that is kept in its place))."""
     return (
         found
