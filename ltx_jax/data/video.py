@@ -1,4 +1,4 @@
-"""Video and picture files in and out. All of PyAV is in this file.
+"""Video and picture files in and out. PyAV is in this file and in `frames`.
 
 Frames are uint8 (t, h, w, 3), RGB, as a viewer shows them: rotation and mirror metadata of phones
 are applied. Everything that can be wrong with a file is a ValueError that names it.
@@ -7,9 +7,10 @@ are applied. Everything that can be wrong with a file is a ValueError that names
 import contextlib
 import dataclasses
 import io
+import itertools
 import math
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,8 +19,11 @@ import av
 import av.container
 import av.error
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps
+
+from ltx_jax.data.frames import Shown
 
 _IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF")
 TICK = 1e-3  # seconds; Matroska rounds time stamps to this
@@ -111,39 +115,80 @@ def read_video(
     """
     if num_frames is not None and num_frames <= 0:
         raise ValueError(f"num_frames must be positive, got {num_frames}")
-    if start < 0 or (frame_rate is not None and not 0 < frame_rate < math.inf):
-        raise ValueError(f"start must be >= 0 and frame_rate positive, got {start}, {frame_rate}")
+    with _stream(path) as (container, stream, rate):
+        found = _pictures(path, container, stream, rate, start, frame_rate, square_pixels)
+        with contextlib.closing(found):  # before the container, which its packets belong to
+            pictures = list(itertools.islice(found, num_frames))
+    return np.stack(pictures), float(frame_rate or rate)
+
+
+def stream_video(
+    path: File, *, start: float | int = 0.0, frame_rate: float | int | None = None
+) -> Generator[UInt8[np.ndarray, "h w 3"], None, None]:
+    """The frames that `read_video` gives, one at a time."""
+    with _stream(path) as opened:
+        yield from _pictures(path, *opened, start, frame_rate, False)
+
+
+def decode_video(path: File) -> Generator[Shown, None, None]:
+    """The stored frames of a clip, none converted yet. Errors are those of `read_video`."""
+    with (
+        _stream(path) as (container, stream, rate),
+        contextlib.closing(_timed(path, container, stream, 0, float(rate))) as frames,
+    ):
+        for frame in frames:
+            _check_whole(path, frame)
+            yield frame
+
+
+def _check_whole(path: File, frame: Shown) -> None:
+    if frame.is_broken:
+        raise ValueError(f"{path} is damaged: the frame at {frame.begin:.2f} s is broken")
+
+
+@contextlib.contextmanager
+def _stream(path: File) -> Iterator[tuple[av.container.InputContainer, av.VideoStream, Fraction]]:
+    """Opens a clip for decoding, and gives its average rate too."""
     _check_file(path)
     if is_image(path):
         raise ValueError(f"{path} is a still image; a clip is expected")
-    pictures: list[np.ndarray] = []
     with _open(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
-        rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-        aspect = float(stream.sample_aspect_ratio or 1) if square_pixels else 1.0
-        frames = _timed(path, container, stream, start, float(rate))
-        with contextlib.closing(frames):  # before the container, which its packets belong to
-            for begin, end, frame in frames:
-                if frame_rate is None:
-                    copies = 1
-                else:  # output frames k with begin <= start + k / frame_rate < end
-                    copies = max(_count_before(end - start, frame_rate) - len(pictures), 0)
-                if copies == 0:
-                    continue
-                if frame.is_corrupt:
-                    raise ValueError(f"{path} is damaged: the frame at {begin:.2f} s is broken")
-                picture = _upright(frame, aspect)
-                if pictures and picture.shape != pictures[0].shape:
-                    raise ValueError(f"{path} changes its frame size at {begin:.2f} s")
-                pictures.extend([picture] * copies)
-                if num_frames is not None and len(pictures) >= num_frames:
-                    break
-    if not pictures:
-        raise ValueError(
-            f"{path} has no frame that can be decoded" + (f" after {start} s" if start else "")
-        )
-    return np.stack(pictures[:num_frames]), float(frame_rate or rate)
+        yield container, stream, stream.average_rate or stream.guessed_rate or Fraction(25)
+
+
+def _pictures(
+    path: File,
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    rate: Fraction,
+    start: float | int,
+    frame_rate: float | int | None,
+    square_pixels: bool,
+) -> Generator[np.ndarray, None, None]:
+    if start < 0 or (frame_rate is not None and not 0 < frame_rate < math.inf):
+        raise ValueError(f"start must be >= 0 and frame_rate positive, got {start}, {frame_rate}")
+    aspect = float(stream.sample_aspect_ratio or 1) if square_pixels else 1.0
+    made, shape = 0, None
+    with contextlib.closing(_timed(path, container, stream, start, float(rate))) as frames:
+        for frame in frames:
+            if frame_rate is None:
+                copies = 1
+            else:  # output frames k with begin <= start + k / frame_rate < end
+                copies = max(_count_before(frame.end - start, frame_rate) - made, 0)
+            if copies == 0:
+                continue
+            _check_whole(path, frame)
+            picture = frame.rgb(aspect)
+            shape = shape or picture.shape
+            if picture.shape != shape:
+                raise ValueError(f"{path} changes its frame size at {frame.begin:.2f} s")
+            made += copies
+            yield from itertools.repeat(picture, copies)
+    if not made:
+        after = f" after {start} s" if start else ""
+        raise ValueError(f"{path} has no frame that can be decoded{after}")
 
 
 class Facts(NamedTuple):
@@ -171,21 +216,22 @@ def probe(path: File) -> Facts:
         stream = container.streams.video[0]
         rate = float(stream.average_rate or stream.guessed_rate or 25)
         tick = float(stream.time_base or 0)
-        picture = None
+        first: Shown | None = None
         begins: list[float] = []
         last = 0.0
         for packet in container.demux(stream):
             if packet.is_corrupt:
                 raise ValueError(f"{path} is truncated or damaged after {len(begins)} frames")
-            if picture is None:
-                picture = next(iter(packet.decode()), None)
+            if first is None:
+                for frame in packet.decode()[:1]:
+                    first = Shown(0.0, 0.0, frame, VideoReformatter())
             if packet.size:
                 begin = len(begins) / rate if packet.pts is None else packet.pts * tick
                 begins.append(begin)
                 last = max(last, begin + ((packet.duration or 0) * tick or 1 / rate))
-        if picture is None:
+        if first is None:
             raise ValueError(f"{path} has no frame that can be decoded")
-        height, width = _upright(picture, 1.0).shape[:2]
+        height, width = first.size
     gaps = np.diff(sorted(begins))
     steady = bool((np.abs(gaps - 1 / rate) <= 2 * max(tick, TICK)).all())
     return Facts(len(begins), height, width, last - min(begins), rate, steady)
@@ -241,8 +287,8 @@ def _timed(
     stream: av.VideoStream,
     start: float | int,
     rate: float,
-) -> Generator[tuple[float, float, av.VideoFrame], None, None]:
-    """Yields (begin, end, frame) for every frame on the screen at or after `start`, in seconds."""
+) -> Generator[Shown, None, None]:
+    """Yields every frame that is on the screen at or after `start`."""
     origin = float((stream.start_time or 0) * (stream.time_base or 0))
     if start > 0 and stream.time_base:
         container.seek(round((start + origin) / stream.time_base), stream=stream)
@@ -250,6 +296,7 @@ def _timed(
         # Files without an index may be entered too late: then all of it is decoded.
         late = first is None or first.pts is None or first.time - origin > start
         container.seek(0 if late else round((start + origin) / stream.time_base), stream=stream)
+    converter = VideoReformatter()
     previous: tuple[float, av.VideoFrame] | None = None
     index = 0
     for packet in container.demux(stream):
@@ -259,36 +306,18 @@ def _timed(
             begin = index / rate if frame.pts is None else float(frame.time) - origin
             index += 1
             if previous is not None and begin > start + TICK:
-                yield previous[0], begin, previous[1]
+                yield Shown(previous[0], begin, previous[1], converter)
             previous = begin, frame
     if previous is not None:
         begin, frame = previous
         seconds = float((frame.duration or 0) * (frame.time_base or 0)) or 1 / rate
         if begin + seconds > start + TICK:
-            yield begin, begin + seconds, frame
+            yield Shown(begin, begin + seconds, frame, converter)
 
 
 def _count_before(seconds: float | int, frame_rate: float | int) -> int:
     """Number of times k / frame_rate, k >= 0, before `seconds`; within a tick counts as equal."""
     return max(math.ceil((seconds - TICK) * frame_rate), 0)
-
-
-def _upright(frame: av.VideoFrame, pixel_aspect: float) -> np.ndarray:
-    """The frame as RGB, with the turn and the mirroring of its display matrix applied."""
-    picture = frame.to_ndarray(format="rgb24")
-    if pixel_aspect not in (0, 1):
-        size = max(round(frame.width * pixel_aspect), 1), frame.height
-        picture = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is None:
-        return picture
-    # x' = a x + c y and y' = b x + d y. Angles other than quarter turns are ignored.
-    a, b, _, c, d = np.sign(np.frombuffer(bytes(matrix), np.int32)[:5])
-    if a == 0 and d == 0:
-        picture, a, d = picture.swapaxes(0, 1), c, b
-    elif b != 0 or c != 0:
-        return picture
-    return np.ascontiguousarray(picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
 
 
 def check_writable(path: str | os.PathLike) -> None:
@@ -334,10 +363,11 @@ def _check_frames(frames: np.ndarray, fps: float | int) -> None:
 
 def write_video(
     path: str | os.PathLike,
-    frames: UInt8[np.ndarray, "t h w 3"],
+    frames: UInt8[np.ndarray, "t h w 3"] | Iterable[UInt8[np.ndarray, "h w 3"]],
     fps: float | int,
     *,
     crf: int = 18,
+    repeatable: bool = False,
 ) -> None:
     """Writes an MP4 that browsers play: H.264, 4:2:0, BT.709, index first.
 
@@ -346,14 +376,16 @@ def write_video(
 
     Args:
       path: ends in .mp4; missing folders are made.
-      frames: RGB.
+      frames: RGB; all together, or one by one where they do not fit into memory.
       fps: frames per second.
       crf: 0 (lossless but for 4:2:0) to 51; 18 looks like the original.
+      repeatable: the file is the same each time, on every machine; that takes a little longer.
 
     Raises:
       ValueError: if the frames are not uint8 (t, h, w, 3) or the file cannot be written.
     """
-    _check_frames(frames, fps)
+    if isinstance(frames, np.ndarray):
+        _check_frames(frames, fps)
     if Path(path).suffix.lower() != ".mp4":
         raise ValueError(f"{path} must end in .mp4 (write_gif writes a GIF)")
     if not 0 <= crf <= 51:
@@ -362,12 +394,15 @@ def write_video(
         options = {"movflags": "+faststart"}
         with av.open(os.fspath(temporary), "w", format="mp4", options=options) as container:
             rate = Fraction(fps).limit_denominator(1001)
-            _encode(container, frames, rate, {"crf": str(crf)}, tagged=True)
+            settings = {"crf": str(crf)}
+            if repeatable:  # x264's faster sums differ from one call to the next
+                settings |= {"threads": "1", "x264-params": "cpu-independent=1"}
+            _encode(container, frames, rate, settings, tagged=True)
 
 
 def _encode(
     container: av.container.OutputContainer,
-    frames: Sequence[np.ndarray] | np.ndarray,
+    frames: Iterable[np.ndarray],
     rate: Fraction,
     options: dict[str, str],
     tagged: bool,
@@ -380,11 +415,14 @@ def _encode(
         context.color_primaries = context.color_trc = context.colorspace = 1  # BT.709
         context.color_range = 1  # 16 to 235
         colours = {"dst_colorspace": "ITU709", "dst_color_range": "MPEG"}
-    stream.height, stream.width = _even(frames[0]).shape[:2]
     stream.pix_fmt = "yuv420p"
-    for picture in frames:
-        frame = av.VideoFrame.from_ndarray(_even(picture), format="rgb24")
-        container.mux(stream.encode(frame.reformat(format="yuv420p", **colours)))
+    converter, begun = VideoReformatter(), False
+    for picture in map(_even, frames):
+        if not begun:
+            begun, (stream.height, stream.width) = True, picture.shape[:2]
+        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        converted = converter.reformat(frame, format="yuv420p", threads=1, **colours)
+        container.mux(stream.encode(converted))
     container.mux(stream.encode())
 
 

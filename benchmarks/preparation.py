@@ -1,0 +1,161 @@
+"""How well data preparation finds what is there, and how fast.
+
+python -m benchmarks.preparation accuracy --seeds 100 110
+python -m benchmarks.preparation speed
+"""
+
+import argparse
+import collections
+import dataclasses
+import itertools
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from benchmarks import footage
+from ltx_jax.config import PrepareConfig
+from ltx_jax.prepare import duplicates
+from ltx_jax.prepare.examine import examine
+from ltx_jax.prepare.records import Clip, Reason
+
+_NEAR = 2.5  # frames, at 25 a second, between a cut and the truth
+
+
+@dataclasses.dataclass
+class Accuracy:
+    """Counts of right and wrong findings."""
+
+    cuts: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    bars: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    motion: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    copies: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    scores: dict[str, list[float]] = dataclasses.field(
+        default_factory=lambda: collections.defaultdict(list)
+    )
+    wrong: list[str] = dataclasses.field(default_factory=list)
+    films: int = 0
+
+    def figures(self) -> dict[str, float]:
+        """Shares, by name."""
+        cuts, bars, motion, copies = self.cuts, self.bars, self.motion, self.copies
+        return {
+            "films": self.films,
+            "cuts F1": 2 * cuts["hit"] / (2 * cuts["hit"] + cuts["missed"] + cuts["invented"]),
+            "bars within 2 pixels": bars["right"] / bars["there"],
+            "bars invented": bars["invented"] / bars["clean"],
+            "stills caught": motion["caught"] / motion["still"],
+            "moving dropped": motion["false"] / motion["moving"],
+            "copies found": copies["found"] / copies["there"],
+            "false copies": copies["false"] / copies["others"],
+        }
+
+
+def measure(sets: Iterable[Sequence[footage.Film]], cfg: PrepareConfig) -> Accuracy:
+    """Compares what is found in films with their truth; copies are looked for within each set."""
+    found = Accuracy()
+    for films in sets:
+        clips: dict[Path, list[Clip]] = {}
+        for film in films:
+            named = [
+                dataclasses.replace(clip, source=str(film.path)) for clip in examine(film.path, cfg)
+            ]
+            clips[film.path] = named
+            _judge(film, named, found)
+        _judge_copies(films, clips, cfg, found)
+        found.films += len(films)
+    return found
+
+
+def _judge(film: footage.Film, clips: list[Clip], found: Accuracy) -> None:
+    if film.kind.startswith("cuts"):
+        starts = [clip.start for one, clip in itertools.pairwise(clips) if one.shot != clip.shot]
+        left = list(film.cuts)
+        for start in starts:
+            near = [
+                cut
+                for cut in left
+                if abs(cut - start) <= _NEAR / 25 + 0.35 * (film.kind == "cuts4")
+            ]
+            if near:
+                left.remove(near[0])
+                found.cuts["hit"] += 1
+            else:
+                found.cuts["invented"] += 1
+                found.wrong.append(f"{film.path.name}: no cut at {start:.2f}, {film.cuts}")
+        found.cuts["missed"] += len(left)
+        found.wrong += [f"{film.path.name}: missed the cut at {cut:.2f}" for cut in left]
+        return
+    for clip in clips[:1]:
+        top, left, height, width = clip.crop
+        seen = top, clip.height - top - height, left, clip.width - left - width
+        off = max(abs(a - b) for a, b in zip(seen, film.bars, strict=True))
+        if any(film.bars):
+            found.bars["there"] += 1
+            found.bars["right"] += off <= 2
+        else:
+            found.bars["clean"] += 1
+            found.bars["invented"] += off > 0
+        if off > 2 * any(film.bars):
+            found.wrong.append(f"{film.path.name}: bars {film.bars}, found {seen}")
+    if film.kind in (*footage.STILL, *footage.MOVING):
+        if len(clips) > 1:
+            found.wrong.append(f"{film.path.name}: {len(clips)} clips")
+        dropped = all(clip.reason == Reason.STILL for clip in clips)
+        found.scores[film.kind] += [clip.motion or 0.0 for clip in clips]
+        if film.moves:
+            found.motion["moving"] += 1
+            found.motion["false"] += any(clip.reason == Reason.STILL for clip in clips)
+        else:
+            found.motion["still"] += 1
+            found.motion["caught"] += dropped
+        if film.moves == dropped:
+            moves = [clip.motion for clip in clips]
+            found.wrong.append(f"{film.path.name}: motion {moves}")
+
+
+def _judge_copies(films, clips, cfg: PrepareConfig, found: Accuracy) -> None:
+    hashed = [
+        clip for film in films for clip in clips[film.path] if clip.hashes and not clip.reason
+    ]
+    bands = collections.defaultdict(list)
+    for clip in hashed:
+        for band, _ in duplicates.bands(clip):
+            bands[band].append(clip)
+    limit = cfg.duplicates.max_distance
+    pairs = {
+        (one.source, other.source)
+        for band in bands.values()
+        for one, other in duplicates.pairs(band, limit)
+    }
+    truth = {(str(film.copy_of), str(film.path)) for film in films if film.copy_of}
+    both = {tuple(sorted(pair)) for pair in pairs}
+    wanted = {tuple(sorted(pair)) for pair in truth}
+    found.copies["there"] += len(wanted)
+    found.copies["found"] += len(wanted & both)
+    found.copies["false"] += len(both - wanted)
+    found.copies["others"] += len(hashed)
+    by_name = {clip.source: clip for clip in hashed}
+    for one, other in sorted(wanted - both):
+        apart = "dropped before"
+        if one in by_name and other in by_name:
+            apart = duplicates.distance(by_name[one].hashes, by_name[other].hashes)
+        found.wrong.append(f"{Path(other).name}: not found to be a copy, {apart}")
+    found.wrong += [f"{one} and {other} are no copies" for one, other in sorted(both - wanted)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="How well preparation finds what is there.")
+    parser.add_argument("--seeds", type=int, nargs=2, default=(100, 110), help="first, last + 1")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        sets = (footage.Footage(Path(folder), seed).write() for seed in range(*given.seeds))
+        found = measure(sets, PrepareConfig())
+    for name, value in found.figures().items():
+        print(f"{name:24} {value:.4g}")
+    for kind, scores in found.scores.items():
+        print(f"motion of {kind:18} {min(scores):6.2f} to {max(scores):6.2f}")
+    print(*found.wrong, sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Captions by an image-text-to-text model of `transformers`, shown some pictures of a clip."""
+
+import functools
+import threading
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from jaxtyping import UInt8
+from PIL import Image
+
+from ltx_jax.config.preparation import CaptionsConfig
+
+_LOCK = threading.Lock()
+
+
+class Captioner:
+    """Writes captions, always the same one for the same pictures.
+
+    Raises:
+      ValueError: if there is no such model.
+    """
+
+    def __init__(self, cfg: CaptionsConfig):
+        try:
+            self._processor = transformers.AutoProcessor.from_pretrained(cfg.model)
+            model: Any = transformers.AutoModelForImageTextToText.from_pretrained(
+                cfg.model, dtype="auto"
+            )
+        except (OSError, ValueError) as error:
+            raise ValueError(f"the captioner {cfg.model} cannot be loaded: {error}") from error
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._model, self._cfg = model.eval().to(self._device), cfg
+
+    @classmethod
+    def shared(cls, cfg: CaptionsConfig) -> "Captioner":
+        """The one of this process."""
+        with _LOCK:
+            return _captioner(cfg)
+
+    def __call__(self, pictures: UInt8[np.ndarray, "t h w 3"]) -> str:
+        """A caption on one line."""
+        images = [Image.fromarray(picture) for picture in pictures]
+        content = [{"type": "image"} for _ in images]
+        content.append({"type": "text", "text": self._cfg.prompt})
+        prompt = self._processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True
+        )
+        inputs = self._processor(text=[prompt], images=[images], return_tensors="pt")
+        inputs = inputs.to(self._device, self._model.dtype)
+        with torch.inference_mode():
+            found = self._model.generate(
+                **inputs, max_new_tokens=self._cfg.max_tokens, do_sample=False
+            )
+        answer = found[:, inputs["input_ids"].shape[1] :]
+        [text] = self._processor.batch_decode(answer, skip_special_tokens=True)
+        return " ".join(text.split())
+
+
+@functools.cache
+def _captioner(cfg: CaptionsConfig) -> Captioner:
+    return Captioner(cfg)

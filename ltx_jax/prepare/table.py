@@ -1,0 +1,43 @@
+"""What became of every clip: records in files by shard, and one table of what was dropped."""
+
+import csv
+import json
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from ltx_jax.prepare.records import Clip
+
+_COLUMNS = ("source", "number", "start", "seconds", "reason", "detail")
+_SCORES = ("motion", "text", "aesthetics")
+
+
+def write(path: Path, clips: Iterable[Clip]) -> None:
+    """Writes records, one a line; the file appears when it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(f"{json.dumps(clip.to_json())}\n" for clip in clips)
+    os.replace(temporary, path)
+
+
+def read(path: Path) -> Iterator[Clip]:
+    """The records of a file; none where there is no such file."""
+    if path.exists():
+        with path.open(encoding="utf-8") as file:
+            yield from (Clip.from_json(json.loads(line)) for line in file)
+
+
+def write_dropped(path: Path, clips: Iterable[Clip]) -> None:
+    """Writes the dropped clips as a table; a source that was dropped whole has number -1."""
+    columns = (*_COLUMNS, *_SCORES)
+    temporary = path.with_name(f".{path.name}")
+    with temporary.open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(columns)
+        for clip in clips:
+            if clip.reason:
+                values = (getattr(clip, name) for name in columns)
+                rows.writerow("" if value is None else value for value in values)
+    os.replace(temporary, path)

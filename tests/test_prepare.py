@@ -1,0 +1,351 @@
+"""Raw videos become a data set: what is kept is right, and nothing is dropped without a word."""
+
+import csv
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import av
+import numpy as np
+import pytest
+
+pytest.importorskip(
+    "apache_beam", reason="needs the extra `prepare`: pip install 'ltx-jax[prepare]'"
+)
+
+from benchmarks import footage
+from ltx_jax import config
+from ltx_jax.config import BucketConfig, DataConfig, PrepareConfig, StoreConfig, TextConfig
+from ltx_jax.data import dataset, video
+from ltx_jax.data.loader import Loader
+from ltx_jax.prepare import __main__ as command
+from ltx_jax.prepare import pipeline
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIG = str(ROOT / "configs/prepare/clips.py")
+CFG = PrepareConfig(store=StoreConfig(min_side=32, shard_megabytes=1))
+SIZE = {"height": 90, "width": 160}
+
+
+def examples(path):
+    """What a data set holds, by the names of its clips."""
+    records = dataset.Records(path)
+    found = {}
+    for i in range(len(records.index)):
+        example = records[i]
+        provenance = json.loads(example["provenance"])
+        captions = [caption.decode() for caption in example["captions"]]
+        found[provenance["name"]] = (provenance, captions, example["media"])
+    assert len(found) == len(records.index)
+    return found
+
+
+def dropped(path):
+    with open(path / "dropped.csv", encoding="utf-8", newline="") as file:
+        return [(pathlib.Path(row["source"]).name, row) for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    """A few films with their truth: cuts, bars, a still, a copy; and a file that is none."""
+    made = footage.Footage(tmp_path_factory.mktemp("raw"), 3, **SIZE)
+    made.cut("cuts0", fades=False, flashes=False)
+    made.bars("letterbox")
+    made.take("still", moves=False)
+    made.take("pan", moves=True)
+    made.copy(made.films[-1], "enlarged")
+    (made.folder / "broken.mp4").write_bytes(b"no video")
+    return made
+
+
+@pytest.fixture(scope="module")
+def prepared(films, tmp_path_factory):
+    output = tmp_path_factory.mktemp("prepared") / "set"
+    command.prepare(CFG, [str(films.folder)], output)
+    return output
+
+
+def test_clips_are_cut_cropped_and_stored_with_their_provenance(films, prepared):
+    cuts, bars, _, pan, copy = films.films
+    found = examples(prepared)
+    starts = [known["start"] for known, *_ in found.values() if known["source"] == str(cuts.path)]
+    for cut in cuts.cuts:
+        assert min(abs(start - cut) for start in starts) < 0.1
+    [(known, captions, content)] = [
+        value for value in found.values() if value[0]["source"] == str(bars.path)
+    ]
+    top, bottom, _, _ = bars.bars
+    assert abs(known["crop"][0] - top) <= 2
+    assert abs(90 - bottom - known["crop"][0] - known["crop"][2]) <= 2
+    facts = video.probe(video.Stored("clip", content))
+    assert abs(facts.height - (90 - top - bottom)) <= 4
+    assert facts.frame_rate == pytest.approx(known["source_rate"], rel=1e-3)
+    assert facts.frames == pytest.approx(known["seconds"] * facts.frame_rate, abs=1)
+    assert captions == ["made-up footage, letterbox"]
+    assert known["motion"] > 0.55
+    assert len(known["hashes"]) == 4
+    # Of a clip and its enlarged copy the larger one is kept.
+    names = {known["source"] for known, *_ in found.values()}
+    assert str(copy.path) in names
+    assert str(pan.path) not in names
+
+
+def test_pixels_are_those_of_the_source(films, prepared):
+    """The shot itself, not its neighbour: H.264 at crf 18 keeps within a few levels."""
+    cuts = films.films[0]
+    for known, _, content in examples(prepared).values():
+        if known["source"] != str(cuts.path):
+            continue
+        stored, _ = video.read_video(video.Stored("clip", content))
+        frames, _ = video.read_video(cuts.path, start=known["start"], num_frames=len(stored))
+        top, left, height, width = known["crop"]
+        kept = frames[:, top : top + height, left : left + width][:, : stored.shape[1]]
+        assert np.abs(stored.astype(float) - kept[:, :, : stored.shape[2]]).mean() < 4
+
+
+def test_what_is_dropped_is_named_with_its_reason(films, prepared):
+    rows = dict(dropped(prepared))
+    assert rows["broken.mp4"]["reason"] == "unusable file"
+    assert rows[films.films[2].path.name]["reason"] == "no motion"
+    assert float(rows[films.films[2].path.name]["motion"]) < 0.55
+    assert rows[films.films[3].path.name]["reason"] == "duplicate"
+    assert films.films[4].path.name in rows[films.films[3].path.name]["detail"]
+    page = (prepared / "report.html").read_text()
+    for text in ("Kept", "Dropped: no motion", "Dropped: duplicate", "threshold 0.55", "<svg"):
+        assert text in page
+    assert page.count("data:image/jpeg") >= 3
+
+
+def test_the_loader_reads_what_was_written(prepared):
+    data = DataConfig(source=str(prepared), buckets=(BucketConfig(9, 64, 96, 2),))
+    batch = Loader(data, (("none", 1.0),), 0).batch(0)
+    assert batch.frames.shape == (2, 9, 64, 96, 3)
+    assert all(caption for caption in batch.captions)
+
+
+def test_a_finished_set_is_left_alone(films, prepared):
+    before = {path: path.stat().st_mtime_ns for path in prepared.rglob("*")}
+    command.prepare(CFG, [str(films.folder)], prepared)
+    assert {path: path.stat().st_mtime_ns for path in prepared.rglob("*")} == before
+    with pytest.raises(ValueError, match=r"was begun with settings = .* choose another folder"):
+        command.prepare(dataclasses.replace(CFG, min_motion=None), [str(films.folder)], prepared)
+
+
+def test_a_stopped_run_goes_on_without_doing_anything_twice(films, prepared, tmp_path, monkeypatch):
+    calls, real = [], pipeline.cut.write_clips
+
+    def fail_the_second_time(path, clips, store):
+        calls.append([clip.name for clip in clips])
+        if len(calls) == 2:
+            path.write_bytes(b"half")
+            raise KeyboardInterrupt
+        real(path, clips, store)
+
+    monkeypatch.setattr(pipeline.cut, "write_clips", fail_the_second_time)
+    with pytest.raises(BaseException):  # noqa: B017, PT011  (Beam wraps it)
+        command.prepare(CFG, [str(films.folder)], tmp_path / "set")
+    examined = []
+    monkeypatch.setattr(pipeline, "examine", lambda *given: examined.append(given))
+    command.prepare(CFG, [str(films.folder)], tmp_path / "set")
+    assert examined == []
+    assert calls[0] not in calls[1:]
+    assert examples(tmp_path / "set") == examples(prepared)
+    assert dropped(tmp_path / "set") == dropped(prepared)
+
+
+def write(path, frames, rate, *, codec="libx264", form="yuv420p", options=None, container=None):
+    """A file of any codec and pixel format."""
+    with av.open(os.fspath(path), "w", format=container) as file:
+        stream = file.add_stream(codec, rate=rate, options=options or {})
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = form
+        for picture in frames:
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=form)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+
+
+def sound(path):
+    with av.open(os.fspath(path), "w") as file:
+        stream = file.add_stream("aac", rate=16_000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        frame.sample_rate = 16_000
+        file.mux([*stream.encode(frame), *stream.encode()])
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory):
+    """One odd file of each kind, and what becomes of it."""
+    folder = tmp_path_factory.mktemp("odd")
+    rng = np.random.default_rng(5)
+
+    def frames(count, height=90, width=160, rate=25.0):
+        found = footage.take("pan", rng, count, height, width, rate)
+        return [np.round(frame).astype(np.uint8) for frame in found]
+
+    interlaced = {"codec": "mpeg2video", "options": {"flags": "+ildct+ilme"}}
+    write(folder / "ten_bits.mp4", frames(40), 25, form="yuv420p10le")
+    write(folder / "fast.mp4", frames(300, rate=240), 240)
+    write(folder / "slow.mp4", frames(4, rate=1), 1)
+    write(folder / "one_frame.mp4", frames(1), 25)
+    write(folder / "alpha.mkv", frames(30), 25, codec="ffv1", form="bgra")
+    write(folder / "interlaced.mkv", frames(30), 25, **interlaced)
+    write(folder / "is_mkv.mp4", frames(40), 25, container="matroska")
+    write(folder / "tiny.mp4", frames(30, 16, 24), 25)
+    big = frames(1, 540, 960)[0].repeat(8, 0).repeat(8, 1)
+    moved = [np.roll(big, 240 * i, 1) for i in range(9)]
+    write(folder / "big.mp4", moved, 8, codec="mpeg4", options={"qscale": "8"})
+    video.write_image(folder / "picture.png", frames(1)[0])
+    (folder / "picture.png").rename(folder / "picture.mp4")
+    (folder / "empty.mp4").write_bytes(b"")
+    (folder / "text.mp4").write_text("a letter")
+    sound(folder / "sound.m4a")
+    write(folder / "cut_off.mp4", frames(60), 25)
+    whole = (folder / "cut_off.mp4").read_bytes()
+    (folder / "cut_off.mp4").write_bytes(whole[: len(whole) // 2])
+    for path in list(folder.iterdir()):
+        path.with_suffix(".txt").write_text(f"an odd file, {path.stem}")
+    for name in ("no_caption", "latin", "blank"):
+        write(folder / f"{name}.mp4", frames(40), 25)
+    (folder / "latin.txt").write_bytes("gr\u00f6\u00dfer".encode("latin-1"))
+    (folder / "blank.txt").write_text(" \n")
+    (folder / "gone.txt").write_text("a file that is not there")
+    names = sorted(str(path) for path in folder.iterdir() if path.suffix != ".txt")
+    (folder / "list.txt").write_text("\n".join([*names, str(folder / "gone.mp4")]))
+    return folder
+
+
+def test_odd_files_are_handled_or_dropped_with_a_reason(odd, tmp_path):
+    cfg = dataclasses.replace(CFG, text=TextConfig(max_share=None))
+    command.prepare(cfg, [f"@{odd / 'list.txt'}"], tmp_path / "set")
+    kept = {
+        pathlib.Path(known["source"]).stem: content
+        for known, _, content in examples(tmp_path / "set").values()
+    }
+    assert set(kept) == {"ten_bits", "fast", "is_mkv", "big"}
+    assert video.probe(video.Stored("fast", kept["fast"])).frame_rate == pytest.approx(60, rel=1e-3)
+    facts = video.probe(video.Stored("big", kept["big"]))
+    assert (facts.height, facts.width) == (1080, 1920)
+    reasons = {
+        name.partition(".")[0]: (row["reason"], row["detail"])
+        for name, row in dropped(tmp_path / "set")
+    }
+    expected = {
+        "slow": ("frame rate too low", "1 frames per second, under 8"),
+        "one_frame": ("too short", "0.04 s"),
+        "alpha": ("unusable pictures", "transparent"),
+        "interlaced": ("unusable pictures", "interlaced"),
+        "tiny": ("picture too small", "24 x 16"),
+        "picture": ("unusable file", "it is a still image"),
+        "empty": ("unusable file", "0 bytes"),
+        "text": ("unusable file", "is not a video"),
+        "sound": ("unusable file", "no video stream, only audio"),
+        "cut_off": ("unusable file", "damaged"),
+        "gone": ("unusable file", "No such file"),
+        "no_caption": ("no caption", "there is no file no_caption.txt"),
+        "latin": ("no caption", "cannot be read as UTF-8"),
+        "blank": ("no caption", "is empty"),
+    }
+    for name, (reason, detail) in expected.items():
+        found = reasons.pop(name)
+        assert found[0] == reason, name
+        assert detail in found[1], name
+    assert not reasons
+
+
+def test_a_caption_is_no_input_of_its_own(odd, tmp_path, monkeypatch):
+    found = []
+    monkeypatch.setattr(pipeline, "run", lambda plan, paths, options: found.extend(paths))
+    monkeypatch.setattr(pipeline, "finish", lambda plan: None)
+    command.prepare(CFG, [str(odd / "*")], tmp_path / "set")
+    names = {pathlib.Path(path).name for path in found}
+    assert "latin.mp4" in names
+    assert "latin.txt" not in names
+    assert "gone.txt" in names  # nothing lies beside it: it is looked at, and named as unusable
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--input", "/nowhere/*.mp4"], "names no file"),
+        (["--input", "@/nowhere/list"], "cannot be read"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(tmp_path, capsys, arguments, message):
+    assert command.main([CONFIG, "--output", str(tmp_path / "set"), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "set").exists()
+
+
+def test_nothing_left_is_said_and_the_table_is_there(films, tmp_path, capsys):
+    arguments = ["--input", str(films.folder / "broken.mp4"), "--output", str(tmp_path / "set")]
+    assert command.main([CONFIG, *arguments]) == 2
+    assert "there is no example to store" in capsys.readouterr().err
+    assert [name for name, _ in dropped(tmp_path / "set")] == ["broken.mp4"]
+
+
+def start(films, output, *options):
+    arguments = [CONFIG, "--input", str(films.folder), "--output", str(output)]
+    settings = ["--store.min-side", "32", "--store.shard-megabytes", "1"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "ltx_jax.prepare", *arguments, *settings, *options],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def finish(process):
+    _, errors = process.communicate(timeout=500)
+    assert process.returncode == 0, errors.decode()[-3000:]
+
+
+@pytest.mark.slow
+def test_kill_9_loses_and_doubles_nothing(films, prepared, tmp_path):
+    begin = time.monotonic()
+    finish(start(films, tmp_path / "whole"))
+    whole = time.monotonic() - begin
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        process = start(films, tmp_path / "set")
+        time.sleep(whole * rng.uniform(0.3, 1))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    finish(start(films, tmp_path / "set"))
+    assert examples(tmp_path / "set") == examples(prepared) == examples(tmp_path / "whole")
+    assert dropped(tmp_path / "set") == dropped(prepared)
+
+
+@pytest.mark.slow
+def test_any_runner_makes_the_same_set(films, prepared, tmp_path):
+    finish(start(films, tmp_path / "two", "--workers", "2"))
+    assert examples(tmp_path / "two") == examples(prepared)
+    module = "apache_beam.runners.portability.local_job_service_main"
+    service = subprocess.Popen(
+        [sys.executable, "-m", module, "--port", "0", "--port_file", str(tmp_path / "port")],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        waited = time.monotonic() + 60
+        while not (tmp_path / "port").exists() and time.monotonic() < waited:
+            time.sleep(0.1)
+        endpoint = f"localhost:{(tmp_path / 'port').read_text().strip()}"
+        options = ["--runner=PortableRunner", f"--job_endpoint={endpoint}"]
+        finish(start(films, tmp_path / "portable", "--", *options, "--environment_type=LOOPBACK"))
+    finally:
+        service.terminate()
+        service.wait()
+    assert examples(tmp_path / "portable") == examples(prepared)
+    assert dropped(tmp_path / "portable") == dropped(prepared)
+
+
+def test_the_config_of_the_documentation_holds_the_defaults():
+    assert config.load(CONFIG) == PrepareConfig()

@@ -1,0 +1,78 @@
+"""Cuts, bars, motion and copies are found where they are, in footage whose truth is known."""
+
+import pytest
+
+pytest.importorskip(
+    "scenedetect", reason="needs the extra `prepare`: pip install 'ltx-jax[prepare]'"
+)
+
+import numpy as np
+
+from benchmarks import footage, preparation
+from ltx_jax.config import PrepareConfig, StoreConfig
+from ltx_jax.prepare import bars, duplicates, motion
+
+CFG = PrepareConfig(store=StoreConfig(min_side=64))
+
+
+def test_a_few_films_are_seen_as_they_are(tmp_path):
+    made = footage.Footage(tmp_path, 1, height=120, width=208)
+    made.cut("cuts3", fades=False, flashes=True)
+    for kind in ("pillarbox", "uneven letterbox"):
+        made.bars(kind)
+    made.clean("night")
+    for kind in ("shake", "slides"):
+        made.take(kind, moves=False)
+    made.take("things", moves=True)
+    made.copy(made.films[-1], "graded")
+    found = preparation.measure([made.films], CFG)
+    assert found.wrong == []
+    assert found.cuts["hit"] == len(made.films[0].cuts)
+
+
+@pytest.mark.slow
+def test_footage_of_seeds_that_no_threshold_has_seen(tmp_path):
+    """The figures of docs/preparation.md, on two of its ten seeds: 82 films."""
+    sets = [footage.Footage(tmp_path, seed).write() for seed in (100, 101)]
+    figures = preparation.measure(sets, PrepareConfig()).figures()
+    assert figures["cuts F1"] >= 0.95, figures
+    assert figures["bars within 2 pixels"] >= 0.95, figures
+    assert figures["bars invented"] == 0, figures
+    assert figures["stills caught"] >= 0.9, figures
+    assert figures["moving dropped"] <= 0.05, figures
+    assert figures["copies found"] >= 0.9, figures
+    assert figures["false copies"] <= 0.01, figures
+
+
+def test_motion_is_counted_per_second_whatever_the_frame_rate():
+    """A texture that moves by whole pixels, 24 a second; points that go astray add a little."""
+    scene = footage.plate(np.random.default_rng(0), 144, 600).mean(axis=2).astype(np.uint8)
+    for rate in (8.0, 12.0):
+        times = (np.arange(int(3 * rate)) / rate).tolist()
+        places = [round(24 * time) for time in times]
+        pictures = [np.ascontiguousarray(scene[:, x : x + 256]) for x in places]
+        assert motion.score(times, pictures) == pytest.approx(2400 / np.hypot(144, 256), rel=0.15)
+        assert motion.score(times, pictures[:1] * len(times)) < 0.01
+
+
+def test_bars_are_cut_off_to_the_pixel_and_a_dark_picture_is_left_alone():
+    rng = np.random.default_rng(1)
+    pictures = [footage.plate(rng, 80, 160).mean(axis=2).astype(np.uint8) for _ in range(2)]
+    barred = [np.pad(picture, ((20, 0), (7, 33))) for picture in pictures]
+    assert bars.find_picture(barred) == (20, 7, 80, 160)
+    assert bars.find_picture(pictures) == (0, 0, 80, 160)
+    assert bars.find_picture([np.zeros((90, 160), np.uint8)]) == (0, 0, 90, 160)
+
+
+def test_the_best_of_a_group_is_kept_and_parts_of_one_shot_are_no_copies():
+    def clip(source, number, height, value, shot=0):
+        return duplicates.Clip(
+            source=source, number=number, shot=shot, crop=(0, 0, height, 100), hashes=(value,) * 4
+        )
+
+    small, large = clip("a", 0, 90, 0b1011), clip("b", 0, 180, 0b1001)
+    third = clip("c", 0, 90, 0b1000)
+    found = duplicates.pairs([small, large, third], 2.0)
+    assert duplicates.groups(found) == {"a#0": "b#0", "c#0": "b#0"}
+    assert list(duplicates.pairs([clip("a", 0, 90, 7), clip("a", 1, 90, 7)], 2.0)) == []
+    assert duplicates.distance((0b1011, 0), (0b1000, 0)) == 1.0

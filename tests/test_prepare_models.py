@@ -1,0 +1,201 @@
+"""Scores and captions by models of `transformers`: the real loading code, on tiny random models."""
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+from safetensors.torch import save_file
+
+pytest.importorskip("cv2", reason="needs the extra `prepare`: pip install 'ltx-jax[prepare]'")
+
+import cv2
+
+from ltx_jax.config import CaptionsConfig
+from ltx_jax.prepare import aesthetics, captions, lettering
+
+WORDS = ["<unk>", "<pad>", "<s>", "</s>", "<image>", "USER", ":", "a", "dog", "runs", "Describe"]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """A tiny CLIP in a folder."""
+    folder = tmp_path_factory.mktemp("clip")
+    torch.manual_seed(0)
+    sides = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    cfg = transformers.CLIPConfig(
+        text_config={**sides, "num_attention_heads": 2, "vocab_size": 64},
+        vision_config={**sides, "num_attention_heads": 2, "image_size": 32, "patch_size": 8},
+        projection_dim=12,
+    )
+    transformers.CLIPModel(cfg).save_pretrained(folder)
+    transformers.CLIPImageProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+    ).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory):
+    """A tiny LLaVA with its processor in a folder."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    folder = str(tmp_path_factory.mktemp("llava"))
+    tokens = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, "<unk>"))
+    tokens.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokens.add_special_tokens(["<image>"])
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokens, unk_token="<unk>", pad_token="<pad>", eos_token="</s>"
+    )
+    images = transformers.CLIPImageProcessor(
+        size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
+    )
+    template = (
+        "{% for m in messages %}USER : {% for c in m['content'] %}{% if c['type'] == 'image' %}"
+        "<image> {% else %}{{ c['text'] }} {% endif %}{% endfor %}{% endfor %}"
+    )
+    transformers.LlavaProcessor(
+        image_processor=images,
+        tokenizer=tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        chat_template=template,
+        num_additional_image_tokens=1,
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    sides = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
+    cfg = transformers.LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(
+            **sides, num_attention_heads=2, image_size=16, patch_size=8
+        ),
+        text_config=transformers.LlamaConfig(
+            **sides, num_attention_heads=2, num_key_value_heads=2, vocab_size=len(WORDS)
+        ),
+        image_token_index=WORDS.index("<image>"),
+    )
+    transformers.LlavaForConditionalGeneration(cfg).save_pretrained(folder)
+    return folder
+
+
+def pictures(count, seed=0):
+    return np.random.default_rng(seed).integers(0, 255, (count, 40, 56, 3), np.uint8)
+
+
+def test_a_score_is_the_head_on_the_encoders_embedding(clip, tmp_path):
+    weight = torch.randn(1, 12)
+    save_file({"weight": weight, "bias": torch.tensor([0.25])}, tmp_path / "head.safetensors")
+    found = aesthetics.Scorer(clip, str(tmp_path / "head.safetensors"))(pictures(3))
+    model = transformers.CLIPModel.from_pretrained(clip)
+    processor = transformers.CLIPImageProcessor.from_pretrained(clip)
+    inputs = processor(images=list(pictures(3)), return_tensors="pt")
+    with torch.no_grad():
+        pooled = model.vision_model(**inputs).pooler_output
+        embeddings = model.visual_projection(pooled)
+    embeddings = embeddings / embeddings.norm(dim=-1, keepdim=True)
+    assert found == pytest.approx(float((embeddings @ weight.T + 0.25).mean()), abs=1e-5)
+
+
+def test_laions_heads_load(tmp_path):
+    """The larger one has linear layers and nothing between them."""
+    linear = torch.nn.Linear(12, 1)
+    torch.save(linear.state_dict(), tmp_path / "linear.pth")
+    layers = torch.nn.Sequential(
+        torch.nn.Linear(12, 16), torch.nn.Dropout(), torch.nn.Linear(16, 4), torch.nn.Linear(4, 1)
+    ).eval()
+    named = {f"layers.{name}": value for name, value in layers.state_dict().items()}
+    torch.save(named, tmp_path / "larger.pth")
+    x = torch.randn(5, 12)
+    for name, module in (("linear", linear), ("larger", layers)):
+        weight, bias = aesthetics.load_head(str(tmp_path / f"{name}.pth"))
+        expected = module(x).detach().numpy()[:, 0]
+        np.testing.assert_allclose(x.numpy() @ weight + bias, expected, atol=1e-5)
+    torch.save({"other": x}, tmp_path / "wrong.pth")
+    with pytest.raises(ValueError, match=r"wrong.pth is no aesthetic head"):
+        aesthetics.load_head(str(tmp_path / "wrong.pth"))
+
+
+def test_a_head_that_is_trained_on_pairs_orders_pairs_that_it_has_not_seen():
+    """People who err in a tenth of the pairs; what counts is the order of the true scores."""
+    rng = np.random.default_rng(1)
+    truth = rng.normal(size=32)
+    found = rng.normal(size=(4000, 32)).astype(np.float32)
+    found /= np.linalg.norm(found, axis=1, keepdims=True)
+    one, other = found[:2000], found[2000:]
+    swap = ((one - other) @ truth > 0) ^ (rng.random(2000) < 0.1)
+    better, worse = np.where(swap[:, None], one, other), np.where(swap[:, None], other, one)
+    weight = aesthetics.fit(better[:1600], worse[:1600], 1e-4)
+    held_out = (one - other)[1600:]
+    assert np.mean(np.sign(held_out @ weight) == np.sign(held_out @ truth)) >= 0.95
+
+
+def test_the_command_trains_a_head_on_pairs_within_labels(clip, tmp_path, capsys):
+    from ltx_jax.prepare.__main__ import main
+
+    rng = np.random.default_rng(2)
+    lines = ["better,worse,better_labels,worse_labels"]
+    for i in range(60):
+        for name, level in (("b", 170), ("w", 80)):  # brighter is better
+            picture = rng.normal(level, 20, (24, 24, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(picture).save(tmp_path / f"{name}{i}.png")
+        lines.append(f"b{i}.png,w{i}.png,dog beach,{'cat' if i % 6 == 0 else 'dog'}")
+    (tmp_path / "pairs.csv").write_text("\n".join(lines))
+    output = tmp_path / "heads" / "head.safetensors"
+    arguments = [str(tmp_path / "pairs.csv"), "--encoder", clip, "--output", str(output)]
+    assert main(["aesthetics-train", *arguments]) == 0
+    said = capsys.readouterr().out
+    assert "50 pairs, 10 left out" in said
+    assert "orders 100.0 % of the held-out pairs" in said
+    score = aesthetics.Scorer(clip, str(output))
+    bright, dark = np.full((2, 1, 24, 24, 3), [[[[[180]]]], [[[[60]]]]], np.uint8)
+    assert score(bright) > score(dark)
+    (tmp_path / "pairs.csv").write_text("left,right\na,b\n")
+    assert main(["aesthetics-train", *arguments]) == 2
+    assert "columns better and worse" in capsys.readouterr().err
+
+
+def test_a_caption_is_what_the_model_writes_for_the_pictures(llava):
+    cfg = CaptionsConfig(model=llava, prompt="Describe", max_tokens=6)
+    write = captions.Captioner(cfg)
+    found = write(pictures(2))
+    assert found
+    assert len(found.split()) <= 6
+    assert set(found.split()) <= set(WORDS)
+    assert captions.Captioner(cfg)(pictures(2)) == found
+    # All the pictures are looked at: an independent call of the model writes the same.
+    processor = transformers.LlavaProcessor.from_pretrained(llava)
+    model = transformers.LlavaForConditionalGeneration.from_pretrained(llava)
+    images = [Image.fromarray(picture) for picture in pictures(2)]
+    inputs = processor(text="USER : <image> <image> Describe ", images=images, return_tensors="pt")
+    with torch.no_grad():
+        answer = model.generate(**inputs, max_new_tokens=6, do_sample=False)
+    text = processor.tokenizer.decode(
+        answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+    )
+    assert found == " ".join(text.split())
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"the image encoder .*nothing cannot be loaded"):
+        aesthetics.Encoder(str(tmp_path / "nothing"))
+    with pytest.raises(ValueError, match=r"the captioner .*nothing cannot be loaded"):
+        captions.Captioner(CaptionsConfig(model=str(tmp_path / "nothing")))
+
+
+def test_text_is_seen_and_texture_is_not_taken_for_it():
+    from benchmarks import footage
+
+    rng = np.random.default_rng(3)
+    seen = []
+    for i in range(12):
+        height, width = ((180, 320), (360, 640), (540, 960))[i % 3]
+        [frame] = footage.take("still", rng, 1, height, width, 25)
+        frame = frame.astype(np.uint8)
+        assert lettering.share(frame[None]) == 0
+        size, place = height / 300, (width // 12, int(height * 0.92))
+        for colour, thickness in (((0, 0, 0), 5), ((240, 240, 240), 2)):
+            width_of_line = max(round(thickness * size), 1)
+            cv2.putText(
+                frame, "what did you say then", place, 0, size, colour, width_of_line, cv2.LINE_AA
+            )
+        seen.append(lettering.share(frame[None]) > 0.02)
+    assert np.mean(seen) >= 0.75
