@@ -75,7 +75,7 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest -n $(WORKERS) -q
 
 test-slow: $(VENV)/.test
-	$(BIN)/python -m pytest -m slow -q
+	$(BIN)/python -m pytest -n $(WORKERS) -m slow -q
 
 # In an environment of its own: the compilers are large, and nothing else needs them.
 $(COMPILE_VENV)/.ready: pyproject.toml
