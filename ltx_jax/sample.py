@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Makes videos with LTX-Video.
 
-Without --checkpoint, the small model of a procedural world that ships: a few shapes that move.
+Without --checkpoint, the small model of a procedural world, in versions that ship it.
 Options may start from a file, --config configs/sample/NAME.py or the JSON beside an earlier video,
 or else from what a checkpoint says of itself; those given here come on top. They are called as in
 the official inference script."""
