@@ -61,7 +61,7 @@ class SampleConfig(SamplingConfig):
 
     config: str | None = None  # a .py or .json file that the other options start from
     # A safetensors file, a diffusers folder, a Hugging Face repository, a run of train.py or what
-    # is exported from it; "embedded" is the small model that ships.
+    # is exported from it; "embedded" is the small one, in versions that ship it.
     checkpoint: str = "embedded"
     text_encoder: str | None = None  # a T5 folder or repository; None: the checkpoint's own
     prompt: str | None = None  # may be empty: an unconditional video
