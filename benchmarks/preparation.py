@@ -14,6 +14,7 @@ from pathlib import Path
 
 from benchmarks import footage
 from ltx_jax.config import PrepareConfig
+from ltx_jax.data.filters import hashes
 from ltx_jax.prepare import duplicates
 from ltx_jax.prepare.examine import examine
 from ltx_jax.prepare.records import Clip, Reason
@@ -138,7 +139,7 @@ def _judge_copies(films, clips, cfg: PrepareConfig, found: Accuracy) -> None:
     for one, other in sorted(wanted - both):
         apart = "dropped before"
         if one in by_name and other in by_name:
-            apart = duplicates.distance(by_name[one].hashes, by_name[other].hashes)
+            apart = hashes.distance(by_name[one].hashes, by_name[other].hashes)
         found.wrong.append(f"{Path(other).name}: not found to be a copy, {apart}")
     found.wrong += [f"{one} and {other} are no copies" for one, other in sorted(both - wanted)]
 

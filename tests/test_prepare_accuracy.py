@@ -10,7 +10,9 @@ import numpy as np
 
 from benchmarks import footage, preparation
 from ltx_jax.config import PrepareConfig, StoreConfig
-from ltx_jax.prepare import bars, duplicates, motion
+from ltx_jax.data.filters import bars, hashes, motion
+from ltx_jax.prepare import duplicates
+from ltx_jax.prepare.records import Clip
 
 CFG = PrepareConfig(store=StoreConfig(min_side=64))
 
@@ -67,7 +69,7 @@ def test_bars_are_cut_off_to_the_pixel_and_a_dark_picture_is_left_alone():
 
 def test_the_best_of_a_group_is_kept_and_parts_of_one_shot_are_no_copies():
     def clip(source, number, height, value, shot=0):
-        return duplicates.Clip(
+        return Clip(
             source=source, number=number, shot=shot, crop=(0, 0, height, 100), hashes=(value,) * 4
         )
 
@@ -76,4 +78,4 @@ def test_the_best_of_a_group_is_kept_and_parts_of_one_shot_are_no_copies():
     found = duplicates.pairs([small, large, third], 2.0)
     assert duplicates.groups(found) == {"a#0": "b#0", "c#0": "b#0"}
     assert list(duplicates.pairs([clip("a", 0, 90, 7), clip("a", 1, 90, 7)], 2.0)) == []
-    assert duplicates.distance((0b1011, 0), (0b1000, 0)) == 1.0
+    assert hashes.distance((0b1011, 0), (0b1000, 0)) == 1.0

@@ -12,7 +12,8 @@ pytest.importorskip("cv2", reason="needs the extra `prepare`: pip install 'ltx-j
 import cv2
 
 from ltx_jax.config import CaptionsConfig
-from ltx_jax.prepare import aesthetics, captions, lettering
+from ltx_jax.data.filters import lettering
+from ltx_jax.prepare import aesthetics, captions
 
 WORDS = ["<unk>", "<pad>", "<s>", "</s>", "<image>", "USER", ":", "a", "dog", "runs", "Describe"]
 

@@ -38,7 +38,7 @@ class TextConfig:
 
     max_share: float | None = 0.02  # of the picture; None: clips are not looked at
     # MODULE:FUNCTION that takes frames (t, h, w, 3) and gives the share, in place of ours.
-    detector: str = "ltx_jax.prepare.lettering:share"
+    detector: str = "ltx_jax.data.filters.lettering:share"
 
 
 @dataclasses.dataclass(frozen=True)
