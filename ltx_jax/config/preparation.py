@@ -111,6 +111,9 @@ class PrepareConfig:
     aesthetics: AestheticsConfig = AestheticsConfig()
     captions: CaptionsConfig = CaptionsConfig()
     store: StoreConfig = StoreConfig()
+    # A config of a transformer's training, configs/NAME.py: the latents and embeddings that it
+    # trains on are made of the finished set, in OUTPUT/latents. Empty: none are.
+    latents: str = ""
 
     def __post_init__(self):
         require(self.pictures > 0, f"pictures must be positive, got {self.pictures}")
