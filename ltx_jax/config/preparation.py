@@ -103,7 +103,7 @@ class PrepareConfig:
     shots: ShotsConfig = ShotsConfig()
     crop_bars: bool = True  # black bars, off all clips
     # Motion that a clip must have, in percent of the picture's diagonal per second; None: any.
-    min_motion: float | None = 0.55
+    min_motion: float | None = 0.45
     duplicates: DuplicatesConfig = DuplicatesConfig()
     # Of a clip, evenly spaced: what detectors of text, aesthetics and captions look at.
     pictures: int = 4
