@@ -308,6 +308,9 @@ def test_a_caption_is_no_input_of_its_own(odd, tmp_path, monkeypatch):
     [
         (["--input", "/nowhere/*.mp4"], "names no file"),
         (["--input", "@/nowhere/list"], "cannot be read"),
+        (["--input", "x", "--text.detector", "nowhere:f"], "nowhere:f is no MODULE:FUNCTION"),
+        (["--input", "x", "--captions.model", "/nowhere"], "captioner /nowhere cannot be loaded"),
+        (["--input", "x", "--latents", CONFIG], "not a TrainTransformer"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(tmp_path, capsys, arguments, message):

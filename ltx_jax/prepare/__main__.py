@@ -48,8 +48,9 @@ def prepare(
       ValueError: if inputs, settings and folders do not fit, or nothing is left to store.
     """
     with _installed():
-        from ltx_jax.prepare import pipeline, report, sources, table
+        from ltx_jax.prepare import judging, pipeline, report, sources, table
 
+        judging.check(cfg)
     training = _training(cfg.latents, output) if cfg.latents else None
     paths = sources.find(inputs)
     plan = pipeline.Plan.make(cfg, paths, output, work)

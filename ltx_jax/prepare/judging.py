@@ -15,6 +15,25 @@ from ltx_jax.prepare.shelf import Shelf, key
 _VERSION = 1
 
 
+def check(cfg: PrepareConfig) -> None:
+    """Refuses detectors and models that are not there, before hours of work.
+
+    Raises:
+      ValueError: naming the first of them.
+    """
+    if cfg.text.max_share is not None:
+        _detector(cfg.text.detector)
+    if cfg.aesthetics.encoder:
+        from ltx_jax.prepare import aesthetics, pretrained
+
+        aesthetics.load_head(cfg.aesthetics.head)
+        pretrained.check("image encoder", cfg.aesthetics.encoder)
+    if cfg.captions.model:
+        from ltx_jax.prepare import pretrained
+
+        pretrained.check("captioner", cfg.captions.model)
+
+
 def judge(chunk: Sequence[Clip], cfg: PrepareConfig, shelf: Shelf) -> list[Clip]:
     """Clips with what is found out about those that are not dropped yet.
 

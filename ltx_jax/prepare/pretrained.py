@@ -1,7 +1,9 @@
 """Models of `transformers`, loaded once in a process however many threads want them."""
 
+import contextlib
 import functools
 import threading
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +20,16 @@ class Pretrained(NamedTuple):
     device: str
 
 
+def check(purpose: str, name: str) -> None:
+    """Looks whether there is such a model, without loading its weights.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    with _named(purpose, name):
+        transformers.AutoConfig.from_pretrained(name)
+
+
 def load(purpose: str, name: str, processor: str, model: str) -> Pretrained:
     """A model by its name or folder, on the GPU if there is one.
 
@@ -30,11 +42,16 @@ def load(purpose: str, name: str, processor: str, model: str) -> Pretrained:
     Raises:
       ValueError: if there is no such model.
     """
-    with _LOCK:
-        try:
-            return _load(name, processor, model)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"the {purpose} {name} cannot be loaded: {error}") from error
+    with _LOCK, _named(purpose, name):
+        return _load(name, processor, model)
+
+
+@contextlib.contextmanager
+def _named(purpose: str, name: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ValueError(f"the {purpose} {name} cannot be loaded: {error}") from error
 
 
 @functools.cache
