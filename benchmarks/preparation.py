@@ -58,6 +58,7 @@ class Accuracy:
             "stills caught": motion["caught"] / motion["still"],
             "moving dropped": motion["false"] / motion["moving"],
             "copies found": copies["found"] / copies["there"],
+            "copies dropped before, for another reason": copies["dropped before"],
             "false copies": copies["false"] / copies["others"],
         }
 
@@ -144,16 +145,17 @@ def _judge_copies(films, clips, cfg: PrepareConfig, found: Accuracy) -> None:
     }
     truth = {(str(film.copy_of), str(film.path)) for film in films if film.copy_of}
     both = {tuple(sorted(pair)) for pair in pairs}
-    wanted = {tuple(sorted(pair)) for pair in truth}
+    by_name = {clip.source: clip for clip in hashed}
+    whole = {tuple(sorted(pair)) for pair in truth}
+    # There is nothing to find where one of the two was dropped for another reason.
+    wanted = {pair for pair in whole if set(pair) <= set(by_name)}
+    found.copies["dropped before"] += len(whole - wanted)
     found.copies["there"] += len(wanted)
     found.copies["found"] += len(wanted & both)
     found.copies["false"] += len(both - wanted)
     found.copies["others"] += len(hashed)
-    by_name = {clip.source: clip for clip in hashed}
     for one, other in sorted(wanted - both):
-        apart = "dropped before"
-        if one in by_name and other in by_name:
-            apart = hashes.distance(by_name[one].hashes, by_name[other].hashes)
+        apart = hashes.distance(by_name[one].hashes, by_name[other].hashes)
         found.wrong.append(f"{Path(other).name}: not found to be a copy, {apart}")
     found.wrong += [f"{one} and {other} are no copies" for one, other in sorted(both - wanted)]
 

@@ -198,6 +198,7 @@ def odd(tmp_path_factory):
     write(folder / "interlaced.mkv", frames(30), 25, **interlaced)
     write(folder / "is_mkv.mp4", frames(40), 25, container="matroska")
     write(folder / "tiny.mp4", frames(30, 16, 24), 25)
+    write(folder / "black.mp4", [np.zeros((90, 160, 3), np.uint8)] * 30, 25)
     big = frames(1, 540, 960)[0].repeat(8, 0).repeat(8, 1)
     moved = [np.roll(big, 240 * i, 1) for i in range(9)]
     write(folder / "big.mp4", moved, 8, codec="mpeg4", options={"qscale": "8"})
@@ -242,6 +243,7 @@ def test_odd_files_are_handled_or_dropped_with_a_reason(odd, tmp_path):
         "alpha": ("unusable pictures", "transparent"),
         "interlaced": ("unusable pictures", "interlaced"),
         "tiny": ("picture too small", "24 x 16"),
+        "black": ("no motion", "all of it is black"),
         "picture": ("unusable file", "it is a still image"),
         "empty": ("unusable file", "0 bytes"),
         "text": ("unusable file", "is not a video"),
