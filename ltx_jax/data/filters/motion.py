@@ -15,9 +15,7 @@ from jaxtyping import Float, UInt8
 
 _WINDOW = 1.0  # seconds that points are followed for
 _SMOOTH = 2.0  # and over which the camera's path is smoothed
-_CELL = (
-    32  # pixels: points are looked for in every cell of a grid, as details are not spread evenly
-)
+_CELL = 32  # pixels: points are looked for in each, as details are not spread evenly
 _POINTS = 5  # of a cell
 _CORNER = 1e-5  # the least curvature of the picture about a point, as OpenCV counts it
 _ALIKE = 0.1  # peak of the correlation of pictures that show the same
@@ -32,9 +30,7 @@ _COHERENT = 0.8
 _CHANGE = 3.0
 _BEND = 0.2
 _FADE = 3  # pictures on, nothing is left of what faded
-# Percentile of the windows that counts: dissolves between stills take less of the time than the
-# rest, things that move now and then more.
-_TYPICAL = 70
+_TYPICAL = 70  # percentile of the time that counts: some things move now and then
 
 
 class _Window(NamedTuple):
