@@ -141,15 +141,15 @@ def _flow(
     before: np.ndarray, after: np.ndarray, points: np.ndarray, guess: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Where points go, perhaps near to a guess, and which of them were found."""
-    if guess is None:
-        options: dict[str, Any] = {"maxLevel": 3}
-        there, origin = None, None
-    else:
-        options = {"maxLevel": 1, "flags": cv2.OPTFLOW_USE_INITIAL_FLOW}
+    there: Any = None
+    origin: Any = None
+    options: dict[str, Any] = {"winSize": (15, 15), "maxLevel": 3}
+    if guess is not None:
         there, origin = guess.copy(), points.copy()  # they are written to
+        options |= {"maxLevel": 1, "flags": cv2.OPTFLOW_USE_INITIAL_FLOW}
     follow = cv2.calcOpticalFlowPyrLK
-    there, found, _ = follow(before, after, points, there, winSize=(15, 15), **options)
-    back, found_back, _ = follow(after, before, there, origin, winSize=(15, 15), **options)
+    there, found, _ = follow(before, after, points, there, **options)
+    back, found_back, _ = follow(after, before, there, origin, **options)
     near = np.linalg.norm(back - points, axis=1) <= _BACK
     inside = ((there >= 0) & (there < before.shape[::-1])).all(axis=1)
     return there, (found[:, 0] == 1) & (found_back[:, 0] == 1) & near & inside
