@@ -11,6 +11,7 @@ The same command goes on where one was stopped. Options of Apache Beam follow af
 
 import argparse
 import contextlib
+import dataclasses
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -71,10 +72,11 @@ def _training(path: str, output: str | Path) -> TrainTransformer:
     Raises:
       ValueError: if the file holds something else.
     """
-    cfg = config.load(path, ["--data.source", str(output)])
+    cfg = config.load(path)
     if not isinstance(cfg, TrainTransformer):
         raise ValueError(f"--latents {path} holds a {type(cfg).__name__}, not a TrainTransformer")
-    return cfg
+    data = dataclasses.replace(cfg.data, source=str(output), mix=())
+    return dataclasses.replace(cfg, data=data)
 
 
 @contextlib.contextmanager
