@@ -100,7 +100,7 @@ def _reduced(frames: list, form: str, longest: int) -> list[np.ndarray]:
 
 
 def _shots(cfg: PrepareConfig, frames: list, pictures: list) -> None:
-    finder = shots.ShotFinder(cfg.shots, RATE)
+    finder = shots.ShotFinder(cfg.shots, float(RATE))
     for frame, picture in zip(frames, pictures, strict=True):
         finder.add(frame.begin, frame.end, picture)
 
