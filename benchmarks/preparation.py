@@ -1,23 +1,35 @@
-"""How well data preparation finds what is there, and how fast.
+"""How well data preparation finds what is there.
 
-python -m benchmarks.preparation accuracy --seeds 100 110
-python -m benchmarks.preparation speed
+python -m benchmarks.preparation --seeds 100 110              in made-up footage
+python -m benchmarks.preparation clips --folder FOLDER        in the clips of real_clips.json
+
+Results go to benchmarks/results/.
 """
 
 import argparse
 import collections
 import dataclasses
 import itertools
+import json
+import os
+import platform
+import sys
 import tempfile
 from collections.abc import Iterable, Sequence
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from benchmarks import footage
 from ltx_jax.config import PrepareConfig
+from ltx_jax.data.filters import hashes
 from ltx_jax.prepare import duplicates
 from ltx_jax.prepare.examine import examine
 from ltx_jax.prepare.records import Clip, Reason
 
+RESULTS = Path(__file__).parent / "results"
+LISTED = Path(__file__).parent / "real_clips.json"  # seen by eye, on sheets of frames
+_PARTS = ("av", "opencv-python-headless", "scenedetect-headless", "apache-beam")
 _NEAR = 2.5  # frames, at 25 a second, between a cut and the truth
 
 
@@ -46,6 +58,7 @@ class Accuracy:
             "stills caught": motion["caught"] / motion["still"],
             "moving dropped": motion["false"] / motion["moving"],
             "copies found": copies["found"] / copies["there"],
+            "copies dropped before, for another reason": copies["dropped before"],
             "false copies": copies["false"] / copies["others"],
         }
 
@@ -100,7 +113,10 @@ def _judge(film: footage.Film, clips: list[Clip], found: Accuracy) -> None:
     if film.kind in (*footage.STILL, *footage.MOVING):
         if len(clips) > 1:
             found.wrong.append(f"{film.path.name}: {len(clips)} clips")
-        dropped = all(clip.reason == Reason.STILL for clip in clips)
+        # A part that is too short to be judged is dropped as well.
+        dropped = any(clip.reason == Reason.STILL for clip in clips) and all(
+            clip.reason in (Reason.STILL, Reason.SHORT) for clip in clips
+        )
         found.scores[film.kind] += [clip.motion or 0.0 for clip in clips]
         if film.moves:
             found.motion["moving"] += 1
@@ -129,32 +145,113 @@ def _judge_copies(films, clips, cfg: PrepareConfig, found: Accuracy) -> None:
     }
     truth = {(str(film.copy_of), str(film.path)) for film in films if film.copy_of}
     both = {tuple(sorted(pair)) for pair in pairs}
-    wanted = {tuple(sorted(pair)) for pair in truth}
+    by_name = {clip.source: clip for clip in hashed}
+    whole = {tuple(sorted(pair)) for pair in truth}
+    # There is nothing to find where one of the two was dropped for another reason.
+    wanted = {pair for pair in whole if set(pair) <= set(by_name)}
+    found.copies["dropped before"] += len(whole - wanted)
     found.copies["there"] += len(wanted)
     found.copies["found"] += len(wanted & both)
     found.copies["false"] += len(both - wanted)
     found.copies["others"] += len(hashed)
-    by_name = {clip.source: clip for clip in hashed}
     for one, other in sorted(wanted - both):
-        apart = "dropped before"
-        if one in by_name and other in by_name:
-            apart = duplicates.distance(by_name[one].hashes, by_name[other].hashes)
+        apart = hashes.distance(by_name[one].hashes, by_name[other].hashes)
         found.wrong.append(f"{Path(other).name}: not found to be a copy, {apart}")
     found.wrong += [f"{one} and {other} are no copies" for one, other in sorted(both - wanted)]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="How well preparation finds what is there.")
-    parser.add_argument("--seeds", type=int, nargs=2, default=(100, 110), help="first, last + 1")
-    given = parser.parse_args()
+def listed_clips(folder: Path) -> dict[str, Any]:
+    """Real clips beside a list made by eye: cuts, bars, and where they move."""
+    rows = []
+    for name, truth in json.loads(LISTED.read_text()).items():
+        clips = examine(folder / name, PrepareConfig())
+        cuts = [
+            round(clip.start, 2) for one, clip in itertools.pairwise(clips) if one.shot != clip.shot
+        ]
+        crops = sorted({clip.crop for clip in clips})
+        whole = [(0, 0, clips[0].height, clips[0].width)]
+        moves = [
+            f"{clip.start:.1f} to {clip.start + clip.seconds:.1f} s: "
+            + (f"{clip.motion:.2f}" if clip.motion is not None else clip.reason)
+            for clip in clips
+        ]
+        rows.append(
+            [
+                name,
+                _said(truth["cuts"]),
+                _said(cuts),
+                "none" if not truth["bars"] else str(truth["bars"]),
+                "none" if crops == whole else str(crops),
+                truth["motion"],
+                "; ".join(moves),
+            ]
+        )
+    heads = ["clip", "cuts by eye, s", "found", "bars by eye", "found", "motion by eye", "found"]
+    return {"table": ["Real clips beside a list made by eye", heads, *rows]}
+
+
+def _said(cuts: Sequence[float]) -> str:
+    return ", ".join(f"{cut:.2f}" for cut in cuts) or "none"
+
+
+def write_results(name: str, found: dict[str, Any]) -> None:
+    """Writes and prints what a benchmark found: its figures, and a table for people.
+
+    Args:
+      name: of the benchmark.
+      found: figures; `table` is a title, the heads of its columns, and its rows.
+    """
+    facts = {
+        "command": " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+        "machine": f"{os.cpu_count()} cores, {os.getloadavg()[0]:.1f} processes at work",
+        "versions": ", ".join(
+            [f"Python {platform.python_version()}"]
+            + [f"{part} {metadata.version(part)}" for part in _PARTS]
+        ),
+    }
+    title, heads, *rows = found["table"]
+    lines = [f"# {title}", "", *(f"- {key}: {value}" for key, value in facts.items()), ""]
+    lines += [f"| {' | '.join(map(str, row))} |" for row in (heads, ["---"] * len(heads), *rows)]
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"preparation_{name}.md").write_text("\n".join(lines) + "\n")
+    figures = {"facts": facts, **{key: value for key, value in found.items() if key != "table"}}
+    (RESULTS / f"preparation_{name}.json").write_text(json.dumps(figures, indent=1) + "\n")
+    print("\n".join(lines))
+
+
+def accuracy(seeds: Sequence[int]) -> dict[str, Any]:
+    """Shares of what is found in made-up footage of some seeds."""
     with tempfile.TemporaryDirectory() as folder:
-        sets = (footage.Footage(Path(folder), seed).write() for seed in range(*given.seeds))
+        sets = (footage.Footage(Path(folder), seed).write() for seed in range(*seeds))
         found = measure(sets, PrepareConfig())
-    for name, value in found.figures().items():
-        print(f"{name:24} {value:.4g}")
-    for kind, scores in found.scores.items():
-        print(f"motion of {kind:18} {min(scores):6.2f} to {max(scores):6.2f}")
-    print(*found.wrong, sep="\n")
+    return reported(found, f"seeds {seeds[0]} to {seeds[1] - 1}")
+
+
+def reported(found: Accuracy, of_what: str) -> dict[str, Any]:
+    """Figures and a table of what was measured."""
+    figures = found.figures()
+    rows = [[name, f"{value:.4g}"] for name, value in figures.items()]
+    rows += [
+        [f"motion of {kind}", f"{min(scores):.2f} to {max(scores):.2f}"]
+        for kind, scores in found.scores.items()
+    ]
+    rows += [["wrong", text] for text in found.wrong]
+    table = [f"What preparation finds in made-up footage, {of_what}", ["", ""], *rows]
+    return {"figures": figures, "motion": found.scores, "wrong": found.wrong, "table": table}
+
+
+def main() -> None:
+    """Runs one of the benchmarks."""
+    parser = argparse.ArgumentParser(description="How well preparation finds what is there.")
+    parser.add_argument("what", choices=("accuracy", "clips"), nargs="?", default="accuracy")
+    parser.add_argument("--seeds", type=int, nargs=2, default=(100, 110), help="first, last + 1")
+    parser.add_argument("--folder", type=Path, help="where the clips of the list lie")
+    given = parser.parse_args()
+    if given.what == "clips":
+        write_results("clips", listed_clips(given.folder))
+    else:
+        first, last = given.seeds
+        write_results(f"accuracy_{first}_{last - 1}", accuracy(given.seeds))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -87,7 +88,7 @@ def test_clips_are_cut_cropped_and_stored_with_their_provenance(films, prepared)
     assert facts.frame_rate == pytest.approx(known["source_rate"], rel=1e-3)
     assert facts.frames == pytest.approx(known["seconds"] * facts.frame_rate, abs=1)
     assert captions == ["made-up footage, letterbox"]
-    assert known["motion"] > 0.55
+    assert known["motion"] > CFG.min_motion
     assert len(known["hashes"]) == 4
     # Of a clip and its enlarged copy the larger one is kept.
     names = {known["source"] for known, *_ in found.values()}
@@ -112,11 +113,11 @@ def test_what_is_dropped_is_named_with_its_reason(films, prepared):
     rows = dict(dropped(prepared))
     assert rows["broken.mp4"]["reason"] == "unusable file"
     assert rows[films.films[2].path.name]["reason"] == "no motion"
-    assert float(rows[films.films[2].path.name]["motion"]) < 0.55
+    assert float(rows[films.films[2].path.name]["motion"]) < CFG.min_motion
     assert rows[films.films[3].path.name]["reason"] == "duplicate"
     assert films.films[4].path.name in rows[films.films[3].path.name]["detail"]
     page = (prepared / "report.html").read_text()
-    for text in ("Kept", "Dropped: no motion", "Dropped: duplicate", "threshold 0.55", "<svg"):
+    for text in ("Kept", "Dropped: no motion", "Dropped: duplicate", "threshold 0.45", "<svg"):
         assert text in page
     assert page.count("data:image/jpeg") >= 3
 
@@ -197,6 +198,7 @@ def odd(tmp_path_factory):
     write(folder / "interlaced.mkv", frames(30), 25, **interlaced)
     write(folder / "is_mkv.mp4", frames(40), 25, container="matroska")
     write(folder / "tiny.mp4", frames(30, 16, 24), 25)
+    write(folder / "black.mp4", [np.zeros((90, 160, 3), np.uint8)] * 30, 25)
     big = frames(1, 540, 960)[0].repeat(8, 0).repeat(8, 1)
     moved = [np.roll(big, 240 * i, 1) for i in range(9)]
     write(folder / "big.mp4", moved, 8, codec="mpeg4", options={"qscale": "8"})
@@ -241,6 +243,7 @@ def test_odd_files_are_handled_or_dropped_with_a_reason(odd, tmp_path):
         "alpha": ("unusable pictures", "transparent"),
         "interlaced": ("unusable pictures", "interlaced"),
         "tiny": ("picture too small", "24 x 16"),
+        "black": ("no motion", "all of it is black"),
         "picture": ("unusable file", "it is a still image"),
         "empty": ("unusable file", "0 bytes"),
         "text": ("unusable file", "is not a video"),
@@ -256,6 +259,39 @@ def test_odd_files_are_handled_or_dropped_with_a_reason(odd, tmp_path):
         assert found[0] == reason, name
         assert detail in found[1], name
     assert not reasons
+
+
+def test_what_must_not_be_read_is_named_in_the_table(films, tmp_path, monkeypatch):
+    """A file and a whole folder without permission, among others."""
+    raw, locked = tmp_path / "raw", tmp_path / "raw" / "locked"
+    locked.mkdir(parents=True)
+    pan = films.films[3].path
+    for path in (pan, pan.with_suffix(".txt")):
+        shutil.copy(path, raw)
+    for place in (raw, locked):
+        shutil.copy(films.films[1].path, place / "secret.mp4")
+    (raw / "secret.mp4").chmod(0)
+    locked.chmod(0)
+    if os.access(locked, os.R_OK):  # root may read anything
+        scan = os.scandir
+
+        def refuse(path):
+            if str(path).rstrip(os.sep) in (str(locked), str(raw / "secret.mp4")):
+                raise PermissionError(13, "Permission denied", str(path))
+
+        monkeypatch.setattr(os, "scandir", lambda path: refuse(path) or scan(path))
+        digest = pipeline.digest
+        monkeypatch.setattr(pipeline, "digest", lambda path: refuse(path) or digest(path))
+    try:
+        command.prepare(CFG, [str(raw)], tmp_path / "set")
+        command.prepare(CFG, [str(raw / "**" / "*.mp4")], tmp_path / "pattern")
+    finally:
+        locked.chmod(0o700)
+    for output in ("set", "pattern"):
+        assert len(examples(tmp_path / output)) == 1
+        rows = [(name, row["reason"], row["detail"]) for name, row in dropped(tmp_path / output)]
+        told = ("unusable file", "it cannot be read: Permission denied")
+        assert sorted(rows) == [("locked", *told), ("secret.mp4", *told)]
 
 
 def test_a_caption_is_no_input_of_its_own(odd, tmp_path, monkeypatch):
@@ -274,6 +310,9 @@ def test_a_caption_is_no_input_of_its_own(odd, tmp_path, monkeypatch):
     [
         (["--input", "/nowhere/*.mp4"], "names no file"),
         (["--input", "@/nowhere/list"], "cannot be read"),
+        (["--input", "x", "--text.detector", "nowhere:f"], "nowhere:f is no MODULE:FUNCTION"),
+        (["--input", "x", "--captions.model", "/nowhere"], "captioner /nowhere cannot be loaded"),
+        (["--input", "x", "--latents", CONFIG], "not a TrainTransformer"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(tmp_path, capsys, arguments, message):

@@ -10,7 +10,9 @@ import numpy as np
 
 from benchmarks import footage, preparation
 from ltx_jax.config import PrepareConfig, StoreConfig
-from ltx_jax.prepare import bars, duplicates, motion
+from ltx_jax.data.filters import bars, hashes, motion
+from ltx_jax.prepare import duplicates
+from ltx_jax.prepare.records import Clip
 
 CFG = PrepareConfig(store=StoreConfig(min_side=64))
 
@@ -31,17 +33,16 @@ def test_a_few_films_are_seen_as_they_are(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="10 of the 12 stills are caught; the aim is 98 %", strict=True)
 def test_footage_of_seeds_that_no_threshold_has_seen(tmp_path):
-    """The figures of docs/preparation.md, on two of its ten seeds: 82 films."""
+    """82 films; docs/preparation.md has the figures of all ten seeds, where the aims are met."""
     sets = [footage.Footage(tmp_path, seed).write() for seed in (100, 101)]
     figures = preparation.measure(sets, PrepareConfig()).figures()
     assert figures["cuts F1"] >= 0.95, figures
-    assert figures["bars within 2 pixels"] >= 0.95, figures
+    assert figures["bars within 2 pixels"] >= 0.95, figures  # one of 26 may miss
     assert figures["bars invented"] == 0, figures
-    assert figures["stills caught"] >= 0.9, figures
-    assert figures["moving dropped"] <= 0.05, figures
-    assert figures["copies found"] >= 0.9, figures
+    assert figures["stills caught"] == 1, figures
+    assert figures["moving dropped"] == 0, figures
+    assert figures["copies found"] >= 0.9, figures  # one of 12 may miss
     assert figures["false copies"] <= 0.01, figures
 
 
@@ -67,7 +68,7 @@ def test_bars_are_cut_off_to_the_pixel_and_a_dark_picture_is_left_alone():
 
 def test_the_best_of_a_group_is_kept_and_parts_of_one_shot_are_no_copies():
     def clip(source, number, height, value, shot=0):
-        return duplicates.Clip(
+        return Clip(
             source=source, number=number, shot=shot, crop=(0, 0, height, 100), hashes=(value,) * 4
         )
 
@@ -76,4 +77,4 @@ def test_the_best_of_a_group_is_kept_and_parts_of_one_shot_are_no_copies():
     found = duplicates.pairs([small, large, third], 2.0)
     assert duplicates.groups(found) == {"a#0": "b#0", "c#0": "b#0"}
     assert list(duplicates.pairs([clip("a", 0, 90, 7), clip("a", 1, 90, 7)], 2.0)) == []
-    assert duplicates.distance((0b1011, 0), (0b1000, 0)) == 1.0
+    assert hashes.distance((0b1011, 0), (0b1000, 0)) == 1.0

@@ -1,18 +1,25 @@
 """Scores and captions by models of `transformers`: the real loading code, on tiny random models."""
 
+import dataclasses
+
 import numpy as np
 import pytest
-import torch
-import transformers
 from PIL import Image
-from safetensors.torch import save_file
 
+pytest.importorskip("torch", reason="needs the extra `prepare`: pip install 'ltx-jax[prepare]'")
 pytest.importorskip("cv2", reason="needs the extra `prepare`: pip install 'ltx-jax[prepare]'")
 
 import cv2
+import torch
+import transformers
+from safetensors.torch import save_file
 
-from ltx_jax.config import CaptionsConfig
-from ltx_jax.prepare import aesthetics, captions, lettering
+from ltx_jax.config import AestheticsConfig, CaptionsConfig, PrepareConfig, TextConfig
+from ltx_jax.data import video
+from ltx_jax.data.filters import lettering
+from ltx_jax.prepare import aesthetics, captions, judging, pretrained
+from ltx_jax.prepare.records import Clip
+from ltx_jax.prepare.shelf import Shelf
 
 WORDS = ["<unk>", "<pad>", "<s>", "</s>", "<image>", "USER", ":", "a", "dog", "runs", "Describe"]
 
@@ -172,6 +179,51 @@ def test_a_caption_is_what_the_model_writes_for_the_pictures(llava):
         answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
     )
     assert found == " ".join(text.split())
+
+
+def test_scores_and_captions_are_kept_and_models_loaded_once(clip, llava, tmp_path, monkeypatch):
+    frames = [np.full((32, 48, 3), level, np.uint8) for level in range(0, 240, 10)]
+    films = []
+    for i in range(3):
+        video.write_video(tmp_path / f"{i}.mp4", np.stack(frames[8 * i :][:8]), 8)
+        known = {"digest": str(i), "number": 0, "seconds": 1.0, "crop": (0, 0, 32, 48)}
+        films.append(Clip(source=str(tmp_path / f"{i}.mp4"), captions=(("file", "told"),), **known))
+    head = tmp_path / "head.safetensors"
+    save_file({"weight": torch.randn(1, 12), "bias": torch.zeros(1)}, head)
+    cfg = PrepareConfig(
+        text=TextConfig(max_share=None),
+        aesthetics=AestheticsConfig(clip, str(head)),
+        captions=CaptionsConfig(model=llava, prompt="Describe", max_tokens=6),
+    )
+    loaded, load = [], pretrained._load
+    load.cache_clear()
+
+    def counted(name, *kinds):
+        before = load.cache_info().misses
+        found = load(name, *kinds)
+        loaded.extend([name] * (load.cache_info().misses - before))
+        return found
+
+    monkeypatch.setattr(pretrained, "_load", counted)
+    shelf = Shelf(tmp_path / "shelf")
+    judging.check(cfg)
+    assert loaded == []
+    first = [*judging.judge(films[:2], cfg, shelf), *judging.judge(films[2:], cfg, shelf)]
+    assert loaded == [clip, llava]
+    for judged in first:
+        (model, written), told = judged.captions
+        assert model == llava
+        assert written
+        assert told == ("file", "told")
+    scores = sorted(judged.aesthetics for judged in first)
+    assert scores[0] < scores[2]
+    # Another threshold asks no model again.
+    monkeypatch.setattr(pretrained, "_load", None)
+    strict = dataclasses.replace(cfg.aesthetics, min_score=scores[1])
+    cfg = dataclasses.replace(cfg, aesthetics=strict, captions=CaptionsConfig())
+    again = judging.judge(films[:2], cfg, shelf) + judging.judge(films[2:], cfg, shelf)
+    assert [judged.aesthetics for judged in again] == [judged.aesthetics for judged in first]
+    assert [judged.reason for judged in again].count("aesthetics") == 1
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path):

@@ -38,7 +38,7 @@ class TextConfig:
 
     max_share: float | None = 0.02  # of the picture; None: clips are not looked at
     # MODULE:FUNCTION that takes frames (t, h, w, 3) and gives the share, in place of ours.
-    detector: str = "ltx_jax.prepare.lettering:share"
+    detector: str = "ltx_jax.data.filters.lettering:share"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +103,7 @@ class PrepareConfig:
     shots: ShotsConfig = ShotsConfig()
     crop_bars: bool = True  # black bars, off all clips
     # Motion that a clip must have, in percent of the picture's diagonal per second; None: any.
-    min_motion: float | None = 0.55
+    min_motion: float | None = 0.45
     duplicates: DuplicatesConfig = DuplicatesConfig()
     # Of a clip, evenly spaced: what detectors of text, aesthetics and captions look at.
     pictures: int = 4
@@ -111,6 +111,9 @@ class PrepareConfig:
     aesthetics: AestheticsConfig = AestheticsConfig()
     captions: CaptionsConfig = CaptionsConfig()
     store: StoreConfig = StoreConfig()
+    # A config of a transformer's training, configs/NAME.py: the latents and embeddings that it
+    # trains on are made of the finished set, in OUTPUT/latents. Empty: none are.
+    latents: str = ""
 
     def __post_init__(self):
         require(self.pictures > 0, f"pictures must be positive, got {self.pictures}")

@@ -11,13 +11,14 @@ The same command goes on where one was stopped. Options of Apache Beam follow af
 
 import argparse
 import contextlib
+import dataclasses
 import logging
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ltx_jax import config
-from ltx_jax.config import PrepareConfig
+from ltx_jax.config import PrepareConfig, TrainTransformer
 
 _USAGE = (
     "python -m ltx_jax.prepare CONFIG --input PATTERN [PATTERN ...] --output DIR [options] "
@@ -48,16 +49,34 @@ def prepare(
       ValueError: if inputs, settings and folders do not fit, or nothing is left to store.
     """
     with _installed():
-        from ltx_jax.prepare import pipeline, report, sources, table
+        from ltx_jax.prepare import judging, pipeline, report, sources, table
 
+        judging.check(cfg)
+    training = _training(cfg.latents, output) if cfg.latents else None
     paths = sources.find(inputs)
     plan = pipeline.Plan.make(cfg, paths, output, work)
-    if plan.open().complete:
-        return
-    pipeline.run(plan, paths, [*_runner(workers, beam_options), *beam_options])
-    table.write_dropped(Path(output) / "dropped.csv", pipeline.clips(plan))
-    report.write(Path(output) / "report.html", cfg, pipeline.clips(plan))
-    pipeline.finish(plan)
+    if not plan.open().complete:
+        pipeline.run(plan, paths, [*_runner(workers, beam_options), *beam_options])
+        table.write_dropped(Path(output) / "dropped.csv", pipeline.clips(plan))
+        report.write(Path(output) / "report.html", cfg, pipeline.clips(plan))
+        pipeline.finish(plan)
+    if training:
+        from ltx_jax.encode import encode
+
+        encode(training, Path(output) / "latents")
+
+
+def _training(path: str, output: str | Path) -> TrainTransformer:
+    """The training that is to use the set.
+
+    Raises:
+      ValueError: if the file holds something else.
+    """
+    cfg = config.load(path)
+    if not isinstance(cfg, TrainTransformer):
+        raise ValueError(f"--latents {path} holds a {type(cfg).__name__}, not a TrainTransformer")
+    data = dataclasses.replace(cfg.data, source=str(output), mix=())
+    return dataclasses.replace(cfg, data=data)
 
 
 @contextlib.contextmanager

@@ -7,22 +7,19 @@ learns what makes a picture good, and not which subjects are liked. LAION's head
 
 import argparse
 import csv
-import functools
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
 from jaxtyping import Float, Float32, UInt8
 from safetensors.torch import load_file, save_file
 from scipy.optimize import minimize
 
 from ltx_jax.data import video
+from ltx_jax.prepare import pretrained
 
 _BATCH = 32
-_LOCK = threading.Lock()
 
 
 class Encoder:
@@ -33,21 +30,19 @@ class Encoder:
     """
 
     def __init__(self, name: str):
-        try:
-            self._processor = transformers.AutoImageProcessor.from_pretrained(name)
-            model = transformers.AutoModel.from_pretrained(name)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"the image encoder {name} cannot be loaded: {error}") from error
-        if not hasattr(model, "get_image_features"):
-            raise ValueError(f"{name} is a {type(model).__name__}, which does not encode images")
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._model = model.eval().to(self._device)
+        self._processor, self._model, self._device = pretrained.load(
+            "image encoder", name, "AutoImageProcessor", "AutoModel"
+        )
+        if not hasattr(self._model, "get_image_features"):
+            kind = type(self._model).__name__
+            raise ValueError(f"{name} is a {kind}, which does not encode images")
 
     def __call__(
         self, pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]]
     ) -> Float32[np.ndarray, "n d"]:
         """Embeddings of length 1."""
-        inputs = self._processor(images=list(pictures), return_tensors="pt").to(self._device)
+        inputs = self._processor(images=list(pictures), return_tensors="pt")
+        inputs = inputs.to(self._device, self._model.dtype)
         with torch.inference_mode():
             found = self._model.get_image_features(**inputs)
         found = getattr(found, "pooler_output", found).float()
@@ -96,12 +91,6 @@ class Scorer:
         self._weight, self._bias = load_head(head)
         self._encoder, self._names = Encoder(encoder), (encoder, head)
 
-    @classmethod
-    def shared(cls, encoder: str, head: str) -> "Scorer":
-        """The one of this process."""
-        with _LOCK:
-            return _scorer(encoder, head)
-
     def __call__(self, pictures: UInt8[np.ndarray, "t h w 3"]) -> float:
         """The mean score of pictures."""
         found = self._encoder(list(pictures))
@@ -111,11 +100,6 @@ class Scorer:
                 f"{head} takes embeddings of {len(self._weight)}, {encoder} gives {found.shape[1]}"
             )
         return float((found @ self._weight).mean() + self._bias)
-
-
-@functools.cache
-def _scorer(encoder: str, head: str) -> Scorer:
-    return Scorer(encoder, head)
 
 
 def read_pairs(path: str) -> tuple[list[tuple[str, str]], int]:

@@ -1,18 +1,12 @@
 """Captions by an image-text-to-text model of `transformers`, shown some pictures of a clip."""
 
-import functools
-import threading
-from typing import Any
-
 import numpy as np
 import torch
-import transformers
 from jaxtyping import UInt8
 from PIL import Image
 
 from ltx_jax.config.preparation import CaptionsConfig
-
-_LOCK = threading.Lock()
+from ltx_jax.prepare import pretrained
 
 
 class Captioner:
@@ -23,21 +17,10 @@ class Captioner:
     """
 
     def __init__(self, cfg: CaptionsConfig):
-        try:
-            self._processor = transformers.AutoProcessor.from_pretrained(cfg.model)
-            model: Any = transformers.AutoModelForImageTextToText.from_pretrained(
-                cfg.model, dtype="auto"
-            )
-        except (OSError, ValueError) as error:
-            raise ValueError(f"the captioner {cfg.model} cannot be loaded: {error}") from error
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._model, self._cfg = model.eval().to(self._device), cfg
-
-    @classmethod
-    def shared(cls, cfg: CaptionsConfig) -> "Captioner":
-        """The one of this process."""
-        with _LOCK:
-            return _captioner(cfg)
+        self._cfg = cfg
+        self._processor, self._model, self._device = pretrained.load(
+            "captioner", cfg.model, "AutoProcessor", "AutoModelForImageTextToText"
+        )
 
     def __call__(self, pictures: UInt8[np.ndarray, "t h w 3"]) -> str:
         """A caption on one line."""
@@ -56,8 +39,3 @@ class Captioner:
         answer = found[:, inputs["input_ids"].shape[1] :]
         [text] = self._processor.batch_decode(answer, skip_special_tokens=True)
         return " ".join(text.split())
-
-
-@functools.cache
-def _captioner(cfg: CaptionsConfig) -> Captioner:
-    return Captioner(cfg)

@@ -1,37 +1,18 @@
 """Near-duplicates over a whole set: perceptual hashes, compared only where some bits agree.
 
-A clip has a hash of 64 bits for each of a few pictures spread over it: the signs of the lowest
-frequencies, which encoders, scalers and colour corrections hardly change. Two clips are compared if
-16 neighbouring bits agree in one of them; differing in d bits, they do at any rate for d <= 3 in
-one picture, and nearly always for more, as there are several.
+Two clips are compared if 16 neighbouring bits of 64 agree in one of their pictures; where d bits
+differ, they do at any rate for d <= 3 in one picture, and nearly always for more, as there are
+several.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
-import cv2
-import numpy as np
-from jaxtyping import UInt8
-
+from ltx_jax.data.filters.hashes import distance
 from ltx_jax.prepare.records import Clip
 
-PLACES = (0.1, 0.37, 0.63, 0.9)  # of the pictures, as shares of the clip
 _BANDS = 4
 _COMPARED = 50  # with so many at most of those that agree in a band: flat pictures all agree
-
-
-def hash_picture(picture: UInt8[np.ndarray, "h w"]) -> int:
-    """64 bits of a grey picture."""
-    small = cv2.resize(picture, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32)
-    frequencies = cv2.dct(small)[:8, :8].ravel()
-    frequencies[0] = 0.0  # brightness
-    bits = frequencies > np.median(frequencies)
-    return int.from_bytes(np.packbits(bits).tobytes(), "big")
-
-
-def distance(one: Sequence[int], other: Sequence[int]) -> float:
-    """Bits that differ, on average over the pictures."""
-    return sum((a ^ b).bit_count() for a, b in zip(one, other, strict=True)) / len(one)
 
 
 def bands(clip: Clip) -> Iterator[tuple[str, Clip]]:

@@ -12,10 +12,10 @@ import numpy as np
 
 from ltx_jax.config.preparation import PrepareConfig
 from ltx_jax.data import video
+from ltx_jax.data.filters import bars, hashes, motion
+from ltx_jax.data.filters.shots import Shot, ShotFinder
 from ltx_jax.data.frames import Shown
-from ltx_jax.prepare import bars, duplicates, motion
 from ltx_jax.prepare.records import Clip, Reason
-from ltx_jax.prepare.shots import Shot, ShotFinder
 
 _SMALL = 256  # pixels of the longest side that shots, motion and hashes are measured at
 _SMALL_RATE = 10.0  # pictures per second for them
@@ -152,9 +152,7 @@ def _measured(clip: Clip, samples: Sequence[_Sample], cfg: PrepareConfig) -> Cli
         return clip.drop(Reason.SMALL, f"{width} x {height} between its bars")
     smalls = [_cropped(sample.small, clip) for sample in samples]
     moves = motion.score([sample.begin for sample in samples], smalls)
-    places = (min(int(place * len(smalls)), len(smalls) - 1) for place in duplicates.PLACES)
-    hashes = tuple(duplicates.hash_picture(smalls[place]) for place in places)
-    clip = dataclasses.replace(clip, motion=round(moves, 4), hashes=hashes)
+    clip = dataclasses.replace(clip, motion=round(moves, 4), hashes=hashes.hash_clip(smalls))
     if cfg.min_motion is not None and moves < cfg.min_motion:
         return clip.drop(Reason.STILL, f"{moves:.2f} under {cfg.min_motion:g}")
     return clip

@@ -26,7 +26,7 @@ from ltx_jax.prepare.records import Clip, Reason
 from ltx_jax.prepare.shelf import Shelf, digest, key
 
 _CHUNK = 16  # clips that are judged and cut at a time
-_VERSION = 1  # of what the stages do: results of another one are not taken from the shelf
+_VERSION = 2  # of what the stages do: results of another one are not taken from the shelf
 
 _log = logging.getLogger(__name__)
 
@@ -72,6 +72,13 @@ class Plan:
         )
 
     @property
+    def _settings(self) -> dict[str, Any]:
+        """What decides the set: not what is made of it afterwards."""
+        settings = dataclasses.asdict(self.cfg)
+        del settings["latents"]
+        return settings
+
+    @property
     def shelf(self) -> Shelf:
         """Where results of stages lie."""
         return Shelf(self.work)
@@ -90,7 +97,7 @@ class Plan:
             {
                 "inputs": self.inputs,
                 "inputs_key": self.inputs_key,
-                "settings": dataclasses.asdict(self.cfg),
+                "settings": self._settings,
                 "shards": self.shards,
                 "version": _VERSION,
             },
@@ -98,7 +105,7 @@ class Plan:
 
     def table_part(self, number: int) -> Path:
         """Where the records of a shard's clips lie, kept and dropped."""
-        run = key(_VERSION, dataclasses.asdict(self.cfg), self.inputs_key, self.shards)
+        run = key(_VERSION, self._settings, self.inputs_key, self.shards)
         return Path(self.work) / "table" / f"{run}-{number:05}.jsonl"
 
 

@@ -19,6 +19,8 @@ from ltx_jax.prepare.records import Clip, Reason
 _SHOWN = 8  # thumbnails of what is kept, and for each reason
 _THUMBNAIL = 192  # pixels
 _COLUMN, _HIGH = 12, 120  # pixels of a histogram
+_NARROWEST = 20  # columns of one, about
+_TICKS = (0, 3, 7)  # columns of 1, 2 and 5
 
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1040px; color: #222;
@@ -27,10 +29,11 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
 table { border-collapse: collapse; } td, th { padding: .2rem .9rem .2rem 0; text-align: left; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
 .bar { background: #4a7fb5; height: .8rem; display: inline-block; }
-figure { display: inline-block; margin: 0 .7rem .7rem 0; width: 192px; vertical-align: top; }
+figure { display: inline-block; margin: 0 .7rem .9rem 0; width: 192px; vertical-align: top; }
 figcaption { font-size: 12px; color: #555; overflow-wrap: anywhere; }
-img { max-width: 192px; border-radius: 3px; display: block; }
-svg text { font-size: 11px; fill: #555; }
+img { width: 192px; height: 108px; object-fit: contain; background: #f0f0f0; border-radius: 3px;
+  display: block; margin-bottom: .25rem; }
+svg { overflow: visible; } svg text { font-size: 11px; fill: #555; }
 """
 
 
@@ -85,7 +88,7 @@ def write(path: Path, cfg: PrepareConfig, clips: Iterable[Clip]) -> None:
 class _Histogram:
     """Counts on a logarithmic scale, for its range is not known before the last value."""
 
-    _STEPS = 10  # to a factor of ten
+    STEPS = 10  # to a factor of ten
     _LEAST = -3  # 0.001 and less, negative values too, are one
 
     def __init__(self):
@@ -97,12 +100,12 @@ class _Histogram:
     @classmethod
     def place(cls, value: float) -> int:
         """The number of a value's column."""
-        return math.floor(math.log10(max(value, 10.0**cls._LEAST)) * cls._STEPS + 1e-9)
+        return math.floor(math.log10(max(value, 10.0**cls._LEAST)) * cls.STEPS + 1e-9)
 
     @classmethod
     def value(cls, place: int) -> float:
         """Where a column begins."""
-        return 10 ** (place / cls._STEPS)
+        return 10 ** (place / cls.STEPS)
 
 
 def _stages(counts: collections.Counter[str], seconds: dict[str, float]) -> str:
@@ -128,33 +131,37 @@ def _section(title: str, unit: str, histogram: _Histogram, threshold: float | No
     """A histogram, with its threshold as a red line."""
     if not histogram.counts:
         return ""
-    places = list(histogram.counts)
+    places = [*histogram.counts, min(histogram.counts) + _NARROWEST]
     if threshold is not None:
-        places.append(histogram.place(threshold))
+        places.append(histogram.place(threshold) - 1)
     first, last = min(places), max(places)
     most = max(histogram.counts.values())
     width = (last - first + 1) * _COLUMN
     drawn = []
-    for place, count in sorted(histogram.counts.items()):
-        high, x = _HIGH * count / most, (place - first) * _COLUMN
-        drawn.append(
-            f'<rect x="{x}" y="{_HIGH - high:.1f}" width="{_COLUMN - 1}" height="{high:.1f}" '
-            f'fill="#4a7fb5"><title>{histogram.value(place):.3g}: {count}</title></rect>'
-        )
     for place in range(first, last + 1):
-        if place % 5 == 0:
-            x = (place - first) * _COLUMN
-            drawn.append(f'<text x="{x}" y="{_HIGH + 14}">{histogram.value(place):.3g}</text>')
+        x, value, count = (place - first) * _COLUMN, histogram.value(place), histogram.counts[place]
+        if count:
+            high = _HIGH * count / most
+            drawn.append(
+                f'<rect x="{x}" y="{_HIGH - high:.1f}" width="{_COLUMN - 1}" height="{high:.1f}" '
+                f'fill="#4a7fb5"><title>{value:.3g}: {count}</title></rect>'
+            )
+        if place % histogram.STEPS in _TICKS:
+            drawn.append(f'<text x="{x}" y="{_HIGH + 14}">{float(f"{value:.1g}"):g}</text>')
+    drawn.append(
+        f'<line x1="0" x2="{width}" y1="{_HIGH}" y2="{_HIGH}" stroke="#999"/>'
+        f'<text x="{width + 6}" y="10">highest: {most}</text>'
+    )
     note = unit
     if threshold is not None:
-        x = (math.log10(max(threshold, 1e-3)) * 10 - first) * _COLUMN
+        x = (math.log10(max(threshold, 1e-3)) * histogram.STEPS - first) * _COLUMN
         drawn.append(
-            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{_HIGH}" stroke="#c03030" '
+            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="-4" y2="{_HIGH}" stroke="#c03030" '
             'stroke-width="2"/>'
         )
         note = f"{unit}; threshold {threshold:g}"
     return (
-        f'<h2>{title}</h2><p>{note}</p><svg width="{width + 40}" height="{_HIGH + 20}">'
+        f'<h2>{title}</h2><p>{note}</p><svg width="{width + 100}" height="{_HIGH + 20}">'
         f"{''.join(drawn)}</svg>"
     )
 

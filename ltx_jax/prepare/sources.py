@@ -13,20 +13,15 @@ def find(inputs: Sequence[str]) -> tuple[str, ...]:
 
     Args:
       inputs: patterns (`raw/**/*.mp4`), folders, files, or lists of files: `@list.txt`, with one
-        path a line. Captions and hidden files are left out.
+        path a line. Captions and hidden files are left out; folders that must not be read are
+        named, so that they are not missed in silence.
 
     Raises:
       ValueError: if one of them names no file.
     """
     found: set[str] = set()
     for text in inputs:
-        if text.startswith("@"):
-            paths = _listed(text[1:])
-        elif os.path.isdir(text):
-            paths = glob.glob(os.path.join(glob.escape(text), "**"), recursive=True)
-        else:
-            paths = glob.glob(text, recursive=True)
-        files = {path for path in paths if text.startswith("@") or os.path.isfile(path)}
+        files = _listed(text[1:]) if text.startswith("@") else _matching(text)
         if not files:
             raise ValueError(f"--input {text} names no file: quote patterns, and look at the path")
         found |= files
@@ -41,12 +36,28 @@ def find(inputs: Sequence[str]) -> tuple[str, ...]:
     return tuple(media)
 
 
-def _listed(path: str) -> list[str]:
+def _listed(path: str) -> set[str]:
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"the list {path} cannot be read as UTF-8 text: {error}") from error
-    return [line.strip() for line in lines if line.strip()]
+    return {line.strip() for line in lines if line.strip()}
+
+
+def _matching(text: str) -> set[str]:
+    """Files of a folder or a pattern; folders among them that must not be looked into."""
+    pattern = os.path.join(glob.escape(text), "**", "*") if os.path.isdir(text) else text
+    files = {path for path in glob.glob(pattern, recursive=True) if not os.path.isdir(path)}
+    folders = glob.glob(os.path.join(os.path.dirname(pattern) or ".", ""), recursive=True)
+    return files | {folder.rstrip(os.sep) for folder in folders if not _is_open(folder)}
+
+
+def _is_open(folder: str) -> bool:
+    try:
+        os.scandir(folder).close()
+    except OSError:
+        return False
+    return True
 
 
 def size(path: str) -> int:

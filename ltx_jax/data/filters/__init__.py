@@ -1,0 +1,1 @@
+"""What frames say of themselves: shots, bars, motion, hashes, text."""
