@@ -367,8 +367,25 @@ def test_out_of_memory_says_what_to_lower(pipe):
     message = "121 frames of 704 x 1216: lower height, width, num_frames"
     with pytest.raises(MemoryError, match=message), pipe.part("denoise", size):
         jnp.zeros(1 << 46).block_until_ready()  # a quarter of a million gigabytes
+    with (
+        pytest.raises(MemoryError, match=r"out of memory .*lower it"),
+        explain_memory_errors("lower it"),
+    ):
+        np.empty(1 << 60, np.uint8)  # of the host
     with pytest.raises(jax.errors.JaxRuntimeError, match="another"), explain_memory_errors(""):
         raise jax.errors.JaxRuntimeError("INTERNAL: another error")
+
+
+def test_a_program_too_large_for_the_machine_is_refused_before_it_runs(pipe):
+    """Linux grants the memory and kills the process when it is used."""
+    rows = jnp.zeros(1 << 22)
+    square = jax.jit(lambda x: jnp.sort(x[:, None] * x[None]).sum())
+    size = request.Size(121, 704, 1216, 8, 32)
+    with (
+        pytest.raises(MemoryError, match=r"needs \S+ GB of .* lower height"),
+        pipe.part("it", size),
+    ):
+        Programs(golden_traces.QUICK)(square, rows)
 
 
 BAD = {
