@@ -98,17 +98,29 @@ def test_prompts_become_videos(pipe):
     np.testing.assert_array_equal(videos, (255 * (floats * 0.5 + 0.5)).astype(np.uint8))
 
 
-@pytest.mark.parametrize("mode", ["attention_values", "attention_skip", "transformer_block"])
-def test_a_batch_of_two_equals_two_batches_of_one(pipe, mode):
+GUIDED = dataclasses.replace(SMALL, cfg_star_rescale=True)
+BATCHES = {  # options, and arguments of the call
+    "conditions": (dict(image_cond_noise_scale=0.15), {}),
+    "attention_skip": (dict(stg_mode="attention_skip"), {}),
+    "transformer_block": (dict(stg_mode="transformer_block"), {}),
+    "a changed video, with new noise in every step": (
+        dict(stochastic_sampling=True, skip_initial_inference_steps=1),
+        dict(input_media=np.zeros((17, 64, 96, 3), np.uint8)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_a_batch_of_two_equals_two_batches_of_one(pipe, name):
     """Upstream perturbs the wrong rows of a batch, and fails with cfg-star."""
-    options = dataclasses.replace(SMALL, stg_mode=mode, cfg_star_rescale=True)
-    conditions = []
-    if mode == "attention_values":
-        options = dataclasses.replace(options, image_cond_noise_scale=0.15)
-        conditions = [Condition(np.zeros((64, 96, 3), np.float32), strength=0.9)]
-    together = pipe(PROMPTS, options, conditions=conditions, output="latents")
+    changes, arguments = BATCHES[name]
+    options = dataclasses.replace(GUIDED, **changes)
+    if name == "conditions":  # at the start, and tokens of its own
+        first, later = np.zeros((64, 96, 3), np.float32), np.ones((9, 64, 96, 3), np.float32)
+        arguments = dict(conditions=[Condition(first, strength=0.9), Condition(later, frame=8)])
+    together = pipe(PROMPTS, options, output="latents", **arguments)
     for i, prompt in enumerate(PROMPTS):
-        alone = pipe(prompt, options, first_sample=i, conditions=conditions, output="latents")
+        alone = pipe(prompt, options, first_sample=i, output="latents", **arguments)
         # Other shapes, other orders of summation, through three guided calls.
         np.testing.assert_allclose(together[i : i + 1], alone, atol=2e-5)
     assert np.abs(together[0] - together[1]).max() > 0.1
