@@ -139,11 +139,10 @@ def done(cfg: SampleConfig, item: Video) -> bool:
 
 def settings_of(cfg: SampleConfig, item: Video) -> SampleConfig:
     """The settings that make this one video of a run."""
-    prompt = None if item.prompt is None else item.prompt
     return dataclasses.replace(
         cfg,
         config=None,
-        prompt=prompt,
+        prompt=item.prompt,
         prompts_file=None,
         first_sample=item.index if cfg.embeddings is None else cfg.first_sample,
         output_path=None,
