@@ -2,9 +2,9 @@
 
   python benchmarks/first_gpu.py
 
-Versions, ceilings, products, attention, convolutions, one layer, the whole transformer, twenty
-steps, the VAE, a prompt to a video, compilation and start-up. Needs jax, flax, jaxtyping and numpy,
-and no installation. Options are those of `python -m benchmarks.run`, whose sections these are.
+Versions, ceilings, products, attention, convolutions, the transformer, twenty steps, the VAE, a
+prompt to a video, compilation and start-up. Needs jax, flax, jaxtyping and numpy, and no
+installation. Options are those of `python -m benchmarks.run`, whose sections these are.
 """
 
 import pathlib

@@ -69,6 +69,7 @@ def picture():
 
 def test_fast_sampling_gives_the_same_video(pipe, text_encoder, picture):
     fast = LTXPipeline(golden_traces.checkpoint(), text_encoder, dtype="float32", fast=True)
+    fast.programs = Programs(golden_traces.QUICK)
     condition = Condition(picture, frame=8, strength=0.8)
     got, want = (
         each(PROMPTS, SMALL, conditions=[condition], cfg_star_rescale=True, output="latents")
@@ -384,6 +385,9 @@ def test_out_of_memory_says_what_to_lower(pipe):
         explain_memory_errors("lower it"),
     ):
         np.empty(1 << 60, np.uint8)  # of the host
+    reason = "INTERNAL: YNNPACK operation failed: error"  # seen for 2 TB of scores on a CPU
+    with pytest.raises(MemoryError, match=reason), explain_memory_errors(""):
+        raise jax.errors.JaxRuntimeError(reason)
     with pytest.raises(jax.errors.JaxRuntimeError, match="another"), explain_memory_errors(""):
         raise jax.errors.JaxRuntimeError("INTERNAL: another error")
 
@@ -521,6 +525,7 @@ def test_eight_bits_and_teacache_are_of_fast_sampling(pipe, text_encoder):
 
 def test_teacache_gives_the_same_video_at_zero_and_about_that_above(pipe, text_encoder):
     fast = LTXPipeline(golden_traces.checkpoint(), text_encoder, dtype="float32", fast=True)
+    fast.programs = Programs(golden_traces.QUICK)
     how = dataclasses.replace(FAST, num_inference_steps=6)
     want, tiny, large = (
         fast(PROMPTS, how, teacache=threshold, output="latents") for threshold in (0.0, 1e-6, 0.3)

@@ -1,6 +1,7 @@
 """sample.py from its command line, on a tiny random checkpoint: what it writes and refuses."""
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import types
 import jax
 import numpy as np
 import pytest
+from golden_traces import QUICK
 from jax.experimental.compilation_cache import compilation_cache
 from tiny_checkpoint import (
     CAPTION,
@@ -29,9 +31,12 @@ SMALL = [*SIZES, *FAST, "--dtype", "float32", "--frame_rate", "8"]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A checkpoint, a text encoder, embeddings and media; compiled programs are kept beside."""
+    from ltx_jax import pipeline
     from ltx_jax.data import video
 
     root = tmp_path_factory.mktemp("sample")
+    programs = pipeline.Programs
+    pipeline.Programs = functools.partial(programs, QUICK)
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", str(root / "compiled"))
     compilation_cache.reset_cache()
@@ -50,6 +55,7 @@ def folder(tmp_path_factory):
     video.write_video(root / "clip8.mp4", clip[:8], 8.0)
     video.write_image(root / "still.png", clip[0])
     yield root
+    pipeline.Programs = programs
     jax.config.update("jax_compilation_cache_dir", before)
     compilation_cache.reset_cache()
 
