@@ -13,6 +13,7 @@ fails is recorded and the rest goes on. Results are written as they come, to ben
 """
 
 import argparse
+import functools
 import importlib
 import os
 import pathlib
@@ -25,30 +26,41 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks import against, headline, kernels, loading, networks, training
+from benchmarks import kernels
 from benchmarks.harness import Report, device_memory
 from benchmarks.sizes import SCALES, Scale
 
 Section = Callable[[Report, Scale], None]
+
+
+def _late(name: str) -> Section:
+    """A section that is imported when it runs, so that each needs its own packages alone."""
+    return functools.partial(_section, *name.split("."))
+
+
+def _section(module: str, function: str, report: Report, scale: Scale) -> None:
+    getattr(importlib.import_module(f"benchmarks.{module}"), function)(report, scale)
+
+
 # In order of importance: the last ones go when the time runs out.
 SECTIONS: dict[str, Section] = {
-    "headline": headline.headline,
-    "transformer": networks.transformer,
-    "sampler": networks.sampler,
-    "vae": networks.vae,
-    "text": networks.text,
-    "training": training.train,
-    "startup": networks.startup,
-    "attention": kernels.attention,
-    "gemm": kernels.gemm,
-    "conv": kernels.conv,
-    "loading": loading.loading,
+    "headline": _late("headline.headline"),
+    "transformer": _late("networks.transformer"),
+    "sampler": _late("networks.sampler"),
+    "vae": _late("networks.vae"),
+    "text": _late("networks.text"),
+    "training": _late("training.train"),
+    "startup": _late("networks.startup"),
+    "attention": _late("kernels.attention"),
+    "gemm": _late("kernels.gemm"),
+    "conv": _late("kernels.conv"),
+    "loading": _late("loading.loading"),
 }
 # What diffusers has too.
 AGAINST: dict[str, Section] = {
-    "vae": against.vae,
-    "transformer": against.transformer,
-    "training": against.training,
+    "vae": _late("against.vae"),
+    "transformer": _late("against.transformer"),
+    "training": _late("against.training"),
 }
 
 

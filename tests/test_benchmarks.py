@@ -42,6 +42,26 @@ def test_one_door_records_what_fails_and_goes_on(tmp_path):
     assert line["share_of_products"] == pytest.approx(line["tflops"] / ceiling)
 
 
+FIRST = """
+import importlib, sys, jax, flax.linen
+def packages():
+    return {name.partition(".")[0] for name in sys.modules} - set(sys.stdlib_module_names)
+before = packages()
+from benchmarks import first_gpu, run
+for section in first_gpu.SECTIONS:
+    importlib.import_module(f"benchmarks.{run.SECTIONS[section].args[0]}")
+print(*sorted(name for name in packages() - before if not name.startswith("_")))
+"""
+
+
+def test_the_first_gpu_needs_jax_flax_and_numpy_alone():
+    """And jaxtyping, which is pure Python."""
+    result = subprocess.run(
+        [sys.executable, "-c", FIRST], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert result.stdout.split() == ["benchmarks", "jaxtyping", "ltx_jax"]
+
+
 def test_what_diffusers_has_not_is_refused(capsys):
     with pytest.raises(SystemExit):
         run.main(["loading", "--against", "diffusers"])

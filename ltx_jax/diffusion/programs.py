@@ -34,6 +34,9 @@ class Programs:
         """`function(*args, **static)`, for a function from `jax.jit` whose keywords are static.
 
         `compiler_options` are further ones for this function, the same in every call of it.
+
+        Raises:
+          MemoryError: on a CPU, if the program needs more memory than there is.
         """
         leaves, tree = jax.tree.flatten(args)
         key = (function, tuple(static.items()), tree, tuple(_signature(leaf) for leaf in leaves))
@@ -41,7 +44,9 @@ class Programs:
             begin = time.perf_counter()
             options = self.compiler_options | dict(compiler_options or {})
             lowered = function.lower(*args, **static)
-            self._compiled[key] = lowered.compile(compiler_options=options)
+            compiled = lowered.compile(compiler_options=options)
+            _check_memory(compiled)
+            self._compiled[key] = compiled
             self.seconds += time.perf_counter() - begin
             self.count += 1
         return self._compiled[key](*args)
@@ -51,13 +56,30 @@ def _signature(leaf: Any) -> Any:
     return jax.typeof(leaf), getattr(leaf, "sharding", None), getattr(leaf, "committed", None)
 
 
+def _check_memory(compiled: Any) -> None:
+    """Refuses what a CPU cannot hold: it would be killed for it without a word, or fail in a kernel
+    that does not say why."""
+    analysis = compiled.memory_analysis()
+    if analysis is None or jax.default_backend() != "cpu":
+        return
+    needed = analysis.temp_size_in_bytes + analysis.output_size_in_bytes
+    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > present:
+        raise MemoryError(f"it needs {needed / 1e9:,.0f} GB of {present / 1e9:,.0f} GB")
+
+
+# The second is what XLA's CPU kernels say that get no memory for the scores of attention.
+_OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "YNNPACK operation failed")
+
+
 @contextlib.contextmanager
 def explain_memory_errors(advice: str) -> Iterator[None]:
-    """Turns an accelerator's "out of memory" into a MemoryError that says what to lower."""
+    """Turns "out of memory", of device or host, into a MemoryError that says what to lower."""
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        known = any(sign in str(error) for sign in _OUT_OF_MEMORY)
+        if not isinstance(error, MemoryError) and not known:
             raise
         reason = str(error).splitlines()[0]
         raise MemoryError(f"out of memory ({reason}); {advice}") from error

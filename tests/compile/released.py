@@ -12,10 +12,10 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ltx_jax import pipeline, sharding
+from ltx_jax import sharding
 from ltx_jax.checkpoints import official_config, released
 from ltx_jax.config import Linears, MeshConfig, SamplingConfig, TransformerConfig, VAEConfig
-from ltx_jax.diffusion import guidance, networks, sampler
+from ltx_jax.diffusion import ends, guidance, networks, sampler
 from ltx_jax.diffusion.noise import seeded
 from ltx_jax.models import convolution, fused
 from ltx_jax.models.transformer import Transformer, compiler_options
@@ -196,5 +196,5 @@ def decoder() -> Program:
     arguments = (decoder_params(cfg), LatentStatistics(channels, channels), latents, noise)
     with sharding.use_mesh(mesh):
         arguments = laid_out((*arguments, scalar, scalar, scalar), mesh)
-        lowered = pipeline._decode.lower(*arguments, cfg=cfg, uint8=True)
+        lowered = ends.decode.lower(*arguments, cfg=cfg, uint8=True)
         return Program(lowered.compile(compiler_options=convolution.compiler_options()))
