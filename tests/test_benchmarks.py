@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from tiny_checkpoint import write_exported
 
 from benchmarks import harness, headline, loading, run, shortcuts, training
