@@ -43,10 +43,11 @@ config = TrainVAE(
         dtype="bfloat16",
     ),
     loss=VAELossConfig(
-        mse_weight=4.0,
+        # Squares weigh most what is most wrong: a small object before a large background.
+        mse_weight=8.0,
         dwt_weight=0.5,
         gan_weight=0.05,
-        disc_start=0.6,
+        disc_start=0.7,
         kl_start=300,
         kl_warmup=200,
     ),
@@ -63,7 +64,7 @@ config = TrainVAE(
     ),
     optim=OptimConfig(
         name="muon",
-        peak_lr=6e-3,
+        peak_lr=2e-3,
         warmup_steps=50,
         decay="linear",
         decay_fraction=0.4,
@@ -74,7 +75,7 @@ config = TrainVAE(
     disc_optim=OptimConfig(peak_lr=4e-4, warmup_steps=20, b1=0.5, b2=0.9, weight_decay=0.0),
     run=RunConfig(
         output="runs/shapes_vae",
-        steps=10_000,
+        steps=7_500,
         log_every=20,
         save_every=500,
         validate_every=500,

@@ -17,7 +17,7 @@ _UPDATE_RMS = 0.2
 
 # Output channels of a convolution that Muon takes as one matrix: orthogonalising costs their
 # square, and a kernel of 1024 as a whole takes longer than the gradient of a small network.
-_COLUMNS = 128
+_COLUMNS = 64
 
 
 def make_schedule(cfg: OptimConfig, steps: int) -> optax.Schedule:
