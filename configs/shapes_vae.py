@@ -75,7 +75,7 @@ config = TrainVAE(
     disc_optim=OptimConfig(peak_lr=4e-4, warmup_steps=20, b1=0.5, b2=0.9, weight_decay=0.0),
     run=RunConfig(
         output="runs/shapes_vae",
-        steps=7_500,
+        steps=12_000,
         log_every=20,
         save_every=500,
         validate_every=500,
