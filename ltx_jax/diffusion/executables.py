@@ -2,7 +2,8 @@
 
 jax's own cache is keyed by the lowered program, and tracing and lowering one takes longer than
 reading what was compiled. Here the key is the call (function, shapes, options) together with all
-the code of the package and all that jax is set to, so that a second start does neither.
+the code of the package and all that jax is set to, so that a second start does neither. Files hold
+code to run, like those of jax's cache: the folder has to be the user's own.
 """
 
 import contextlib
@@ -20,7 +21,6 @@ from typing import Any
 import jax
 from jax.experimental import serialize_executable
 from jax.experimental.compilation_cache import compilation_cache
-from jax.sharding import SingleDeviceSharding
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -40,8 +40,7 @@ def place(
     """
     leaves, tree = jax.tree.flatten(args)
     layouts = [getattr(leaf, "sharding", None) for leaf in leaves]
-    first = SingleDeviceSharding(_device())
-    elsewhere = any(layout not in (None, first) for layout in layouts)
+    elsewhere = any(x is not None and x.device_set != {_device()} for x in layouts)
     if elsewhere or not jax.sharding.get_abstract_mesh().empty:
         return None
     try:
