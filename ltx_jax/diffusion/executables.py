@@ -124,7 +124,7 @@ def _name(function: Any) -> str:
     return f"{function.__module__}.{function.__qualname__}"
 
 
-def _device() -> jax.Device:
+def _device() -> Any:
     return jax.local_devices()[0]
 
 
@@ -132,9 +132,10 @@ def _surroundings() -> Any:
     """All that a program depends on beside its call."""
     device = _device()
     versions = (jax.__version__, platform.python_version(), device.client.platform_version)
-    settings = sorted(jax.config.values.items())  # pyright: ignore[reportAttributeAccessIssue]
+    config: Any = jax.config
+    settings = sorted(config.values.items())
     variables = [os.environ.get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
-    precision = jax.config.jax_default_matmul_precision  # of the context, unlike the settings
+    precision = config.jax_default_matmul_precision  # of the context, unlike the settings
     return _code(), versions, device.device_kind, _processor(), settings, precision, variables
 
 

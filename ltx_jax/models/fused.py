@@ -274,14 +274,14 @@ def embed(
     cfg: TransformerConfig,
 ) -> tuple[Float[Array, "b n d"], Times]:
     """What the layers start from."""
-    timestep, which = timestep if isinstance(timestep, FewTimes) else (timestep, None)
-    time = timestep.astype(jnp.float32) * (cfg.timestep_scale_multiplier or 1.0)
+    each, which = timestep if isinstance(timestep, FewTimes) else (timestep, None)
+    time = each.astype(jnp.float32) * (cfg.timestep_scale_multiplier or 1.0)
     p, embedder = params["adaln_single"], params["adaln_single"]["timestep_embedder"]
     h = jax.nn.silu(_linear(sinusoidal_embedding(time).astype(cfg.dtype), embedder["linear_1"]))
     embedded = _linear(h, embedder["linear_2"])
     rows = _linear(jax.nn.silu(embedded), p["linear"])
     x = _linear(latents.astype(cfg.dtype), params["patchify_proj"])
-    return x, Times(rows.reshape(*timestep.shape, 6, cfg.width), embedded, which)
+    return x, Times(rows.reshape(*each.shape, 6, cfg.width), embedded, which)
 
 
 def _rows(modulation: Array, table: Array, which: Array | None) -> list[Array]:
