@@ -327,6 +327,7 @@ class LTXPipeline:
             )
         padded_times, scales = sampler.per_step(times, plan)
         image_noise = options.image_cond_noise_scale
+        strengths = jnp.array([0.0, *(condition.strength for condition in conditions)])
         inputs = Inputs(
             start=prepared.tokens,
             mask=prepared.mask,
@@ -338,6 +339,7 @@ class LTXPipeline:
             image_noise=jnp.asarray(image_noise, jnp.float32) if image_noise > 0 else None,
             noise=source,
             threshold=jnp.asarray(options.teacache) if options.teacache > 0 else None,
+            strengths=strengths if self._fast and conditions else None,
         )
         return Start(options, size, inputs, plan.branches, prepared.coords)
 
