@@ -16,7 +16,6 @@ COMPILE_VENV ?= .venv-compile
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 QUICKSTART := runs/quickstart
-PROMPT := a red circle moving right on a plain grey background
 
 .DEFAULT_GOAL := help
 .PHONY: help sample demo test test-slow test-compile lint clean

@@ -89,13 +89,13 @@ class Report:
     def compare(self, section: str, cases: Sequence[Case | Foreign]) -> None:
         """Compiles and checks each case, then times all of them in turn."""
         ready = [run for case in cases if (run := self._prepare(section, case)) is not None]
-        samples: list[list[float]] = [[] for _ in ready]
+        samples: list[list[tuple[float, float]]] = [[] for _ in ready]
         for turn in range(max((run.repeats for run in ready), default=0)):
             if turn >= 3 and self.out_of_time():
                 break
             for run, taken in zip(ready, samples, strict=True):
                 if turn < run.repeats:
-                    taken.append(_seconds(run.call, run.calls) / run.calls)
+                    taken.append(_seconds(run.call, run.calls))
         for run, taken in zip(ready, samples, strict=True):
             self.add(section, run.case.name, **_figures(run.case, taken), **run.facts)
 
@@ -156,7 +156,7 @@ def _compile(case: Case, repeats: int) -> _Run:
         expected = jax.jit(case.reference)(*case.arguments)
         facts["error"] = relative_error(result, expected)
     del result
-    repetitions = max(1, min(200, round(SAMPLE_SECONDS / max(_seconds(call, 1), 1e-6))))
+    repetitions = max(1, min(200, round(SAMPLE_SECONDS / max(_seconds(call, 1)[0], 1e-6))))
     return _Run(case, call, repetitions, repeats, facts)
 
 
@@ -167,12 +167,13 @@ def _make(case: Foreign, repeats: int) -> _Run:
     return _Run(case, call, 1, repeats, {"compile_s": time.perf_counter() - start, **case.facts})
 
 
-def _seconds(call: Callable[[], Any], calls: int) -> float:
-    start = time.perf_counter()
+def _seconds(call: Callable[[], Any], calls: int) -> tuple[float, float]:
+    """Of one call: on the clock, and of all cores together."""
+    start, busy = time.perf_counter(), time.process_time()
     for _ in range(calls):
         result = call()
     jax.block_until_ready(result)
-    return time.perf_counter() - start
+    return (time.perf_counter() - start) / calls, (time.process_time() - busy) / calls
 
 
 def relative_error(result: Any, expected: Any) -> float:
@@ -182,13 +183,15 @@ def relative_error(result: Any, expected: Any) -> float:
     return float(jnp.max(jnp.abs(result - expected)) / scale)
 
 
-def _figures(case: Case | Foreign, samples: Sequence[float]) -> dict[str, Any]:
-    median = statistics.median(samples)
+def _figures(case: Case | Foreign, samples: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    taken, busy = zip(*samples, strict=True)
+    median = statistics.median(taken)
     figures: dict[str, Any] = {
         "median_s": median,
-        "fastest_s": min(samples),
-        "slowest_s": max(samples),
-        "samples": len(samples),
+        "fastest_s": min(taken),
+        "slowest_s": max(taken),
+        "samples": len(taken),
+        "cpu_s": statistics.median(busy),  # on a busy machine, fairer to a CPU than the clock
     }
     if case.flop:
         figures |= {"tflop": case.flop / 1e12, "tflops": case.flop / 1e12 / median}
@@ -220,6 +223,7 @@ def _line(row: dict[str, Any]) -> str:
         ("gbs", "{:.4g} GB/s"),
         ("share_of_copies", "{:.0%} of copies"),
         ("memory_gb", "{:.2f} GB"),
+        ("cpu_s", "{:.3g} s of CPU"),
         ("compile_s", "compiled in {:.1f} s"),
         ("dtype", "{}"),
         ("branches", "branches: {}"),

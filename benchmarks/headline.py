@@ -7,14 +7,12 @@ once to compile, and then they are timed in turn.
 
 import time
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.harness import Report, device_memory
 from benchmarks.networks import decoder, network
-from benchmarks.sizes import Scale
-from ltx_jax import sharding
+from benchmarks.sizes import Scale, initialise
 from ltx_jax.checkpoints.contents import Checkpoint
 from ltx_jax.config import Linears, SamplingConfig, T5Config
 from ltx_jax.models.t5 import T5Encoder
@@ -28,8 +26,7 @@ RUNS = 5
 def text_encoder(cfg: T5Config) -> TextEncoder:
     """A T5 with random weights, over bytes: the released vocabulary needs a file."""
     ids = jnp.ones((1, 8), jnp.int32)
-    init = jax.jit(lambda key: sharding.unbox(T5Encoder(cfg).init(key, ids, ids))["params"])
-    return TextEncoder(ByteTokenizer(), cfg, init(jax.random.key(7)), 256)
+    return TextEncoder(ByteTokenizer(), cfg, initialise(T5Encoder(cfg).init, ids, ids), 256)
 
 
 def checkpoint(scale: Scale) -> Checkpoint:

@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.harness import Case, Report, device_memory
-from benchmarks.sizes import NO_TRITON_GEMM, Scale, random
-from ltx_jax import sharding
+from benchmarks.sizes import NO_TRITON_GEMM, Scale, initialise, random
 from ltx_jax.config import AttentionForm, Linears, TransformerConfig
 from ltx_jax.models import convolution, fused
 from ltx_jax.models.t5 import T5Encoder
@@ -77,8 +76,7 @@ def network(
         mask.astype(jnp.int32),
         (jnp.cos(angles), jnp.sin(angles)),
     )
-    init = jax.jit(lambda key, *inputs: sharding.unbox(model.init(key, *inputs))["params"])
-    return Network(model, init(jax.random.key(0), *inputs), inputs)
+    return Network(model, initialise(model.init, *inputs), inputs)
 
 
 def sizes(scale: Scale) -> dict[str, TransformerConfig]:
@@ -173,9 +171,8 @@ def decoder(scale: Scale) -> tuple[VideoVAE, Any, tuple[Any, ...]]:
     cfg, vae = scale.vae, VideoVAE(scale.vae)
     side = cfg.spatial_factor
     video = jnp.zeros((1, cfg.temporal_factor + 1, side, side, 3))
-    init = jax.jit(lambda key, video: sharding.unbox(vae.init(key, video))["params"])
     latents = random(1, *scale.grid, cfg.latent_channels, seed=5, dtype=cfg.dtype)
-    return vae, init(jax.random.key(1), video), (latents, jnp.full((1,), 0.05))
+    return vae, initialise(vae.init, video), (latents, jnp.full((1,), 0.05))
 
 
 def vae(report: Report, scale: Scale) -> None:
@@ -223,8 +220,7 @@ def text(report: Report, scale: Scale) -> None:
     """The text encoder on one prompt, and on a prompt and its negative."""
     model = T5Encoder(scale.text)
     ids = jnp.ones((1, scale.caption), jnp.int32)
-    init = jax.jit(lambda key: sharding.unbox(model.init(key, ids, ids))["params"])
-    params = init(jax.random.key(2))
+    params = initialise(model.init, ids, ids)
     for batch in (1, 2):
         ids = jax.random.randint(
             jax.random.key(3), (batch, scale.caption), 0, scale.text.vocab_size
@@ -240,7 +236,7 @@ def text(report: Report, scale: Scale) -> None:
         report.compare(
             "text",
             [
-                Case(f"batch {batch}{kind}", encode, arguments, flop, moved, options=options)
+                Case(f"batch {batch}{kind}", encode, arguments, flop, bytes=moved, options=options)
                 for kind, options in (("", {}), (", no Triton", NO_TRITON_GEMM))
             ],
         )

@@ -1,9 +1,10 @@
-"""The one door to the benchmarks:
+r"""The one door to the benchmarks:
 
   python -m benchmarks.run headline                      a prompt to a video: 121 x 512 x 768
   python -m benchmarks.run all --budget 540              everything, the important first
   python -m benchmarks.run vae transformer training --against diffusers
-  JAX_PLATFORMS=cpu python -m benchmarks.run vae --scale small --dtype float32
+  JAX_PLATFORMS=cpu python -m benchmarks.run all --against diffusers --scale small \
+      --dtype float32 bfloat16
 
 Weights and inputs are random (zeros would draw less power and run faster), the sizes those of the
 released models; `--scale small` is what a CPU does in minutes, `--scale tiny` tries the paths out.
@@ -13,7 +14,9 @@ fails is recorded and the rest goes on. Results are written as they come, to ben
 """
 
 import argparse
+import functools
 import importlib
+import itertools
 import os
 import pathlib
 import platform
@@ -25,30 +28,41 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks import against, headline, kernels, loading, networks, training
+from benchmarks import kernels
 from benchmarks.harness import Report, device_memory
 from benchmarks.sizes import SCALES, Scale
 
 Section = Callable[[Report, Scale], None]
+
+
+def _late(name: str) -> Section:
+    """A section that is imported when it runs, so that each needs its own packages alone."""
+    return functools.partial(_section, *name.split("."))
+
+
+def _section(module: str, function: str, report: Report, scale: Scale) -> None:
+    getattr(importlib.import_module(f"benchmarks.{module}"), function)(report, scale)
+
+
 # In order of importance: the last ones go when the time runs out.
 SECTIONS: dict[str, Section] = {
-    "headline": headline.headline,
-    "transformer": networks.transformer,
-    "sampler": networks.sampler,
-    "vae": networks.vae,
-    "text": networks.text,
-    "training": training.train,
-    "startup": networks.startup,
-    "attention": kernels.attention,
-    "gemm": kernels.gemm,
-    "conv": kernels.conv,
-    "loading": loading.loading,
+    "headline": _late("headline.headline"),
+    "transformer": _late("networks.transformer"),
+    "sampler": _late("networks.sampler"),
+    "vae": _late("networks.vae"),
+    "text": _late("networks.text"),
+    "training": _late("training.train"),
+    "startup": _late("networks.startup"),
+    "attention": _late("kernels.attention"),
+    "gemm": _late("kernels.gemm"),
+    "conv": _late("kernels.conv"),
+    "loading": _late("loading.loading"),
 }
 # What diffusers has too.
 AGAINST: dict[str, Section] = {
-    "vae": against.vae,
-    "transformer": against.transformer,
-    "training": against.training,
+    "vae": _late("against.vae"),
+    "transformer": _late("against.transformer"),
+    "training": _late("against.training"),
 }
 
 
@@ -91,7 +105,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("what", nargs="+", choices=[*SECTIONS, "all"], metavar="WHAT")
     parser.add_argument("--against", choices=["diffusers"])
     parser.add_argument("--scale", choices=list(SCALES), default="full")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
+    dtypes = ["float32", "bfloat16"]
+    parser.add_argument("--dtype", nargs="+", choices=dtypes, default=["bfloat16"])
     parser.add_argument("--budget", type=float, default=3600.0, help="seconds in all")
     parser.add_argument("--repeats", type=int, default=9, help="samples of each case")
     parser.add_argument(
@@ -110,18 +125,18 @@ def main(argv: list[str] | None = None) -> int:
     kind = "all" if "all" in given.what else "_".join(what)
     name = given.name or f"{kind}{'_against_diffusers' if given.against else ''}_{device}"
     report = Report(given.out, name, given.budget, given.repeats)
-    scale = SCALES[given.scale].of(given.dtype)
     versions(report)
-    report.facts |= {"scale": given.scale, "dtype": given.dtype}
-    run = {"ceilings": kernels.ceilings} | {section: sections[section] for section in what}
-    for section, measure in run.items():
+    report.facts |= {"scale": given.scale, "dtype": " ".join(given.dtype)}
+    run = [("ceilings", given.dtype[0]), *itertools.product(what, given.dtype)]
+    for section, dtype in run:
         begin = time.monotonic()
         try:
-            measure(report, scale)
+            measure = kernels.ceilings if section == "ceilings" else sections[section]
+            measure(report, SCALES[given.scale].of(dtype))
         except Exception as error:  # the other sections may still work
             report.fail(section, "whole section", error)
         seconds = report.facts.setdefault("seconds", {})
-        seconds[section] = round(time.monotonic() - begin, 1)
+        seconds[section] = round(seconds.get(section, 0) + time.monotonic() - begin, 1)
     report.facts["memory at the end"] = device_memory()
     report.save()
     print(f"written to {report.out / report.name}.json and .md")

@@ -1,11 +1,13 @@
 """What the benchmarks run on: the sizes of the released model, or tiny ones, and random arrays."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from ltx_jax import sharding
 from ltx_jax.config import BlockConfig, DType, T5Config, TransformerConfig, VAEConfig
 
 # Per function, not in XLA_FLAGS: there an unknown name ends the process.
@@ -123,6 +125,7 @@ SMALL = Scale(
     more_grids=((4, 8, 12),),
     steps=4,
     transformer=dataclasses.replace(Scale.transformer, num_layers=4),
+    vae=vae_config(depth=1),
     text=dataclasses.replace(Scale.text, num_layers=2),
     large=(2, 128),
 )
@@ -133,3 +136,10 @@ def random(*shape: int, seed: int = 0, dtype: Any = jnp.bfloat16) -> jax.Array:
     """Standard normal values on the device."""
     make = jax.jit(lambda key: jax.random.normal(key, shape, jnp.float32).astype(dtype))
     return make(jax.random.key(seed))
+
+
+def initialise(init: Callable[..., Any], *inputs: Any) -> Any:
+    """Parameters that a network's `init` draws, compiled without LLVM's care for the draws."""
+    quick = {"xla_backend_optimization_level": 1}
+    draw = jax.jit(lambda *a: sharding.unbox(init(*a))["params"], compiler_options=quick)
+    return draw(jax.random.key(0), *inputs)

@@ -3,10 +3,9 @@
 import dataclasses
 import importlib.metadata
 import json
-import os
 import platform
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import jax
 
 from ltx_jax import config
 from ltx_jax.config import SampleConfig
+from ltx_jax.data import folder, writing
 
 # What may differ between two runs of one prompts file into one folder.
 _NOT_COMPARED = ("config", "prompts_file", "output_path", "mesh", "batch_size", "previews")
@@ -68,6 +68,8 @@ def plan(cfg: SampleConfig, rows: int = 1) -> list[Video]:
     """
     out = Path("outputs" if cfg.output_path is None else cfg.output_path)
     to_file = out.suffix == ".mp4"
+    if not to_file and out.suffix.lower() in folder.CLIPS:
+        raise ValueError(f"output_path is {out}, and videos are written as .mp4")
     if cfg.prompts_file is not None:
         if to_file:
             raise ValueError(f"{out} is one file, and prompts_file makes many: name a folder")
@@ -137,11 +139,10 @@ def done(cfg: SampleConfig, item: Video) -> bool:
 
 def settings_of(cfg: SampleConfig, item: Video) -> SampleConfig:
     """The settings that make this one video of a run."""
-    prompt = None if item.prompt is None else item.prompt
     return dataclasses.replace(
         cfg,
         config=None,
-        prompt=prompt,
+        prompt=item.prompt,
         prompts_file=None,
         first_sample=item.index if cfg.embeddings is None else cfg.first_sample,
         output_path=None,
@@ -165,16 +166,5 @@ def write_sidecar(
         "versions": versions,
         "seconds": {part: round(taken, 3) for part, taken in seconds.items()},
     }
-    text = json.dumps(content, indent=2) + "\n"
-    write(item.path.with_suffix(".json"), lambda file: file.write(text.encode()))
-
-
-def write(path: Path, save: Callable[[Any], Any]) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            save(file)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing.whole(item.path.with_suffix(".json")) as file:
+        file.write_text(json.dumps(content, indent=2) + "\n")

@@ -3,12 +3,11 @@
 import contextlib
 import dataclasses
 import functools
-import logging
 import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,117 +17,22 @@ from jaxtyping import Array, Float, Shaped
 
 from ltx_jax import request, sharding
 from ltx_jax.checkpoints.contents import Checkpoint
-from ltx_jax.config import DType, Linears, SamplingConfig, TransformerConfig, VAEConfig
-from ltx_jax.diffusion import calibration, conditioning, flow, guidance, latents, sampler, tokens
-from ltx_jax.diffusion.conditioning import Condition, Encoded
+from ltx_jax.config import DType, Linears, SamplingConfig
+from ltx_jax.diffusion import calibration, ends, flow, guidance, sampler, tokens
+from ltx_jax.diffusion.conditioning import Condition
 from ltx_jax.diffusion.networks import fast_network, network, reusing_network
 from ltx_jax.diffusion.noise import GivenStart, NoiseSource, seeded
 from ltx_jax.diffusion.programs import Programs, explain_memory_errors
 from ltx_jax.diffusion.sampler import Caption, Inputs, Progress
 from ltx_jax.models import convolution, fused
 from ltx_jax.models.transformer import compiler_options
-from ltx_jax.models.vae import LatentStatistics, Posterior, VideoVAE
+from ltx_jax.models.vae import LatentStatistics, Posterior
 from ltx_jax.text import ByteTokenizer, TextEncoder
 
 Output = Literal["uint8", "float", "latents"]
 
-_log = logging.getLogger(__name__)
-
-
 _derive = jax.jit(fused.derive, static_argnames="cfg")
 _attend_captions = jax.jit(fused.attend_captions, static_argnames="cfg")
-
-
-@functools.partial(jax.jit, static_argnames="cfg")
-def _encode(params: Any, clip: Float[Array, "b t h w c"], *, cfg: VAEConfig) -> Posterior:
-    return VideoVAE(cfg).apply({"params": params}, clip, method="encode")  # pyright: ignore[reportReturnType]
-
-
-class _Placing(NamedTuple):
-    """The static part of a start."""
-
-    transformer: TransformerConfig
-    batch: int
-    grid: tuple[int, int, int]
-    temporal_factor: int
-    spatial_factor: int
-    frame_rate: float
-    frames: tuple[int, ...]  # at which the conditions start
-    fast: bool  # whether the tables are for `fast_network`
-
-
-@functools.partial(jax.jit, static_argnames="placing")
-def _start(
-    statistics: LatentStatistics,
-    noise: Any,
-    first_time: Float[Array, ""],
-    given: Posterior | Array | None,
-    posteriors: Sequence[Posterior],
-    strengths: Sequence[Array],
-    *,
-    placing: _Placing,
-) -> tuple[conditioning.Prepared, Any]:
-    """Initial tokens with the conditions in place, and their rotary tables."""
-    b, cfg = placing.batch, placing.transformer
-
-    def draw_latents(posterior: Posterior, name: str) -> Array:
-        fresh = noise.draw(name, (b, *posterior.mean.shape[1:]))
-        return statistics.normalize(posterior.sample(fresh))
-
-    x = noise.draw("initial", (b, *placing.grid, cfg.in_channels)).astype(jnp.float32)
-    if isinstance(given, Posterior):
-        given = draw_latents(given, "input")
-    if given is not None:
-        x = flow.add_noise(given, x, jnp.broadcast_to(first_time, (b,)))
-    encoded = [
-        Encoded(draw_latents(posterior, f"posterior/{i}"), strength, frame)
-        for i, (posterior, strength, frame) in enumerate(
-            zip(posteriors, strengths, placing.frames, strict=True)
-        )
-    ]
-    prepared = conditioning.prepare(
-        x,
-        encoded,
-        noise,
-        temporal_factor=placing.temporal_factor,
-        spatial_factor=placing.spatial_factor,
-        causal=cfg.causal_temporal_positioning,
-    )
-    # Laid out as each step leaves them, or the first step would be a program of its own.
-    laid_out = sharding.constrain(prepared.tokens, "batch", "token", None)
-    rope: Any = tokens.rope_tables(tokens.positions(prepared.coords, placing.frame_rate), cfg)
-    if placing.fast:
-        rope = fused.halve_rope(rope, cfg)
-    return dataclasses.replace(prepared, tokens=laid_out), rope
-
-
-@functools.partial(jax.jit, static_argnames=("cfg", "uint8"))
-def _decode(
-    params: Any,
-    statistics: LatentStatistics,
-    x: Float[Array, "b t h w c"],
-    noise: Any,
-    timestep: Float[Array, ""],
-    level: Float[Array, ""],
-    tone_ratio: Float[Array, ""],
-    *,
-    cfg: VAEConfig,
-    uint8: bool,
-) -> Array:
-    b = x.shape[0]
-    if cfg.timestep_conditioning:
-        fresh = noise.draw("decode", x.shape)
-        x = latents.decoder_noise(x, fresh, jnp.broadcast_to(level, (b,)))
-    x = statistics.denormalize(latents.tone_map(x, tone_ratio))
-
-    def injected(index: int, shape: tuple[int, int]) -> Array:
-        return noise.draw("decoder", (b, *shape), index)
-
-    times = jnp.broadcast_to(timestep, (b,)) if cfg.timestep_conditioning else None
-    clip: Any = VideoVAE(cfg).apply({"params": params}, x, times, injected, method="decode")
-    if not uint8:
-        return jnp.clip(clip, -1, 1)
-    return (255 * jnp.clip(clip * 0.5 + 0.5, 0, 1)).astype(jnp.uint8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -401,7 +305,7 @@ class LTXPipeline:
             elif input_latents is not None:
                 shape = (batch, *size.grid, self.transformer.in_channels)
                 given = request.checked("input_latents", input_latents, shape)
-            placing = _Placing(
+            placing = ends.Placing(
                 self.transformer,
                 batch,
                 size.grid,
@@ -412,7 +316,7 @@ class LTXPipeline:
                 self._fast,
             )
             prepared, rope = self.programs(
-                _start,
+                ends.start,
                 self.statistics,
                 source,
                 jnp.asarray(times[0]),
@@ -423,6 +327,7 @@ class LTXPipeline:
             )
         padded_times, scales = sampler.per_step(times, plan)
         image_noise = options.image_cond_noise_scale
+        strengths = jnp.array([0.0, *(condition.strength for condition in conditions)])
         inputs = Inputs(
             start=prepared.tokens,
             mask=prepared.mask,
@@ -434,6 +339,7 @@ class LTXPipeline:
             image_noise=jnp.asarray(image_noise, jnp.float32) if image_noise > 0 else None,
             noise=source,
             threshold=jnp.asarray(options.teacache) if options.teacache > 0 else None,
+            strengths=strengths if self._fast and conditions else None,
         )
         return Start(options, size, inputs, plan.branches, prepared.coords)
 
@@ -461,7 +367,7 @@ class LTXPipeline:
         )
         with self.part("decode", size):
             clip = self.programs(
-                _decode,
+                ends.decode,
                 self.checkpoint.vae_params,
                 self.statistics,
                 x,
@@ -476,7 +382,7 @@ class LTXPipeline:
     def _encode(self, clip: np.ndarray) -> Posterior:
         params = self.checkpoint.vae_params
         return self.programs(
-            _encode,
+            ends.encode,
             params,
             jnp.asarray(clip),
             cfg=self.vae,

@@ -1,8 +1,8 @@
 """Makes videos from the command line: `python sample.py`, or `python -m ltx_jax.sample`.
 
-Everything that can be wrong with the arguments and the files they name is found before a network
-is loaded. A video is written whole or not at all, then a JSON beside it from which
-`--config that.json` makes it again.
+What is wrong with arguments, media or places to write is found before a network is loaded, as far
+as that does not hang on the network. A video is written whole or not at all, then a JSON beside it
+from which `--config that.json` makes it again.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ import rich.progress
 from ltx_jax import jobs
 from ltx_jax.checkpoints import checkpoint, hub
 from ltx_jax.config import MeshConfig, SampleConfig, SamplingConfig
-from ltx_jax.data import captions, video
+from ltx_jax.data import captions, video, writing
 from ltx_jax.data.sheet import contact_sheet
 from ltx_jax.diffusion import programs
 
@@ -124,11 +124,13 @@ def run(cfg: SampleConfig) -> None:
         print(f"nothing to do: all {len(videos)} videos exist", file=sys.stderr)
         return
     if cfg.checkpoint == hub.EMBEDDED:
+        hub.resolve(cfg.checkpoint)  # an error where none ships
         warn_of_words([item.prompt or "" for item in videos])
     _check_media(cfg)
-    for path in {batches[0][0].path.parent if _decodes(cfg) else None, _folder(cfg.save_latents)}:
-        if path is not None:
-            video.check_writable(path / "video.mp4")
+    if _decodes(cfg):
+        writing.check_writable(batches[0][0].path)
+    if cfg.save_latents is not None:
+        writing.check_writable(cfg.save_latents)
     models = load(cfg)
     clock = dict.fromkeys(PARTS, 0.0) | {"load": models.pipe.timings.get("load", 0.0)}
     for number, batch in enumerate(batches):
@@ -147,10 +149,6 @@ def warn_of_words(prompts: Sequence[str]) -> None:
         print(f"warning: this model has never read {', '.join(unknown)}. It knows", file=sys.stderr)
         for kind, known in captions.vocabulary().items():
             print(f"  {kind}: {', '.join(known)}", file=sys.stderr)
-
-
-def _folder(file: str | None) -> Path | None:
-    return None if file is None else Path(file).parent
 
 
 def _decodes(cfg: SampleConfig) -> bool:
@@ -324,7 +322,8 @@ def _make(
     seconds = {part: taken for part, taken in pipe.timings.items() if part != "load"}
     begin = time.perf_counter()
     if cfg.save_latents is not None and latents is not None:
-        jobs.write(Path(cfg.save_latents), lambda file: np.save(file, latents))
+        with writing.whole(cfg.save_latents) as temporary, temporary.open("wb") as file:
+            np.save(file, latents)
         print(cfg.save_latents)
     for item, clip in zip(batch, clips, strict=False):
         if not jobs.done(cfg, item):

@@ -5,11 +5,13 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_checkpoint import write_exported
 
-from benchmarks import harness, run
+from benchmarks import harness, headline, loading, run, shortcuts, training
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -40,6 +42,26 @@ def test_one_door_records_what_fails_and_goes_on(tmp_path):
     assert line["tflops"] == pytest.approx(line["tflop"] / line["median_s"])
     ceiling = report["facts"]["ceilings"]["tflops"]
     assert line["share_of_products"] == pytest.approx(line["tflops"] / ceiling)
+
+
+FIRST = """
+import importlib, sys, jax, flax.linen
+def packages():
+    return {name.partition(".")[0] for name in sys.modules} - set(sys.stdlib_module_names)
+before = packages()
+from benchmarks import first_gpu, run
+for section in first_gpu.SECTIONS:
+    importlib.import_module(f"benchmarks.{run.SECTIONS[section].args[0]}")
+print(*sorted(name for name in packages() - before if not name.startswith("_")))
+"""
+
+
+def test_the_first_gpu_needs_jax_flax_and_numpy_alone():
+    """And jaxtyping, which is pure Python."""
+    result = subprocess.run(
+        [sys.executable, "-c", FIRST], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert result.stdout.split() == ["benchmarks", "jaxtyping", "ltx_jax"]
 
 
 def test_what_diffusers_has_not_is_refused(capsys):
@@ -73,3 +95,80 @@ def test_a_spent_budget_skips_instead_of_running(tmp_path):
     report = harness.Report(tmp_path, "none", budget=-1.0, repeats=3)
     report.compare("ceilings", [harness.Case("never", jnp.sin, (jnp.ones(3),))])
     assert [(row["case"], row["status"]) for row in report.rows] == [("never", "skipped")]
+
+
+@pytest.fixture
+def run_tiny(tmp_path, monkeypatch):
+    """Runs a section at the smallest sizes, once each; returns its rows."""
+    monkeypatch.setattr(headline, "RUNS", 1)
+    monkeypatch.setattr(training, "STEPS", 1)
+    monkeypatch.setattr(training, "FLOW", training.FLOW[:1])
+    monkeypatch.setattr(training, "VAE", training.VAE[:1])
+    monkeypatch.setattr(loading, "WARM", 1)
+    monkeypatch.setattr(loading, "STEPS", 2)
+
+    def rows(*arguments):
+        options = ["--scale", "tiny", "--dtype", "float32", "--repeats", "1"]
+        run.main([*arguments, *options, "--out", str(tmp_path), "--name", "tiny"])
+        return json.loads((tmp_path / "tiny.json").read_text())["rows"]
+
+    settings = ("jax_enable_compilation_cache", "jax_numpy_rank_promotion")
+    before = {name: getattr(jax.config, name) for name in settings}
+    jax.config.update("jax_numpy_rank_promotion", "allow")  # some of diffusers' and flax's do
+    yield rows
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("section", run.SECTIONS)
+def test_every_section_runs_to_its_end(section, run_tiny):
+    rows = [row for row in run_tiny(section) if row["section"] == section]
+    assert any(row["status"] == "ok" for row in rows)
+    for row in rows:  # but for what is of a GPU alone
+        on_gpu = "cuDNN" in row["case"] or "Mosaic" in row["case"]
+        assert row["status"] == "ok" or on_gpu, row
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("section", run.AGAINST)
+def test_every_comparison_sets_our_best_against_theirs(section, run_tiny, monkeypatch):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("diffusers")
+    monkeypatch.setattr(torch, "compile", lambda model: model)  # it takes a minute each
+    rows = [r for r in run_tiny(section, "--against", "diffusers") if r["section"] == section]
+    assert all(row["status"] == "ok" for row in rows), rows
+    ratios = [row for row in rows if "best / diffusers' best" in row["case"]]
+    assert len(ratios) == (2 if section == "vae" else 1)
+    for row in ratios:
+        part = row["case"].partition(":")[0]
+        medians = {"ours": [], "diffusers": []}
+        for other in rows:
+            if other["case"].startswith(f"{part}, "):
+                whose = "diffusers" if "diffusers" in other["case"] else "ours"
+                medians[whose].append(other["median_s"])
+        assert row["ratio"] == pytest.approx(min(medians["ours"]) / min(medians["diffusers"]))
+
+
+@pytest.mark.slow
+def test_what_shortcuts_change_is_told_of_any_exported_model(tmp_path, monkeypatch):
+    forms = {
+        "exact": ({}, {}),
+        "int8 linears": ({"linears": "int8"}, {}),
+        "TeaCache 0": ({}, {"teacache": 1e-9}),
+        "TeaCache 1000": ({}, {"teacache": 1000.0}),
+    }
+    monkeypatch.setattr(shortcuts, "FORMS", forms)
+    out = tmp_path / "table"
+    # Three steps: the first and the last are computed whatever the threshold.
+    folder = write_exported(tmp_path / "model", num_inference_steps=3)
+    assert shortcuts.main([str(folder), "--prompt", "a", "b", "--out", str(out)]) == 0
+    found = {
+        (figure["of"], figure["name"]): figure["value"]
+        for figure in json.loads(out.with_suffix(".json").read_text())["figures"]
+    }
+    change = "change of the latents"
+    assert 0 < found["int8 linears", change] < 5
+    assert found["TeaCache 0", change] < 1e-3 < found["TeaCache 1000", change]
+    assert found["TeaCache 0", "steps computed"] == 100
+    assert found["TeaCache 1000", "steps computed"] == pytest.approx(200 / 3)

@@ -88,6 +88,27 @@ def test_the_velocity_is_that_of_the_reference(params, per_token):
     np.testing.assert_allclose(fast(params, arguments), want, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_few_times_are_those_that_tokens_have(params, count):
+    """Each embedded once, and every token modulated by its own; the last layer likewise."""
+    x, _, *rest = inputs()
+    times = jnp.array([[0.9, 0.0, 0.35]])[:, :count]
+    which = jnp.asarray(np.random.default_rng(4).integers(0, count, x.shape[:2]))
+    every_token = jnp.take(times[0], which)
+
+    @jax.jit
+    def few(params, times, which, x, *rest):
+        derived = fused.derive(params, CFG)
+        x, times, *others = prepared(derived, (x, fused.FewTimes(times, which), *rest))
+        return fused.velocity(derived, x, times, *others, None, CFG)
+
+    want = plain(params, (x, every_token, *rest))
+    np.testing.assert_allclose(few(params, times, which, x, *rest), want, rtol=0, atol=1e-4)
+    if count > 1:
+        other = plain(params, (x, times[:, :1].repeat(2, 0), *rest))
+        assert np.abs(other - want).max() > 0.1
+
+
 @pytest.mark.parametrize(
     "mode", ["attention_values", "attention_skip", "residual", "transformer_block"]
 )

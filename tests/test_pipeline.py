@@ -69,6 +69,7 @@ def picture():
 
 def test_fast_sampling_gives_the_same_video(pipe, text_encoder, picture):
     fast = LTXPipeline(golden_traces.checkpoint(), text_encoder, dtype="float32", fast=True)
+    fast.programs = Programs(golden_traces.QUICK)
     condition = Condition(picture, frame=8, strength=0.8)
     got, want = (
         each(PROMPTS, SMALL, conditions=[condition], cfg_star_rescale=True, output="latents")
@@ -98,17 +99,29 @@ def test_prompts_become_videos(pipe):
     np.testing.assert_array_equal(videos, (255 * (floats * 0.5 + 0.5)).astype(np.uint8))
 
 
-@pytest.mark.parametrize("mode", ["attention_values", "attention_skip", "transformer_block"])
-def test_a_batch_of_two_equals_two_batches_of_one(pipe, mode):
+GUIDED = dataclasses.replace(SMALL, cfg_star_rescale=True)
+BATCHES = {  # options, and arguments of the call
+    "conditions": (dict(image_cond_noise_scale=0.15), {}),
+    "attention_skip": (dict(stg_mode="attention_skip"), {}),
+    "transformer_block": (dict(stg_mode="transformer_block"), {}),
+    "a changed video, with new noise in every step": (
+        dict(stochastic_sampling=True, skip_initial_inference_steps=1),
+        dict(input_media=np.zeros((17, 64, 96, 3), np.uint8)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_a_batch_of_two_equals_two_batches_of_one(pipe, name):
     """Upstream perturbs the wrong rows of a batch, and fails with cfg-star."""
-    options = dataclasses.replace(SMALL, stg_mode=mode, cfg_star_rescale=True)
-    conditions = []
-    if mode == "attention_values":
-        options = dataclasses.replace(options, image_cond_noise_scale=0.15)
-        conditions = [Condition(np.zeros((64, 96, 3), np.float32), strength=0.9)]
-    together = pipe(PROMPTS, options, conditions=conditions, output="latents")
+    changes, arguments = BATCHES[name]
+    options = dataclasses.replace(GUIDED, **changes)
+    if name == "conditions":  # at the start, and tokens of its own
+        first, later = np.zeros((64, 96, 3), np.float32), np.ones((9, 64, 96, 3), np.float32)
+        arguments = dict(conditions=[Condition(first, strength=0.9), Condition(later, frame=8)])
+    together = pipe(PROMPTS, options, output="latents", **arguments)
     for i, prompt in enumerate(PROMPTS):
-        alone = pipe(prompt, options, first_sample=i, conditions=conditions, output="latents")
+        alone = pipe(prompt, options, first_sample=i, output="latents", **arguments)
         # Other shapes, other orders of summation, through three guided calls.
         np.testing.assert_allclose(together[i : i + 1], alone, atol=2e-5)
     assert np.abs(together[0] - together[1]).max() > 0.1
@@ -367,8 +380,28 @@ def test_out_of_memory_says_what_to_lower(pipe):
     message = "121 frames of 704 x 1216: lower height, width, num_frames"
     with pytest.raises(MemoryError, match=message), pipe.part("denoise", size):
         jnp.zeros(1 << 46).block_until_ready()  # a quarter of a million gigabytes
+    with (
+        pytest.raises(MemoryError, match=r"out of memory .*lower it"),
+        explain_memory_errors("lower it"),
+    ):
+        np.empty(1 << 60, np.uint8)  # of the host
+    reason = "INTERNAL: YNNPACK operation failed: error"  # seen for 2 TB of scores on a CPU
+    with pytest.raises(MemoryError, match=reason), explain_memory_errors(""):
+        raise jax.errors.JaxRuntimeError(reason)
     with pytest.raises(jax.errors.JaxRuntimeError, match="another"), explain_memory_errors(""):
         raise jax.errors.JaxRuntimeError("INTERNAL: another error")
+
+
+def test_a_program_too_large_for_the_machine_is_refused_before_it_runs(pipe):
+    """Linux grants the memory and kills the process when it is used."""
+    rows = jnp.zeros(1 << 22)
+    square = jax.jit(lambda x: jnp.sort(x[:, None] * x[None]).sum())
+    size = request.Size(121, 704, 1216, 8, 32)
+    with (
+        pytest.raises(MemoryError, match=r"needs \S+ GB of .* lower height"),
+        pipe.part("it", size),
+    ):
+        Programs(golden_traces.QUICK)(square, rows)
 
 
 BAD = {
@@ -492,6 +525,7 @@ def test_eight_bits_and_teacache_are_of_fast_sampling(pipe, text_encoder):
 
 def test_teacache_gives_the_same_video_at_zero_and_about_that_above(pipe, text_encoder):
     fast = LTXPipeline(golden_traces.checkpoint(), text_encoder, dtype="float32", fast=True)
+    fast.programs = Programs(golden_traces.QUICK)
     how = dataclasses.replace(FAST, num_inference_steps=6)
     want, tiny, large = (
         fast(PROMPTS, how, teacache=threshold, output="latents") for threshold in (0.0, 1e-6, 0.3)

@@ -99,15 +99,13 @@ def test_frequencies_match_the_released_code(misc, width):
 
 
 def assert_tables_close(got, want):
-    """Equal to rounding. In the released widths, which have hundreds of frequencies, three may
-    differ in the last bit, which turns an angle by up to 1e-3."""
-    differs = np.abs(got - want) > 1e-6
-    # Each frequency serves three axes.
-    assert differs.any(axis=(0, 1)).sum() <= (3 * 3 if got.shape[-1] >= 1024 else 0)
-    np.testing.assert_allclose(got, want, rtol=0, atol=1e-3)
+    """Equal to rounding: the angles are the same, and cosines are rounded by other libraries."""
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)
 
 
-def test_rotary_tables_of_the_2b_model_match_the_released_code(misc):
+def test_rotary_tables_of_the_2b_model_match_the_released_code(misc, monkeypatch):
+    """At the released frequencies: the bit by which three differ turns an angle by up to 1e-3."""
+    monkeypatch.setattr(tokens, "rope_frequencies", lambda *_: misc["rope_base_2048"])
     at = jnp.moveaxis(misc["rope_coords"], 1, 2)
     cos, _ = jax.jit(lambda x: tokens.rope_tables(x, TransformerConfig()))(at)
     assert_tables_close(cos, misc["rope2048_cos"][..., ::2])
@@ -117,7 +115,8 @@ def test_rotary_tables_of_the_2b_model_match_the_released_code(misc):
     ("heads", "head_dim"), [(4, 16), (2, 24), (2, 16), (32, 64)], ids=lambda x: str(x)
 )
 @pytest.mark.parametrize("fps", [24.0, 30.0])
-def test_rotary_tables_match_diffusers(heads, head_dim, fps):
+def test_rotary_tables_match_diffusers(heads, head_dim, fps, monkeypatch):
+    """At PyTorch's powers, which for the released widths differ from ours in the last bit."""
     torch = pytest.importorskip("torch")
     from diffusers.models.transformers.transformer_ltx import LTXVideoRotaryPosEmbed
 
@@ -125,6 +124,11 @@ def test_rotary_tables_match_diffusers(heads, head_dim, fps):
     coords = tokens.pixel_coords(tokens.latent_coords((18, 2, 2)), 8, 32, causal=True)
     at = tokens.positions(coords, fps)
     oracle = LTXVideoRotaryPosEmbed(dim=cfg.width)
+    powers = 10_000.0 ** torch.linspace(0, 1, cfg.width // 6)
+    frequencies = (powers * np.pi / 2).numpy()
+    ours = tokens.rope_frequencies(cfg.width, 10_000.0)
+    np.testing.assert_array_less(np.abs(ours - frequencies), 1.01 * np.spacing(frequencies))
+    monkeypatch.setattr(tokens, "rope_frequencies", lambda *_: frequencies)
     want = oracle(torch.zeros(1), video_coords=torch.from_numpy(np.array(at)).T[None])
     # Compiled: XLA must not turn the quotient of a position into a product.
     for got, table in zip(jax.jit(lambda x: tokens.rope_tables(x, cfg))(at), want, strict=True):

@@ -27,8 +27,10 @@ TINY = TransformerConfig(
 LARGE = TransformerConfig(num_layers=48, attention_head_dim=128)  # the released 13B
 SMALLER = dataclasses.replace(TINY, num_layers=TINY.num_layers - 1)
 
-apply = jax.jit(Transformer(TINY).apply)
-apply_smaller = jax.jit(Transformer(SMALLER).apply)
+# The tests' time is that of compilation.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+apply = jax.jit(Transformer(TINY).apply, compiler_options=QUICK)
+apply_smaller = jax.jit(Transformer(SMALLER).apply, compiler_options=QUICK)
 
 
 def from_official(state, layers):
@@ -208,7 +210,7 @@ def test_velocity_matches_diffusers(heads, head_dim, grid):
         ).sample.numpy()
 
     params = from_official(state, cfg.num_layers)
-    got = jax.jit(Transformer(cfg).apply)(
+    got = jax.jit(Transformer(cfg).apply, compiler_options=QUICK)(
         {"params": params}, latents, time, caption, mask, tokens.rope_tables(at, cfg)
     )
     assert 0.5 < want.std() < 5
@@ -341,7 +343,7 @@ def test_remat_changes_memory_not_values(variables, inputs):
     def compiled(remat):
         model = Transformer(dataclasses.replace(TINY, remat=remat))
         grad = jax.value_and_grad(lambda v, x: jnp.mean(model.apply(v, **x) ** 2))
-        return jax.jit(grad).lower(variables, inputs).compile()
+        return jax.jit(grad).lower(variables, inputs).compile(compiler_options=QUICK)
 
     functions = [compiled(remat) for remat in ("none", "dots", "full", "attention")]
     memory = [f.memory_analysis().temp_size_in_bytes for f in functions]
@@ -411,7 +413,7 @@ def test_bfloat16_stays_close(variables, inputs):
     cfg = dataclasses.replace(TINY, dtype="bfloat16", param_dtype="bfloat16")
     assert {x.dtype for x in jax.tree.leaves(shapes(cfg))} == {jnp.dtype("bfloat16")}
     halved = jax.tree.map(lambda x: x.astype(jnp.bfloat16), variables)
-    got = jax.jit(Transformer(cfg).apply)(halved, **inputs)
+    got = jax.jit(Transformer(cfg).apply, compiler_options=QUICK)(halved, **inputs)
     want = apply(variables, **inputs)
     assert got.dtype == jnp.float32
     # Eight bits of mantissa are 0.4 %; three layers of them add up to about 1 %.

@@ -2,6 +2,7 @@
 
 import types
 
+import jax
 import numpy as np
 import pytest
 from golden_weights import golden_state_dict
@@ -76,5 +77,12 @@ def test_decoded_video_is_that_of_diffusers(family, monkeypatch):
     for i in range(len(maps)):
         other = (*maps[:i], -maps[i], *maps[i + 1 :])
         moved[f"map {i}"] = family.decode(family.params, z, TIMES, other)
+    leaves, tree = jax.tree.flatten(family.params)
+    for i, (path, gain) in enumerate(jax.tree.leaves_with_path(family.params)):
+        name = jax.tree_util.keystr(path)
+        if "per_channel_scale" in name:
+            other = jax.tree.unflatten(tree, [*leaves[:i], -gain, *leaves[i + 1 :]])
+            moved[name] = family.decode(other, z, TIMES, maps)
+    assert sum("scale" in name for name in moved) == len(maps)
     for name, value in moved.items():
         assert np.abs(value - ours).max() > 1e-2, f"{name} has no effect"

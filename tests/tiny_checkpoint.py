@@ -1,5 +1,6 @@
 """A checkpoint and text encoders so small that a test makes them in a second."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -106,10 +107,10 @@ SETTINGS = SamplingConfig(
 )
 
 
-def write_exported(folder):
+def write_exported(folder, **settings):
     """Writes what `ltx_jax.export` makes of a run: model, text encoder and settings."""
     folder.mkdir(parents=True, exist_ok=True)
     write_checkpoint(folder / exported.MODEL)
     write_text_encoder(folder, CAPTION)
-    exported.write_settings(folder, SETTINGS)
+    exported.write_settings(folder, dataclasses.replace(SETTINGS, **settings))
     return folder

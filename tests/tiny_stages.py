@@ -2,14 +2,18 @@
 
 import functools
 import pathlib
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 
 from ltx_jax import config, sharding
 from ltx_jax.checkpoints.contents import Checkpoint
 from ltx_jax.config import MeshConfig
 from ltx_jax.models.vae import LatentStatistics, VideoVAE
+from ltx_jax.training import state
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 # The bit generators of random draws cost seconds at a higher level.
@@ -36,3 +40,53 @@ def tiny_vae():
     channels = cfg.latent_channels
     statistics = LatentStatistics(jnp.zeros(channels), jnp.ones(channels))
     return Checkpoint(vae=cfg, vae_params=init(jax.random.key(0)), statistics=statistics)
+
+
+class Recorded(NamedTuple):
+    gradient: Any
+
+
+def descent(*_):
+    """Plain gradient descent, which leaves the gradient in its state. (Adam would make a whole
+    step of a rounding error near zero.)"""
+
+    def update(gradient, _, params=None):
+        return jax.tree.map(lambda g: -0.1 * g, gradient), Recorded(gradient)
+
+    return optax.GradientTransformation(lambda p: Recorded(jax.tree.map(jnp.zeros_like, p)), update)
+
+
+def assert_eight_devices_train_as_one(module, cfg, shape, monkeypatch):
+    """Three steps of a stage (`training.vae` or `training.transformer`) on one device and on eight;
+    returns the figures of the last."""
+    monkeypatch.setattr(module, "make_optimizer", descent)
+    monkeypatch.setattr(module, "make_step", lambda *args: state.make_step(*args[:3], QUICK))
+    results, metrics = [], {}
+    for mesh in (one_device(), sharding.make_mesh(MeshConfig(**shape))):
+        stage = module.build(cfg, mesh)
+        current, gradients = stage.plan.make(), None
+        with sharding.use_mesh(mesh):
+            for batch in stage.batches(0, 3):
+                current, metrics = stage.step(current, batch)
+                if gradients is None:
+                    others = current.adversary.get("opt_state")
+                    gradients = jax.device_get((current.opt_state, others))
+        assert metrics["rejected"] == 0
+        networks = (current.params, current.ema, current.adversary.get("params"))
+        results.append((gradients, jax.device_get(networks)))
+    # Sums in another order: of a tensor's largest gradient, and of parameters after three steps.
+    (alone, one), (together, eight) = results
+    _assert_close(together, alone, lambda x: 1e-5 * np.abs(x).max())
+    _assert_close(eight, one, lambda x: 1e-6)
+    return metrics
+
+
+def _assert_close(got, want, tolerance):
+    for (path, y), x in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(want), strict=True):
+        name = jax.tree_util.keystr(path)
+        np.testing.assert_allclose(y, x, atol=tolerance(x), rtol=0, err_msg=name)
+
+
+# Sequence parallelism has code of its own; all else is the partitioner's.
+QUICK_MESH = dict(data=1, fsdp=2, seq=4)
+SLOW_MESHES = (dict(data=1, fsdp=8), dict(data=2, fsdp=2, tensor=2))

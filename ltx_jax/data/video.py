@@ -23,6 +23,7 @@ from av.video.reformatter import VideoReformatter
 from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps
 
+from ltx_jax.data import writing
 from ltx_jax.data.frames import Shown
 
 _IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF")
@@ -320,38 +321,6 @@ def _count_before(seconds: float | int, frame_rate: float | int) -> int:
     return max(math.ceil((seconds - TICK) * frame_rate), 0)
 
 
-def check_writable(path: str | os.PathLike) -> None:
-    """Makes the folder of `path` and tries a file in it, so that hours of work are not lost.
-
-    Raises:
-      ValueError: if a file cannot be written there.
-    """
-    with _replacing(path) as temporary:
-        temporary.touch()
-        temporary.unlink()
-
-
-@contextlib.contextmanager
-def _replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Gives a temporary name in the same folder; moves it to `path` when all went well."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(0, "it is a folder")
-        if path.parent.exists() and not path.parent.is_dir():
-            raise NotADirectoryError(0, f"{path.parent} is a file, not a folder")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        if temporary.exists():
-            os.replace(temporary, path)
-    except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
 def _check_frames(frames: np.ndarray, fps: float | int) -> None:
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
         raise ValueError(
@@ -390,7 +359,7 @@ def write_video(
         raise ValueError(f"{path} must end in .mp4 (write_gif writes a GIF)")
     if not 0 <= crf <= 51:
         raise ValueError(f"crf must lie between 0 and 51, got {crf}")
-    with _replacing(path) as temporary:
+    with writing.whole(path) as temporary:
         options = {"movflags": "+faststart"}
         with av.open(os.fspath(temporary), "w", format="mp4", options=options) as container:
             rate = Fraction(fps).limit_denominator(1001)
@@ -437,7 +406,7 @@ def write_image(path: str | os.PathLike, picture: UInt8[np.ndarray, "h w 3"]) ->
     """Writes a picture in the format of the file's ending (PNG, JPEG, ...)."""
     if Path(path).suffix.lower() not in Image.registered_extensions():
         raise ValueError(f"{path} does not end in the name of a picture format, such as .png")
-    with _replacing(path) as temporary:
+    with writing.whole(path) as temporary:
         Image.fromarray(picture).save(temporary)
 
 
@@ -465,7 +434,7 @@ def write_gif(
     images = [
         Image.fromarray(frames[i]).quantize(palette=palette, dither=Image.Dither.NONE) for i in kept
     ]
-    with _replacing(path) as temporary:
+    with writing.whole(path) as temporary:
         images[0].save(
             temporary,
             format="GIF",

@@ -14,20 +14,11 @@ from ltx_jax.models.transformer import Transformer
 @functools.lru_cache
 def network(cfg: TransformerConfig) -> sampler.Velocity:
     """With the parameters as stored, on any mesh."""
-    model = Transformer(cfg)
+    return functools.partial(_stored, cfg=cfg)
 
-    def velocity(
-        params: Any,
-        x: Array,
-        timestep: Array,
-        caption: Array,
-        caption_mask: Array | None,
-        rope: Any,
-        skip: Any,
-    ) -> Array:
-        return model.apply({"params": params}, x, timestep, caption, caption_mask, rope, skip)  # pyright: ignore[reportReturnType]
 
-    return velocity
+def _stored(params: Any, *inputs: Any, cfg: TransformerConfig) -> Array:
+    return Transformer(cfg).apply({"params": params}, *inputs)  # pyright: ignore[reportReturnType]
 
 
 @functools.lru_cache

@@ -19,14 +19,16 @@ from jaxtyping import Array, Float, Float32, Int
 from ltx_jax.config import SamplingConfig, STGMode
 from ltx_jax.diffusion import flow, guidance
 from ltx_jax.diffusion.guidance import Branches, Plan, Scales
+from ltx_jax.models.fused import FewTimes
 from ltx_jax.models.transformer import Skip
 from ltx_jax.sharding import constrain
 
 HARD = 1 - 1e-6  # a token of at least this strength is never denoised
 _BUCKET = 64  # per-step data is padded to a multiple, so that the step count is no static shape
 
-# (params, tokens (r, n, c), time (r, 1 | n), caption, caption mask, rope, skip) -> velocity.
-Velocity = Callable[[Any, Array, Array, Any, Array | None, Any, Skip | None], Array]
+# (params, tokens (r, n, c), time (r, 1 | n), caption, caption mask, rope, skip) -> velocity. The
+# time is a `FewTimes` where the inputs have `strengths`.
+Velocity = Callable[[Any, Array, Any, Any, Array | None, Any, Skip | None], Array]
 
 
 class Reusing(NamedTuple):
@@ -72,6 +74,7 @@ class Inputs:
       image_noise: scale of the fresh noise on hard condition tokens, or None for none.
       noise: a `NoiseSource`.
       threshold: of a `Reusing` network; None for any other.
+      strengths: (k,) those that occur in `mask`, for a network that takes `FewTimes`, else None.
     """
 
     start: Any
@@ -84,6 +87,7 @@ class Inputs:
     image_noise: Any
     noise: Any
     threshold: Any = None
+    strengths: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,10 +163,13 @@ def denoise(
     skip = None
     if branches.perturbed:
         skip = Skip(mode.stg, guidance.skip_mask(scales.keep, branches, b))
+    times: Any = guidance.repeat_rows(time, branches)
+    if inputs.strengths is not None:
+        times = _few_times(t, inputs, branches)
     call = (
         params,
         guidance.repeat_rows(x, branches),
-        guidance.repeat_rows(time, branches),
+        times,
         caption.embeddings,
         caption.mask,
         inputs.rope,
@@ -187,6 +194,12 @@ def denoise(
         stepped = jnp.where(started[..., None], stepped, x)
     stepped = constrain(stepped, "batch", "token", None)
     return stepped, kept, {"time": time, "sample": x, "velocity": guided}
+
+
+def _few_times(t: Float[Array, ""], inputs: Inputs, branches: Branches) -> FewTimes:
+    strengths = guidance.repeat_rows(inputs.mask, branches)[..., None]
+    which = jnp.argmin(jnp.abs(strengths - inputs.strengths[None, None]), axis=-1)
+    return FewTimes(jnp.minimum(t, 1 - inputs.strengths)[None], which)
 
 
 def _empty(velocity: Velocity | Reusing, tokens: Array, branches: Branches) -> Any:

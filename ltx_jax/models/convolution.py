@@ -9,6 +9,8 @@ another platform gets that platform's own convolution.
 """
 
 import functools
+import os
+import sys
 from typing import Any
 
 import jax
@@ -20,7 +22,10 @@ from ltx_jax.sharding import platform
 Stride = tuple[int, int, int]  # frames, rows, columns
 
 _LAYOUT = ("NDHWC", "DHWIO", "NDHWC")
-_HAS_ONEDNN = jax.__version_info__ >= (0, 11)
+# Of the builds of jaxlib, those for Linux on x86-64 come with it.
+_HAS_ONEDNN = (
+    jax.__version_info__ >= (0, 11) and sys.platform == "linux" and os.uname().machine == "x86_64"
+)
 
 
 def compiler_options() -> dict[str, Any] | None:

@@ -43,11 +43,30 @@ CaptionHeads = tuple[tuple[Array, Array], ...]
 Largest = Sequence[dict[str, float]]
 
 
-class Times(NamedTuple):
-    """Embedded times: the modulation of all blocks (b, #n, 6, d), and the embedding (b, #n, d)."""
+class FewTimes(NamedTuple):
+    """Times of tokens that share a few, each of which is embedded once.
 
-    modulation: Array
-    embedded: Array
+    Attributes:
+      times: the distinct ones, of each sample: (#b, k).
+      which: index of each token's own (b, n).
+    """
+
+    times: Any
+    which: Any
+
+
+class Times(NamedTuple):
+    """Embedded times.
+
+    Attributes:
+      modulation: of all blocks (b, #n, 6, d), and
+      embedded: the embedding itself (b, #n, d); of `FewTimes`, (#b, k, 6, d) and (#b, k, d), and
+      which: index of each token's own (b, n), else None.
+    """
+
+    modulation: Any
+    embedded: Any
+    which: Any
 
 
 def derive(params: Any, cfg: TransformerConfig) -> dict[str, Any]:
@@ -222,7 +241,7 @@ def attend_captions(
 def velocity(
     params: Any,
     latents: Float[Array, "b n c"],
-    timestep: Float[Array, "b #n"],
+    timestep: Float[Array, "b #n"] | FewTimes,
     captions: CaptionHeads,
     caption_mask: Mask | None,
     rope: HalvedRope,
@@ -235,7 +254,7 @@ def velocity(
     Args:
       params: of `derive`.
       latents: normalised, noisy.
-      timestep: in [0, 1], one of each sample or of each token.
+      timestep: in [0, 1], one of each sample or of each token, or the few that tokens share.
       captions: of `attend_captions`, and
       caption_mask: their mask.
       rope: of `halve_rope`.
@@ -249,24 +268,47 @@ def velocity(
 
 
 def embed(
-    params: Any, latents: Float[Array, "b n c"], timestep: Float[Array, "b #n"], cfg: Any
+    params: Any,
+    latents: Float[Array, "b n c"],
+    timestep: Float[Array, "b #n"] | FewTimes,
+    cfg: TransformerConfig,
 ) -> tuple[Float[Array, "b n d"], Times]:
     """What the layers start from."""
-    time = timestep.astype(jnp.float32) * (cfg.timestep_scale_multiplier or 1.0)
+    each, which = timestep if isinstance(timestep, FewTimes) else (timestep, None)
+    time = each.astype(jnp.float32) * (cfg.timestep_scale_multiplier or 1.0)
     p, embedder = params["adaln_single"], params["adaln_single"]["timestep_embedder"]
     h = jax.nn.silu(_linear(sinusoidal_embedding(time).astype(cfg.dtype), embedder["linear_1"]))
     embedded = _linear(h, embedder["linear_2"])
     rows = _linear(jax.nn.silu(embedded), p["linear"])
     x = _linear(latents.astype(cfg.dtype), params["patchify_proj"])
-    return x, Times(rows.reshape(*timestep.shape, 6, cfg.width), embedded)
+    return x, Times(rows.reshape(*each.shape, 6, cfg.width), embedded, which)
+
+
+def _rows(modulation: Array, table: Array, which: Array | None) -> list[Array]:
+    """Modulation (b, #n or k, rows, d) plus a block's own table (rows, d), row by row (b, #n, d).
+
+    Tokens choose among few by comparing, which becomes part of what reads it: a row for each token
+    is never written.
+    """
+    rows = modulation.astype(jnp.float32) + table[None, None]
+
+    def of_tokens(row: Array) -> Array:
+        if which is None:
+            return row
+        chosen = row[:, :1]
+        for i in range(1, row.shape[1]):
+            chosen = jnp.where((which == i)[..., None], row[:, i : i + 1], chosen)
+        return chosen
+
+    return [of_tokens(rows[:, :, i]) for i in range(table.shape[0])]
 
 
 def first_input(
     params: Any, x: Float[Array, "b n d"], times: Times, cfg: TransformerConfig
 ) -> Float[Array, "b n d"]:
     """What the first layer attends over: `embed`'s output, normalised and modulated."""
-    rows = times.modulation.astype(jnp.float32) + params["layers"][0]["table"][None, None]
-    return _modulated(x, rows[:, :, 0], rows[:, :, 1], cfg)
+    rows = _rows(times.modulation, params["layers"][0]["table"], times.which)
+    return _modulated(x, rows[0], rows[1], cfg)
 
 
 def attend(
@@ -287,10 +329,10 @@ def attend(
         if seen is not None:
             record = {}
             seen.append(record)
-        rows = times.modulation.astype(jnp.float32) + layer["table"][None, None]
+        rows = _rows(times.modulation, layer["table"], times.which)
         before = x
 
-        h = _modulated(x, rows[:, :, 0], rows[:, :, 1], cfg)
+        h = _modulated(x, rows[0], rows[1], cfg)
         q, k, v = jnp.split(_linear(h, layer["qkv"], record, "qkv"), 3, axis=-1)
         q, k = _turned(q, layer["q_gain"], rope, cfg), _turned(k, layer["k_gain"], rope, cfg)
         out = attention(q, k, _heads(v, cfg), form=cfg.attention).reshape(x.shape)
@@ -298,16 +340,16 @@ def attend(
             out = _keep(keep, out, v)
         elif skip is not None and skip.mode == "attention_skip":
             out = _keep(keep, out, h)
-        x = _gated(x, _linear(out, layer["out"], record, "out"), rows[:, :, 2])
+        x = _gated(x, _linear(out, layer["out"], record, "out"), rows[2])
 
         q = _linear(x, layer["caption_q"], record, "caption_q")
         q = _heads(_gained(q, layer["caption_q_gain"]).astype(q.dtype), cfg)
         out = attention(q, *captions[i], mask=caption_mask, form=cfg.attention).reshape(x.shape)
         x = x + _linear(out, layer["caption_out"], record, "caption_out")
 
-        h = _modulated(x, rows[:, :, 3], rows[:, :, 4], cfg)
+        h = _modulated(x, rows[3], rows[4], cfg)
         h = jax.nn.gelu(_linear(h, layer["ff_in"], record, "ff_in"), approximate=True)
-        x = _gated(x, _linear(h, layer["ff_out"], record, "ff_out"), rows[:, :, 5])
+        x = _gated(x, _linear(h, layer["ff_out"], record, "ff_out"), rows[5])
         if skip is not None and skip.mode == "transformer_block":
             x = _keep(keep, x, before)
     return x
@@ -317,8 +359,8 @@ def project(params: Any, x: Float[Array, "b n d"], times: Times) -> Float[Array,
     """The velocity that the layers' output stands for."""
     h = x.astype(jnp.float32)
     h = rms_normalize(h - jnp.mean(h, axis=-1, keepdims=True), OUTPUT_NORM_EPSILON)
-    rows = times.embedded.astype(jnp.float32)[:, :, None] + params["scale_shift_table"][None, None]
-    return _linear(h * (1 + rows[:, :, 1]) + rows[:, :, 0], params["proj_out"])
+    shift, scale = _rows(times.embedded[:, :, None], params["scale_shift_table"], times.which)
+    return _linear(h * (1 + scale) + shift, params["proj_out"])
 
 
 def calibrate(params: Any, calls: Iterable[Any], cfg: TransformerConfig) -> Largest:

@@ -15,7 +15,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from ltx_jax.config import T5Config
-from ltx_jax.models.layers import RMSNorm, param
+from ltx_jax.models.layers import RMSNorm, dot_general, param
 from ltx_jax.sharding import constrain
 
 
@@ -58,7 +58,7 @@ def _linear(
         dtype=dtype,
         param_dtype=cfg.param_dtype,
         kernel_init=param(axes, nn.initializers.normal(scale)),
-        dot_general=functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32),
+        dot_general=functools.partial(dot_general, preferred_element_type=jnp.float32),
         name=name,
     )
 

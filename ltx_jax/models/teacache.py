@@ -46,7 +46,7 @@ def empty(latents: Float[Array, "b n c"], cfg: TransformerConfig) -> Kept:
 def velocity(
     params: Any,
     latents: Float[Array, "b n c"],
-    timestep: Float[Array, "b #n"],
+    timestep: Float[Array, "b #n"] | fused.FewTimes,
     captions: fused.CaptionHeads,
     caption_mask: Mask | None,
     rope: fused.HalvedRope,

@@ -12,10 +12,10 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ltx_jax import pipeline, sharding
+from ltx_jax import sharding
 from ltx_jax.checkpoints import official_config, released
 from ltx_jax.config import Linears, MeshConfig, SamplingConfig, TransformerConfig, VAEConfig
-from ltx_jax.diffusion import guidance, networks, sampler
+from ltx_jax.diffusion import ends, guidance, networks, sampler
 from ltx_jax.diffusion.noise import seeded
 from ltx_jax.models import convolution, fused
 from ltx_jax.models.transformer import Transformer, compiler_options
@@ -142,8 +142,10 @@ def step(mesh: Any, params: Any, made: Any, branches: Any, velocity: Any, option
 
 
 @functools.cache
-def fast_step(layers: int, linears: Linears | None = None, reuse: bool = False) -> Program:
-    """The step in fused form, for one H200; `reuse` is TeaCache."""
+def fast_step(
+    layers: int, linears: Linears | None = None, reuse: bool = False, condition: bool = False
+) -> Program:
+    """The step in fused form, for one H200; `reuse` is TeaCache, `condition` an image to show."""
     mesh, cfg = mesh_of("h200"), transformer(layers)
     params = derived(cfg, linears)
     caption = jax.ShapeDtypeStruct((1, CAPTION, CHANNELS), jnp.bfloat16)
@@ -153,6 +155,9 @@ def fast_step(layers: int, linears: Linears | None = None, reuse: bool = False) 
     made, branches = inputs(cfg, heads, rope, 1)
     if reuse:
         made = dataclasses.replace(made, threshold=jax.ShapeDtypeStruct((), jnp.float32))
+    if condition:
+        mask, strengths = (jax.ShapeDtypeStruct(x, jnp.float32) for x in ((1, TOKENS), (2,)))
+        made = dataclasses.replace(made, mask=mask, strengths=strengths)
     params, made = laid_out((params, made), mesh)
     with sharding.use_mesh(mesh):
         velocity = networks.reusing_network(cfg) if reuse else networks.fast_network(cfg)
@@ -196,5 +201,5 @@ def decoder() -> Program:
     arguments = (decoder_params(cfg), LatentStatistics(channels, channels), latents, noise)
     with sharding.use_mesh(mesh):
         arguments = laid_out((*arguments, scalar, scalar, scalar), mesh)
-        lowered = pipeline._decode.lower(*arguments, cfg=cfg, uint8=True)
+        lowered = ends.decode.lower(*arguments, cfg=cfg, uint8=True)
         return Program(lowered.compile(compiler_options=convolution.compiler_options()))

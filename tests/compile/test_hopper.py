@@ -79,6 +79,14 @@ def test_a_layer_moves_little_beside_its_products():
     assert 0.4 * GB < two.rest - one.rest < 0.6 * GB
 
 
+def test_a_layer_of_conditioned_sampling_moves_as_little():
+    """A modulation of each token's own would be 150 MB to read in every layer."""
+    one, two = (fast_step(layers, condition=True) for layers in (1, 2))
+    assert two.traffic.rest - one.traffic.rest < 0.6 * GB
+    assert len(large(one, "f32")) == len(large(two, "f32")) == 1
+    assert two.temporary < fast_step(2).temporary + 0.01 * GB
+
+
 def test_sampling_takes_ten_gigabytes_beside_the_text_encoder():
     """Hence 20 with T5-XXL (9.6 GB in bfloat16) still there."""
     weights = size(derived(transformer())) + size(decoder_params(vae()))

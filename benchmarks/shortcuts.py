@@ -1,0 +1,122 @@
+"""What the options that change the result a little do to the videos of a trained model:
+
+  python -m benchmarks.shortcuts embedded
+  python -m benchmarks.shortcuts runs/mine --prompt "a cat" "a dog" --text_encoder t5
+
+Every form samples the same prompts from the same noise, beside the exact one: the fast form in
+float32. The change of latents is relative, root mean square; that of bfloat16, which is how one
+samples, shows what is little. Without --prompt, prompts are scenes of the procedural world, whose
+models alone know them, and the judge says how often a video shows what was asked for.
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ltx_jax import LTXPipeline, metrics
+from ltx_jax.diffusion import sampler
+from ltx_jax.diffusion.programs import Programs
+from ltx_jax.evaluate import autoencoder, report
+from ltx_jax.evaluate.report import Figure
+from ltx_jax.evaluate.world import Bench, words
+
+EXACT = "exact"
+# Arguments of the pipeline, and options of a call.
+FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    EXACT: ({}, {}),
+    "bfloat16": ({"dtype": "bfloat16"}, {}),
+    "float8 linears": ({"linears": "float8"}, {}),
+    "int8 linears": ({"linears": "int8"}, {}),
+    **{f"TeaCache {threshold}": ({}, {"teacache": threshold}) for threshold in (0.03, 0.05, 0.1)},
+}
+
+
+class Watching(Programs):
+    """Notes of every step that TeaCache may leave out whether it was computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.computed: list[bool] = []
+
+    def __call__(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        """The same call."""
+        out = super().__call__(function, *args, **kwargs)
+        if function is sampler.step and out[1] is not None:
+            self.computed.append(float(out[1].change) == 0)
+        return out
+
+
+def measure(
+    checkpoint: str, text_encoder: str | None, prompts: Sequence[str], batch_size: int
+) -> tuple[list[Figure], dict[str, np.ndarray]]:
+    """Figures of every form, and its videos (b, t, h, w, 3)."""
+    figures: list[Figure] = []
+    latents: dict[str, np.ndarray] = {}
+    videos: dict[str, np.ndarray] = {}
+    for name, (form, options) in FORMS.items():
+        form = {"dtype": "float32", "fast": True} | form
+        pipe = LTXPipeline.from_pretrained(checkpoint, text_encoder, **form)
+        pipe.programs = watching = Watching()
+        made, decoded = [], []
+        for first in range(0, len(prompts), batch_size):
+            batch = list(prompts[first : first + batch_size])
+            x = pipe(batch, output="latents", first_sample=first, **options)
+            made.append(x)
+            decoded.append(pipe.decode(x, first_sample=first))
+        latents[name], videos[name] = np.concatenate(made), np.concatenate(decoded)
+        if name == EXACT:
+            continue
+        axes = tuple(range(1, latents[EXACT].ndim))
+        change = np.mean((latents[name] - latents[EXACT]) ** 2, axes)
+        change = 100 * np.sqrt(change / np.mean(latents[EXACT] ** 2, axes))
+        ratios = np.asarray(metrics.psnr(videos[name], videos[EXACT]))
+        figures += [
+            report.mean(name, "change of the latents", change, "%"),
+            Figure(name, "largest of these", float(change.max()), len(change), unit="%"),
+            report.mean(name, "PSNR against the exact video", ratios, "dB"),
+        ]
+        if watching.computed:
+            figures.append(report.share(name, "steps computed", watching.computed))
+    return figures, videos
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measures, prints the table and writes it."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.shortcuts",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", help="anything sample.py takes")
+    parser.add_argument("--text_encoder", help="a T5 folder, if the checkpoint has none of its own")
+    parser.add_argument("--prompt", nargs="+", help="in place of scenes of the procedural world")
+    parser.add_argument("--scenes", type=int, default=32, help="how many of them")
+    parser.add_argument("--batch_size", type=int, default=8)
+    out = Path(__file__).parent / "results" / "shortcuts"
+    parser.add_argument("--out", type=Path, default=out, help="path without its ending")
+    given = parser.parse_args(arguments)
+    pipe = LTXPipeline.from_pretrained(given.checkpoint, given.text_encoder)
+    reconstruct = autoencoder.reconstructor(pipe.checkpoint, pipe.vae)
+    bench = Bench(pipe, reconstruct, pipe.vae.temporal_factor, pipe.options)
+    asked = [] if given.prompt else bench.draw(given.scenes)
+    prompts = given.prompt or [one.caption for one in asked]
+    figures, videos = measure(given.checkpoint, given.text_encoder, prompts, given.batch_size)
+    if asked:
+        wanted = [one.triples for one in asked]
+        for name, made in videos.items():
+            figures += words(name, [bench.see(video) for video in made], wanted)
+        figures.sort(key=lambda figure: list(FORMS).index(figure.of))
+    title = "Options that change the result a little"
+    report.show(title, figures)
+    settings = {"checkpoint": given.checkpoint, **dataclasses.asdict(pipe.options)}
+    print(*report.write(given.out, title, settings, figures), sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

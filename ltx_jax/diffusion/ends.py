@@ -1,0 +1,134 @@
+"""The two ends of a run, each one program: media and noise to the tokens that the loop starts from,
+and its latents to a video."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ltx_jax import sharding
+from ltx_jax.config import TransformerConfig, VAEConfig
+from ltx_jax.diffusion import conditioning, flow, latents, tokens
+from ltx_jax.diffusion.conditioning import Encoded
+from ltx_jax.models import fused
+from ltx_jax.models.vae import LatentStatistics, Posterior, VideoVAE
+
+
+@functools.partial(jax.jit, static_argnames="cfg")
+def encode(params: Any, clip: Float[Array, "b t h w c"], *, cfg: VAEConfig) -> Posterior:
+    """What the VAE makes of a clip in [-1, 1]."""
+    return VideoVAE(cfg).apply({"params": params}, clip, method="encode")  # pyright: ignore[reportReturnType]
+
+
+class Placing(NamedTuple):
+    """The static part of a start."""
+
+    transformer: TransformerConfig
+    batch: int
+    grid: tuple[int, int, int]
+    temporal_factor: int
+    spatial_factor: int
+    frame_rate: float
+    frames: tuple[int, ...]  # at which the conditions start
+    fast: bool  # whether the tables are for `fast_network`
+
+
+@functools.partial(jax.jit, static_argnames="placing")
+def start(
+    statistics: LatentStatistics,
+    noise: Any,
+    first_time: Float[Array, ""],
+    given: Posterior | Array | None,
+    posteriors: Sequence[Posterior],
+    strengths: Sequence[Array],
+    *,
+    placing: Placing,
+) -> tuple[conditioning.Prepared, Any]:
+    """Initial tokens with the conditions in place, and their rotary tables.
+
+    Args:
+      statistics: of the VAE's latents.
+      noise: a `NoiseSource`.
+      first_time: noise level to which `given` is raised.
+      given: what the run changes, as a posterior or as normalised latents; None starts from noise.
+      posteriors: of the conditions' clips.
+      strengths: of the conditions.
+      placing: everything static.
+    """
+    b, cfg = placing.batch, placing.transformer
+
+    def draw_latents(posterior: Posterior, name: str) -> Array:
+        fresh = noise.draw(name, (b, *posterior.mean.shape[1:]))
+        return statistics.normalize(posterior.sample(fresh))
+
+    x = noise.draw("initial", (b, *placing.grid, cfg.in_channels)).astype(jnp.float32)
+    if isinstance(given, Posterior):
+        given = draw_latents(given, "input")
+    if given is not None:
+        x = flow.add_noise(given, x, jnp.broadcast_to(first_time, (b,)))
+    encoded = [
+        Encoded(draw_latents(posterior, f"posterior/{i}"), strength, frame)
+        for i, (posterior, strength, frame) in enumerate(
+            zip(posteriors, strengths, placing.frames, strict=True)
+        )
+    ]
+    prepared = conditioning.prepare(
+        x,
+        encoded,
+        noise,
+        temporal_factor=placing.temporal_factor,
+        spatial_factor=placing.spatial_factor,
+        causal=cfg.causal_temporal_positioning,
+    )
+    # Laid out as each step leaves them, or the first step would be a program of its own.
+    laid_out = sharding.constrain(prepared.tokens, "batch", "token", None)
+    rope: Any = tokens.rope_tables(tokens.positions(prepared.coords, placing.frame_rate), cfg)
+    if placing.fast:
+        rope = fused.halve_rope(rope, cfg)
+    return dataclasses.replace(prepared, tokens=laid_out), rope
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "uint8"))
+def decode(
+    params: Any,
+    statistics: LatentStatistics,
+    x: Float[Array, "b t h w c"],
+    noise: Any,
+    timestep: Float[Array, ""],
+    level: Float[Array, ""],
+    tone_ratio: Float[Array, ""],
+    *,
+    cfg: VAEConfig,
+    uint8: bool,
+) -> Array:
+    """A video (b, t, h, w, 3) of normalised latents, in [-1, 1] or as bytes.
+
+    Args:
+      params: of the VAE.
+      statistics: of its latents.
+      x: the latents.
+      noise: a `NoiseSource`, for what is added here and inside the decoder.
+      timestep: noise level that a conditioned decoder is told.
+      level: noise level that is added for one.
+      tone_ratio: how far to pull in extreme latents.
+      cfg: of the VAE.
+      uint8: whether the video is bytes.
+    """
+    b = x.shape[0]
+    if cfg.timestep_conditioning:
+        fresh = noise.draw("decode", x.shape)
+        x = latents.decoder_noise(x, fresh, jnp.broadcast_to(level, (b,)))
+    x = statistics.denormalize(latents.tone_map(x, tone_ratio))
+
+    def injected(index: int, shape: tuple[int, int]) -> Array:
+        return noise.draw("decoder", (b, *shape), index)
+
+    times = jnp.broadcast_to(timestep, (b,)) if cfg.timestep_conditioning else None
+    clip: Any = VideoVAE(cfg).apply({"params": params}, x, times, injected, method="decode")
+    if not uint8:
+        return jnp.clip(clip, -1, 1)
+    return (255 * jnp.clip(clip * 0.5 + 0.5, 0, 1)).astype(jnp.uint8)

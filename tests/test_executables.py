@@ -1,0 +1,121 @@
+"""Programs that were compiled before are found, and only where they are the same."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ltx_jax.config import TransformerConfig
+from ltx_jax.diffusion import executables, networks, sampler
+from ltx_jax.diffusion.guidance import Branches
+from ltx_jax.diffusion.noise import seeded
+from ltx_jax.diffusion.programs import Programs
+
+OPTIONS = {"xla_backend_optimization_level": 0}
+
+
+@functools.partial(jax.jit, static_argnames="cfg", donate_argnames="x")
+def scaled(x, noise, *, cfg):
+    """Takes a tree and gives one."""
+    return {"y": x * cfg.num_layers + noise.draw("initial", x.shape), "noise": noise}
+
+
+CFG = TransformerConfig(num_layers=3)
+
+
+def arguments():
+    return jnp.ones((1, 5)), seeded(3, 1)
+
+
+@pytest.fixture
+def programs(tmp_path, monkeypatch):
+    monkeypatch.setattr(Programs, "folder", tmp_path / "kept")
+    return lambda: Programs(OPTIONS)
+
+
+def refuse_to_compile(monkeypatch):
+    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda *_, **__: pytest.fail("compiled"))
+
+
+def test_what_was_compiled_once_is_read(programs, monkeypatch):
+    want = programs()(scaled, *arguments(), cfg=CFG)
+    refuse_to_compile(monkeypatch)
+    x, noise = arguments()
+    got = programs()(scaled, x, noise, cfg=CFG)
+    np.testing.assert_array_equal(got["y"], want["y"])
+    assert jax.random.key_data(got["noise"].keys).tolist() == (
+        jax.random.key_data(noise.keys).tolist()
+    )
+    assert x.is_deleted()  # its memory was given away, as in the program compiled
+
+
+@pytest.mark.parametrize("change", ["shape", "dtype", "setting", "options", "code", "precision"])
+def test_another_call_is_another_program(change, tmp_path, monkeypatch):
+    x, noise = arguments()
+    static, options = {"cfg": CFG}, OPTIONS
+
+    def place():
+        return executables.place(tmp_path, scaled, (x, noise), static, options)
+
+    before = place()
+    assert before == place()
+    if change == "shape":
+        x = jnp.ones((1, 6))
+    elif change == "dtype":
+        x = x.astype(jnp.bfloat16)
+    elif change == "setting":
+        static = {"cfg": TransformerConfig(num_layers=4)}
+    elif change == "options":
+        options = {}
+    elif change == "code":
+        monkeypatch.setattr(executables, "_code", lambda: "another")
+    if change == "precision":
+        with jax.default_matmul_precision("highest"):
+            assert place() != before
+    else:
+        assert place() != before
+
+
+@pytest.mark.parametrize(
+    "make", [networks.network, networks.fast_network, networks.reusing_network]
+)
+def test_every_network_has_a_description(make, tmp_path):
+    static = dict(velocity=make(CFG), branches=(Branches(True, False),), mode=sampler.Mode())
+    ours = executables.place(tmp_path, sampler.step, arguments(), static, OPTIONS)
+    assert ours is not None
+    other = TransformerConfig(num_layers=4)
+    changed = executables.place(
+        tmp_path, sampler.step, arguments(), static | {"velocity": make(other)}, OPTIONS
+    )
+    assert changed != ours
+
+
+def test_what_has_no_lasting_description_is_not_kept(tmp_path, mesh):
+    number = 3
+
+    def remembers(x):
+        return x * number
+
+    x = jnp.ones(3)
+    assert executables.place(tmp_path, jax.jit(remembers), (x,), {}, {}) is None
+    assert executables.place(tmp_path, scaled, (x,), {"cfg": object()}, {}) is None
+    with jax.set_mesh(mesh):
+        assert executables.place(tmp_path, scaled, arguments(), {"cfg": CFG}, {}) is None
+
+
+def test_a_damaged_file_is_compiled_again(programs, tmp_path):
+    want = programs()(scaled, *arguments(), cfg=CFG)
+    (path,) = (tmp_path / "kept").iterdir()
+    path.write_bytes(path.read_bytes()[:-1])
+    assert executables.load(path) is None
+    got = programs()(scaled, *arguments(), cfg=CFG)
+    np.testing.assert_array_equal(got["y"], want["y"])
+    assert executables.load(path) is not None  # and mended
+
+
+def test_a_place_that_cannot_be_written_does_no_harm(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(Programs, "folder", tmp_path / "file" / "kept")
+    assert Programs(OPTIONS)(scaled, *arguments(), cfg=CFG)["y"].shape == (1, 5)
