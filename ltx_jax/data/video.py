@@ -156,7 +156,7 @@ def _stream(path: File) -> Iterator[tuple[av.container.InputContainer, av.VideoS
     with _open(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
-        yield container, stream, stream.average_rate or stream.guessed_rate or Fraction(25)
+        yield container, stream, Fraction(stream.average_rate or stream.guessed_rate or 25)
 
 
 def _pictures(

@@ -12,7 +12,8 @@ from jaxtyping import UInt8
 
 # Grey levels, of 255.
 _DARKEST_BAR = 40  # a bar is nowhere brighter at its outermost rows
-_ABOVE = 8  # the bar's level by so much is not the bar
+# Above the bar's level by so much is not the bar; the second shows bars of very dark pictures.
+_ABOVE = (8, 3)
 _UNEVEN = 0.6  # deviation of blocks of a bar
 # Shares.
 _EDGE = 0.35  # of the columns that end in the same line, of those that end at all
@@ -23,6 +24,7 @@ _DEEPEST = 0.45  # of the frame's side
 _SMALLEST = 3  # a line or two are codecs' doing
 _BLOCK = 12
 _RIPPLE = 6
+_DEEP = 24
 
 
 def find_picture(lumas: Sequence[UInt8[np.ndarray, "h w"]]) -> tuple[int, int, int, int]:
@@ -32,18 +34,22 @@ def find_picture(lumas: Sequence[UInt8[np.ndarray, "h w"]]) -> tuple[int, int, i
       lumas: frames spread over a clip; black is 0.
     """
     brightest = np.maximum.reduce(list(lumas)).astype(np.int16)
-    top, bottom, left, right = 0, 0, 0, 0
+    depths = [0, 0, 0, 0]
     for _ in range(2):  # bars on two sides hide those on the others at first
-        height, width = brightest.shape
-        inner = slice(top, height - bottom), slice(left, width - right)
-        more = [_depth(turned) for turned in _sides(brightest[inner])]
-        if not any(more):
-            break
-        top, bottom, left, right = (
-            known + new for known, new in zip((top, bottom, left, right), more, strict=True)
-        )
-    height, width = brightest.shape
-    return top, left, height - top - bottom, width - left - right
+        sides = _sides(_inner(brightest, depths))
+        # Lettering may have ended a bar too soon. A dark edge of the picture behind it is no bar.
+        depths = [
+            known + _depth(side, _ABOVE[:1] if known else _ABOVE)
+            for known, side in zip(depths, sides, strict=True)
+        ]
+    top, _, left, _ = depths
+    return top, left, *_inner(brightest, depths).shape
+
+
+def _inner(picture: np.ndarray, depths: Sequence[int]) -> np.ndarray:
+    """The picture without its bars at the top, bottom, left and right."""
+    (height, width), (top, bottom, left, right) = picture.shape, depths
+    return picture[top : height - bottom, left : width - right]
 
 
 def _sides(picture: np.ndarray) -> list[np.ndarray]:
@@ -51,15 +57,19 @@ def _sides(picture: np.ndarray) -> list[np.ndarray]:
     return [picture, picture[::-1], picture.T, picture.T[::-1]]
 
 
-def _depth(high: np.ndarray) -> int:
-    """Rows of a bar at the top; 0 without one."""
-    deepest = int(len(high) * _DEEPEST)
-    if deepest <= _SMALLEST:
+def _depth(high: np.ndarray, margins: Sequence[int]) -> int:
+    """Rows of a bar at the top, by the first margin above its level that shows one; 0 without."""
+    if int(len(high) * _DEEPEST) <= _SMALLEST:
         return 0
-    level = np.median(high[:2])
+    level = float(np.median(high[:2]))
     if level > _DARKEST_BAR:
         return 0
-    dark = high[: deepest + 3] <= level + _ABOVE
+    return next((depth for above in margins if (depth := _dark_depth(high, level + above))), 0)
+
+
+def _dark_depth(high: np.ndarray, darkest: float) -> int:
+    """Rows of a bar at the top, nowhere brighter than `darkest`; 0 without one."""
+    dark = high[: int(len(high) * _DEEPEST) + 3] <= darkest
     clear = dark.mean(axis=1)
     # Rows y with dark pixels above and bright ones below: two rows apart, for edges are soft.
     above, below = dark[1:-2], ~(dark[2:-1] & dark[3:])
@@ -82,21 +92,21 @@ def _depth(high: np.ndarray) -> int:
     for index in np.argsort(-np.where(good, edge, -1.0), kind="stable")[: int(good.sum())]:
         depth = int(rows[index])
         # Beside the edge codecs leave ripples.
-        if _is_flat(high[: max(depth - _RIPPLE, depth // 2)], level):
+        if _is_flat(high[: max(depth - _RIPPLE, depth // 2)], darkest):
             return depth
     return 0
 
 
-def _is_flat(band: np.ndarray, level: float) -> bool:
+def _is_flat(band: np.ndarray, darkest: float) -> bool:
     """Whether what is dark in a band is as even as a bar, averaged over blocks against noise."""
     rows = -(-len(band) // max(round(len(band) / _BLOCK), 1))
     means = []
     for top in range(0, len(band), rows):
         for left in range(0, band.shape[1], _BLOCK):
             block = band[top : top + rows, left : left + _BLOCK]
-            dark = block[block <= level + _ABOVE]
+            dark = block[block <= darkest]
             if dark.size >= block.size / 2:
                 means.append(dark.mean())
-    # Thin bars are all ripples.
-    limit = _UNEVEN if len(band) >= _RIPPLE else 2 * _UNEVEN
+    # Thin bars are all ripples, deep ones hardly feel them.
+    limit = _UNEVEN * (2.0 if len(band) < _RIPPLE else 1.0 if len(band) < _DEEP else 0.6)
     return len(means) > 1 and float(np.std(means)) <= limit
