@@ -64,6 +64,8 @@ def test_bars_are_cut_off_to_the_pixel_and_a_dark_picture_is_left_alone():
     assert bars.find_picture(barred) == (20, 7, 80, 160)
     assert bars.find_picture(pictures) == (0, 0, 80, 160)
     assert bars.find_picture([np.zeros((90, 160), np.uint8)]) == (0, 0, 90, 160)
+    faint = [np.pad(picture // 40 + 4, ((20, 20), (0, 0))) for picture in pictures]
+    assert bars.find_picture(faint) == (20, 0, 80, 160)
 
 
 def test_the_best_of_a_group_is_kept_and_parts_of_one_shot_are_no_copies():
