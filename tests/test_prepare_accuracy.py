@@ -34,7 +34,7 @@ def test_a_few_films_are_seen_as_they_are(tmp_path):
 
 @pytest.mark.slow
 def test_footage_of_seeds_that_no_threshold_has_seen(tmp_path):
-    """82 films; docs/preparation.md has the figures of all ten seeds, where the aims are met."""
+    """82 films; docs/preparation.md has the figures of all ten seeds."""
     sets = [footage.Footage(tmp_path, seed).write() for seed in (100, 101)]
     figures = preparation.measure(sets, PrepareConfig()).figures()
     assert figures["cuts F1"] >= 0.95, figures

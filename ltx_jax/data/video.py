@@ -155,7 +155,8 @@ def _stream(path: File) -> Iterator[tuple[av.container.InputContainer, av.VideoS
         raise ValueError(f"{path} is a still image; a clip is expected")
     with _open(path) as container:
         stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
+        # Not by frames: one thread may hand out a frame before another has marked it as damaged.
+        stream.thread_type = "SLICE"
         yield container, stream, Fraction(stream.average_rate or stream.guessed_rate or 25)
 
 
