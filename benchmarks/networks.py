@@ -275,7 +275,9 @@ def startup(report: Report, scale: Scale) -> None:
             blob = ready("serialise", lambda: serialize_executable.serialize(compiled))
             loaded = ready(
                 f"load {len(blob[0]) / 1e6:.1f} MB",
-                lambda: serialize_executable.deserialize_and_load(*blob),
+                lambda: serialize_executable.deserialize_and_load(
+                    *blob, execution_devices=jax.local_devices()[:1]
+                ),
             )
             ready("first call", lambda: jax.block_until_ready(loaded(*arguments)))
         finally:
