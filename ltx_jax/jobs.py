@@ -153,6 +153,17 @@ def settings_of(cfg: SampleConfig, item: Video) -> SampleConfig:
 def write_sidecar(
     cfg: SampleConfig, item: Video, checkpoint_hash: str, seconds: dict[str, float]
 ) -> None:
+    """Writes the JSON beside a video: what made it, and enough to make it again.
+
+    Args:
+      cfg: of the command.
+      item: the video.
+      checkpoint_hash: of the weights.
+      seconds: that each part took.
+
+    Raises:
+      ValueError: if it cannot be written.
+    """
     packages = ("ltx-jax", "jax", "jaxlib", "flax", "numpy", "av")
     versions = {"python": platform.python_version(), "device": jax.devices()[0].device_kind}
     for name in packages:

@@ -23,14 +23,15 @@ def check(cfg: PrepareConfig) -> None:
     """
     if cfg.text.max_share is not None:
         _detector(cfg.text.detector)
-    if cfg.aesthetics.encoder:
-        from ltx_jax.prepare import aesthetics, pretrained
+    if not (cfg.aesthetics.encoder or cfg.captions.model):
+        return  # torch need not be there
 
+    from ltx_jax.prepare import aesthetics, pretrained
+
+    if cfg.aesthetics.encoder:
         aesthetics.load_head(cfg.aesthetics.head)
         pretrained.check("image encoder", cfg.aesthetics.encoder)
     if cfg.captions.model:
-        from ltx_jax.prepare import pretrained
-
         pretrained.check("captioner", cfg.captions.model)
 
 

@@ -5,7 +5,6 @@ import collections
 import html
 import io
 import math
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ltx_jax.config.preparation import PrepareConfig
+from ltx_jax.data import writing
 from ltx_jax.prepare import cut
 from ltx_jax.prepare.records import Clip, Reason
 
@@ -80,9 +80,8 @@ def write(path: Path, cfg: PrepareConfig, clips: Iterable[Clip]) -> None:
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>Data preparation</title>'
         f"<style>{_STYLE}</style>{''.join(body)}</html>\n"
     )
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with writing.whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 class _Histogram:
