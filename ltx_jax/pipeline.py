@@ -444,10 +444,9 @@ class LTXPipeline:
         start = self.prepare(calibration.PROMPTS, calibration.OPTIONS, **changes)
         with self.part("denoise", start.size):
             return calibration.largest_inputs(
-                fast_network(self.transformer),
                 self.checkpoint.transformer_params,
                 start.inputs,
-                start.branches,
+                len(start.branches),
                 self.transformer,
                 functools.partial(self.programs, compiler_options=compiler_options()),
             )

@@ -124,7 +124,8 @@ def test_eight_bits_stay_within_their_rounding(params):
     """e4m3 keeps 4 bits of a number: 2^-4 at most of each, some 1e-2 of a sum of many."""
     arguments = inputs()
     derived = fused.derive(params, CFG)
-    largest = fused.calibrate(derived, [(*prepared(derived, arguments), None)], CFG)
+    _, seen = fused.observe(derived, *prepared(derived, arguments), None, cfg=CFG)
+    largest = fused.largest_of([seen])
     assert len(largest) == CFG.num_layers
     want = np.asarray(plain(params, arguments))
     got = np.asarray(fast(params, arguments, largest=largest))
@@ -167,5 +168,5 @@ def test_the_large_matrices_take_one_byte_a_weight(params, linears, kind):
 
 
 def test_eight_bit_products_need_to_know_their_inputs(params):
-    with pytest.raises(ValueError, match="calibrate"):
+    with pytest.raises(ValueError, match="observe"):
         fused.quantize(fused.derive(params, CFG), "float8")

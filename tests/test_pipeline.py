@@ -13,8 +13,10 @@ from ltx_jax import pipeline, request, sharding
 from ltx_jax.checkpoints import keys, official
 from ltx_jax.config import MeshConfig, SamplingConfig, T5Config
 from ltx_jax.data import video
+from ltx_jax.diffusion import calibration, networks, sampler
 from ltx_jax.diffusion.conditioning import Condition
 from ltx_jax.diffusion.programs import Programs, explain_memory_errors
+from ltx_jax.models import fused
 from ltx_jax.models.t5 import T5Encoder
 from ltx_jax.pipeline import LTXPipeline
 from ltx_jax.text import ByteTokenizer, TextEncoder
@@ -509,6 +511,34 @@ def test_linears_in_eight_bits_give_about_the_same_video(pipe, text_encoder, lin
     got, want = (each(PROMPTS, FAST, output="latents") for each in (small, pipe))
     error = np.sqrt(np.mean((got - want) ** 2) / np.mean(want**2))
     assert 1e-5 < error < bound
+
+
+def test_calibration_sees_every_step_of_the_loop(text_encoder):
+    """The largest inputs over the tokens that the sampler passes through."""
+    pipe = LTXPipeline(golden_traces.checkpoint(), text_encoder, dtype="float32", fast=True)
+    params, cfg = pipe.checkpoint.transformer_params, pipe.transformer
+    start = pipe.prepare(PROMPTS, FAST)
+    passed = [start.inputs.start]
+    sampler.sample(
+        networks.fast_network(cfg),
+        params,
+        start.inputs,
+        start.branches,
+        callback=lambda step: passed.append(jnp.copy(step.tokens)),
+    )
+    caption, seen = start.inputs.caption, []
+    for x, t in zip(passed, start.inputs.times[: FAST.num_inference_steps], strict=False):
+        given = (jnp.full((2, 1), t), caption.embeddings, caption.mask, start.inputs.rope, None)
+        seen.append(fused.observe(params, x, *given, cfg=cfg)[1])
+    got = calibration.largest_inputs(
+        params, start.inputs, FAST.num_inference_steps, cfg, Programs()
+    )
+    want = [
+        {name: max(x[i][name] for x in seen) for name in fused.LINEARS} for i in range(len(got))
+    ]
+    for one, other in zip(got, want, strict=True):
+        for name in fused.LINEARS:  # another program: rounding of float32
+            assert one[name] == pytest.approx(float(other[name]), rel=1e-4)
 
 
 def test_float8_without_prompts_to_calibrate_with_is_refused():

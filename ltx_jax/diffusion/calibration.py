@@ -1,14 +1,14 @@
 """What inputs the transformer's linears get: sampled once, so that eight bits can span them."""
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from ltx_jax.config import SamplingConfig, TransformerConfig
-from ltx_jax.diffusion import sampler
-from ltx_jax.diffusion.guidance import Branches
+from ltx_jax.diffusion import flow, sampler
 from ltx_jax.models import fused
 
 # Small videos of few steps: what is looked for depends little on the size.
@@ -31,34 +31,27 @@ PROMPTS = (
 
 
 def largest_inputs(
-    velocity: sampler.Velocity,
     params: Any,
     inputs: sampler.Inputs,
-    branches: Sequence[Branches],
+    steps: int,
     cfg: TransformerConfig,
     call: Callable[..., Any],
 ) -> fused.Largest:
-    """`fused.calibrate` at every step of a run without guidance; arguments as of `sampler.sample`,
-    params and inputs in the form of `models.fused`."""
-    passed = [np.asarray(inputs.start)]
-    sampler.sample(
-        velocity,
-        params,
-        inputs,
-        branches,
-        callback=lambda step: passed.append(np.array(step.tokens)),
-        call=call,
-    )
-    caption, rows = inputs.caption, len(passed[0])
-    calls = (
-        (
-            jnp.asarray(x),
-            jnp.full((rows, 1), t),
-            caption.embeddings,
-            caption.mask,
-            inputs.rope,
-            None,
-        )
-        for x, t in zip(passed[:-1], np.asarray(inputs.times), strict=False)
-    )
-    return fused.calibrate(params, calls, cfg)
+    """Of every large linear, in a run of `steps` without guidance.
+
+    Args:
+      params: of `fused.derive`.
+      inputs: of a loop, in the form of `models.fused`.
+      steps: how many of its times there are.
+      cfg: of the transformer.
+      call: calls a jitted function, as of `sampler.sample`.
+    """
+    caption, x, observed = inputs.caption, inputs.start, []
+    times = [*np.asarray(inputs.times)[:steps], 0.0]
+    for t, target in itertools.pairwise(times):
+        time = jnp.full((len(x), 1), t)
+        given = (x, time, caption.embeddings, caption.mask, inputs.rope, None)
+        velocity, seen = call(fused.observe, params, *given, cfg=cfg)
+        observed.append(seen)
+        x = flow.euler_step(x, velocity, time, jnp.full_like(time, target))
+    return fused.largest_of(observed)

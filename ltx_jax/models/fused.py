@@ -8,7 +8,7 @@ the parts of `velocity` together so that some steps leave the layers out.
 """
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +23,6 @@ from ltx_jax.models.transformer import (
     QK_NORM_EPSILON,
     Rope,
     Skip,
-    compiler_options,
 )
 
 # The large products of a layer, with which eight bits are worth it.
@@ -136,13 +135,13 @@ def quantize(params: Any, linears: Linears, largest: Largest | None = None) -> d
       params: of `derive`.
       linears: "float8" computes in eight bits (e4m3), with one scale for each tensor. "int8" stores
         matrices so, with one scale for each output, and computes as before.
-      largest: inputs, for "float8": what `calibrate` gives.
+      largest: inputs, for "float8": what `observe` saw.
 
     Raises:
       ValueError: for "float8" without `largest`.
     """
     if linears == "float8" and largest is None:
-        raise ValueError("float8 linears need the largest inputs that `calibrate` gives")
+        raise ValueError("float8 linears need the largest inputs that `observe` saw")
 
     def small(i: int, name: str, p: Any) -> Any:
         return _to_int8(p) if largest is None else _to_float8(p, largest[i][name])
@@ -154,6 +153,7 @@ def quantize(params: Any, linears: Linears, largest: Largest | None = None) -> d
     return params | {"layers": layers}
 
 
+@jax.jit  # once for each shape, where operations one by one are a program each
 def _to_float8(p: dict[str, Array], largest: Any) -> dict[str, Array]:
     # Hopper's 8-bit products want both operands with the summed axis last: (out, in).
     kernel = p["kernel"].astype(jnp.float32).T
@@ -166,6 +166,7 @@ def _to_float8(p: dict[str, Array], largest: Any) -> dict[str, Array]:
     }
 
 
+@jax.jit
 def _to_int8(p: dict[str, Array]) -> dict[str, Array]:
     kernel = p["kernel"].astype(jnp.float32)
     scale = jnp.max(jnp.abs(kernel), axis=0, keepdims=True) / _INT8_MAX
@@ -363,21 +364,19 @@ def project(params: Any, x: Float[Array, "b n d"], times: Times) -> Float[Array,
     return _linear(h * (1 + scale) + shift, params["proj_out"])
 
 
-def calibrate(params: Any, calls: Iterable[Any], cfg: TransformerConfig) -> Largest:
-    """Largest absolute inputs of every layer's `LINEARS` over `calls`, each the arguments of
-    `velocity` from `latents` to `skip`; `params` are of `derive`, before any are of eight bits."""
-    largest: list[dict[str, float]] = [{} for _ in range(cfg.num_layers)]
+@functools.partial(jax.jit, static_argnames="cfg")
+def observe(
+    params: Any, *inputs: Any, cfg: TransformerConfig
+) -> tuple[Float[Array, "b n c"], list[dict[str, Array]]]:
+    """`velocity` of its arguments up to `skip`, and what it lets `seen` know; `params` are of
+    `derive`, before any are of eight bits."""
+    seen: list[dict[str, Array]] = []
+    return velocity(params, *inputs, cfg=cfg, seen=seen), seen
 
-    @functools.partial(jax.jit, compiler_options=compiler_options())
-    def observe(params: Any, call: Any) -> Any:
-        seen: list[dict[str, Array]] = []
-        velocity(params, *call, cfg=cfg, seen=seen)
-        return seen
 
-    for call in calls:
-        for kept, new in zip(largest, jax.device_get(observe(params, call)), strict=True):
-            kept.update({name: max(kept.get(name, 0.0), float(x)) for name, x in new.items()})
-    return largest
+def largest_of(observed: Sequence[list[dict[str, Array]]]) -> Largest:
+    """The largest of what `observe` saw in several calls."""
+    return jax.tree.map(lambda *x: float(max(x)), *jax.device_get(list(observed)))
 
 
 def _modulated(x: Array, shift: Array, scale: Array, cfg: TransformerConfig) -> Array:
