@@ -1,9 +1,11 @@
 """Ours and diffusers' in turn: the same weights, inputs, precision and threads, in one process.
 
-diffusers runs as written, with convolutions channels last, and compiled; all are reported.
+diffusers runs as written, with convolutions channels last, compiled, and with each kind of block
+compiled once, as its authors advise (that takes seconds); all are reported.
 """
 
 import copy
+import functools
 import math
 import os
 import pathlib
@@ -18,7 +20,7 @@ import optax
 
 from benchmarks.harness import Case, Foreign, Report
 from benchmarks.networks import Network, decoder, network
-from benchmarks.sizes import Scale, random
+from benchmarks.sizes import TORCH, Scale, pick, random
 from ltx_jax.checkpoints import diffusers as layout
 from ltx_jax.checkpoints.contents import Checkpoint
 from ltx_jax.models import convolution, fused
@@ -32,6 +34,7 @@ def _theirs(kind: str, part: str, ours: Checkpoint, dtype: str) -> Any:
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)
+    torch.backends.cudnn.benchmark = True  # the fastest of its kernels, as XLA takes them
     torch.set_float32_matmul_precision("high" if torch.cuda.is_available() else "highest")
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "model"
@@ -62,19 +65,27 @@ def _waiting(call: Callable[[], Any], gradient: bool = False) -> Callable[[], An
     return run
 
 
-def _forms(model: Any, convolutions: bool = False) -> dict[str, Callable[[], Any]]:
-    """The ways that torch can run a model; each is made when its turn comes."""
+def _forms(scale: Scale, model: Any, *names: str) -> dict[str, Callable[[], Any]]:
+    """The ways to run a model, those of `names` that are asked for; each is made at its turn."""
     import torch
 
-    forms = {"as written": lambda: model, "compiled": lambda: torch.compile(model)}
-    if convolutions:
+    torch._dynamo.config.recompile_limit = 64  # one block of a VAE comes in many sizes
 
-        def turned() -> Any:
-            return copy.deepcopy(model).to(memory_format=torch.channels_last_3d)
+    def make(name: str) -> Any:
+        form = copy.deepcopy(model)
+        if name.startswith("channels-last"):
+            form.to(memory_format=torch.channels_last_3d)
+        if name.endswith("blocks"):
+            form.compile_repeated_blocks(dynamic=False)
+        elif name.endswith("compiled"):
+            # Of a VAE, what its `encode` and `decode` call: neither is a call of the model itself.
+            parts = [getattr(form, part) for part in ("encoder", "decoder") if hasattr(form, part)]
+            for part in parts or [form]:
+                part.compile()
+        return form
 
-        forms["channels last"] = turned
-        forms["channels last, compiled"] = lambda: torch.compile(turned())
-    return forms
+    chosen = [name for (found,) in pick(scale, (names, names)) for name in found]
+    return {name: functools.partial(make, name) for name in dict.fromkeys(chosen)}
 
 
 def vae(report: Report, scale: Scale) -> None:
@@ -93,6 +104,7 @@ def vae(report: Report, scale: Scale) -> None:
 
     made = Checkpoint(vae=module.cfg, vae_params=params)
     theirs = _theirs("AutoencoderKLLTXVideo", "vae", made, dtype)
+    theirs._repeated_blocks = ["LTXVideoResnetBlock3d"]  # it names none itself
     z, clip, time = (_torch(x, theirs) for x in (_first(latents), _first(video), t))
 
     def foreign(part: str, make: Callable[[], Any]) -> Callable[[], Any]:
@@ -112,7 +124,7 @@ def vae(report: Report, scale: Scale) -> None:
         cases: list[Case | Foreign] = [
             Case(f"{part}, ours", function, arguments, flop, options=options)
         ]
-        for form, make in _forms(theirs, convolutions=True).items():
+        for form, make in _forms(scale, theirs, *TORCH[3:]).items():
             cases.append(Foreign(f"{part}, diffusers {form}", foreign(part, make), flop, facts))
         _compare(report, "vae", cases)
 
@@ -159,7 +171,7 @@ def transformer(report: Report, scale: Scale) -> None:
         Case("forward, ours as stored", net.forward, stored, flop, options=options),
         Case("forward, ours fused", velocity, derived, flop, options=options),
     ]
-    for form, make in _forms(theirs).items():
+    for form, make in _forms(scale, theirs, *TORCH[:3]).items():
         cases.append(Foreign(f"forward, diffusers {form}", foreign(make), flop, facts))
     _compare(report, "transformer", cases)
 
@@ -190,7 +202,7 @@ def training(report: Report, scale: Scale) -> None:
             import torch
 
             model = make().train()
-            optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-4, weight_decay=0.01)
+            optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01)
 
             def update() -> None:
                 optimizer.zero_grad(set_to_none=True)
@@ -207,7 +219,7 @@ def training(report: Report, scale: Scale) -> None:
     cases: list[Case | Foreign] = [
         Case("step, ours", step, arguments, flop, options=compiler_options() or {})
     ]
-    for form, make in _forms(theirs).items():
+    for form, make in _forms(scale, theirs, "written", "compiled").items():
         cases.append(Foreign(f"step, diffusers {form}", foreign(make), flop, facts))
     _compare(report, "training", cases)
 

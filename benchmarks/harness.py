@@ -4,13 +4,15 @@ Cases of one comparison run interleaved, so that a clock that drifts moves them 
 that fails to compile or to run is recorded with its message, and the rest goes on.
 """
 
+import contextlib
 import dataclasses
 import json
 import pathlib
 import re
+import signal
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -105,7 +107,8 @@ class Report:
             return None
         try:
             make = _compile if isinstance(case, Case) else _make
-            return make(case, case.repeats or self.repeats)  # pyright: ignore[reportArgumentType]
+            with _until(self.deadline):
+                return make(case, case.repeats or self.repeats)  # pyright: ignore[reportArgumentType]
         except Exception as error:  # any failure is a result here
             self.fail(section, case.name, error)
             return None
@@ -115,6 +118,22 @@ class Report:
         text = json.dumps({"facts": self.facts, "rows": self.rows}, indent=1, default=str)
         (self.out / f"{self.name}.json").write_text(text + "\n")
         (self.out / f"{self.name}.md").write_text(_markdown(self.name, self.facts, self.rows))
+
+
+@contextlib.contextmanager
+def _until(deadline: float) -> Iterator[None]:
+    """Ends what is still being made then, as soon as Python has a say; what is ready is timed."""
+
+    def give_up(*_: Any) -> None:
+        raise TimeoutError("the time was spent before this was ready")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, max(deadline - time.monotonic(), 1e-3))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @dataclasses.dataclass(frozen=True)

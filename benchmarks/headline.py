@@ -2,25 +2,34 @@
 
 Weights are random, of the released shapes; nothing is read from disk. Without guidance there is one
 prediction a step, with it there are two (one batch of two rows). Every kind of video is sampled
-once to compile, and then they are timed in turn.
+once to compile, and then they are timed in turn. The loop has a line of its own.
 """
 
+import dataclasses
+import itertools
+import statistics
 import time
+from collections.abc import Sequence
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.harness import Report, device_memory
-from benchmarks.networks import decoder, network
-from benchmarks.sizes import Scale, initialise
+from benchmarks.networks import decoder, named, network, sizes
+from benchmarks.sizes import LINEARS, MODELS, VIDEOS, Scale, Video, initialise, pick
 from ltx_jax.checkpoints.contents import Checkpoint
 from ltx_jax.config import Linears, SamplingConfig, T5Config
+from ltx_jax.diffusion import sampler
+from ltx_jax.diffusion.programs import Programs
 from ltx_jax.models.t5 import T5Encoder
 from ltx_jax.pipeline import LTXPipeline
 from ltx_jax.text import ByteTokenizer, TextEncoder
 
 PROMPT = "A red car drives along a coast road at sunset"
 RUNS = 5
+PARTS = ("whole", "text", "encode", "denoise", "decode")
 
 
 def text_encoder(cfg: T5Config) -> TextEncoder:
@@ -29,16 +38,7 @@ def text_encoder(cfg: T5Config) -> TextEncoder:
     return TextEncoder(ByteTokenizer(), cfg, initialise(T5Encoder(cfg).init, ids, ids), 256)
 
 
-def checkpoint(scale: Scale) -> Checkpoint:
-    """A whole 2B model with random weights."""
-    vae, vae_params, _ = decoder(scale)
-    net = network(scale)
-    return Checkpoint(
-        transformer=net.model.cfg, transformer_params=net.params, vae=vae.cfg, vae_params=vae_params
-    )
-
-
-def options(scale: Scale, steps: int, guidance: float) -> SamplingConfig:
+def options(scale: Scale, video: Video) -> SamplingConfig:
     """The size that the scale's latent grid has."""
     t, h, w = scale.grid
     side, length = scale.vae.spatial_factor, scale.vae.temporal_factor
@@ -47,55 +47,124 @@ def options(scale: Scale, steps: int, guidance: float) -> SamplingConfig:
         width=w * side,
         num_frames=(t - 1) * length + 1,
         frame_rate=25.0,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
+        num_inference_steps=max(1, round(scale.steps * video.steps)),
+        guidance_scale=video.guidance,
         stg_scale=0.0,
         rescaling_scale=1.0,
+        teacache=video.teacache,
     )
 
 
+class Watching(Programs):
+    """Notes of every step that TeaCache may leave out whether it was computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._changes: list[Any] = []
+
+    def __call__(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        """The same call."""
+        out = super().__call__(function, *args, **kwargs)
+        if function is sampler.step and out[1] is not None:
+            # A copy, for the next step takes the memory; reading it here would wait for the step.
+            self._changes.append(jnp.copy(out[1].change))
+        return out
+
+    def computed(self) -> list[bool]:
+        """Of the steps since this was last asked."""
+        changes, self._changes = self._changes, []
+        return [float(change) == 0 for change in changes]
+
+
 def headline(report: Report, scale: Scale) -> None:
-    """20 steps with and without guidance, 8 without; then with linears in eight bits."""
-    text = text_encoder(scale.text)
-    for linears in (None, "float8"):
-        if report.out_of_time():
-            return
-        _measure(report, scale, text, linears)
+    """All steps with and without guidance, and two fifths of them without; or what is asked for."""
+    text, (vae, vae_params, _) = text_encoder(scale.text), decoder(scale)
+    made = Checkpoint(vae=vae.cfg, vae_params=vae_params)
+    programs = Watching()  # the text encoder's and the decoder's are compiled once for all
+    usual = ("plain", "guided", "distilled")
+    axes = ((MODELS, MODELS[:1]), (tuple(LINEARS), ("none", "float8")), (tuple(VIDEOS), usual))
+    for models, forms, videos in pick(scale, *axes):
+        for name, form in itertools.product(models, forms):
+            if report.out_of_time():
+                return
+            title, linears = f"{name}{named(LINEARS[form])}", LINEARS[form]
+            try:
+                begin = time.perf_counter()
+                flop, pipe = _pipeline(scale, made, text, name, linears)
+                seconds, params = time.perf_counter() - begin, pipe.checkpoint.transformer_params
+                size = sum(x.nbytes for x in jax.tree.leaves(params))
+                note = f"transformer of {size / 1e9:.2f} GB, ready in {seconds:.1f} s"
+                report.add("headline", title, dtype=pipe.transformer.dtype, note=note)
+                pipe.programs = programs
+                _measure(report, scale, pipe, programs, title, [VIDEOS[x] for x in videos], flop)
+            except Exception as error:  # the other models may still fit
+                report.fail("headline", title, error)
+            pipe = params = None  # before there is another one
     report.facts["memory after headline"] = device_memory()
 
 
-def _measure(report: Report, scale: Scale, text: TextEncoder, linears: Linears | None) -> None:
-    pipe = LTXPipeline(checkpoint(scale), text, dtype=scale.transformer.dtype, linears=linears)
-    kinds = [(scale.steps, 1.0), (scale.steps, 3.0), (max(1, scale.steps * 2 // 5), 1.0)]
-    first, whole = [], [[] for _ in kinds]
-    parts: list[list[dict[str, float]]] = [[] for _ in kinds]
-    for turn in range(RUNS + 1):
-        for i, (steps, guidance) in enumerate(kinds):
+def _pipeline(
+    scale: Scale, made: Checkpoint, text: TextEncoder, model: str, linears: Linears | None
+) -> tuple[float, LTXPipeline]:
+    """With a transformer of its own, and the operations of one prediction."""
+    net = network(scale, cfg=sizes(scale)[model])
+    made = dataclasses.replace(made, transformer=net.model.cfg, transformer_params=net.params)
+    dtype = scale.transformer.dtype
+    return net.flop, LTXPipeline(made, text, dtype=dtype, fast=True, linears=linears)
+
+
+def _measure(
+    report: Report,
+    scale: Scale,
+    pipe: LTXPipeline,
+    programs: Watching,
+    model: str,
+    videos: Sequence[Video],
+    flop: float,
+) -> None:
+    runs: list[list[dict[str, float]]] = [[] for _ in videos]
+    frames, computed = np.zeros(()), [0] * len(videos)
+    for turn in range(min(RUNS, report.repeats) + 1):
+        if turn >= 2 and report.out_of_time():
+            break
+        for i, video in enumerate(videos):
             begin = time.perf_counter()
-            video = pipe(PROMPT, options(scale, steps, guidance), seed=turn)
-            seconds = time.perf_counter() - begin
-            if turn:
-                whole[i].append(seconds)
-                parts[i].append(dict(pipe.timings))
-            else:
-                first.append((seconds, pipe.timings["compile"]))
-    for i, (steps, guidance) in enumerate(kinds):
-        means = {
-            part: np.median([p.get(part, 0.0) for p in parts[i]])
-            for part in ("text", "encode", "denoise", "decode")
+            frames = pipe(PROMPT, options(scale, video), seed=turn)
+            runs[i].append(pipe.timings | {"whole": time.perf_counter() - begin})
+            computed[i] = sum(programs.computed())
+    for video, (first, *rest), count in zip(videos, runs, computed, strict=True):
+        steps, branches = options(scale, video).num_inference_steps, 2 if video.guidance > 1 else 1
+        title = f"{model}, {steps} steps"
+        if video.teacache:
+            title += f", TeaCache {video.teacache}, {count} computed"
+        taken = {part: [run.get(part, 0.0) for run in rest] for part in PARTS}
+        split = ", ".join(f"{part} {statistics.median(taken[part]):.3f} s" for part in PARTS[1:])
+        facts = {
+            "dtype": scale.transformer.dtype,
+            "branches": branches,
+            "shapes": "x".join(map(str, frames.shape)),
         }
-        split = ", ".join(f"{part} {seconds:.3f} s" for part, seconds in means.items())
         report.add(
             "headline",
-            f"{steps} steps{f', {linears} linears' if linears else ''}",
-            dtype=scale.transformer.dtype,
-            branches=2 if guidance > 1 else 1,
-            shapes="x".join(map(str, video.shape)),
-            median_s=float(np.median(whole[i])),
-            fastest_s=min(whole[i]),
-            slowest_s=max(whole[i]),
-            samples=RUNS,
-            compile_s=first[i][1],
+            title,
+            **facts,
+            **_times(taken["whole"]),
+            compile_s=first["compile"],
             memory_gb=device_memory().get("peak_gb"),
-            note=f"{split}; first call {first[i][0]:.1f} s",
+            note=f"{split}; first call {first['whole']:.1f} s",
         )
+        done = flop * branches * (count if video.teacache else steps)
+        loop = _times(taken["denoise"])
+        rate = done / 1e12 / loop["median_s"]
+        report.add(
+            "headline", f"{title}: the loop", **facts, **loop, tflop=done / 1e12, tflops=rate
+        )
+
+
+def _times(seconds: Sequence[float]) -> dict[str, float]:
+    return {
+        "median_s": statistics.median(seconds),
+        "fastest_s": min(seconds),
+        "slowest_s": max(seconds),
+        "samples": len(seconds),
+    }

@@ -1,9 +1,10 @@
 """The networks as they are shipped, with random weights: forwards, loops, decoding, start-up."""
 
 import dataclasses
+import itertools
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.harness import Case, Report, device_memory
-from benchmarks.sizes import NO_TRITON_GEMM, Scale, initialise, random
+from benchmarks.sizes import LINEARS, MODELS, NO_TRITON_GEMM, Scale, initialise, pick, random
 from ltx_jax.config import AttentionForm, Linears, TransformerConfig
+from ltx_jax.diffusion.programs import Programs
 from ltx_jax.models import convolution, fused
 from ltx_jax.models.t5 import T5Encoder
 from ltx_jax.models.transformer import Transformer, compiler_options
@@ -51,9 +53,11 @@ class Network:
         heads = jax.jit(lambda p, c: fused.attend_captions(p, c, cfg))(params, caption)
         tables = jax.jit(lambda r: fused.halve_rope(r, cfg))(rope)
         if linears is not None:
-            times = [jnp.full_like(timestep, t) for t in (0.1, 0.5, 1.0)]
-            calls = [(latents, t, heads, mask, tables, None) for t in times]
-            largest = fused.calibrate(params, calls, cfg) if linears == "float8" else None
+            largest, call = None, Programs(compiler_options())
+            if linears == "float8":
+                times = (jnp.full_like(timestep, t) for t in (0.1, 0.5, 1.0))
+                given = ((params, latents, t, heads, mask, tables, None) for t in times)
+                largest = fused.largest_of([call(fused.observe, *x, cfg=cfg)[1] for x in given])
             params = fused.quantize(params, linears, largest)
         return params, (latents, timestep, heads, mask, tables, None)
 
@@ -86,58 +90,61 @@ def sizes(scale: Scale) -> dict[str, TransformerConfig]:
     return {"2B": scale.transformer, "13B": large}
 
 
-FORMS: tuple[Linears | None, ...] = (None, "float8", "int8")
-
-
 def transformer(report: Report, scale: Scale) -> None:
     """One prediction: both sizes, several token counts, as stored and in each fast form."""
-    for name, cfg in sizes(scale).items():
-        for grid in (scale.grid, *scale.more_grids):
-            net = network(scale, cfg=cfg, grid=grid)
-            flop, options = net.flop, compiler_options() or {}
-            title = f"{name}, {int(np.prod(grid))} tokens"
-            stored = (net.params, *net.inputs)
-            report.compare(
-                "transformer",
-                [Case(f"{title}, as stored", net.forward, stored, flop, options=options)],
-            )
-            exact = None
-            for form in FORMS:
-                params, inputs = net.fast(form)
-                if exact is None:
-                    exact = jax.jit(lambda p, *i, c=cfg: fused.velocity(p, *i, c))(params, *inputs)
-
-                def velocity(params: Any, *inputs: Any, cfg: TransformerConfig = cfg) -> jax.Array:
-                    return fused.velocity(params, *inputs, None, cfg)
-
-                case = Case(
-                    f"{title}, fused{_linears(form)}",
-                    velocity,
-                    (params, *inputs[:-1]),
-                    flop,
-                    options=options,
-                    reference=None if form is None else lambda *_, exact=exact: exact,
-                )
-                report.compare("transformer", [case])
+    grids = (scale.grid, *scale.more_grids)
+    for models, forms in pick(scale, (MODELS, MODELS), (tuple(LINEARS), tuple(LINEARS))):
+        for name, grid in itertools.product(models, grids):
+            net = network(scale, cfg=sizes(scale)[name], grid=grid)
+            _forwards(report, f"{name}, {int(np.prod(grid))} tokens", net, forms)
     report.facts["memory after transformer"] = device_memory()
 
 
-def _linears(form: Linears | None) -> str:
-    return f", {form} linears" if form else ""
+def _forwards(report: Report, title: str, net: Network, forms: Sequence[str]) -> None:
+    cfg, flop, options = net.model.cfg, net.flop, compiler_options() or {}
+
+    def velocity(params: Any, *inputs: Any) -> jax.Array:
+        return fused.velocity(params, *inputs, None, cfg)
+
+    stored = (net.params, *net.inputs)
+    report.compare(
+        "transformer", [Case(f"{title}, as stored", net.forward, stored, flop, options=options)]
+    )
+    exact = None
+    for form in forms:
+        params, inputs = net.fast(LINEARS[form])
+        reference = None if exact is None else lambda *_, exact=exact: exact
+        arguments = (params, *inputs[:-1])
+        case = Case(
+            f"{title}, fused{named(LINEARS[form])}",
+            velocity,
+            arguments,
+            flop,
+            options=options,
+            reference=reference,
+        )
+        report.compare("transformer", [case])
+        if form == "none":
+            exact = jax.jit(velocity)(*arguments)
+
+
+def named(linears: Linears | None) -> str:
+    """What a case's name says of its linears."""
+    return f", {linears} linears" if linears else ""
 
 
 def sampler(report: Report, scale: Scale) -> None:
     """The loop alone, all steps as one program: without guidance, and with it as a batch of two."""
-    for name, cfg in sizes(scale).items():
-        for form in FORMS[:2]:
-            cases = []
+    for models, forms in pick(scale, (MODELS, MODELS), (tuple(LINEARS), ("none", "float8"))):
+        for name, form in itertools.product(models, forms):
+            cfg, cases = sizes(scale)[name], []
             for branches in (1, 2):
                 net = network(scale, branches, cfg)
-                params, inputs = net.fast(form)
+                params, inputs = net.fast(LINEARS[form])
                 latents, _, *rest, _ = inputs
                 cases.append(
                     Case(
-                        f"{name}, {scale.steps} steps{_linears(form)}",
+                        f"{name}, {scale.steps} steps{named(LINEARS[form])}",
                         _loop(cfg, scale.steps, branches),
                         (params, latents[:1], *rest),
                         net.flop * scale.steps,

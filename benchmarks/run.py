@@ -2,6 +2,7 @@ r"""The one door to the benchmarks:
 
   python -m benchmarks.run headline                      a prompt to a video: 121 x 512 x 768
   python -m benchmarks.run all --budget 540              everything, the important first
+  python -m benchmarks.run headline --only 2B/float8 13B/none/plain 2B/int8 2B/none/teacache
   python -m benchmarks.run vae transformer training --against diffusers
   JAX_PLATFORMS=cpu python -m benchmarks.run all --against diffusers --scale small \
       --dtype float32 bfloat16
@@ -14,9 +15,12 @@ fails is recorded and the rest goes on. Results are written as they come, to ben
 """
 
 import argparse
+import dataclasses
 import functools
 import importlib
 import itertools
+import json
+import math
 import os
 import pathlib
 import platform
@@ -30,7 +34,7 @@ import numpy as np
 
 from benchmarks import kernels
 from benchmarks.harness import Report, device_memory
-from benchmarks.sizes import SCALES, Scale
+from benchmarks.sizes import SCALES, WORDS, Scale
 
 Section = Callable[[Report, Scale], None]
 
@@ -95,6 +99,21 @@ def versions(report: Report) -> None:
     report.save()
 
 
+def _sizes(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Scale:
+    """The scale, with what is left of it."""
+    scale = SCALES[given.scale]
+    only = tuple(frozenset(case.split("/")) - {""} for case in given.only)
+    if unknown := sorted(frozenset().union(*only) - set(WORDS)):
+        parser.error(f"--only knows no {', '.join(unknown)}: its words are {', '.join(WORDS)}")
+    grids = (scale.grid, *scale.more_grids)
+    if given.tokens is not None:
+        grids = tuple(grid for grid in grids if math.prod(grid) == given.tokens)
+        if not grids:
+            sizes = (math.prod(grid) for grid in (scale.grid, *scale.more_grids))
+            parser.error(f"--tokens is one of {', '.join(map(str, sizes))}")
+    return dataclasses.replace(scale, grid=grids[0], more_grids=grids[1:], only=only)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs the sections asked for; 0 even where some failed, as the report says which."""
     parser = argparse.ArgumentParser(
@@ -112,12 +131,27 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=pathlib.Path, default=pathlib.Path(__file__).parent / "results"
     )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="CASE",
+        default=[""],
+        help=f"cases in their order, by words of {', '.join(WORDS)}: 2B/float8/guided 13B/none",
+    )
+    parser.add_argument("--tokens", type=int, help="the one video of that many, of all sizes")
+    parser.add_argument(
+        "--ceilings",
+        type=pathlib.Path,
+        metavar="JSON",
+        help="results of this device whose ceilings to take, in place of measuring them",
+    )
     parser.add_argument("--name", help="of the result files; by default what and the device")
     given = parser.parse_args(argv)
     sections = SECTIONS if given.against is None else AGAINST
     what = list(sections) if "all" in given.what else given.what
     if unknown := sorted(set(what) - set(sections)):
         parser.error(f"diffusers has nothing like {', '.join(unknown)}: take {', '.join(AGAINST)}")
+    scale = _sizes(parser, given)
     if given.against is not None:  # two libraries share the device's memory
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     jax.config.update("jax_enable_compilation_cache", False)  # or compile times mean nothing
@@ -127,12 +161,16 @@ def main(argv: list[str] | None = None) -> int:
     report = Report(given.out, name, given.budget, given.repeats)
     versions(report)
     report.facts |= {"scale": given.scale, "dtype": " ".join(given.dtype)}
-    run = [("ceilings", given.dtype[0]), *itertools.product(what, given.dtype)]
+    run = list(itertools.product(what, given.dtype))
+    if given.ceilings is None:
+        run.insert(0, ("ceilings", given.dtype[0]))
+    else:
+        report.facts["ceilings"] = json.loads(given.ceilings.read_text())["facts"]["ceilings"]
     for section, dtype in run:
         begin = time.monotonic()
         try:
             measure = kernels.ceilings if section == "ceilings" else sections[section]
-            measure(report, SCALES[given.scale].of(dtype))
+            measure(report, scale.of(dtype))
         except Exception as error:  # the other sections may still work
             report.fail(section, "whole section", error)
         seconds = report.facts.setdefault("seconds", {})

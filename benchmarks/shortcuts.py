@@ -18,9 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.headline import Watching
 from ltx_jax import LTXPipeline, metrics
-from ltx_jax.diffusion import sampler
-from ltx_jax.diffusion.programs import Programs
 from ltx_jax.evaluate import autoencoder, report
 from ltx_jax.evaluate.report import Figure
 from ltx_jax.evaluate.world import Bench, words
@@ -34,21 +33,6 @@ FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "int8 linears": ({"linears": "int8"}, {}),
     **{f"TeaCache {threshold}": ({}, {"teacache": threshold}) for threshold in (0.03, 0.05, 0.1)},
 }
-
-
-class Watching(Programs):
-    """Notes of every step that TeaCache may leave out whether it was computed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.computed: list[bool] = []
-
-    def __call__(self, function: Any, *args: Any, **kwargs: Any) -> Any:
-        """The same call."""
-        out = super().__call__(function, *args, **kwargs)
-        if function is sampler.step and out[1] is not None:
-            self.computed.append(float(out[1].change) == 0)
-        return out
 
 
 def measure(
@@ -80,8 +64,8 @@ def measure(
             Figure(name, "largest of these", float(change.max()), len(change), unit="%"),
             report.mean(name, "PSNR against the exact video", ratios, "dB"),
         ]
-        if watching.computed:
-            figures.append(report.share(name, "steps computed", watching.computed))
+        if computed := watching.computed():
+            figures.append(report.share(name, "steps computed", computed))
     return figures, videos
 
 

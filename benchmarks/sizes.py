@@ -1,18 +1,48 @@
 """What the benchmarks run on: the sizes of the released model, or tiny ones, and random arrays."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+import functools
+import math
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ltx_jax import sharding
-from ltx_jax.config import BlockConfig, DType, T5Config, TransformerConfig, VAEConfig
+from ltx_jax.config import BlockConfig, DType, Linears, T5Config, TransformerConfig, VAEConfig
 
 # Per function, not in XLA_FLAGS: there an unknown name ends the process.
 NO_TRITON_GEMM = {"xla_gpu_enable_triton_gemm": False}
 FORCE_NHWC = {"xla_gpu_force_conv_nhwc": True}
+
+
+class Video(NamedTuple):
+    """A kind of video: the share of the scale's steps that it takes, and options."""
+
+    steps: float = 1.0
+    guidance: float = 1.0
+    teacache: float = 0.0
+
+
+# The words of cases, axis by axis.
+MODELS = ("2B", "13B")
+LINEARS: dict[str, Linears | None] = {"none": None, "float8": "float8", "int8": "int8"}
+VIDEOS = {
+    "plain": Video(),
+    "guided": Video(guidance=3.0),
+    "distilled": Video(steps=0.4),
+    "teacache": Video(teacache=0.05),
+}
+# Of torch: the transformer, and what convolves.
+TORCH = (
+    *("written", "blocks", "compiled"),
+    *("channels-first", "channels-first-compiled"),
+    *("channels-last", "channels-last-blocks", "channels-last-compiled"),
+)
+WORDS = (*MODELS, *LINEARS, *VIDEOS, *TORCH)
 
 
 def vae_config(channels: int = 128, latent_channels: int = 128, depth: int = 5) -> VAEConfig:
@@ -64,6 +94,7 @@ class Scale:
     vae_clip: tuple[int, int, int] = (17, 256, 256)  # of training
     discriminator_channels: int = 64
     large: tuple[int, int] = (48, 128)  # layers, and channels of a head, of the 13B model
+    only: tuple[frozenset[str], ...] = (frozenset(),)  # words of the cases asked for, see `pick`
 
     def of(self, dtype: DType) -> "Scale":
         """The same sizes in another precision."""
@@ -73,6 +104,17 @@ class Scale:
 
         networks = {name: cast(getattr(self, name)) for name in ("transformer", "vae", "text")}
         return dataclasses.replace(self, **networks)
+
+
+def pick(scale: Scale, *axes: tuple[Sequence[str], Sequence[str]]) -> Iterator[list[list[str]]]:
+    """What to measure, in the order asked for: of each request, the names along every axis.
+
+    Args:
+      scale: with the requests. One that names nothing along an axis leaves that to the section.
+      axes: all names, and those that are measured unless others are asked for.
+    """
+    for words in scale.only:
+        yield [[x for x in names if x in words] or list(default) for names, default in axes]
 
 
 TINY = Scale(
@@ -132,14 +174,44 @@ SMALL = Scale(
 SCALES = {"full": Scale(), "small": SMALL, "tiny": TINY}
 
 
+@functools.partial(jax.jit, static_argnames=("shape", "dtype"))
+def _normal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    return jax.random.normal(key, shape, jnp.float32).astype(dtype)
+
+
 def random(*shape: int, seed: int = 0, dtype: Any = jnp.bfloat16) -> jax.Array:
     """Standard normal values on the device."""
-    make = jax.jit(lambda key: jax.random.normal(key, shape, jnp.float32).astype(dtype))
-    return make(jax.random.key(seed))
+    return _normal(jax.random.key(seed), shape, jnp.dtype(dtype))
+
+
+_POOL = 2**23 - 15  # odd: rows of a matrix that repeats it are not alike
+
+
+@functools.partial(jax.jit, static_argnames=("shape", "dtype"))
+def _repeated(
+    pool: jax.Array, start: int, deviation: float, shape: tuple[int, ...], dtype: Any
+) -> jax.Array:
+    part, size = jax.lax.dynamic_slice(pool, (start,), (_POOL,)), math.prod(shape)
+    flat = jnp.broadcast_to(part[None], (-(-size // _POOL), _POOL)).reshape(-1)[:size]
+    return (flat.reshape(shape) * deviation).astype(dtype)
 
 
 def initialise(init: Callable[..., Any], *inputs: Any) -> Any:
-    """Parameters that a network's `init` draws, compiled without LLVM's care for the draws."""
-    quick = {"xla_backend_optimization_level": 1}
-    draw = jax.jit(lambda *a: sharding.unbox(init(*a))["params"], compiler_options=quick)
-    return draw(jax.random.key(0), *inputs)
+    """Parameters of the shapes and sizes that a network's `init` draws, ready in seconds.
+
+    All are pieces of one sequence: a program that draws each by itself, as `init` does, takes a
+    minute to compile.
+    """
+    pool = random(2 * _POOL, seed=4)
+
+    def draw(path: Any, boxed: Any) -> jax.Array:
+        leaf, name = sharding.unbox(boxed), path[-1].key
+        if leaf.ndim == 0 or name in ("scale", "bias"):
+            return jnp.asarray(np.full(leaf.shape, name != "bias", leaf.dtype))
+        layers = "layers" in getattr(boxed, "names", ())
+        summed = leaf.shape[layers:-1] if name == "kernel" else leaf.shape[-1:]
+        start = zlib.crc32(jax.tree_util.keystr(path).encode()) % _POOL
+        return _repeated(pool, start, math.prod(summed) ** -0.5, leaf.shape, leaf.dtype)
+
+    shapes = jax.eval_shape(init, jax.random.key(0), *inputs)["params"]
+    return jax.tree_util.tree_map_with_path(draw, shapes, is_leaf=sharding.is_boxed)

@@ -151,13 +151,14 @@ def platform() -> str:
     return "gpu" if name in ("cuda", "rocm") else name
 
 
-def _is_boxed(x: Any) -> bool:
+def is_boxed(x: Any) -> bool:
+    """Whether a leaf of what a network's `init` gives has the names of its axes with it."""
     return isinstance(x, LogicallyPartitioned)
 
 
 def unbox(boxed: Any) -> Any:
     """Drops the axis names. Adds no constraint, unlike `nn.unbox`, so it works on shapes too."""
-    return jax.tree.map(lambda x: x.value if _is_boxed(x) else x, boxed, is_leaf=_is_boxed)
+    return jax.tree.map(lambda x: x.value if is_boxed(x) else x, boxed, is_leaf=is_boxed)
 
 
 def shardings(boxed: Any, mesh: Mesh) -> Any:
@@ -168,14 +169,14 @@ def shardings(boxed: Any, mesh: Mesh) -> Any:
     """
 
     def leaf(x: Any) -> NamedSharding:
-        if not _is_boxed(x):
+        if not is_boxed(x):
             return NamedSharding(mesh, P())
         shape, names = x.value.shape, x.names
         if "conv_out" in names and "conv_out" not in fit(shape, names, mesh):
             names = tuple("conv_out" if name == "conv_in" else None for name in names)
         return NamedSharding(mesh, spec(fit(shape, names, mesh)))
 
-    return jax.tree.map(leaf, boxed, is_leaf=_is_boxed)
+    return jax.tree.map(leaf, boxed, is_leaf=is_boxed)
 
 
 def init_sharded(init: Callable[..., Any], mesh: Mesh, *args: Any) -> tuple[Any, Any]:

@@ -1,9 +1,11 @@
 """The benchmarks run, count right and survive what fails; nothing here asserts a time."""
 
+import dataclasses
 import json
 import pathlib
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,8 @@ import numpy as np
 import pytest
 from tiny_checkpoint import write_exported
 
-from benchmarks import harness, headline, loading, run, shortcuts, training
+from benchmarks import harness, headline, loading, networks, run, shortcuts, sizes, training
+from ltx_jax import sharding
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -70,6 +73,37 @@ def test_what_diffusers_has_not_is_refused(capsys):
     assert "take vae, transformer, training" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [("--only=2B/float9", "knows no float9: its words are 2B"), ("--tokens=5", "one of 32")],
+)
+def test_cases_that_there_are_not_are_refused(option, told, capsys):
+    with pytest.raises(SystemExit):
+        run.main(["headline", "--scale", "tiny", option])
+    assert told in capsys.readouterr().err
+
+
+def test_cases_are_picked_in_the_order_asked_for():
+    words = (frozenset({"13B", "int8"}), frozenset({"2B"}), frozenset())
+    scale = dataclasses.replace(sizes.TINY, only=words)
+    axes = (sizes.MODELS, ["2B"]), (tuple(sizes.LINEARS), ["none", "float8"])
+    assert list(sizes.pick(scale, *axes)) == [
+        [["13B"], ["int8"]],
+        [["2B"], ["none", "float8"]],
+        [["2B"], ["none", "float8"]],
+    ]
+
+
+def test_ceilings_may_come_from_an_earlier_report(tmp_path, monkeypatch):
+    monkeypatch.setitem(run.SECTIONS, "vae", lambda report, scale: report.add("vae", "x", tflops=3))
+    before = {"facts": {"ceilings": {"tflops": 4.0}}}
+    (tmp_path / "before.json").write_text(json.dumps(before))
+    options = ["--scale", "tiny", "--out", str(tmp_path), "--name", "after"]
+    run.main(["vae", *options, "--ceilings", str(tmp_path / "before.json")])
+    rows = json.loads((tmp_path / "after.json").read_text())["rows"]
+    assert [(row["case"], row["share_of_products"]) for row in rows] == [("x", 0.75)]
+
+
 def test_cases_of_two_libraries_are_timed_in_turn(tmp_path):
     order = []
 
@@ -95,6 +129,35 @@ def test_a_spent_budget_skips_instead_of_running(tmp_path):
     report = harness.Report(tmp_path, "none", budget=-1.0, repeats=3)
     report.compare("ceilings", [harness.Case("never", jnp.sin, (jnp.ones(3),))])
     assert [(row["case"], row["status"]) for row in report.rows] == [("never", "skipped")]
+
+
+def test_what_takes_too_long_to_make_is_given_up_and_the_rest_is_timed(tmp_path):
+    def endless():
+        while True:
+            time.sleep(0.01)
+
+    report = harness.Report(tmp_path, "none", budget=2.0, repeats=3)
+    ready = harness.Foreign("ready", lambda: lambda: None)
+    report.compare("both", [ready, harness.Foreign("endless", endless)])
+    found = {row["case"]: (row["status"], row.get("samples")) for row in report.rows}
+    assert found == {"endless": ("failed", None), "ready": ("ok", 3)}
+
+
+def test_parameters_are_drawn_as_networks_draw_them():
+    """Same shapes; kernels as large, to 5 % or what few values allow, and unlike."""
+    cfg = dataclasses.replace(sizes.TINY.transformer, dtype="float32", param_dtype="float32")
+    net = networks.network(sizes.TINY, cfg=cfg)
+    want = sharding.unbox(net.model.init(jax.random.key(0), *net.inputs)["params"])
+    assert jax.tree.map(jnp.shape, net.params) == jax.tree.map(jnp.shape, want)
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(net.params))
+    attention, drawn = net.params["blocks"]["attn1"], want["blocks"]["attn1"]
+    for name in ("to_q", "to_out"):
+        ours, theirs = (float(jnp.std(x[name]["kernel"])) for x in (attention, drawn))
+        assert ours == pytest.approx(theirs, rel=0.05)
+    q, k = (np.ravel(attention[name]["kernel"]) for name in ("to_q", "to_k"))
+    assert abs(np.corrcoef(q, k)[0, 1]) < 0.05
+    assert not attention["to_q"]["bias"].any()
+    assert (attention["q_norm"]["scale"] == 1).all()
 
 
 @pytest.fixture
@@ -131,11 +194,25 @@ def test_every_section_runs_to_its_end(section, run_tiny):
 
 
 @pytest.mark.slow
+def test_the_headline_measures_what_is_asked_for(run_tiny):
+    rows = run_tiny("headline", "--only", "13B/int8/plain", "2B/none/teacache")
+    assert [row["case"] for row in rows if row["section"] == "headline"] == [
+        "13B, int8 linears",
+        "13B, int8 linears, 2 steps",
+        "13B, int8 linears, 2 steps: the loop",
+        "2B",
+        "2B, 2 steps, TeaCache 0.05, 2 computed",  # the first and the last always are
+        "2B, 2 steps, TeaCache 0.05, 2 computed: the loop",
+    ]
+    assert all(row["status"] == "ok" for row in rows)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("section", run.AGAINST)
 def test_every_comparison_sets_our_best_against_theirs(section, run_tiny, monkeypatch):
     torch = pytest.importorskip("torch")
     pytest.importorskip("diffusers")
-    monkeypatch.setattr(torch, "compile", lambda model: model)  # it takes a minute each
+    monkeypatch.setattr(torch, "compile", lambda model, **_: model)  # it takes a minute each
     rows = [r for r in run_tiny(section, "--against", "diffusers") if r["section"] == section]
     assert all(row["status"] == "ok" for row in rows), rows
     ratios = [row for row in rows if "best / diffusers' best" in row["case"]]
