@@ -1,10 +1,13 @@
 """Which examples a step sees, and that nothing but seed and step decides it."""
 
+import collections
 import dataclasses
+import multiprocessing
 import pathlib
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -194,6 +197,83 @@ def test_reading_ahead_changes_nothing(mixed, monkeypatch, grain, threads, prefe
     cfg = dataclasses.replace(mixed, threads=threads, prefetch=prefetch)
     for batch, wanted in zip(load(cfg).batches(0, 6), expected, strict=True):
         check_same(batch, wanted)
+
+
+def test_processes_change_nothing(mixed):
+    loader = load(mixed)
+    expected = [loader.batch(step) for step in range(2, 7)]
+    cfg = dataclasses.replace(mixed, processes=2, prefetch=1)
+    for batch, wanted in zip(load(cfg).batches(2, 7), expected, strict=True):
+        check_same(batch, wanted)
+
+
+def test_processes_of_an_iterator_that_is_left_early_are_gone_and_so_is_their_memory():
+    program = """
+import multiprocessing
+from ltx_jax.config import DataConfig
+from ltx_jax.data.loader import Loader
+if __name__ == "__main__":
+    cfg = DataConfig(num_frames=5, height=16, width=16, batch_size=2, processes=2)
+    next(batches := Loader(cfg, (("none", 1.0),), 0).batches(0, 10_000))
+    print(len(multiprocessing.active_children()))
+    batches.close()
+    print(len(multiprocessing.active_children()))
+"""
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert result.stdout.split() == ["2", "0"]
+    assert result.stderr == ""  # where Python would name memory that was left
+
+
+def test_a_process_that_dies_is_told_of():
+    batches = load(dataclasses.replace(WORLD, processes=1)).batches(0, 10_000)
+    next(batches)
+    [child] = multiprocessing.active_children()
+    child.kill()
+    with pytest.raises(ChildProcessError, match=r"set fewer --data\.processes"):
+        collections.deque(batches, maxlen=0)
+    assert multiprocessing.active_children() == []
+
+
+def test_processes_count_what_they_replace_and_pass_errors_on(tmp_path):
+    for i in range(40):
+        write_clip(tmp_path, f"{i:02}")
+    cfg = DataConfig(source=str(tmp_path), num_frames=5, height=16, width=16, batch_size=4)
+    loader = load(dataclasses.replace(cfg, processes=1, prefetch=1))
+    order = [batch.captions for batch in load(cfg).batches(0, 20)]
+    batches = loader.batches(0, 20)
+    next(batches)  # so that the process has seen all clips whole
+    late = order[9][0]  # of the last batch of an epoch
+    (tmp_path / f"{late}.mp4").write_bytes(b"broken")
+    lost = 0
+    for batch, expected in zip(batches, order[1:], strict=True):
+        lost += sum(a != b for a, b in zip(batch.captions, expected, strict=True))
+    assert loader.replaced == lost == 2  # in two epochs
+    for path in tmp_path.glob("*.mp4"):
+        path.unlink()
+    with pytest.raises(ValueError, match="holds no clip"):
+        next(loader.batches(0, 1))
+
+
+def test_processes_end_with_their_parent():
+    program = """
+import dataclasses, multiprocessing, os, signal
+from ltx_jax.config import DataConfig
+from ltx_jax.data.loader import Loader
+if __name__ == "__main__":
+    cfg = DataConfig(num_frames=5, height=16, width=16, batch_size=2, processes=2)
+    next(batches := Loader(cfg, (("none", 1.0),), 0).batches(0, 100_000))
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+    children = [int(number) for number in result.stdout.split()]
+    assert len(children) == 2
+    deadline = time.monotonic() + 20
+    while alive := [child for child in children if pathlib.Path(f"/proc/{child}").exists()]:
+        assert time.monotonic() < deadline, alive
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("grain", [True, False], ids=["grain", "threads"])

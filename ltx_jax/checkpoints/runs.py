@@ -45,7 +45,7 @@ _CONFIG = "config.json"
 _STEPS = "steps"
 _LOCK = "lock"
 # Parts of a configuration that may differ when a run goes on, but for the seed.
-_FREE = ("run.", "mesh.", "distributed.", "data.threads", "data.prefetch")
+_FREE = ("run.", "mesh.", "distributed.", "data.threads", "data.processes", "data.prefetch")
 _SEED = "run.seed"
 
 

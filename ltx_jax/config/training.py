@@ -92,12 +92,15 @@ class DataConfig:
     flip: bool = False  # mirrors half of the clips; captions and lettering then lie
     max_crop: float = 0.5  # a file goes into no bucket whose shape cuts off more of its picture
     threads: int = 2  # that read and decode
+    # In place of threads, for what holds the interpreter's lock, as the world's clips do; 0: none.
+    processes: int = 0
     prefetch: int = 4  # batches read ahead
 
     def __post_init__(self):
         for name in ("num_frames", "height", "width", "batch_size", "threads", "prefetch"):
             value = getattr(self, name)
             require(value > 0, f"{name} must be positive, got {value}")
+        require(self.processes >= 0, f"processes must not be negative, got {self.processes}")
         require(
             bool(self.frame_rates) and min(self.frame_rates) > 0,
             f"frame_rates must be positive, got {self.frame_rates}",

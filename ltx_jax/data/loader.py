@@ -1,4 +1,5 @@
-"""Training batches: what a step sees, as a pure function of (seed, step), read ahead in threads.
+"""Training batches: what a step sees, as a pure function of (seed, step), read ahead in threads
+or processes.
 
 A step draws its bucket, the bucket its pattern and its examples' sources, each source an order of
 its own in every epoch. Nothing depends on how many processes or threads there are, so that a run
@@ -10,14 +11,14 @@ import dataclasses
 import functools
 import logging
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float16, Float32, UInt8
 
 from ltx_jax.config import BucketConfig, ConditionPattern, DataConfig
-from ltx_jax.data import order
+from ltx_jax.data import order, workers
 from ltx_jax.data.reading import in_background, read_ahead
 from ltx_jax.data.sources import Encoding, Example, Source, StoredLatents, World
 
@@ -75,6 +76,9 @@ class Loader:
                 raise ValueError(
                     f"a batch of {bucket.batch_size} cannot be shared by {process_count} processes"
                 )
+        self._again = functools.partial(
+            Loader, cfg, patterns, seed, process_index=process_index, process_count=process_count
+        )
         self._cfg, self._seed = cfg, seed
         self._process = process_index, process_count
         self._sources = [open_source(source.path, cfg, seed) for source in cfg.sources]
@@ -102,6 +106,18 @@ class Loader:
         return in_background(self._made(first, last), ahead=2)
 
     def _made(self, first: int, last: int) -> Generator[Batch, None, None]:
+        if not self._cfg.processes:
+            yield from self._made_by_threads(first, last)
+            return
+        cfg = self._cfg
+        amount = dict(processes=cfg.processes, ahead=cfg.processes + cfg.prefetch)
+        begin = functools.partial(_begin_counted, self._again)
+        with contextlib.closing(workers.read_ahead(begin, first, last, **amount)) as made:
+            for batch, replaced in made:
+                self.replaced += replaced
+                yield batch
+
+    def _made_by_threads(self, first: int, last: int) -> Generator[Batch, None, None]:
         # Steps are taken to be as large as the largest bucket's.
         rows = max(bucket.batch_size for bucket in self._cfg.sizes) // self._process[1]
 
@@ -154,6 +170,17 @@ class Loader:
             None if first.latents is None else _stacked(_each(examples, "latents")),
             None if first.embedding is None else tuple(_each(examples, "embedding")),
         )
+
+
+def _begin_counted(begin: Callable[[], Loader]) -> Callable[[int], tuple[Batch, int]]:
+    """Makes step -> its batch, and how many of its examples had to be replaced."""
+    loader = begin()
+
+    def made(step: int) -> tuple[Batch, int]:
+        before = loader.replaced
+        return loader.batch(step), loader.replaced - before
+
+    return made
 
 
 def _each(items: Sequence[Any], name: str) -> list[Any]:
