@@ -49,7 +49,7 @@ class Network:
         """Parameters and inputs of `fused.velocity`; linears calibrated on the inputs."""
         cfg = self.model.cfg
         latents, timestep, caption, mask, rope = self.inputs
-        params = jax.jit(lambda p: fused.derive(p, cfg))(self.params)
+        params = fused.derive(self.params, cfg)
         heads = jax.jit(lambda p, c: fused.attend_captions(p, c, cfg))(params, caption)
         tables = jax.jit(lambda r: fused.halve_rope(r, cfg))(rope)
         if linears is not None:

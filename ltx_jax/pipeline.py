@@ -31,7 +31,6 @@ from ltx_jax.text import ByteTokenizer, TextEncoder
 
 Output = Literal["uint8", "float", "latents"]
 
-_derive = jax.jit(fused.derive, static_argnames="cfg")
 _attend_captions = jax.jit(fused.attend_captions, static_argnames="cfg")
 
 
@@ -124,7 +123,7 @@ class LTXPipeline:
         self.vae = dataclasses.replace(vae, dtype=dtype)
         self._fast = fast
         if fast:
-            params = _derive(checkpoint.transformer_params, cfg=self.transformer)
+            params = fused.derive(checkpoint.transformer_params, self.transformer)
             checkpoint = dataclasses.replace(checkpoint, transformer_params=params)
         self.checkpoint = checkpoint
         channels = vae.latent_channels

@@ -75,7 +75,15 @@ def derive(params: Any, cfg: TransformerConfig) -> dict[str, Any]:
       params: as stored; matrices come back in `cfg.dtype`, tables in float32.
       cfg: of the transformer.
     """
+    rest = {name: value for name, value in params.items() if name != "blocks"}
+    layers = tuple(_layer(params["blocks"], i, cfg) for i in range(cfg.num_layers))
+    return {"layers": layers, **_cast(rest, cfg.dtype)}
+
+
+@functools.partial(jax.jit, static_argnames="cfg")  # one program for all layers
+def _layer(blocks: Any, i: Any, cfg: TransformerConfig) -> dict[str, Any]:
     turned = _halves(cfg)
+    p = jax.tree.map(lambda x: x[i], blocks)
 
     def linear(p: Any, columns: Any = None) -> dict[str, Array]:
         kernel, bias = p["kernel"], p.get("bias", jnp.zeros(p["kernel"].shape[-1]))
@@ -86,32 +94,27 @@ def derive(params: Any, cfg: TransformerConfig) -> dict[str, Any]:
     def gain(p: Any) -> Array:
         return p["scale"][turned].astype(jnp.float32)
 
-    def layer(i: int) -> dict[str, Any]:
-        p = jax.tree.map(lambda x: x[i], params["blocks"])
-        one, two = p["attn1"], p["attn2"]
-        parts = [linear(one["to_q"], turned), linear(one["to_k"], turned), linear(one["to_v"])]
-        joined = jax.tree.map(lambda *x: jnp.concatenate(x, axis=-1), *parts)
-        small = {
-            "table": p["scale_shift_table"].astype(jnp.float32),
-            "q_gain": gain(one["q_norm"]),
-            "k_gain": gain(one["k_norm"]),
-            "caption_q_gain": gain(two["q_norm"]),
-            "caption_k_gain": gain(two["k_norm"]),
-            "caption_k": linear(two["to_k"], turned),
-            "caption_v": linear(two["to_v"]),
-        }
-        large = {
-            "qkv": joined,
-            "out": linear(one["to_out"]),
-            "caption_q": linear(two["to_q"], turned),
-            "caption_out": linear(two["to_out"]),
-            "ff_in": linear(p["ff"]["linear_1"]),
-            "ff_out": linear(p["ff"]["linear_2"]),
-        }
-        return small | large
-
-    rest = {name: value for name, value in params.items() if name != "blocks"}
-    return {"layers": tuple(layer(i) for i in range(cfg.num_layers)), **_cast(rest, cfg.dtype)}
+    one, two = p["attn1"], p["attn2"]
+    parts = [linear(one["to_q"], turned), linear(one["to_k"], turned), linear(one["to_v"])]
+    joined = jax.tree.map(lambda *x: jnp.concatenate(x, axis=-1), *parts)
+    small = {
+        "table": p["scale_shift_table"].astype(jnp.float32),
+        "q_gain": gain(one["q_norm"]),
+        "k_gain": gain(one["k_norm"]),
+        "caption_q_gain": gain(two["q_norm"]),
+        "caption_k_gain": gain(two["k_norm"]),
+        "caption_k": linear(two["to_k"], turned),
+        "caption_v": linear(two["to_v"]),
+    }
+    large = {
+        "qkv": joined,
+        "out": linear(one["to_out"]),
+        "caption_q": linear(two["to_q"], turned),
+        "caption_out": linear(two["to_out"]),
+        "ff_in": linear(p["ff"]["linear_1"]),
+        "ff_out": linear(p["ff"]["linear_2"]),
+    }
+    return small | large
 
 
 def _cast(rest: Any, dtype: str) -> Any:
