@@ -62,9 +62,9 @@ config = TrainTransformer(
     ),
     run=RunConfig(
         output="runs/shapes_transformer",
-        steps=16_000,
-        log_every=100,
-        save_every=1000,
+        steps=20_000,
+        log_every=50,
+        save_every=500,
         validate_every=1000,
     ),
 )

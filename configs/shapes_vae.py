@@ -47,7 +47,7 @@ config = TrainVAE(
         mse_weight=8.0,
         dwt_weight=0.5,
         gan_weight=0.05,
-        disc_start=0.75,
+        disc_start=0.7,
         kl_start=300,
         kl_warmup=200,
     ),
@@ -56,16 +56,16 @@ config = TrainVAE(
     ),
     data=DataConfig(
         buckets=(
-            BucketConfig(25, 96, 96, batch_size=16, weight=0.7),
-            BucketConfig(17, 96, 128, batch_size=16, weight=0.15),
-            BucketConfig(1, 128, 128, batch_size=64, weight=0.15),
+            BucketConfig(25, 96, 96, batch_size=4, weight=0.7),
+            BucketConfig(17, 96, 128, batch_size=4, weight=0.15),
+            BucketConfig(1, 128, 128, batch_size=16, weight=0.15),
         ),
         frame_rates=(12.0, 24.0, 30.0),
     ),
     optim=OptimConfig(
         name="muon",
-        peak_lr=3e-3,
-        warmup_steps=100,
+        peak_lr=2e-3,
+        warmup_steps=50,
         decay="linear",
         decay_fraction=0.4,
         b1=0.9,
@@ -76,8 +76,8 @@ config = TrainVAE(
     run=RunConfig(
         output="runs/shapes_vae",
         steps=10_000,
-        log_every=100,
-        save_every=1000,
-        validate_every=1000,
+        log_every=20,
+        save_every=500,
+        validate_every=500,
     ),
 )
