@@ -68,7 +68,7 @@ class LTXPipeline:
         checkpoint: Checkpoint,
         text_encoder: TextEncoder | None = None,
         *,
-        dtype: DType = "bfloat16",
+        dtype: DType | None = None,
         mesh: Mesh | None = None,
         fast: bool | None = None,
         linears: Linears | None = None,
@@ -78,7 +78,7 @@ class LTXPipeline:
         Args:
           checkpoint: with a transformer and a VAE.
           text_encoder: None takes the checkpoint's own, if it has one.
-          dtype: of the computation.
+          dtype: of the computation; None is `sharding.preferred_dtype()`.
           mesh: the devices to run on; None is one.
           fast: sample by `models.fused`, whose parameters take the place of the transformer's in
             `checkpoint`; for one device. None does so on a GPU.
@@ -89,6 +89,7 @@ class LTXPipeline:
         Raises:
           ValueError: for a checkpoint without a transformer or a VAE, or parts that do not fit.
         """
+        dtype = dtype or sharding.preferred_dtype()
         transformer, vae = checkpoint.transformer, checkpoint.vae
         if transformer is None or vae is None:
             missing = "transformer" if transformer is None else "VAE"
@@ -146,7 +147,7 @@ class LTXPipeline:
         checkpoint: str | os.PathLike[str],
         text_encoder: str | os.PathLike[str] | None = None,
         *,
-        dtype: DType = "bfloat16",
+        dtype: DType | None = None,
         param_dtype: DType | None = None,
         mesh: Mesh | None = None,
         fast: bool | None = None,
@@ -159,8 +160,8 @@ class LTXPipeline:
             from one, a hub id, or "embedded": the small model that ships.
           text_encoder: a directory or hub id of a T5 encoder. None takes the checkpoint's own, or,
             if it has none, leaves embeddings as the only way to caption.
-          dtype: of the computation; guidance and latents are always float32.
-          param_dtype: of the stored parameters; None means `dtype`.
+          dtype: of the computation, as of the constructor; guidance and latents are always float32.
+          param_dtype: of the stored parameters; None is `dtype`, or bfloat16 if that is None too.
           mesh: the devices to run on (`ltx_jax.sharding.make_mesh`); None is one.
           fast: as of the constructor, and
           linears: likewise.
@@ -168,15 +169,16 @@ class LTXPipeline:
         from ltx_jax.checkpoints.checkpoint import load  # with Orbax, which takes seconds
 
         begin = time.perf_counter()
+        param_dtype = param_dtype or dtype or "bfloat16"  # as released weights are stored
         encoder = None
         if text_encoder is not None:
             path = os.fspath(text_encoder)
-            encoder = TextEncoder.load(path, dtype=param_dtype or dtype, mesh=mesh)
+            encoder = TextEncoder.load(path, dtype=param_dtype, mesh=mesh)
         place = contextlib.nullcontext()
         if linears == "int8":  # a small device has no room for what these are made from
             place = jax.default_device(jax.local_devices(backend="cpu")[0])
         with place:
-            loaded = load(os.fspath(checkpoint), mesh=mesh, dtype=param_dtype or dtype)
+            loaded = load(os.fspath(checkpoint), mesh=mesh, dtype=param_dtype)
             pipe = cls(loaded, encoder, dtype=dtype, mesh=mesh, fast=fast, linears=linears)
         if linears == "int8":
             names = ("transformer_params", "vae_params", "statistics")

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,7 +19,9 @@ from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ltx_jax.config import MeshConfig
+from ltx_jax.config import DType, MeshConfig
+
+_CPUINFO = Path("/proc/cpuinfo")
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
     # Activations.
@@ -149,6 +152,21 @@ def platform() -> str:
     device = jax.sharding.get_abstract_mesh().abstract_device
     name = jax.default_backend() if device is None else device.platform
     return "gpu" if name in ("cuda", "rocm") else name
+
+
+def preferred_dtype() -> DType:
+    """What sampling computes in unless told otherwise: bfloat16 where there are products of it.
+
+    That is everywhere but on CPUs without AMX, which are slower in bfloat16 than in float32.
+    """
+    return "bfloat16" if platform() != "cpu" or _has_amx() else "float32"
+
+
+def _has_amx() -> bool:
+    try:
+        return "amx_bf16" in _CPUINFO.read_text().split()
+    except OSError:  # not Linux
+        return False
 
 
 def is_boxed(x: Any) -> bool:

@@ -377,6 +377,17 @@ def test_half_precision_keeps_float32_latents(text_encoder):
     assert np.all(np.isfinite(latents))
 
 
+@pytest.mark.parametrize("preferred", ["float32", "bfloat16"])
+def test_the_dtype_is_the_preferred_one_unless_told(tmp_path, monkeypatch, preferred):
+    monkeypatch.setattr(sharding, "preferred_dtype", lambda: preferred)
+    official.write(tmp_path / "model.safetensors", golden_traces.checkpoint())
+    for told in (None, "float32"):
+        pipe = LTXPipeline.from_pretrained(tmp_path / "model.safetensors", dtype=told)
+        assert pipe.transformer.dtype == pipe.vae.dtype == (told or preferred)
+        stored = jax.tree.leaves(pipe.checkpoint.transformer_params)
+        assert {str(x.dtype) for x in stored} == {told or "bfloat16"}
+
+
 def test_out_of_memory_says_what_to_lower(pipe):
     size = request.Size(121, 704, 1216, 8, 32)
     message = "121 frames of 704 x 1216: lower height, width, num_frames"

@@ -63,6 +63,15 @@ def test_the_platform_is_that_of_the_mesh():
     mesh = jax.sharding.AbstractMesh((4,), ("data",), axes, abstract_device=device)
     with jax.sharding.use_abstract_mesh(mesh):
         assert sharding.platform() == "tpu"
+        assert sharding.preferred_dtype() == "bfloat16"
+
+
+def test_a_cpu_computes_in_bfloat16_where_it_has_products_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(sharding, "_CPUINFO", tmp_path / "cpuinfo")
+    assert sharding.preferred_dtype() == "float32"  # where no file tells
+    for flags, dtype in (("avx512_bf16 amx_tile", "float32"), ("amx_bf16 sse", "bfloat16")):
+        (tmp_path / "cpuinfo").write_text(f"flags\t\t: fpu {flags}\n")
+        assert sharding.preferred_dtype() == dtype
 
 
 @pytest.mark.parametrize("n", [15, 16])
