@@ -6,12 +6,13 @@ import pytest
 from ltx_jax.models import convolution
 
 # (batch, frames, rows, columns, channels in), channels out: the shapes at which a native bfloat16
-# gradient was seen wrong, one frame, odd sizes, one row.
+# gradient was seen wrong, one frame, odd sizes, one row, one channel of one frame.
 SHAPES = [
     ((4, 27, 6, 24, 32), 16),
     ((4, 9, 24, 24, 32), 16),
     ((1, 3, 5, 7, 3), 4),
     ((2, 6, 1, 3, 5), 8),
+    ((1, 3, 16, 16, 16), 1),
 ]
 
 

@@ -154,8 +154,14 @@ def _gradients_by_convolution(
     depth, rows, columns = kernel.shape[:3]
     pad = int(zeros)
     flipped = jnp.flip(kernel, (0, 1, 2)).swapaxes(3, 4)
+    spread = grad
+    if grad.shape[-1] == 1:
+        # Of one channel and one frame in bfloat16 oneDNN's result is wrong, and another one every
+        # time (jax 0.11.2): a second channel of zeros.
+        spread = jnp.pad(grad, ((0, 0),) * 4 + ((0, 1),))
+        flipped = jnp.pad(flipped, ((0, 0),) * 3 + ((0, 1), (0, 0)))
     of_x = jax.lax.conv_general_dilated(
-        grad,
+        spread,
         flipped,
         (1, 1, 1),
         [(size - 1 - p, size - 1 - p) for size, p in ((depth, 0), (rows, pad), (columns, pad))],
