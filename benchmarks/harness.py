@@ -196,10 +196,15 @@ def _seconds(call: Callable[[], Any], calls: int) -> tuple[float, float]:
 
 
 def relative_error(result: Any, expected: Any) -> float:
-    """Largest difference over the root mean square of what is expected."""
-    result, expected = (jnp.asarray(x, jnp.float32) for x in (result, expected))
-    scale = jnp.sqrt(jnp.mean(expected**2))
-    return float(jnp.max(jnp.abs(result - expected)) / scale)
+    """Largest difference over the root mean square of what is expected; of several arrays, the
+    worst."""
+
+    def error(result: Any, expected: Any) -> float:
+        result, expected = (jnp.asarray(x, jnp.float32) for x in (result, expected))
+        scale = jnp.sqrt(jnp.mean(expected**2))
+        return float(jnp.max(jnp.abs(result - expected)) / scale)
+
+    return max(jax.tree.leaves(jax.tree.map(error, result, expected)))
 
 
 def _figures(case: Case | Foreign, samples: Sequence[tuple[float, float]]) -> dict[str, Any]:

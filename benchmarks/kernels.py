@@ -14,6 +14,7 @@ from jax import lax
 
 from benchmarks.harness import Case, Report
 from benchmarks.sizes import FORCE_NHWC, NO_TRITON_GEMM, Scale, random
+from ltx_jax.models import convolution
 from ltx_jax.models.attention import attention as plain_attention
 
 
@@ -182,42 +183,16 @@ def attention(report: Report, scale: Scale) -> None:
 
 def conv(report: Report, scale: Scale) -> None:
     """The decoder's 3x3x3 convolutions, checked against float32: cuDNN has been wrong here."""
-
-    def conv3d(layout: str) -> Callable[..., jax.Array]:
-        numbers = ("NDHWC", layout, "NDHWC")
-        return lambda x, w: lax.conv_general_dilated(
-            x, w, (1, 1, 1), "SAME", dimension_numbers=numbers
-        )
-
-    def sum_of_2d(x, w):
-        b, t, rows, columns, c = x.shape
-        padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
-        frames = [padded[:, i : i + t].reshape(b * t, rows, columns, c) for i in range(3)]
-        numbers = ("NHWC", "HWIO", "NHWC")
-        parts = [
-            lax.conv_general_dilated(f, w[i], (1, 1), "SAME", dimension_numbers=numbers)
-            for i, f in enumerate(frames)
-        ]
-        return sum(parts).reshape(b, t, rows, columns, -1)
-
-    def exact(layout: str) -> Callable[..., jax.Array]:
-        def run(x, w):
-            with jax.default_matmul_precision("highest"):
-                return conv3d(layout)(x.astype(jnp.float32), w.astype(jnp.float32))
-
-        return run
-
     for channels, t, rows, columns in scale.stages:
-        x = random(1, t, rows, columns, channels, seed=1)
-        w = (random(3, 3, 3, channels, channels, seed=2) * (27 * channels) ** -0.5).astype(x.dtype)
+        x, w = _conv_inputs(channels, t, rows, columns)
         turned = jnp.asarray(w.transpose(4, 0, 1, 2, 3))
         name = f"{channels} channels, {t}x{rows}x{columns}"
         flop = 2.0 * 27 * channels**2 * t * rows * columns
         forms = (
-            ("NHWC forced", conv3d("DHWIO"), w, FORCE_NHWC, "DHWIO"),
-            ("as XLA likes", conv3d("DHWIO"), w, {}, "DHWIO"),
-            ("NHWC forced, ODHWI kernel", conv3d("ODHWI"), turned, FORCE_NHWC, "ODHWI"),
-            ("three 2D", sum_of_2d, w, {}, "DHWIO"),
+            ("NHWC forced", _conv3d("DHWIO"), w, FORCE_NHWC, "DHWIO"),
+            ("as XLA likes", _conv3d("DHWIO"), w, {}, "DHWIO"),
+            ("NHWC forced, ODHWI kernel", _conv3d("ODHWI"), turned, FORCE_NHWC, "ODHWI"),
+            ("three 2D", _sum_of_2d, w, {}, "DHWIO"),
         )
         report.compare(
             "conv",
@@ -228,8 +203,72 @@ def conv(report: Report, scale: Scale) -> None:
                     (x, kernel),
                     flop,
                     options=options,
-                    reference=exact(layout),
+                    reference=_exact(_conv3d(layout)),
                 )
                 for form, f, kernel, options, layout in forms
             ],
         )
+
+
+def conv_gradients(report: Report, scale: Scale) -> None:
+    """Both gradients of such convolutions: as XLA has them, of three in 2D, as convolutions.
+
+    Each by itself: to choose an algorithm for one of few channels has taken cuDNN minutes.
+    """
+    for channels, t, rows, columns in (*scale.narrow_stages, *scale.stages):
+        x, w = _conv_inputs(channels, t, rows, columns)
+        grad = random(*x.shape, seed=3)
+        name = f"{channels} channels, {t}x{rows}x{columns}"
+        flop = 4.0 * 27 * channels**2 * t * rows * columns
+        native = _gradients(_conv3d("DHWIO"))
+        for form, f, options in (
+            ("as convolutions", _gradients_by_convolution, FORCE_NHWC),
+            ("three 2D", _gradients(_sum_of_2d), {}),
+            ("NHWC forced", native, FORCE_NHWC),
+            ("as XLA likes", native, {}),
+        ):
+            arguments, reference = (x, w, grad), _exact(_gradients(_sum_of_2d))
+            case = Case(f"{name}, {form}", f, arguments, flop, options=options, reference=reference)
+            report.compare("conv_gradients", [case])
+
+
+def _conv_inputs(channels: int, *size: int) -> tuple[jax.Array, jax.Array]:
+    w = random(3, 3, 3, channels, channels, seed=2) * (27 * channels) ** -0.5
+    return random(1, *size, channels, seed=1), w.astype(jnp.bfloat16)
+
+
+def _conv3d(layout: str) -> Callable[..., jax.Array]:
+    numbers = ("NDHWC", layout, "NDHWC")
+    return lambda x, w: lax.conv_general_dilated(x, w, (1, 1, 1), "SAME", dimension_numbers=numbers)
+
+
+def _sum_of_2d(x: jax.Array, w: jax.Array) -> jax.Array:
+    b, t, rows, columns, c = x.shape
+    padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
+    frames = [padded[:, i : i + t].reshape(b * t, rows, columns, c) for i in range(3)]
+    numbers = ("NHWC", "HWIO", "NHWC")
+    parts = [
+        lax.conv_general_dilated(f, w[i], (1, 1), "SAME", dimension_numbers=numbers)
+        for i, f in enumerate(frames)
+    ]
+    return sum(parts[1:], parts[0]).reshape(b, t, rows, columns, -1)
+
+
+def _gradients(convolve: Callable[..., jax.Array]) -> Callable[..., tuple[jax.Array, ...]]:
+    return lambda x, w, grad: jax.vjp(convolve, x, w)[1](grad)
+
+
+def _gradients_by_convolution(x: jax.Array, w: jax.Array, grad: jax.Array) -> tuple[Any, ...]:
+    x = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
+    of_x, of_w = convolution.gradients_by_convolution(x, w, grad, zeros=True)
+    return of_x[:, 1:-1], of_w
+
+
+def _exact(f: Callable[..., Any]) -> Callable[..., Any]:
+    """The same in float32."""
+
+    def run(*arguments: jax.Array) -> Any:
+        with jax.default_matmul_precision("highest"):
+            return f(*(x.astype(jnp.float32) for x in arguments))
+
+    return run

@@ -60,6 +60,7 @@ SECTIONS: dict[str, Section] = {
     "attention": _late("kernels.attention"),
     "gemm": _late("kernels.gemm"),
     "conv": _late("kernels.conv"),
+    "conv_gradients": _late("kernels.conv_gradients"),
     "loading": _late("loading.loading"),
 }
 # What diffusers has too.

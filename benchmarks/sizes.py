@@ -85,6 +85,7 @@ class Scale:
         (512, 31, 32, 48),
         (1024, 16, 16, 24),
     )
+    narrow_stages: tuple[tuple[int, ...], ...] = ((32, 25, 96, 96), (64, 25, 48, 48))  # small VAEs
     grid: tuple[int, int, int] = (16, 16, 24)
     more_grids: tuple[tuple[int, int, int], ...] = ((16, 22, 38),)  # 121 frames of 704 x 1216
     steps: int = 20
@@ -127,6 +128,7 @@ TINY = Scale(
     caption_used=5,
     mosaic_blocks=((64, 64),),
     stages=((8, 5, 8, 8),),
+    narrow_stages=((4, 5, 8, 8),),
     grid=(2, 4, 4),
     more_grids=(),
     vae_clip=(9, 64, 64),
@@ -163,6 +165,7 @@ SMALL = Scale(
     square=2048,
     rows=(768,),
     stages=((128, 9, 32, 48), (512, 5, 8, 12)),
+    narrow_stages=((32, 9, 48, 48),),
     grid=(2, 4, 6),
     more_grids=((4, 8, 12),),
     steps=4,

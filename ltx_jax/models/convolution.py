@@ -79,7 +79,7 @@ def _backward(
     if not _HAS_ONEDNN:
         cpu = gradient_of(_sum_of_frames)
     elif stride == (1, 1, 1):
-        cpu = functools.partial(_gradients_by_convolution, zeros=zeros)
+        cpu = functools.partial(gradients_by_convolution, zeros=zeros)
     else:
         cpu = gradient_of(_over_cells)
     return jax.lax.platform_dependent(*saved, grad, cpu=cpu, default=gradient_of(_native))
@@ -147,7 +147,7 @@ def _over_cells(x: Array, kernel: Array, *, stride: Stride, zeros: bool) -> Arra
     return _convolve(x, kernel, (1, 1, 1), False)
 
 
-def _gradients_by_convolution(
+def gradients_by_convolution(
     x: Array, kernel: Array, grad: Array, *, zeros: bool
 ) -> tuple[Array, Array]:
     """Both gradients at stride 1, each as one forward convolution."""
