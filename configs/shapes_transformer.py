@@ -2,9 +2,9 @@
 
     python train.py configs/shapes_transformer.py
 
-Needs the run of configs/shapes_vae.py. 144 tokens for 25 frames of 96x96; pictures, three sizes and
-lengths and three frame rates together; the first frame, the beginning, single frames and short
-clips given in half of the batches.
+Needs the run of configs/shapes_vae_refined.py. 144 tokens for 25 frames of 96x96; pictures, three
+sizes and lengths and three frame rates together; the first frame, the beginning, single frames and
+short clips given in half of the batches.
 """
 
 from ltx_jax.config import (
@@ -33,7 +33,7 @@ config = TrainTransformer(
         causal_temporal_positioning=True,
         dtype="bfloat16",
     ),
-    vae="runs/shapes_vae",
+    vae="runs/shapes_vae_refined",
     text_encoder=T5Config(vocab_size=384, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4),
     max_caption_tokens=128,
     flow=FlowConfig(
@@ -62,7 +62,7 @@ config = TrainTransformer(
     ),
     run=RunConfig(
         output="runs/shapes_transformer",
-        steps=20_000,
+        steps=5_000,
         log_every=50,
         save_every=500,
         validate_every=1000,

@@ -1,0 +1,48 @@
+"""The VAE of the small model, taken further: squares decide, so that edges of shapes do.
+
+    python train.py configs/shapes_vae.py
+    python train.py configs/shapes_vae_refined.py
+
+Starts from the averaged weights of the first run. Its discriminator is done: no adversarial term.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from ltx_jax.config import OptimConfig, RunConfig, TrainVAE, load
+
+_first = load(str(Path(__file__).with_name("shapes_vae.py")), [])
+assert isinstance(_first, TrainVAE)
+
+config = dataclasses.replace(
+    _first,
+    loss=dataclasses.replace(
+        _first.loss,
+        pixel_weight=0.5,
+        mse_weight=40.0,
+        dwt_weight=0.25,
+        gan_weight=0.0,
+        kl_start=0,
+        kl_warmup=0,
+        clean_fraction=0.25,
+    ),
+    optim=OptimConfig(
+        name="muon",
+        peak_lr=1.5e-3,
+        warmup_steps=50,
+        decay="linear",
+        decay_fraction=0.9,
+        b1=0.9,
+        weight_decay=0.0,
+        ema_decay=0.998,
+    ),
+    run=RunConfig(
+        output="runs/shapes_vae_refined",
+        init_from="runs/shapes_vae",
+        seed=1,  # other clips
+        steps=5_000,
+        log_every=20,
+        save_every=500,
+        validate_every=500,
+    ),
+)
