@@ -213,7 +213,7 @@ def conv(report: Report, scale: Scale) -> None:
 def conv_gradients(report: Report, scale: Scale) -> None:
     """Both gradients of such convolutions: as XLA has them, of three in 2D, as convolutions.
 
-    Each by itself: to choose an algorithm for one of few channels has taken cuDNN minutes.
+    Each by itself: to try algorithms for a small VAE's step has taken XLA minutes.
     """
     for channels, t, rows, columns in (*scale.narrow_stages, *scale.stages):
         x, w = _conv_inputs(channels, t, rows, columns)

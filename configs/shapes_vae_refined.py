@@ -9,7 +9,7 @@ Starts from the averaged weights of the first run. Its discriminator is done: no
 import dataclasses
 from pathlib import Path
 
-from ltx_jax.config import OptimConfig, RunConfig, TrainVAE, load
+from ltx_jax.config import TrainVAE, load
 
 _first = load(str(Path(__file__).with_name("shapes_vae.py")), [])
 assert isinstance(_first, TrainVAE)
@@ -26,23 +26,12 @@ config = dataclasses.replace(
         kl_warmup=0,
         clean_fraction=0.25,
     ),
-    optim=OptimConfig(
-        name="muon",
-        peak_lr=1.5e-3,
-        warmup_steps=50,
-        decay="linear",
-        decay_fraction=0.9,
-        b1=0.9,
-        weight_decay=0.0,
-        ema_decay=0.998,
-    ),
-    run=RunConfig(
+    optim=dataclasses.replace(_first.optim, peak_lr=1.5e-3, decay_fraction=0.9),
+    run=dataclasses.replace(
+        _first.run,
         output="runs/shapes_vae_refined",
         init_from="runs/shapes_vae",
         seed=1,  # other clips
         steps=5_000,
-        log_every=20,
-        save_every=500,
-        validate_every=500,
     ),
 )

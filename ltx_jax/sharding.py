@@ -157,7 +157,7 @@ def platform() -> str:
 def preferred_dtype() -> DType:
     """What sampling computes in unless told otherwise: bfloat16 where there are products of it.
 
-    That is everywhere but on CPUs without AMX, which are slower in bfloat16 than in float32.
+    Of CPUs those with AMX have them; the others get float32.
     """
     return "bfloat16" if platform() != "cpu" or _has_amx() else "float32"
 

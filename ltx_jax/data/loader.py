@@ -76,10 +76,7 @@ class Loader:
                 raise ValueError(
                     f"a batch of {bucket.batch_size} cannot be shared by {process_count} processes"
                 )
-        self._again = functools.partial(
-            Loader, cfg, patterns, seed, process_index=process_index, process_count=process_count
-        )
-        self._cfg, self._seed = cfg, seed
+        self._cfg, self._patterns, self._seed = cfg, patterns, seed
         self._process = process_index, process_count
         self._sources = [open_source(source.path, cfg, seed) for source in cfg.sources]
         self.encoding = _common_encoding(cfg, self._sources)
@@ -111,7 +108,7 @@ class Loader:
             return
         cfg = self._cfg
         amount = dict(processes=cfg.processes, ahead=cfg.processes + cfg.prefetch)
-        begin = functools.partial(_begin_counted, self._again)
+        begin = functools.partial(_counting, cfg, self._patterns, self._seed, *self._process)
         with contextlib.closing(workers.read_ahead(begin, first, last, **amount)) as made:
             for batch, replaced in made:
                 self.replaced += replaced
@@ -172,9 +169,15 @@ class Loader:
         )
 
 
-def _begin_counted(begin: Callable[[], Loader]) -> Callable[[int], tuple[Batch, int]]:
-    """Makes step -> its batch, and how many of its examples had to be replaced."""
-    loader = begin()
+def _counting(
+    cfg: DataConfig,
+    patterns: Sequence[tuple[ConditionPattern, float]],
+    seed: int,
+    index: int,
+    count: int,
+) -> Callable[[int], tuple[Batch, int]]:
+    """A loader of its own: step -> its batch, and how many of its examples had to be replaced."""
+    loader = Loader(cfg, patterns, seed, process_index=index, process_count=count)
 
     def made(step: int) -> tuple[Batch, int]:
         before = loader.replaced
