@@ -27,6 +27,7 @@ from ltx_jax.diffusion.sampler import Caption, Inputs, Progress
 from ltx_jax.models import convolution, fused
 from ltx_jax.models.transformer import compiler_options
 from ltx_jax.models.vae import LatentStatistics, Posterior
+from ltx_jax.platforms import preferred_dtype
 from ltx_jax.text import ByteTokenizer, TextEncoder
 
 Output = Literal["uint8", "float", "latents"]
@@ -78,7 +79,7 @@ class LTXPipeline:
         Args:
           checkpoint: with a transformer and a VAE.
           text_encoder: None takes the checkpoint's own, if it has one.
-          dtype: of the computation; None is `sharding.preferred_dtype()`.
+          dtype: of the computation; None is `platforms.preferred_dtype()`.
           mesh: the devices to run on; None is one.
           fast: sample by `models.fused`, whose parameters take the place of the transformer's in
             `checkpoint`; for one device. None does so on a GPU.
@@ -89,7 +90,7 @@ class LTXPipeline:
         Raises:
           ValueError: for a checkpoint without a transformer or a VAE, or parts that do not fit.
         """
-        dtype = dtype or sharding.preferred_dtype()
+        dtype = dtype or preferred_dtype()
         transformer, vae = checkpoint.transformer, checkpoint.vae
         if transformer is None or vae is None:
             missing = "transformer" if transformer is None else "VAE"

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,9 +18,7 @@ from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ltx_jax.config import DType, MeshConfig
-
-_CPUINFO = Path("/proc/cpuinfo")
+from ltx_jax.config import MeshConfig
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
     # Activations.
@@ -145,28 +142,6 @@ def check_heads(heads: int, mesh: Mesh | AbstractMesh) -> None:
             f"axes seq ({seq}) and tensor ({tensor}): take --mesh.seq and --mesh.tensor whose "
             f"product divides {heads}"
         )
-
-
-def platform() -> str:
-    """ "cpu", "gpu" or "tpu": what the current mesh is made of, or else the default backend."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    name = jax.default_backend() if device is None else device.platform
-    return "gpu" if name in ("cuda", "rocm") else name
-
-
-def preferred_dtype() -> DType:
-    """What sampling computes in unless told otherwise: bfloat16 where there are products of it.
-
-    Of CPUs those with AMX have them; the others get float32.
-    """
-    return "bfloat16" if platform() != "cpu" or _has_amx() else "float32"
-
-
-def _has_amx() -> bool:
-    try:
-        return "amx_bf16" in _CPUINFO.read_text().split()
-    except OSError:  # not Linux
-        return False
 
 
 def is_boxed(x: Any) -> bool:

@@ -15,6 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # is a command, on the top floor.
 FLOORS = {
     "config": 0,
+    "platforms": 1,
     "sharding": 1,
     "models": 2,
     "metrics": 3,
@@ -35,7 +36,7 @@ COMMANDS = 11
 # Everything else sees `apply(params, ...)` and plain dicts.
 FLAX = ("models/", "training/state.py", "sharding.py")
 # What the networks and the sampler run without.
-LIGHT = ("config", "sharding", "models", "diffusion")
+LIGHT = ("config", "platforms", "sharding", "models", "diffusion")
 HEAVY = ("av", "tyro", "transformers", "safetensors", "torch", "tensorflow", "orbax", "optax")
 
 

@@ -379,7 +379,7 @@ def test_half_precision_keeps_float32_latents(text_encoder):
 
 @pytest.mark.parametrize("preferred", ["float32", "bfloat16"])
 def test_the_dtype_is_the_preferred_one_unless_told(tmp_path, monkeypatch, preferred):
-    monkeypatch.setattr(sharding, "preferred_dtype", lambda: preferred)
+    monkeypatch.setattr("ltx_jax.pipeline.preferred_dtype", lambda: preferred)
     official.write(tmp_path / "model.safetensors", golden_traces.checkpoint())
     for told in (None, "float32"):
         pipe = LTXPipeline.from_pretrained(tmp_path / "model.safetensors", dtype=told)

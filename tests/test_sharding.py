@@ -54,26 +54,6 @@ def test_heads_are_checked_against_seq_and_tensor_together():
         transformer.sketch(cfg, make(data=1, seq=8))
 
 
-def test_the_platform_is_that_of_the_mesh():
-    assert sharding.platform() == "cpu"
-    with sharding.use_mesh(make()):
-        assert sharding.platform() == "cpu"
-    device = jax.sharding.AbstractDevice(device_kind="TPU v5", num_cores=2, platform="tpu")
-    axes = (jax.sharding.AxisType.Auto,)
-    mesh = jax.sharding.AbstractMesh((4,), ("data",), axes, abstract_device=device)
-    with jax.sharding.use_abstract_mesh(mesh):
-        assert sharding.platform() == "tpu"
-        assert sharding.preferred_dtype() == "bfloat16"
-
-
-def test_a_cpu_computes_in_bfloat16_where_it_has_products_of_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(sharding, "_CPUINFO", tmp_path / "cpuinfo")
-    assert sharding.preferred_dtype() == "float32"  # where no file tells
-    for flags, dtype in (("avx512_bf16 amx_tile", "float32"), ("amx_bf16 sse", "bfloat16")):
-        (tmp_path / "cpuinfo").write_text(f"flags\t\t: fpu {flags}\n")
-        assert sharding.preferred_dtype() == dtype
-
-
 @pytest.mark.parametrize("n", [15, 16])
 @pytest.mark.parametrize("times", ["one", "each"])
 def test_tokens_that_seq_does_not_divide_are_padded_and_unseen(n, times):

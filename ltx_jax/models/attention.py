@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ltx_jax import sharding
 from ltx_jax.config import AttentionForm
+from ltx_jax.platforms import platform
 
 MASK_BIAS = -10_000.0  # as in the released model; not -inf, so a fully masked row stays finite
 
@@ -57,7 +58,7 @@ def attention(
     if form == "auto":
         half = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0
         fused: dict[str, AttentionForm] = {"gpu": "cudnn" if half else "plain", "tpu": "splash"}
-        form = fused.get(sharding.platform(), "plain")
+        form = fused.get(platform(), "plain")
     attend = {"cudnn": _cudnn, "splash": _splash, "plain": _plain}[form]
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size <= 1:  # 0 without a mesh
@@ -141,7 +142,7 @@ def _plain(q: Array, k: Array, v: Array, mask: Mask | None) -> Array:
     q, k, v = (x.transpose(2, 0, 1, 3) for x in (q, k, v))
     # On CPU, one head at a time takes half the time and holds the scores of one head alone.
     large = q.shape[2] * k.shape[2] >= 128 * 128
-    if sharding.platform() == "cpu" and large:
+    if platform() == "cpu" and large:
         out = jax.lax.map(lambda head: _attend(*head, bias), (q, k, v))
     else:
         out = jax.vmap(_attend, (0, 0, 0, None))(q, k, v, bias)

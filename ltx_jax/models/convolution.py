@@ -9,33 +9,24 @@ another platform gets that platform's own convolution.
 """
 
 import functools
-import os
-import sys
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ltx_jax.sharding import platform
+from ltx_jax.platforms import HAS_ONEDNN, onednn_options, platform
 
 Stride = tuple[int, int, int]  # frames, rows, columns
 
 _LAYOUT = ("NDHWC", "DHWIO", "NDHWC")
-# Of the builds of jaxlib, those for Linux on x86-64 come with it.
-_HAS_ONEDNN = (
-    jax.__version_info__ >= (0, 11) and sys.platform == "linux" and os.uname().machine == "x86_64"
-)
 
 
 def compiler_options() -> dict[str, Any] | None:
     """What to compile programs with many convolutions with, for the current mesh's devices."""
-    backend = platform()
-    if backend == "gpu":  # 3-D convolutions with channels first would be a quarter slower on Hopper
+    if platform() == "gpu":  # channels first would be a quarter slower on Hopper
         return {"xla_gpu_force_conv_nhwc": True}
-    if backend == "cpu" and _HAS_ONEDNN:
-        return {"xla_cpu_experimental_onednn_custom_call": True}
-    return None
+    return onednn_options()
 
 
 def convolve(
@@ -54,7 +45,7 @@ def convolve(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _convolve(x: Array, kernel: Array, stride: Stride, zeros: bool) -> Array:
     settings = dict(stride=stride, zeros=zeros)
-    cpu = _alone if _HAS_ONEDNN else _sum_of_frames
+    cpu = _alone if HAS_ONEDNN else _sum_of_frames
     return jax.lax.platform_dependent(
         x,
         kernel,
@@ -76,7 +67,7 @@ def _backward(
         function = functools.partial(function, stride=stride, zeros=zeros)
         return lambda x, kernel, grad: jax.vjp(function, x, kernel)[1](grad)
 
-    if not _HAS_ONEDNN:
+    if not HAS_ONEDNN:
         cpu = gradient_of(_sum_of_frames)
     elif stride == (1, 1, 1):
         cpu = functools.partial(gradients_by_convolution, zeros=zeros)

@@ -18,7 +18,8 @@ from jaxtyping import Array, Float
 from ltx_jax.config import STGMode, TransformerConfig
 from ltx_jax.models.attention import Mask, attention
 from ltx_jax.models.layers import RMSNorm, TimestepEmbedder, dense, param, rms_normalize
-from ltx_jax.sharding import constrain, platform, token_padding
+from ltx_jax.platforms import onednn_options, platform
+from ltx_jax.sharding import constrain, token_padding
 
 Heads = tuple[Float[Array, "b n k e"], Float[Array, "b m k e"], Float[Array, "b m k e"]]
 Rope = tuple[Float[Array, "#b n p"], Float[Array, "#b n p"]]  # cosines, sines of the p = d/2 pairs
@@ -40,10 +41,10 @@ _recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
 
 def compiler_options() -> dict[str, Any] | None:
     """What to compile programs around the transformer with, for the current mesh's devices."""
-    if platform() != "gpu":
-        return None
-    # Triton would take the products before cuBLASLt can make bias and GELU part of them.
-    return {"xla_gpu_enable_triton_gemm": False}
+    if platform() == "gpu":
+        # Triton would take the products before cuBLASLt can make bias and GELU part of them.
+        return {"xla_gpu_enable_triton_gemm": False}
+    return onednn_options()
 
 
 @struct.dataclass

@@ -27,6 +27,7 @@ from ltx_jax.diffusion.conditioning import PREFIX
 from ltx_jax.encode import check_vae
 from ltx_jax.models.transformer import Transformer
 from ltx_jax.models.vae import check_video_shape
+from ltx_jax.platforms import onednn_options
 from ltx_jax.training import captions, flops, latents
 from ltx_jax.training.captions import Captions, Dropped, Place
 from ltx_jax.training.conditions import Conditions, Draw, Item, choose
@@ -122,7 +123,9 @@ def _sketch(cfg: TrainTransformer, vae: VAEConfig, parts: _Parts, mesh: Mesh) ->
     tx = make_optimizer(cfg.optim, cfg.run.steps)
     planned = plan(parts.init, tx, mesh, cfg.run.seed)
     update = descend(parts.loss, tx, cfg.optim, planned.layout)
-    step = make_step(update, planned.layout, cfg.run.seed)
+    with sharding.use_mesh(mesh):
+        options = onednn_options()
+    step = make_step(update, planned.layout, cfg.run.seed, options)
     batches = tuple((size, _batch_shapes(cfg, size, vae, mesh)) for size in cfg.data.sizes)
     return Sketch(planned, step, _work(parts.counted_loss, parts.kept, planned.shapes), batches)
 
