@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from ltx_jax.config import STGMode, TransformerConfig
 from ltx_jax.models.attention import Mask, attention
 from ltx_jax.models.layers import RMSNorm, TimestepEmbedder, dense, param, rms_normalize
-from ltx_jax.platforms import onednn_options, platform
+from ltx_jax.platforms import platform
 from ltx_jax.sharding import constrain, token_padding
 
 Heads = tuple[Float[Array, "b n k e"], Float[Array, "b m k e"], Float[Array, "b m k e"]]
@@ -41,10 +41,10 @@ _recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
 
 def compiler_options() -> dict[str, Any] | None:
     """What to compile programs around the transformer with, for the current mesh's devices."""
-    if platform() == "gpu":
-        # Triton would take the products before cuBLASLt can make bias and GELU part of them.
-        return {"xla_gpu_enable_triton_gemm": False}
-    return onednn_options()
+    if platform() != "gpu":
+        return None
+    # Triton would take the products before cuBLASLt can make bias and GELU part of them.
+    return {"xla_gpu_enable_triton_gemm": False}
 
 
 @struct.dataclass
