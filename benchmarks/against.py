@@ -71,10 +71,15 @@ def _forms(scale: Scale, model: Any, *names: str) -> dict[str, Callable[[], Any]
 
     torch._dynamo.config.recompile_limit = 64  # one block of a VAE comes in many sizes
 
+    @functools.cache
+    def channels_last() -> Any:
+        return copy.deepcopy(model).to(memory_format=torch.channels_last_3d)
+
     def make(name: str) -> Any:
-        form = copy.deepcopy(model)
-        if name.startswith("channels-last"):
-            form.to(memory_format=torch.channels_last_3d)
+        source = channels_last() if name.startswith("channels-last") else model
+        # All forms of a layout have the same parameters: those of the VAE take gigabytes.
+        shared = {id(x): x for x in (*source.parameters(), *source.buffers())}
+        form = copy.deepcopy(source, shared)
         if name.endswith("blocks"):
             form.compile_repeated_blocks(dynamic=False)
         elif name.endswith("compiled"):

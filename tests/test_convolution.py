@@ -6,13 +6,14 @@ import pytest
 from ltx_jax.models import convolution
 
 # (batch, frames, rows, columns, channels in), channels out: the shapes at which a native bfloat16
-# gradient was seen wrong, one frame, odd sizes, one row, one channel of one frame.
+# gradient was seen wrong, one frame, odd sizes, one row, one channel of one frame, few outputs.
 SHAPES = [
     ((4, 27, 6, 24, 32), 16),
     ((4, 9, 24, 24, 32), 16),
     ((1, 3, 5, 7, 3), 4),
     ((2, 6, 1, 3, 5), 8),
     ((1, 3, 16, 16, 16), 1),
+    ((1, 3, 3, 3, 4), 128),
 ]
 
 
@@ -74,6 +75,16 @@ def test_the_convolution_and_its_gradients_are_those_of_the_definition(
     for value, wanted in zip(program(x, kernel, grad), expected, strict=True):
         assert value.dtype == dtype
         assert relative(value, wanted) < tolerance
+
+
+@pytest.mark.parametrize("zeros", [True, False])
+def test_of_few_outputs_and_many_channels_one_product_is_made(zeros, monkeypatch):
+    monkeypatch.setattr(convolution, "HAS_ONEDNN", True)  # this form needs none
+    x, kernel = draw((1, 4, 3, 4, 5)), draw((3, 3, 3, 5, 192))
+    convolve = jax.jit(lambda x, kernel: convolution.convolve(x, kernel, zeros=zeros))
+    assert "stablehlo.convolution" not in convolve.lower(x, kernel).as_text()
+    expected, _, _ = oracle(x, kernel, np.zeros(()), (1, 1, 1), zeros)
+    assert relative(convolve(x, kernel), expected) < 1e-6  # sums of 135 products
 
 
 @pytest.mark.parametrize("stride", [(1, 1, 1), (2, 1, 1), (1, 2, 2), (2, 2, 2)])
