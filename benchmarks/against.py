@@ -222,7 +222,7 @@ def training(report: Report, scale: Scale) -> None:
     facts = {"dtype": dtype, "branches": 1, "shapes": "x".join(map(str, net.inputs[0].shape))}
     arguments = (net.params, opt_state, target, *net.inputs)
     cases: list[Case | Foreign] = [
-        Case("step, ours", step, arguments, flop, options=compiler_options() or {})
+        Case("step, ours", step, arguments, flop, options=compiler_options() or {}, carried=2)
     ]
     for form, make in _forms(scale, theirs, "written", "compiled").items():
         cases.append(Foreign(f"step, diffusers {form}", foreign(make), flop, facts))

@@ -30,7 +30,8 @@ class Case:
     """One thing to time: a function of arrays, compiled with `options`.
 
     `flop` and `bytes` are what it has to do, by our own count; `branches` how many rows guidance
-    makes of each sample; `reference` returns what it should give, from the same arguments.
+    makes of each sample; `reference` returns what it should give, from the same arguments. The
+    first `carried` arguments are a state: the function returns the next one, in their place.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Case:
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     reference: Callable[..., Any] | None = None
     repeats: int | None = None
+    carried: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +149,8 @@ class _Run:
 
 def _compile(case: Case, repeats: int) -> _Run:
     start = time.perf_counter()
-    lowered = jax.jit(case.function).lower(*case.arguments)
+    state = range(case.carried)
+    lowered = jax.jit(case.function, donate_argnums=tuple(state)).lower(*case.arguments)
     compiled = lowered.compile(compiler_options=case.options or None)
     facts: dict[str, Any] = {"compile_s": time.perf_counter() - start}
     arrays = [x for x in jax.tree.leaves(case.arguments) if hasattr(x, "dtype")]
@@ -167,8 +170,15 @@ def _compile(case: Case, repeats: int) -> _Run:
         total = memory.argument_size_in_bytes + outputs + memory.temp_size_in_bytes
         facts["memory_gb"] = total / 1e9
 
+    arguments = list(case.arguments)
+    for i in state:  # others need theirs
+        arguments[i] = jax.tree.map(jnp.copy, arguments[i])
+
     def call() -> Any:
-        return compiled(*case.arguments)
+        result = compiled(*arguments)
+        if case.carried:
+            arguments[: case.carried] = result
+        return result
 
     result = jax.block_until_ready(call())
     if case.reference is not None:
