@@ -62,7 +62,7 @@ config = TrainTransformer(
     ),
     run=RunConfig(
         output="runs/shapes_transformer",
-        steps=5_000,
+        steps=10_000,
         log_every=50,
         save_every=500,
         validate_every=1000,
