@@ -38,13 +38,14 @@ def onednn_options() -> dict[str, Any] | None:
 def preferred_dtype() -> DType:
     """What sampling computes in unless told otherwise: bfloat16 where there are products of it.
 
-    Of CPUs those with AMX have them; the others get float32.
+    Of CPUs those with AMX or AVX-512 BF16 have them, by oneDNN; the others get float32.
     """
-    return "bfloat16" if platform() != "cpu" or _has_amx() else "float32"
+    return "bfloat16" if platform() != "cpu" or _multiplies_bfloat16() else "float32"
 
 
-def _has_amx() -> bool:
+def _multiplies_bfloat16() -> bool:
     try:
-        return "amx_bf16" in _CPUINFO.read_text().split()
+        flags = _CPUINFO.read_text().split()
     except OSError:  # not Linux
         return False
+    return HAS_ONEDNN and not {"amx_bf16", "avx512_bf16"}.isdisjoint(flags)

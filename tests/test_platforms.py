@@ -25,12 +25,24 @@ def test_the_platform_is_that_of_the_mesh():
         assert platforms.preferred_dtype() == "bfloat16"
 
 
-def test_a_cpu_computes_in_bfloat16_where_it_has_products_of_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(platforms, "_CPUINFO", tmp_path / "cpuinfo")
-    assert platforms.preferred_dtype() == "float32"  # where no file tells
-    for flags, dtype in (("avx512_bf16 amx_tile", "float32"), ("amx_bf16 sse", "bfloat16")):
+@pytest.mark.parametrize(
+    ("flags", "onednn", "dtype"),
+    [
+        ("avx512f amx_tile", True, "float32"),
+        ("sse amx_bf16", True, "bfloat16"),
+        ("sse avx512_bf16", True, "bfloat16"),
+        ("amx_bf16 avx512_bf16", False, "float32"),
+        (None, True, "float32"),  # where no file tells
+    ],
+)
+def test_a_cpu_computes_in_bfloat16_where_it_has_products_of_it(
+    tmp_path, monkeypatch, flags, onednn, dtype
+):
+    if flags is not None:
         (tmp_path / "cpuinfo").write_text(f"flags\t\t: fpu {flags}\n")
-        assert platforms.preferred_dtype() == dtype
+    monkeypatch.setattr(platforms, "_CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(platforms, "HAS_ONEDNN", onednn)
+    assert platforms.preferred_dtype() == dtype
 
 
 @pytest.mark.skipif(not platforms.HAS_ONEDNN, reason="jaxlib has no oneDNN here")

@@ -79,7 +79,7 @@ class SampleConfig(SamplingConfig):
     previews: bool = False  # a GIF and a sheet of frames (PNG) beside each video
     # An .npy for the final normalised latents; decodes nothing unless output_path is given too.
     save_latents: str | None = None
-    # Of parameters and computation. None: bfloat16, but a CPU without products of it (AMX) computes
+    # Of parameters and computation. None: bfloat16, but a CPU without products of it computes
     # in float32.
     dtype: DType | None = None
     # Large products of the transformer: float8 for speed, from Hopper on, int8 for small memories.
