@@ -19,6 +19,16 @@ from ltx_jax import sharding
 ROOT = pathlib.Path(__file__).parents[1]
 
 
+@pytest.fixture(autouse=True)
+def settings_of_jax():
+    """The benchmarks are commands of their own: what they set is not for the next test."""
+    settings = ("jax_enable_compilation_cache", "jax_numpy_rank_promotion")
+    before = {name: getattr(jax.config, name) for name in settings}
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
 def test_one_door_records_what_fails_and_goes_on(tmp_path):
     command = [sys.executable, "-m", "benchmarks.run", "attention", "--scale", "tiny"]
     options = ["--repeats", "2", "--out", str(tmp_path), "--name", "cpu"]
@@ -175,12 +185,8 @@ def run_tiny(tmp_path, monkeypatch):
         run.main([*arguments, *options, "--out", str(tmp_path), "--name", "tiny"])
         return json.loads((tmp_path / "tiny.json").read_text())["rows"]
 
-    settings = ("jax_enable_compilation_cache", "jax_numpy_rank_promotion")
-    before = {name: getattr(jax.config, name) for name in settings}
     jax.config.update("jax_numpy_rank_promotion", "allow")  # some of diffusers' and flax's do
-    yield rows
-    for name, value in before.items():
-        jax.config.update(name, value)
+    return rows
 
 
 @pytest.mark.slow
