@@ -46,7 +46,8 @@ def test_a_cpu_computes_in_bfloat16_where_it_has_products_of_it(
 
 
 @pytest.mark.skipif(not platforms.HAS_ONEDNN, reason="jaxlib has no oneDNN here")
-def test_a_transformers_gradients_in_bfloat16_are_those_of_float32_to_rounding():
+@pytest.mark.parametrize("size", [(32, 144, 8), (32, 32, 32)], ids=str)
+def test_a_transformers_gradients_in_bfloat16_are_those_of_float32_to_rounding(size):
     cfg = TransformerConfig(
         num_layers=2,
         num_attention_heads=2,
@@ -55,7 +56,7 @@ def test_a_transformers_gradients_in_bfloat16_are_those_of_float32_to_rounding()
         out_channels=16,
         caption_channels=16,
     )
-    b, n, m = 32, 144, 8
+    b, n, m = size  # the second: as many samples as keys
     keys = jax.random.split(jax.random.key(0), 5)
     x, target = jax.random.normal(keys[0], (2, b, n, cfg.in_channels))
     caption = jax.random.normal(keys[1], (b, m, cfg.caption_channels))
