@@ -51,27 +51,27 @@ config = TrainTransformer(
     scheduler=SchedulerConfig(sampler="Constant", shift=1.8),
     data=DataConfig(
         buckets=(
-            BucketConfig(25, 96, 96, batch_size=32, weight=0.6),
-            BucketConfig(17, 96, 128, batch_size=32, weight=0.08),
+            BucketConfig(25, 96, 96, batch_size=32, weight=0.55),
+            BucketConfig(17, 96, 128, batch_size=32, weight=0.07),
             # Of its 128 pictures a batch learns more about shapes than of 32 clips as dear.
-            BucketConfig(1, 96, 96, batch_size=128, weight=0.27),
+            BucketConfig(1, 96, 96, batch_size=128, weight=0.33),
             BucketConfig(1, 128, 128, batch_size=72, weight=0.05),
         ),
         frame_rates=(12.0, 24.0, 30.0),
     ),
     optim=OptimConfig(
         name="muon",
-        peak_lr=3e-3,
+        peak_lr=4e-3,  # learns fast; its noise, a tenth of the loss, goes as the rate falls to zero
         warmup_steps=100,
         decay="linear",
-        decay_fraction=0.4,
-        b1=0.9,
+        decay_fraction=0.9,
+        b1=0.95,
         weight_decay=0.0,
         ema_decay=0.998,
     ),
     run=RunConfig(
         output="runs/shapes_transformer",
-        steps=10_000,
+        steps=6000,
         log_every=50,
         save_every=500,
         validate_every=1000,
