@@ -61,7 +61,7 @@ config = TrainTransformer(
     ),
     optim=OptimConfig(
         name="muon",
-        peak_lr=4e-3,  # learns fast; its noise, a tenth of the loss, goes as the rate falls to zero
+        peak_lr=4e-3,  # learns fast, and noisily until the rate falls
         warmup_steps=100,
         decay="linear",
         decay_fraction=0.9,

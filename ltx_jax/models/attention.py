@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ltx_jax import sharding
 from ltx_jax.config import AttentionForm
+from ltx_jax.models.layers import transposed
 from ltx_jax.platforms import platform
 
 MASK_BIAS = -10_000.0  # as in the released model; not -inf, so a fully masked row stays finite
@@ -139,7 +140,7 @@ def _whole_blocks(x: Array, block: int) -> Array:
 def _plain(q: Array, k: Array, v: Array, mask: Mask | None) -> Array:
     bias = None if mask is None else (1 - mask.astype(jnp.float32)) * MASK_BIAS
     # Heads first: XLA's CPU matmuls are several times slower with heads between the other two.
-    q, k, v = (_heads_first(x) for x in (q, k, v))
+    q, k, v = (transposed(x, (2, 0, 1, 3)) for x in (q, k, v))
     # On CPU, one head at a time takes half the time and holds the scores of one head alone.
     large = q.shape[2] * k.shape[2] >= 128 * 128
     if platform() == "cpu" and large:
@@ -147,18 +148,6 @@ def _plain(q: Array, k: Array, v: Array, mask: Mask | None) -> Array:
     else:
         out = jax.vmap(_attend, (0, 0, 0, None))(q, k, v, bias)
     return out.transpose(1, 2, 0, 3)
-
-
-@jax.custom_jvp
-def _heads_first(x: Array) -> Array:
-    return x.transpose(2, 0, 1, 3)
-
-
-@_heads_first.defjvp
-def _heads_first_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    """XLA must not see that gradients are transposed: it has oneDNN write them so, and where there
-    are as many keys as samples oneDNN writes elsewhere (jax 0.11)."""
-    return _heads_first(*primals), jax.lax.optimization_barrier(_heads_first(*tangents))
 
 
 @jax.checkpoint  # the gradient keeps q, k and v, not the scores

@@ -26,20 +26,27 @@ def dot_general(x: Array, kernel: Array, dimensions: Any, **options: Any) -> Arr
     transposed beforehand it comes straight, if the compiler does not see what follows.
     """
     if platform() == "cpu" and kernel.dtype == jnp.bfloat16:
-        kernel = _transposed(kernel)
+        kernel = transposed(kernel, (1, 0))
         dimensions = (((x.ndim - 1,), (1,)), ((), ()))
     return jax.lax.dot_general(x, kernel, dimensions, **options)
 
 
-@jax.custom_jvp
-def _transposed(kernel: Array) -> Array:
-    return kernel.T
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def transposed(x: Array, axes: tuple[int, ...]) -> Array:
+    """`x.transpose(axes)`; that gradients are transposed is hidden from the compiler.
+
+    The value itself needs no copy. XLA's CPU backend has products written transposed where it sees
+    that: slowly, or by oneDNN elsewhere (jax 0.11, if the transposed axes are of one size).
+    """
+    return x.transpose(axes)
 
 
-@_transposed.defjvp
-def _transposed_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    """Out of the compiler's sight for the gradient alone: the product itself needs no copy."""
-    return primals[0].T, jax.lax.optimization_barrier(tangents[0].T)
+@transposed.defjvp
+def _transposed_jvp(
+    axes: tuple[int, ...], primals: tuple[Array], tangents: tuple[Array]
+) -> tuple[Array, Array]:
+    (x,), (tangent,) = primals, tangents
+    return x.transpose(axes), jax.lax.optimization_barrier(tangent.transpose(axes))
 
 
 def dense(
