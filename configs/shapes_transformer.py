@@ -51,11 +51,11 @@ config = TrainTransformer(
     scheduler=SchedulerConfig(sampler="Constant", shift=1.8),
     data=DataConfig(
         buckets=(
-            BucketConfig(25, 96, 96, batch_size=32, weight=0.55),
-            BucketConfig(17, 96, 128, batch_size=32, weight=0.07),
-            # Of its 128 pictures a batch learns more about shapes than of 32 clips as dear.
-            BucketConfig(1, 96, 96, batch_size=128, weight=0.33),
-            BucketConfig(1, 128, 128, batch_size=72, weight=0.05),
+            BucketConfig(25, 96, 96, batch_size=64, weight=0.55),
+            BucketConfig(17, 96, 128, batch_size=64, weight=0.07),
+            # Of its 256 pictures a batch learns more about shapes than of 64 clips as dear.
+            BucketConfig(1, 96, 96, batch_size=256, weight=0.33),
+            BucketConfig(1, 128, 128, batch_size=144, weight=0.05),
         ),
         frame_rates=(12.0, 24.0, 30.0),
     ),

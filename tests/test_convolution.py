@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,6 +87,42 @@ def test_of_few_outputs_and_many_channels_one_product_is_made(zeros, monkeypatch
     assert "stablehlo.convolution" not in convolve.lower(x, kernel).as_text()
     expected, _, _ = oracle(x, kernel, np.zeros(()), (1, 1, 1), zeros)
     assert relative(convolve(x, kernel), expected) < 1e-6  # sums of 135 products
+
+
+@pytest.mark.parametrize(
+    ("shape", "features", "products"),
+    [
+        ((64, 27, 24, 24, 48), 32, True),
+        ((64, 9, 6, 6, 128), 128, True),
+        ((1, 123, 128, 192, 128), 48, False),  # many positions
+        ((1, 18, 16, 24, 128), 1024, False),  # many channels
+    ],
+)
+def test_on_gpus_small_convolutions_of_few_channels_are_products(shape, features, products):
+    def both(x, kernel, grad):
+        return jax.vjp(convolution.convolve, x, kernel)[1](grad)
+
+    x, kernel = (
+        jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in (shape, (3, 3, 3, shape[-1], features))
+    )
+    grad = jax.eval_shape(convolution.convolve, x, kernel)
+    text = jax.jit(both).trace(x, kernel, grad).lower(lowering_platforms=("cuda",)).as_text()
+    assert ("stablehlo.convolution" not in text) == products
+
+
+@pytest.mark.parametrize("zeros", [True, False])
+def test_the_product_of_windows_has_the_gradients_of_the_definition(zeros):
+    x, kernel = draw((2, 5, 7, 8, 3)), draw((3, 3, 3, 3, 4))
+    form = functools.partial(convolution._on_gpu, stride=(1, 1, 1), zeros=zeros)
+
+    def both(x, kernel, grad):
+        y, pull = jax.vjp(form, x, kernel)
+        return y, *pull(grad)
+
+    grad = draw(jax.eval_shape(form, x, kernel).shape)
+    expected = oracle(x, kernel, grad, (1, 1, 1), zeros)
+    for value, wanted in zip(jax.jit(both)(x, kernel, grad), expected, strict=True):
+        assert relative(value, wanted) < 1e-5  # float32 sums of a hundred products
 
 
 @pytest.mark.parametrize("stride", [(1, 1, 1), (2, 1, 1), (1, 2, 2), (2, 2, 2)])

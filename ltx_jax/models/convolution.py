@@ -4,8 +4,9 @@ XLA's CPU backend needs help: its 3-D convolution is slow, and its gradient of t
 still. With oneDNN (jax 0.11 and `compiler_options`) the 3-D convolution is three to ten times as
 fast, and the gradients are fast and right once written as forward convolutions (the native bfloat16
 gradient of the kernel is wrong at some shapes). Without oneDNN, a sum of 2-D convolutions is the
-fastest form of both. The choice falls where the program is lowered, so a program compiled here for
-another platform gets that platform's own convolution.
+fastest form of both. On GPUs small convolutions of few channels are products of windows. The choice
+falls where the program is lowered, so a program compiled here for another platform gets that
+platform's own convolution.
 """
 
 import functools
@@ -22,6 +23,8 @@ from ltx_jax.platforms import HAS_ONEDNN, onednn_options, platform
 Stride = tuple[int, int, int]  # frames, rows, columns
 
 _LAYOUT = ("NDHWC", "DHWIO", "NDHWC")
+_FEW_CHANNELS = 128
+_FEW_OPERATIONS = 1e11  # 0.2 ms of a Hopper's products
 
 
 def compiler_options() -> dict[str, Any] | None:
@@ -52,6 +55,7 @@ def _convolve(x: Array, kernel: Array, stride: Stride, zeros: bool) -> Array:
         x,
         kernel,
         cpu=functools.partial(cpu, **settings),
+        cuda=functools.partial(_on_gpu, **settings),
         default=functools.partial(_native, **settings),
     )
 
@@ -75,7 +79,9 @@ def _backward(
         cpu = functools.partial(gradients_by_convolution, zeros=zeros)
     else:
         cpu = gradient_of(_over_cells)
-    return jax.lax.platform_dependent(*saved, grad, cpu=cpu, default=gradient_of(_native))
+    return jax.lax.platform_dependent(
+        *saved, grad, cpu=cpu, cuda=gradient_of(_on_gpu), default=gradient_of(_native)
+    )
 
 
 _convolve.defvjp(_forward, _backward)
@@ -86,6 +92,16 @@ def _native(x: Array, kernel: Array, *, stride: Stride, zeros: bool) -> Array:
     return jax.lax.conv_general_dilated(
         x, kernel, stride, ((0, 0), space, space), dimension_numbers=_LAYOUT
     )
+
+
+def _on_gpu(x: Array, kernel: Array, *, stride: Stride, zeros: bool) -> Array:
+    # Small ones of few channels are slow in cuDNN unless XLA tries its algorithms one by one, which
+    # takes minutes for a network of them. A product needs no trials.
+    few = max(kernel.shape[-2:]) <= _FEW_CHANNELS
+    small = 2 * math.prod(x.shape[:-1]) * kernel.size <= _FEW_OPERATIONS
+    if stride == (1, 1, 1) and few and small:
+        return _product_of_windows(x, kernel, zeros=zeros)
+    return _native(x, kernel, stride=stride, zeros=zeros)
 
 
 def _by_onednn(x: Array, kernel: Array, *, stride: Stride, zeros: bool) -> Array:
