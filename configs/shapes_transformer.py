@@ -14,6 +14,7 @@ from ltx_jax.config import (
     OptimConfig,
     RunConfig,
     SchedulerConfig,
+    SourceConfig,
     T5Config,
     TrainTransformer,
     TransformerConfig,
@@ -51,17 +52,19 @@ config = TrainTransformer(
     scheduler=SchedulerConfig(sampler="Constant", shift=1.8),
     data=DataConfig(
         buckets=(
-            BucketConfig(25, 96, 96, batch_size=64, weight=0.55),
-            BucketConfig(17, 96, 128, batch_size=64, weight=0.07),
-            # Of its 256 pictures a batch learns more about shapes than of 64 clips as dear.
-            BucketConfig(1, 96, 96, batch_size=256, weight=0.33),
-            BucketConfig(1, 128, 128, batch_size=144, weight=0.05),
+            BucketConfig(25, 96, 96, batch_size=32, weight=0.75),
+            BucketConfig(17, 96, 128, batch_size=32, weight=0.08),
+            # Of its 128 pictures a batch learns more about shapes than of 32 clips as dear.
+            BucketConfig(1, 96, 96, batch_size=128, weight=0.13),
+            BucketConfig(1, 128, 128, batch_size=72, weight=0.04),
         ),
+        # These are learned last: the latents of what turns change from frame to frame.
+        mix=(SourceConfig("shapes", 0.55), SourceConfig("shapes:rotate,orbit", 0.45)),
         frame_rates=(12.0, 24.0, 30.0),
     ),
     optim=OptimConfig(
         name="muon",
-        peak_lr=4e-3,  # learns fast, and noisily until the rate falls
+        peak_lr=2.5e-3,  # learns fast, and noisily until the rate falls
         warmup_steps=100,
         decay="linear",
         decay_fraction=0.9,
@@ -71,7 +74,7 @@ config = TrainTransformer(
     ),
     run=RunConfig(
         output="runs/shapes_transformer",
-        steps=6000,
+        steps=5000,
         log_every=50,
         save_every=500,
         validate_every=1000,

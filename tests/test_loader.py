@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import multiprocessing
 import pathlib
+import re
 import subprocess
 import sys
 import threading
@@ -106,6 +107,14 @@ def test_sources_are_mixed_by_their_weights(tmp_path):
     order = Order(cfg, [[5, None, 0]], PATTERNS, 0)
     sources = [source for step in range(1250) for source, _ in order.plan(step).rows]
     np.testing.assert_allclose(np.bincount(sources) / len(sources), [7 / 9, 2 / 9], rtol=0.02)
+
+
+def test_a_world_may_have_some_motions_alone():
+    cfg = DataConfig("shapes:rotate,orbit", num_frames=9, height=16, width=16)
+    captions = [caption for step in range(4) for caption in load(cfg).batch(step).captions]
+    assert all(re.search("rotat|turn|spin|circle", caption) for caption in captions)
+    with pytest.raises(ValueError, match="unknown motion 'fly'; known are left"):
+        load(DataConfig("shapes:orbit,fly"))
 
 
 def test_choices_are_counted_rightly_from_anywhere():

@@ -102,6 +102,15 @@ def test_scenes_keep_to_their_split(split):
     assert 30 < counts[2] < 90  # a fifth of 300, give or take four deviations
 
 
+def test_a_world_of_some_motions_has_no_others():
+    rng = np.random.default_rng(0)
+    drawn = [shapes.sample_scene(rng, motions=("rotate", "orbit")) for _ in range(200)]
+    figures = [one for scene in drawn for one in scene.objects]
+    assert {one.motion for one in figures} == {"rotate", "orbit"}
+    assert {one.shape for one in figures} == set(shapes.SHAPES)
+    assert not any(shapes.is_held_out(one.shape, one.colour, one.motion) for one in figures)
+
+
 @pytest.mark.parametrize("num_objects", [1, 2])
 def test_ground_truth_is_what_the_pixels_show(num_objects):
     for index in range(25):
@@ -461,6 +470,9 @@ def test_bad_arguments_are_errors_that_name_them():
         shapes.scene(0, num_objects=3)
     with pytest.raises(ValueError, match="unknown motion 'jump'"):
         shapes.render(shapes.Scene((figure(motion="jump"),), GREY), 1, 32, 32, 24)
+    for wrong in ((), ("rotate", "")):
+        with pytest.raises(ValueError, match="unknown motion ''; known are left"):
+            shapes.clip(0, motions=wrong)
     with pytest.raises(dataclasses.FrozenInstanceError):
         scene.pan = "left"
 

@@ -75,8 +75,9 @@ class SourceConfig:
 class DataConfig:
     """Clips to train on."""
 
-    # "shapes" (the procedural world), a folder of clip.mp4 + clip.txt, or a data set in ArrayRecord
-    # as `ltx_jax.prepare` and `ltx_jax.encode` write it.
+    # "shapes" (the procedural world; "shapes:rotate,orbit" has these motions alone), a folder of
+    # clip.mp4 + clip.txt, or a data set in ArrayRecord as `ltx_jax.prepare` and `ltx_jax.encode`
+    # write it.
     source: str = "shapes"
     mix: tuple[SourceConfig, ...] = ()  # several sources in place of one
     num_frames: int = 25

@@ -222,8 +222,8 @@ def open_source(path: str, cfg: DataConfig, seed: int) -> Source:
     Raises:
       ValueError: if there is no such source, or none of its examples can be used.
     """
-    if path == "shapes":
-        return World(cfg, seed)
+    if World.has(path):
+        return World(path, cfg, seed)
     # With PyAV and TFDS, which the world does without.
     from ltx_jax.data import dataset, folder, latents, media
 

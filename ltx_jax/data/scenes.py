@@ -6,9 +6,11 @@ captions are in `shapes.py` and `captions.py`.
 """
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -157,7 +159,7 @@ def path(figure: Figure, seconds: Float64[np.ndarray, " t"]) -> Path:
     elif figure.motion == "rotate":
         angle = angle + figure.phase + figure.rate * seconds
     elif figure.motion != "still":
-        raise ValueError(f"unknown motion {figure.motion!r}; known are {', '.join(MOTIONS)}")
+        check_motions([figure.motion])
     return Path(x, y, size, angle)
 
 
@@ -198,6 +200,7 @@ def sample_scene(
     seconds: float | int = 1.0,
     aspect: float | int = 1.0,
     num_objects: int | None = None,
+    motions: Sequence[str] = MOTIONS,
 ) -> Scene:
     """Draws a scene whose objects stay inside the picture for so many seconds.
 
@@ -207,9 +210,10 @@ def sample_scene(
       seconds: what does not fit is slowed down.
       aspect: width over height of the picture.
       num_objects: 1 or 2; None is 1, and 2 in a fifth of the scenes.
+      motions: that objects may have.
 
     Raises:
-      ValueError: if an argument is out of range.
+      ValueError: if an argument is out of range, or nothing moves like that.
     """
     if seconds < 0 or aspect <= 0 or num_objects not in (None, 1, 2):
         raise ValueError(
@@ -217,7 +221,7 @@ def sample_scene(
             f"got {seconds}, {aspect}, {num_objects}"
         )
     half = max(aspect, 1.0) / 2, max(1 / aspect, 1.0) / 2
-    known = triples(split)
+    known = _moving(split, tuple(motions))
     two = num_objects == 2 or (num_objects is None and rng.random() < 0.2)
     objects = (_sample_figure(rng, _choose(rng, known), seconds, half, two),)
     while two:
@@ -227,6 +231,24 @@ def sample_scene(
         if not _collide(*objects, seconds):
             break
     return Scene(objects, *_sample_background(rng))
+
+
+@functools.cache
+def _moving(split: Split, motions: tuple[str, ...]) -> tuple[Triple, ...]:
+    """The triples of a split with one of these motions."""
+    check_motions(motions)
+    return tuple(triple for triple in triples(split) if triple[2] in motions)
+
+
+def check_motions(motions: Sequence[str]) -> None:
+    """Refuses words that are no motion, and none at all.
+
+    Raises:
+      ValueError: naming the first.
+    """
+    for word in motions or ("",):
+        if word not in MOTIONS:
+            raise ValueError(f"unknown motion {word!r}; known are {', '.join(MOTIONS)}")
 
 
 def _choose(rng: np.random.Generator, options):

@@ -9,7 +9,7 @@ same motion. `scenes.py` says what can happen, `captions.py` how it is told.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float64, UInt8
@@ -98,6 +98,7 @@ def clip(
     width: int = 128,
     fps: float | int = 24.0,
     num_objects: int | None = None,
+    motions: Sequence[str] = MOTIONS,
 ) -> Clip:
     """Clip number `index` of a world. One frame gives a picture, and its caption no motion."""
     _check(num_frames, height, width, fps)
@@ -108,6 +109,7 @@ def clip(
         seconds=num_frames / fps,
         aspect=width / height,
         num_objects=num_objects,
+        motions=motions,
     )
     text = caption(drawn, rng, motion=num_frames > 1)
     return Clip(render(drawn, num_frames, height, width, fps), text, drawn)

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float16, Int32, UInt8
 
 from ltx_jax.config import BucketConfig, DataConfig
-from ltx_jax.data import shapes
+from ltx_jax.data import scenes, shapes
 
 CACHE_BYTES = 2 * 2**30  # of examples that a source keeps in memory
 
@@ -96,12 +96,29 @@ class Source(Protocol):
 
 
 class World:
-    """The procedural world: an endless stream of clips, dealt out to the buckets."""
+    """The procedural world: an endless stream of clips, dealt out to the buckets.
+
+    Args:
+      path: "shapes", or "shapes:rotate,orbit" for these motions alone.
+      cfg: the data.
+      seed: of the world.
+
+    Raises:
+      ValueError: if the path names another motion.
+    """
 
     encoding = None
 
-    def __init__(self, cfg: DataConfig, seed: int):
+    def __init__(self, path: str, cfg: DataConfig, seed: int):
+        _, named, motions = path.partition(":")
+        self._motions = tuple(motions.split(",")) if named else scenes.MOTIONS
+        scenes.check_motions(self._motions)
         self._cfg, self._seed = cfg, seed
+
+    @staticmethod
+    def has(path: str) -> bool:
+        """Whether a source's name is that of a world."""
+        return path.partition(":")[0] == "shapes"
 
     def count(self, bucket: BucketConfig) -> None:
         """There is no end of clips of any size."""
@@ -117,5 +134,6 @@ class World:
             height=bucket.height,
             width=bucket.width,
             fps=frame_rate,
+            motions=self._motions,
         )
         return Example(clip.caption, frame_rate, clip.frames)

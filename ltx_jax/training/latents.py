@@ -14,6 +14,7 @@ from jaxtyping import Array, UInt8
 from ltx_jax import sharding
 from ltx_jax.checkpoints.contents import Checkpoint
 from ltx_jax.config import DataConfig, VAEConfig
+from ltx_jax.data.sources import World
 from ltx_jax.models import convolution
 from ltx_jax.models.vae import LatentStatistics, Posterior, VideoVAE
 from ltx_jax.training.captions import Place
@@ -63,7 +64,7 @@ def reader(
 
 def _comes_again(data: DataConfig) -> bool:
     """Whether clips are the same in every epoch, and all are this process's."""
-    endless = any(source.path == "shapes" for source in data.sources)
+    endless = any(World.has(source.path) for source in data.sources)
     chance = data.random_start or data.random_crop or data.flip
     return jax.process_count() == 1 and not endless and not chance
 
