@@ -94,12 +94,13 @@ def read(
 
 
 def _world(cut: Cut, count: int) -> Iterator[Clip]:
-    size = {"height": cut.height, "width": cut.width}
     for length in sorted({cut.length(cut.num_frames), 1}, reverse=True):
         for i in range(count):
             # Pictures of other scenes than those of the clips.
             index = i if length > 1 else count + i
-            made = shapes.clip(index, split="held_out", num_frames=length, **size)
+            made = shapes.clip(
+                index, split="held_out", num_frames=length, height=cut.height, width=cut.width
+            )
             yield Clip(f"{length} frames, number {index}", made.frames, made.caption, 24.0)
 
 
