@@ -58,8 +58,8 @@ config = TrainTransformer(
             BucketConfig(1, 96, 96, batch_size=128, weight=0.13),
             BucketConfig(1, 128, 128, batch_size=72, weight=0.04),
         ),
-        # These are learned last: while they were a seventh of the clips, a network that followed the
-        # other motions in 86 % of its videos followed them in none of 18.
+        # These are learned last: while they were a seventh of the clips, a network that followed
+        # the other motions in 86 % of its videos followed them in none of 18.
         mix=(SourceConfig("shapes", 0.55), SourceConfig("shapes:rotate,orbit", 0.45)),
         frame_rates=(12.0, 24.0, 30.0),
     ),
