@@ -15,19 +15,20 @@ COMPILE_VENV ?= .venv-compile
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-QUICKSTART := runs/quickstart
+# Through the environment, so that it may hold quotes.
+export PROMPT ?= a small red star moves left
 
 .DEFAULT_GOAL := help
 .PHONY: help sample demo test test-slow test-compile lint clean
 
 help:
-	@echo "make sample     fit a tiny model to one clip and sample that clip (about 4 minutes)"
+	@echo "make sample     a video from the small model that ships: PROMPT='a small red star moves left'"
 	@echo "make demo       a web page that makes videos, at http://127.0.0.1:7860"
 	@echo "make test       the tests, 15 minutes or less on 2 cores"
 	@echo "make test-slow  the tests that kill, run several processes or take gigabytes"
 	@echo "make test-compile  compile for GPUs and TPUs that are not here (5 GB of compilers)"
 	@echo "make lint       ruff and pyright"
-	@echo "make clean      remove .venv, .venv-compile and what make sample made"
+	@echo "make clean      remove .venv and .venv-compile"
 
 $(VENV)/.python:
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer with venv found; set PYTHON" >&2; exit 1; }
@@ -54,21 +55,11 @@ $(VENV)/.dev: $(VENV)/.test
 	$(PIP) --editable '.[dev]'
 	@touch $@
 
-# Until a trained model ships: a tiny one, fitted on the spot.
-$(QUICKSTART)/.trained: $(VENV)/.package configs/quickstart_vae.py configs/quickstart_transformer.py
-	@if [ -e $@ ]; then rm -rf $(QUICKSTART); fi  # fitted with other settings
-	@echo "Fitting a tiny VAE and a tiny transformer to one procedural clip; this takes minutes."
-	$(BIN)/python -m ltx_jax.quickstart data/quickstart
-	$(BIN)/python train.py configs/quickstart_vae.py
-	$(BIN)/python train.py configs/quickstart_transformer.py
-	@touch $@
+sample: $(VENV)/.package
+	$(BIN)/python sample.py --config configs/sample/shapes.py --prompt "$$PROMPT"
 
-sample: $(QUICKSTART)/.trained
-	$(BIN)/python sample.py --config configs/sample/quickstart.py --output_path outputs/quickstart.mp4
-	@echo "This model has seen one clip and knows no other prompt. The video: outputs/quickstart.mp4"
-
-demo: $(VENV)/.demo $(QUICKSTART)/.trained
-	$(BIN)/python -m ltx_jax.demo --config configs/sample/quickstart.py
+demo: $(VENV)/.demo
+	$(BIN)/python -m ltx_jax.demo
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n $(WORKERS) -q
@@ -92,4 +83,4 @@ lint: $(VENV)/.dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:
-	rm -rf $(VENV) $(COMPILE_VENV) $(QUICKSTART) outputs/quickstart.mp4 outputs/quickstart.json
+	rm -rf $(VENV) $(COMPILE_VENV)

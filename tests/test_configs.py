@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ltx_jax import config, quickstart, sharding
+from ltx_jax import config, sharding
 from ltx_jax.checkpoints import official_config
 from ltx_jax.checkpoints.released import RELEASED, UPSAMPLER_FILES
 from ltx_jax.config import SampleConfig, SamplingConfig, TrainTransformer, TrainVAE
@@ -143,17 +143,6 @@ def test_a_sampling_config_fits_its_checkpoint(path):
         starts.append(float(times[0]))
     assert starts[0] == 1.0
     assert all(start < 1 for start in starts[1:])  # the second pass starts from the first's video
-
-
-def test_the_quickstart_asks_for_the_caption_it_was_fitted_to():
-    cfg = config.load(str(FOLDER / "sample/quickstart.py"))
-    runs = [config.load(str(FOLDER / f"quickstart_{part}.py")) for part in ("vae", "transformer")]
-    assert cfg.prompt == quickstart.CAPTION
-    assert (cfg.checkpoint, runs[1].vae) == (runs[1].run.output, runs[0].run.output)
-    for size in (cfg, *(run.data for run in runs)):
-        shape = (size.num_frames, size.height, size.width)
-        assert shape == (quickstart.FRAMES, quickstart.HEIGHT, quickstart.WIDTH)
-    assert cfg.frame_rate == quickstart.RATE
 
 
 def test_the_13b_model_guides_as_released():
