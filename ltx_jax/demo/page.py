@@ -36,10 +36,10 @@ _WAITING = 8  # requests that may wait for their turn
 _LOOKED, _KEPT = 600, 3600
 EXAMPLES = (
     "a small red star moves left",
-    "A blue ring goes round in a circle on a beige background.",
-    "a large green triangle rotates quickly clockwise",
-    "the yellow cross grows slowly on a striped background",
-    "a pink square moves up and to the right while a cyan circle stays still",
+    "A large blue circle moves down quickly on a beige dotted background.",
+    "a green square moves to the right",
+    "the yellow triangle grows slowly on a striped background",
+    "A large pink star gets smaller. The camera pans left.",
 )
 
 
