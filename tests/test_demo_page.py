@@ -23,6 +23,16 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium (apt: chromium)"),
 ]
 PATIENCE = 120_000  # milliseconds; what compiles on a busy machine takes its time
+# Resolves once nothing of the page has changed for half a second of its own time.
+STILL = """() => new Promise(resolve => {
+  let timer;
+  const wait = () => { clearTimeout(timer); timer = setTimeout(done, 500); };
+  const observer = new MutationObserver(wait);
+  const done = () => { observer.disconnect(); resolve(); };
+  observer.observe(
+    document, {subtree: true, childList: true, attributes: true, characterData: true});
+  wait();
+})"""
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +81,7 @@ def page(browser, address):
     page.on("pageerror", lambda error: page.problems.append(str(error)))
     page.goto(address)
     page.wait_for_selector("#make")
+    page.evaluate(STILL)
     yield page
     assert not page.problems
     page.close()
@@ -96,7 +107,9 @@ def fill(page, name, value):
 
 
 def open_part(page, title):
+    """Opens a part and waits for it: while it is made, Gradio sets back what is typed into it."""
     page.get_by_role("button", name=title).click()
+    page.evaluate(STILL)
 
 
 def test_a_prompt_becomes_a_video_that_plays(page):
