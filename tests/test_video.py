@@ -317,6 +317,32 @@ def test_probing_tells_what_reading_gives(tmp_path):
     assert video.probe(tmp_path / "e.png") == (1, 30, 20, 0, 0, True)
 
 
+def test_what_a_trimmed_clip_does_not_show_is_not_counted(tmp_path):
+    """As `ffmpeg -ss 0.5 -c copy` and phones trim: from the key frame before, which is kept."""
+    whole = write_timed(tmp_path / "whole.mp4", numbered(24), np.arange(24) / 24)
+    with av.open(str(whole)) as source, av.open(str(tmp_path / "cut.mp4"), "w") as cut:
+        [stream] = source.streams.video
+        copy = cut.add_stream_from_template(stream)
+        for packet in source.demux(stream):
+            if packet.dts is not None:
+                packet.pts, packet.dts = (
+                    round(time - 0.5 / stream.time_base) for time in (packet.pts, packet.dts)
+                )
+                packet.stream = copy
+                cut.mux(packet)
+    frames, _ = video.read_video(tmp_path / "cut.mp4")
+    assert numbers(frames) == list(range(12, 24))
+    facts = video.probe(tmp_path / "cut.mp4")
+    assert facts.frames == 12
+    assert facts.seconds == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_file_that_cannot_be_entered_is_read_from_its_start(tmp_path):
+    path = write_timed(tmp_path / "camera.h264", numbered(24), np.arange(24) / 24)
+    read, rate = video.read_video(path, start=10 / 24, num_frames=3)
+    assert numbers(read) == [round(10 / 24 * rate) + k for k in range(3)]
+
+
 def test_a_file_in_memory_is_read_as_on_disk(tmp_path):
     video.write_video(tmp_path / "a.mp4", numbered(7), 24)
     video.write_image(tmp_path / "b.png", cornered()[0])

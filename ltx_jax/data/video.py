@@ -227,7 +227,8 @@ def probe(path: File) -> Facts:
             if first is None:
                 for frame in packet.decode()[:1]:
                     first = Shown(0.0, 0.0, frame, VideoReformatter())
-            if packet.size:
+            # What a trimmed clip keeps before its beginning is decoded and not shown.
+            if packet.size and not packet.is_discard:
                 begin = len(begins) / rate if packet.pts is None else packet.pts * tick
                 begins.append(begin)
                 last = max(last, begin + ((packet.duration or 0) * tick or 1 / rate))
@@ -292,7 +293,8 @@ def _timed(
 ) -> Generator[Shown, None, None]:
     """Yields every frame that is on the screen at or after `start`."""
     origin = float((stream.start_time or 0) * (stream.time_base or 0))
-    if start > 0 and stream.time_base:
+    # Raw streams, as some cameras write them, have no times to go to.
+    if start > 0 and stream.time_base and stream.start_time is not None:
         container.seek(round((start + origin) / stream.time_base), stream=stream)
         first = next(container.decode(stream), None)
         # Files without an index may be entered too late: then all of it is decoded.
