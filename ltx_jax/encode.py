@@ -46,7 +46,7 @@ _OF_THE_ENCODER = (
     *("norm_layer", "latent_log_var", "spatial_padding_mode", "use_quant_conv"),
 )
 # Settings of the data that change nothing in them.
-_IN_ANY_WAY = ("threads", "prefetch")
+_IN_ANY_WAY = ("threads", "processes", "prefetch")
 
 _log = logging.getLogger(__name__)
 

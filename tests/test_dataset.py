@@ -209,6 +209,10 @@ def test_another_data_set_is_not_written_over(tmp_path):
         start(tmp_path / "set", made=3)
     with pytest.raises(ValueError, match="was begun with more = null, and now it is 1"):
         start(tmp_path / "set", more=1)
+    deep = {"same": list(range(99)), "inner": {"rate": 0.5}}
+    start(tmp_path / "deep", settings=deep)
+    with pytest.raises(ValueError, match=r"settings\.inner\.rate = 0\.5, and now it is 0\.25:"):
+        start(tmp_path / "deep", settings=deep | {"inner": {"rate": 0.25}})
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ValueError, match="is not empty and no data set"):
         start(tmp_path)

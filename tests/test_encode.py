@@ -204,6 +204,8 @@ def test_a_stopped_command_goes_on_to_the_same_files(clips, tmp_path):
     # A finished one is left as it is.
     said.clear()
     assert encode.encode(cfg, stopped, shard_size=2, report=said.append)
+    otherwise = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, processes=2))
+    assert encode.encode(otherwise, stopped, shard_size=2, report=said.append)
     assert said == []
     with pytest.raises(ValueError, match="was begun with keyframes = 4, and now it is 2"):
         encode.encode(cfg, stopped, shard_size=2, keyframes=2, report=quiet)

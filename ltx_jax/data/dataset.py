@@ -81,13 +81,12 @@ class Shards:
         wanted = json.loads(json.dumps({"kind": kind, **description}))
         file = self._folder / _DESCRIPTION
         if file.exists():
-            begun = _read(file)
-            for name in wanted | begun:
-                if wanted.get(name) != begun.get(name):
-                    raise ValueError(
-                        f"{folder} was begun with {name} = {_short(begun.get(name))}, and now it "
-                        f"is {_short(wanted.get(name))}: choose another folder"
-                    )
+            if found := _difference(_read(file), wanted):
+                name, before, now = found
+                raise ValueError(
+                    f"{folder} was begun with {name} = {_short(before)}, and now it is "
+                    f"{_short(now)}: choose another folder"
+                )
         elif self._folder.is_dir() and any(self._folder.iterdir()):
             raise ValueError(f"{folder} is not empty and no data set: choose another folder")
         else:
@@ -166,6 +165,16 @@ def _write(file: Path, content: bytes) -> None:
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     temporary.write_bytes(content)
     os.replace(temporary, file)
+
+
+def _difference(before: Any, now: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    """The first entry of two nested dicts that differs: its dotted name, and both values."""
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return None if before == now else (name.removeprefix("."), before, now)
+    for key in now | before:
+        if found := _difference(before.get(key), now.get(key), f"{name}.{key}"):
+            return found
+    return None
 
 
 def _short(value: Any) -> str:
