@@ -23,10 +23,10 @@ pytest.importorskip(
 from benchmarks import footage
 from ltx_jax import config
 from ltx_jax.config import BucketConfig, DataConfig, PrepareConfig, StoreConfig, TextConfig
-from ltx_jax.data import dataset, video
+from ltx_jax.data import dataset, shapes, video
 from ltx_jax.data.loader import Loader
 from ltx_jax.prepare import __main__ as command
-from ltx_jax.prepare import pipeline
+from ltx_jax.prepare import examine, pipeline, sources
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs/prepare/clips.py")
@@ -134,7 +134,7 @@ def test_a_finished_set_is_left_alone(films, prepared):
     before = {path: path.stat().st_mtime_ns for path in prepared.rglob("*")}
     command.prepare(CFG, [str(films.folder)], prepared)
     assert {path: path.stat().st_mtime_ns for path in prepared.rglob("*")} == before
-    with pytest.raises(ValueError, match=r"was begun with settings = .* choose another folder"):
+    with pytest.raises(ValueError, match=r"settings\.min_motion = [\d.]+, and now it is null:"):
         command.prepare(dataclasses.replace(CFG, min_motion=None), [str(films.folder)], prepared)
 
 
@@ -293,6 +293,32 @@ def test_what_must_not_be_read_is_named_in_the_table(films, tmp_path, monkeypatc
         rows = [(name, row["reason"], row["detail"]) for name, row in dropped(tmp_path / output)]
         told = ("unusable file", "it cannot be read: Permission denied")
         assert sorted(rows) == [("locked", *told), ("secret.mp4", *told)]
+
+
+def test_a_name_with_brackets_is_no_pattern(tmp_path):
+    """yt-dlp puts an address in them, and a shell writes the patterns of a command out."""
+    for name in ("talk [dQw4w9Wg].mp4", "clip 1.mp4", "clip [1].mp4"):
+        (tmp_path / name).touch()
+    for name in ("talk [dQw4w9Wg].mp4", "clip [1].mp4"):
+        assert sources.find([str(tmp_path / name)]) == (str(tmp_path / name),)
+    assert len(sources.find([str(tmp_path / "*.mp4")])) == 3
+
+
+def test_black_stretches_take_no_memory(tmp_path, monkeypatch):
+    black = np.zeros((60, 90, 160, 3), np.uint8)
+    moving = shapes.clip(0, num_frames=60, **SIZE, motions=["right"]).frames
+    video.write_video(tmp_path / "late.mp4", np.concatenate([black, moving]), 25)
+    kept, add = [], examine._Samples.add
+
+    def noted(samples, *arguments):
+        add(samples, *arguments)
+        kept.append(len(samples._kept))
+
+    monkeypatch.setattr(examine._Samples, "add", noted)
+    [clip] = examine.examine(tmp_path / "late.mp4", CFG)
+    assert clip.start == pytest.approx(60 / 25, abs=0.1)
+    assert not clip.reason
+    assert max(kept[:60]) == 1
 
 
 def test_a_caption_is_no_input_of_its_own(odd, tmp_path, monkeypatch):

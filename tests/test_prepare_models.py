@@ -224,6 +224,11 @@ def test_scores_and_captions_are_kept_and_models_loaded_once(clip, llava, tmp_pa
     again = judging.judge(films[:2], cfg, shelf) + judging.judge(films[2:], cfg, shelf)
     assert [judged.aesthetics for judged in again] == [judged.aesthetics for judged in first]
     assert [judged.reason for judged in again].count("aesthetics") == 1
+    # Another head of the same name does.
+    monkeypatch.setattr(pretrained, "_load", load)
+    save_file({"weight": torch.randn(1, 12), "bias": torch.ones(1)}, head)
+    other = judging.judge(films, cfg, shelf)
+    assert not {judged.aesthetics for judged in other} & {judged.aesthetics for judged in first}
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path):

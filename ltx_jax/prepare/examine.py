@@ -120,6 +120,8 @@ def _clips(path: str | os.PathLike, known: Clip, cfg: PrepareConfig) -> list[Cli
         for found in finder.add(frame.begin, frame.end, picture):
             measure(found)
             shot += 1
+        if finder.start is None:
+            samples.take(0.0, frame.begin)  # of black, however long
         samples.add(frame, picture)
         # Of a shot without end a part is taken at a time, so that memory does not grow with it.
         start = finder.start

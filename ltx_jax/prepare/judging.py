@@ -1,6 +1,7 @@
 """Scores that need a closer look, and captions: for clips that everything cheaper has let pass."""
 
 import dataclasses
+import functools
 import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from ltx_jax.config.preparation import PrepareConfig
 from ltx_jax.prepare import cut
 from ltx_jax.prepare.records import Clip, Reason
-from ltx_jax.prepare.shelf import Shelf, key
+from ltx_jax.prepare.shelf import Shelf, digest, key
 
 _VERSION = 1
 
@@ -69,8 +70,9 @@ def judge(chunk: Sequence[Clip], cfg: PrepareConfig, shelf: Shelf) -> list[Clip]
     if aesthetics.encoder:
         from ltx_jax.prepare.aesthetics import Scorer
 
-        settings = [aesthetics.encoder, aesthetics.head]
-        for i, found in measure("aesthetics", settings, lambda: Scorer(*settings)).items():
+        settings = [aesthetics.encoder, digest(aesthetics.head)]
+        load = functools.partial(Scorer, aesthetics.encoder, aesthetics.head)
+        for i, found in measure("aesthetics", settings, load).items():
             clips[i] = dataclasses.replace(clips[i], aesthetics=found)
             if aesthetics.min_score is not None and found < aesthetics.min_score:
                 detail = f"{found:.3g} under {aesthetics.min_score:g}"

@@ -45,7 +45,9 @@ def _listed(path: str) -> set[str]:
 
 
 def _matching(text: str) -> set[str]:
-    """Files of a folder or a pattern; folders among them that must not be looked into."""
+    """A file, those of a folder or a pattern; folders among them that must not be looked into."""
+    if os.path.isfile(text):  # its name may hold brackets, as yt-dlp's do
+        return {text}
     pattern = os.path.join(glob.escape(text), "**", "*") if os.path.isdir(text) else text
     files = {path for path in glob.glob(pattern, recursive=True) if not os.path.isdir(path)}
     folders = glob.glob(os.path.join(os.path.dirname(pattern) or ".", ""), recursive=True)
