@@ -256,7 +256,9 @@ def test_the_shapes_command_asks_a_checkpoint(tiny, tmp_path):
 def test_what_cannot_be_measured_is_one_line(tiny, tmp_path, capsys, arguments, message):
     path = str(tiny / "tiny.safetensors")
     filled = [argument.format(tiny=path) for argument in arguments]
+    (tmp_path / "out.json").write_text("an earlier table")
     assert main([*filled, "--output", str(tmp_path / "out")]) == 2
+    assert (tmp_path / "out.json").read_text() == "an earlier table"
     said = capsys.readouterr().err.strip()
     assert message in said
     assert said.count("\n") == 0
@@ -266,7 +268,7 @@ def test_an_output_that_cannot_be_written_shows_before_work_begins(tmp_path, cap
     (tmp_path / "file").touch()
     output = str(tmp_path / "file/out")
     assert main(["vae", "--checkpoint", "none", "--data", "shapes", "--output", output]) == 2
-    assert "file/out.json cannot be written" in capsys.readouterr().err
+    assert f"cannot write {output}.json" in capsys.readouterr().err
 
 
 def test_i3d_is_read_from_a_file_of_the_pytorch_port(tmp_path):

@@ -18,6 +18,7 @@ from typing import Any
 import rich.console
 import rich.progress
 
+from ltx_jax.data import writing
 from ltx_jax.evaluate import report
 from ltx_jax.evaluate.report import Figure
 
@@ -42,7 +43,8 @@ def _run(given: argparse.Namespace) -> None:
     output = given.output or Path("outputs") / f"evaluate_{given.kind}"
     title, figures = f"Evaluation: {given.kind}", []
     settings = {name: value for name, value in vars(given).items() if name not in ("output", "run")}
-    report.write(output, title, settings, figures)  # a place that cannot be written shows now
+    for place in report.paths(output):
+        writing.check_writable(place)
     for found, about in given.run(given):
         settings |= about
         figures += found
@@ -70,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         kind = kinds.add_parser(name, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         kind.set_defaults(run=run)
         kind.add_argument("--output", type=Path, help="path without its ending")
-        kind.add_argument("--seed", type=int, default=0, help="of all that is drawn")
+        kind.add_argument("--seed", type=int, default=0, help="of all noise; judge: of the clips")
         add(kind)
     return parser
 

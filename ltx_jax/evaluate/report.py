@@ -75,6 +75,11 @@ def show(title: str, figures: Sequence[Figure]) -> None:
     rich.console.Console().print(table)
 
 
+def paths(output: Path) -> tuple[Path, Path]:
+    """Where `write` writes."""
+    return Path(f"{output}.json"), Path(f"{output}.md")
+
+
 def write(
     output: Path, title: str, settings: Mapping[str, Any], figures: Sequence[Figure]
 ) -> tuple[Path, Path]:
@@ -96,8 +101,8 @@ def write(
     rows = [_HEADER, ("---", "---", "---:", "---:", "---:"), *(f.cells() for f in figures)]
     lines = [f"# {title}", "", *(f"| {' | '.join(row)} |" for row in rows), ""]
     lines += [f"- {name}: {value}" for name, value in about.items() if value is not None]
-    paths = Path(f"{output}.json"), Path(f"{output}.md")
+    places = paths(output)
     texts = json.dumps(content, indent=2), "\n".join(lines)
-    for path, text in zip(paths, texts, strict=True):
+    for path, text in zip(places, texts, strict=True):
         write_atomically(path, [text.encode() + b"\n"])
-    return paths
+    return places
