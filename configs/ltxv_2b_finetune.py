@@ -12,7 +12,7 @@ into this folder, or point `--vae` and `--run.init_from` at it; its weights carr
 A few hundred clips of 5 seconds are enough for a style; some 8 kept apart from them are encoded as
 data/own_held_out. 4 clips of 6144 tokens at a time take 44 GB of each GPU. Not yet run to its end
 here; expect the validation loss to fall and, in the end, to rise: the checkpoint with the lowest
-is kept beside the latest.
+is kept beside the latest, as runs/ltxv_2b_finetune/steps/N.
 """
 
 from ltx_jax.config import (

@@ -22,7 +22,8 @@ def load(
     allow_fp8: bool = False,
 ) -> Checkpoint:
     """Loads an official file, a diffusers folder, a repository of either, what `ltx_jax.export`
-    wrote, a run of train.py, also by its address (gs://), or "embedded", the model that ships.
+    wrote, a run of train.py or a step of one (RUN/steps/N), also by its address (gs://), or
+    "embedded", the model that ships.
 
     Args:
       mesh: lays the parameters out by their logical axes; None puts them on the default device.
@@ -42,7 +43,7 @@ def load(
         _refuse_others(path)
         return official.read(path, mesh=mesh, dtype=dtype, allow_fp8=allow_fp8)
     # Runs first: one of a transformer has a folder `vae` too, but only runs have their own config.
-    if (path / "config.json").is_file():
+    if _may_be_run(path):
         from ltx_jax.checkpoints import runs
 
         if runs.is_run(path):
@@ -65,12 +66,17 @@ def own_settings(path_or_hub_id: str | Path) -> SamplingConfig | None:
         path = hub.EMBEDDED_FOLDER
     if exported.is_exported(path):
         return exported.read_settings(path)
-    if str(path_or_hub_id).startswith("gs://") or (path / "config.json").is_file():
+    if str(path_or_hub_id).startswith("gs://") or _may_be_run(path):
         from ltx_jax.checkpoints import runs
 
         if runs.is_run(path_or_hub_id):
             return runs.own_settings(runs.read_config(path_or_hub_id))
     return None
+
+
+def _may_be_run(path: Path) -> bool:
+    """Whether `runs` should be asked, which brings in Orbax."""
+    return (path / "config.json").is_file() or path.parent.name == "steps"
 
 
 def load_upsampler(

@@ -45,7 +45,10 @@ _CONFIG = "config.json"
 _STEPS = "steps"
 _LOCK = "lock"
 # Parts of a configuration that may differ when a run goes on, but for the seed.
-_FREE = ("run.", "mesh.", "distributed.", "data.threads", "data.processes", "data.prefetch")
+_FREE = (
+    *("run.", "mesh.", "distributed.", "data.threads", "data.processes", "data.prefetch"),
+    "model.remat",
+)
 _SEED = "run.seed"
 
 
@@ -65,10 +68,18 @@ def locate(path: str | os.PathLike[str]) -> epath.Path:
     return epath.Path(path)
 
 
+def split(path: str | os.PathLike[str]) -> tuple[epath.Path, int | None]:
+    """A run's folder, and the step where a path names one: RUN, or RUN/steps/N."""
+    folder = locate(path)
+    if folder.parent.name == _STEPS and folder.name.isdecimal():
+        return folder.parent.parent, int(folder.name)
+    return folder, None
+
+
 def is_run(path: str | os.PathLike[str]) -> bool:
-    """Whether a folder is a run of train.py."""
+    """Whether a folder is a run of train.py, or a step of one."""
     try:
-        content = json.loads((locate(path) / _CONFIG).read_text())
+        content = json.loads((split(path)[0] / _CONFIG).read_text())
         return content.get("type") in ("TrainVAE", "TrainTransformer")
     except (OSError, ValueError, AttributeError):
         return False
@@ -84,13 +95,16 @@ def write_config(folder: str | os.PathLike[str], cfg: Any) -> None:
         tensors.write_atomically(Path(folder) / _CONFIG, [text.encode()])
 
 
-def read_config(folder: str | os.PathLike[str]) -> Any:
+def read_config(path: str | os.PathLike[str]) -> Any:
     """Reads what `write_config` wrote; fields that the file lacks take their defaults.
+
+    Args:
+      path: the folder that it was written to, or a step of that run.
 
     Raises:
       ValueError: if it is no such file, or names a field that does not exist.
     """
-    file = locate(folder) / _CONFIG
+    file = split(path)[0] / _CONFIG
     try:
         content = json.loads(file.read_text())
         kind = _KINDS[content["type"]]
@@ -106,7 +120,8 @@ def read_config(folder: str | os.PathLike[str]) -> Any:
 def check_same(stored: Any, wanted: Any, folder: epath.Path) -> None:
     """Refuses to go on with a run under another configuration.
 
-    What may differ is how it is run: `run` but for the seed, the mesh, processes, loader threads.
+    What may differ is how it is run: `run` but for the seed, the mesh, processes, loader threads,
+    what is recomputed.
 
     Raises:
       ValueError: naming the first field that differs.
@@ -160,7 +175,9 @@ class Run:
 
     def _take(self) -> Lock:
         if (self.folder / _CONFIG).exists():
-            check_same(read_config(self.folder), self._cfg, self.folder)
+            # Before the first step it has learned nothing, and may have run out of memory.
+            if has_step(self.folder):
+                check_same(read_config(self.folder), self._cfg, self.folder)
         elif self.folder.exists() and {file.name for file in self.folder.iterdir()} - {_LOCK}:
             raise ValueError(f"{self.folder} is not empty and no run: choose another --run.output")
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -181,7 +198,7 @@ class Run:
 
     def _write_vae(self, checkpoint: Checkpoint) -> None:
         folder = self.folder / "vae"
-        if (folder / _CONFIG).exists():
+        if (folder / _CONFIG).exists() and self.latest_step is not None:
             return
         if checkpoint.vae is None:
             raise ValueError("this checkpoint holds no VAE")
@@ -312,9 +329,13 @@ def _manager(folder: epath.Path, run: RunConfig | None = None) -> ocp.Checkpoint
 
 
 def _restore(
-    manager: ocp.CheckpointManager, shapes: Mapping[str, Any], folder: epath.Path
+    manager: ocp.CheckpointManager,
+    shapes: Mapping[str, Any],
+    folder: epath.Path,
+    step: int | None = None,
 ) -> dict[str, Any]:
-    step = manager.latest_step()
+    """Reads a step, or the latest one."""
+    step = manager.latest_step() if step is None else step
     if step is None:
         raise ValueError(f"{folder} has no checkpoint yet: train it first")
     args = {name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()}
@@ -325,6 +346,12 @@ def _restore(
         raise ValueError(f"step {step} of {folder} cannot be restored: {first}") from error
 
 
+def has_step(path: str | os.PathLike[str]) -> bool:
+    """Whether a run has saved a step; without one it begins anew."""
+    with contextlib.closing(_manager(locate(path))) as manager:
+        return manager.latest_step() is not None
+
+
 def restore(cfg: TrainVAE | TrainTransformer, shapes: Mapping[str, Any]) -> dict[str, Any]:
     """Reads the latest step of a run that another process may be training.
 
@@ -333,18 +360,16 @@ def restore(cfg: TrainVAE | TrainTransformer, shapes: Mapping[str, Any]) -> dict
     """
     folder = locate(cfg.run.output)
     check_same(read_config(folder), cfg, folder)
-    manager = _manager(folder)
-    try:
+    with contextlib.closing(_manager(folder)) as manager:
         return _restore(manager, shapes, folder)
-    finally:
-        manager.close()
 
 
 def _placed(boxed: Any, mesh: Mesh | None) -> Any:
-    """Shapes with shardings: by their logical axes, or all on the first device."""
+    """Shapes with shardings: by their logical axes, or all on the default device."""
     shapes = sharding.unbox(boxed)
     if mesh is None:
-        where = jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), shapes)
+        device = jax.config.jax_default_device or jax.devices()[0]  # pyright: ignore[reportAttributeAccessIssue]
+        where = jax.tree.map(lambda _: SingleDeviceSharding(device), shapes)
     else:
         where = sharding.shardings(boxed, mesh)
     return jax.tree.map(
@@ -365,23 +390,27 @@ def _statistics_shapes(channels: int, mesh: Mesh | None) -> Any:
 def load_run(
     path: str | os.PathLike[str], *, mesh: Mesh | None = None, ema: bool = True
 ) -> Checkpoint:
-    """Reads the networks of the latest step of a run.
+    """Reads the networks of a step of a run.
 
     Args:
-      path: the run's folder.
+      path: the run's folder, which stands for its latest step, or RUN/steps/N.
       mesh: lays the parameters out by their logical axes; None puts them on the default device.
       ema: the averaged parameters rather than those of the last step.
 
     Raises:
-      ValueError: if it is no run, has no step yet, or does not fit its own configuration.
+      ValueError: if it is no run, has no such step, or does not fit its own configuration.
     """
-    folder = locate(path)
+    folder, step = split(path)
     cfg = read_config(folder)
-    manager = _manager(folder)
-    try:
-        step = manager.latest_step()
-        if step is None:
+    with contextlib.closing(_manager(folder)) as manager:
+        kept = manager.all_steps()
+        if not kept:
             raise ValueError(f"{folder} has no checkpoint yet: train it first")
+        if step is None:
+            step = max(kept)
+        elif step not in kept:
+            listed = ", ".join(map(str, sorted(kept)))
+            raise ValueError(f"{folder} has no step {step}: it keeps {listed}")
         part = "ema" if ema else "params"
         checkpoint = Checkpoint(metadata={"run": folder.name, "step": str(step), "weights": part})
         checkpoint.source_hash = _fingerprint(folder / _STEPS / str(step))
@@ -390,7 +419,7 @@ def load_run(
                 part: _placed(keys.vae_boxed(cfg.model), mesh),
                 "statistics": _statistics_shapes(cfg.model.latent_channels, mesh),
             }
-            restored = _restore(manager, shapes, folder)
+            restored = _restore(manager, shapes, folder, step)
             checkpoint.vae = cfg.model
             checkpoint.vae_params = restored[part]
             checkpoint.statistics = LatentStatistics(**restored["statistics"])
@@ -398,9 +427,7 @@ def load_run(
         boxed = {"transformer": keys.transformer_boxed(cfg.model)}
         if cfg.captions == "train":
             boxed["text_encoder"] = _text_encoder_boxed(cfg.text_encoder)
-        restored = _restore(manager, {part: _placed(boxed, mesh)}, folder)[part]
-    finally:
-        manager.close()
+        restored = _restore(manager, {part: _placed(boxed, mesh)}, folder, step)[part]
     checkpoint.transformer = cfg.model
     checkpoint.transformer_params = restored["transformer"]
     checkpoint.scheduler = cfg.scheduler
