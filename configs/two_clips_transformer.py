@@ -2,7 +2,7 @@
 
     python train.py configs/two_clips_transformer.py
 
-384 tokens a clip, 5 M parameters, float32. Afterwards `sample.py --checkpoint` takes the run.
+384 tokens a clip, 4.1 M parameters, float32. Afterwards `sample.py --checkpoint` takes the run.
 """
 
 from ltx_jax.config import (

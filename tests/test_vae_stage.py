@@ -221,6 +221,12 @@ def test_a_bucket_that_something_cannot_take_is_refused_before_any_step(bucket, 
         vae.build(cfg, one_device())
 
 
+def test_held_out_clips_that_are_not_there_show_before_the_first_step():
+    wrong = ("--run.validation-source", "/nowhere", "--run.validate-every", "10")
+    with pytest.raises(ValueError, match=r"/nowhere is not a folder"):
+        vae_validation.validator(load("vae", *wrong), one_device(), {})
+
+
 def test_data_without_pixels_is_refused():
     batch = Batch(CLIPS, "none", (), np.zeros(0, np.float32))
     with pytest.raises(ValueError, match="trained on pixels, and this data holds latents"):

@@ -14,8 +14,9 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from ltx_jax import sharding
+from ltx_jax.checkpoints import runs
 from ltx_jax.checkpoints.contents import Checkpoint
-from ltx_jax.config import SamplingConfig, TrainTransformer
+from ltx_jax.config import TrainTransformer
 from ltx_jax.data.loader import Batch
 from ltx_jax.diffusion import tokens
 from ltx_jax.diffusion.flow import add_noise, velocity_of
@@ -74,6 +75,7 @@ def validator(
     """
     own = dataclasses.replace(vae, transformer=cfg.model, scheduler=cfg.scheduler)
     pipeline = LTXPipeline(own, dtype=cfg.model.dtype, mesh=mesh)
+    settings: Any = runs.own_settings(cfg)  # a transformer's run has them
 
     everywhere = NamedSharding(mesh, P())
     measure = jax.jit(losses, out_shardings=everywhere)
@@ -91,13 +93,13 @@ def validator(
         return whole, shown, captions.read(one.captions, one.embeddings, np.ones(1, bool), place)
 
     def video(params: Any, given: Any, empty: Any, batch: Batch, i: int) -> Footage:
-        options = SamplingConfig(
+        options = dataclasses.replace(
+            settings,
             num_frames=batch.bucket.num_frames,
             height=batch.bucket.height,
             width=batch.bucket.width,
             frame_rate=float(batch.frame_rate[i]),
             num_inference_steps=_STEPS,
-            stg_scale=0.0,
             seed=cfg.run.seed,
         )
         with sharding.use_mesh(mesh):

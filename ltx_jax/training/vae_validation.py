@@ -117,6 +117,8 @@ def validator(
             {"latent_mean": per_channel.mean, "latent_std": per_channel.std},
         )
 
+    if cfg.run.validate_every:
+        pixels(clips())  # so that what is wrong with them shows before the first step
     return validate
 
 
