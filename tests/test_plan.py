@@ -16,9 +16,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from tiny_stages import load
 
-from ltx_jax import sharding
+from ltx_jax import config, sharding
 from ltx_jax.config import MeshConfig
-from ltx_jax.training import hlo, plan, targets
+from ltx_jax.training import hlo, plan, targets, transformer
 from ltx_jax.training.hlo import Collective
 from ltx_jax.training.plan import Roofline
 from ltx_jax.training.targets import CHIPS, Target
@@ -91,6 +91,23 @@ def test_a_loop_reads_one_layer_of_stacked_weights_a_turn():
     # out of the stack and applies tanh, at most, and counts turns.
     assert found.products == layers * 4 * (d * d + 2 * n * d)
     assert found.rest <= layers * (4 * (2 * d * d + 2 * n * d) + 64) + 2 * 4 * n * d
+
+
+@pytest.mark.parametrize("dear", [True, False])
+def test_of_a_choice_the_branch_that_moves_most_counts(dear):
+    n, d = 32, 64
+    x, w = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((n, d), (d, d)))
+
+    def look(x, w):
+        return jnp.sin(x @ w) @ w
+
+    def choose(on, x, w):
+        return lax.cond(on, *((look, lambda x, w: x) if dear else (lambda x, w: x, look)), x, w)
+
+    on = jax.ShapeDtypeStruct((), bool)
+    found = hlo.traffic(jax.jit(choose).lower(on, x, w).compile().as_text())
+    assert found.products == 2 * 4 * (d * d + 2 * n * d)
+    assert found.rest >= 2 * 4 * n * d  # the sine
 
 
 TPU_PROGRAM = """
@@ -215,6 +232,16 @@ def test_a_plan_adds_up():
     text = "\n".join(lines)
     for part in ("8 x cpu, mesh data 2 x fsdp 4", "optimiser", "TFLOP needed", "all-reduce over 8"):
         assert part in text
+
+
+def test_a_plan_knows_the_vae_that_is_there():
+    cfg = config.load(str(ROOT / "configs/shapes_transformer.py"), ["--vae", "embedded"])
+    mesh = sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    (_, clip), *_ = transformer.sketch(cfg, mesh).batches
+    assert clip["video"]["mean"].shape == (32, 4, 6, 6, 64)
+    cfg = dataclasses.replace(cfg, vae="runs/none_yet")
+    with pytest.raises(ValueError, match=r"no VAE at runs/none_yet.* 128 channels .* 64: train"):
+        transformer.sketch(cfg, mesh)
 
 
 def test_a_plan_that_does_not_fit_says_what_to_change(monkeypatch):

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ltx_jax.checkpoints import keys, official_config, placement, tensors
 from ltx_jax.checkpoints.contents import Checkpoint
 from ltx_jax.checkpoints.keys import STATISTICS, STATISTICS_MEAN, STATISTICS_STD, Leaf
-from ltx_jax.checkpoints.tensors import Pending, StoredTensor
+from ltx_jax.checkpoints.tensors import Pending, StoredTensor, TensorFile
 from ltx_jax.config import DType, UpsamplerConfig
 from ltx_jax.models.vae import LatentStatistics
 
@@ -40,12 +40,7 @@ def read(
         has missing, unexpected or wrongly shaped tensors (named).
     """
     file = tensors.open_file(path)
-    if "config" not in file.metadata:
-        raise ValueError(
-            f"{path} is no LTX-Video checkpoint: its metadata has no config. If a tool saved it "
-            "again and dropped the metadata, take the original file"
-        )
-    configs = official_config.parse(file.metadata["config"], str(path))
+    configs = _configs(file, path)
     found, extra = _split(file.tensors, configs.transformer is not None, configs.vae is not None)
     checkpoint = Checkpoint(
         scheduler=configs.scheduler,
@@ -82,6 +77,24 @@ def read(
         )
     checkpoint.tolerated = {name: _keep(tensor) for name, tensor in extra.items()}
     return checkpoint
+
+
+def read_configs(path: Path) -> official_config.Configs:
+    """What a file says of its networks, without their tensors.
+
+    Raises:
+      ValueError: as `read` does.
+    """
+    return _configs(tensors.open_file(path), path)
+
+
+def _configs(file: TensorFile, path: Path) -> official_config.Configs:
+    if "config" not in file.metadata:
+        raise ValueError(
+            f"{path} is no LTX-Video checkpoint: its metadata has no config. If a tool saved it "
+            "again and dropped the metadata, take the original file"
+        )
+    return official_config.parse(file.metadata["config"], str(path))
 
 
 class _Found(NamedTuple):

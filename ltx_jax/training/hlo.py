@@ -1,6 +1,7 @@
 """Reads a compiled program: what it moves through memory, and between devices.
 
-Loops count as often as they run. The text is that of XLA's optimised HLO, whatever the platform.
+Loops count as often as they run, of a choice the branch that moves the most. The text is that of
+XLA's optimised HLO, whatever the platform.
 """
 
 import dataclasses
@@ -18,7 +19,9 @@ _BITS = {"pred": 8, "bf16": 16, "f8": 8, "c64": 64, "c128": 128}
 _ARRAY = re.compile(r"\b(pred|bf16|[fsuc]\d+)\w*\[([\d,]*)\](\{[^}]*\})?")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*?)\s([a-z][\w\-]*)\((.*)$")
-_CALLED = re.compile(r"\b(?:calls|to_apply|body|branch_computations)=\{?%?([\w.\-]+)")
+_CALLED = re.compile(
+    r"\b(?:calls|to_apply|body|(?:branch|true|false)_computations?)=(\{[^}]*\}|%?[\w.\-]+)"
+)
 _FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota")
 _PRODUCTS = ("dot", "convolution")
 _PREFETCHES = ("copy-start", "copy-done", "slice-start", "slice-done")
@@ -101,7 +104,7 @@ class _Instruction:
 
     @property
     def called(self) -> list[str]:
-        return _CALLED.findall(self.text)
+        return re.findall(r"[\w.\-]+", " ".join(_CALLED.findall(self.text)))
 
 
 def traffic(text: str) -> Traffic:
@@ -157,11 +160,18 @@ class _Program:
             if instruction.opcode == "while":
                 for body in instruction.called:
                     yield from self.run(body, times * self._trips(instruction))
-            elif instruction.opcode in ("call", "conditional", "async-start"):
+            elif instruction.opcode == "conditional":
+                branches = [list(self.run(called, times)) for called in instruction.called]
+                yield from max(branches, key=self._moved)
+            elif instruction.opcode in ("call", "async-start"):
                 for called in instruction.called:
                     yield from self.run(called, times)
             elif instruction.opcode not in _FREE:
                 yield times, instruction, computation
+
+    def _moved(self, found: list[tuple[int, _Instruction, dict[str, _Instruction]]]) -> float:
+        moved = (times * self._bytes(x, computation) for times, x, computation in found)
+        return sum(moved, start=0.0)
 
     def _trips(self, loop: _Instruction) -> int:
         if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.text):

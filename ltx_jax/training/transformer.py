@@ -9,6 +9,7 @@ import functools
 import logging
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from ltx_jax import sharding
-from ltx_jax.checkpoints import checkpoint, official_config, runs
+from ltx_jax.checkpoints import checkpoint, exported, hub, official, official_config, runs
 from ltx_jax.checkpoints.contents import Checkpoint
 from ltx_jax.checkpoints.released import RELEASED
 from ltx_jax.config import BucketConfig, TrainTransformer, TrainVAE, TransformerConfig, VAEConfig
@@ -136,19 +137,33 @@ def sketch(cfg: TrainTransformer, mesh: Mesh) -> Sketch:
     Raises:
       ValueError: if networks and settings do not fit each other.
     """
-    vae = _described_vae(cfg.vae)
+    vae = _described_vae(cfg.vae, cfg.model.in_channels)
     _check(cfg, vae, mesh)
     parts = _parts(cfg, Checkpoint(), vae, captions.sketched(cfg))
     return _sketch(cfg, vae, parts, mesh)
 
 
-def _described_vae(path: str) -> VAEConfig:
-    """The VAE of a run of ours, or else the released one: all releases compress alike."""
+def _described_vae(path: str, channels: int) -> VAEConfig:
+    """What a path says of its VAE; if there is none, the released one: all releases compress alike.
+
+    Raises:
+      ValueError: if there is none, and the released one has other than so many channels.
+    """
     if runs.is_run(path):
         cfg = runs.read_config(path)
-        return cfg.model if isinstance(cfg, TrainVAE) else _described_vae(cfg.vae)
-    _log.warning("%s is no run here: latents are taken to be those of the released VAE", path)
-    return official_config.vae(RELEASED["2b-0.9.5"].config["vae"])
+        return cfg.model if isinstance(cfg, TrainVAE) else _described_vae(cfg.vae, channels)
+    file = hub.EMBEDDED_FOLDER if path == hub.EMBEDDED else Path(path)
+    file = file / exported.MODEL if exported.is_exported(file) else file
+    if file.is_file() and (found := official.read_configs(file).vae) is not None:
+        return found
+    released = official_config.vae(RELEASED["2b-0.9.5"].config["vae"])
+    if released.latent_channels != channels:
+        raise ValueError(
+            f"there is no VAE at {path}, and the released one has {released.latent_channels} "
+            f"channels where model.in_channels is {channels}: train it first, or name another --vae"
+        )
+    _log.warning("there is no VAE at %s: latents are taken to be those of the released one", path)
+    return released
 
 
 def _batch_shapes(cfg: TrainTransformer, size: BucketConfig, vae: VAEConfig, mesh: Mesh) -> Any:
@@ -241,7 +256,8 @@ def _given(cfg: TrainTransformer, found: Checkpoint) -> Given:
 
 def _load_vae(cfg: TrainTransformer, mesh: Mesh) -> tuple[Checkpoint, VAEConfig]:
     # A run that goes on keeps the VAE it began with, whatever has become of that path.
-    loaded = runs.load_vae(cfg.run.output, mesh=mesh) or checkpoint.load(cfg.vae, mesh=mesh)
+    kept = runs.load_vae(cfg.run.output, mesh=mesh) if runs.has_step(cfg.run.output) else None
+    loaded = kept or checkpoint.load(cfg.vae, mesh=mesh)
     if loaded.vae is None:
         raise ValueError(f"{cfg.vae} holds no VAE: --vae must name a checkpoint that does")
     # What else the checkpoint holds, a transformer of many gigabytes perhaps, is let go.
