@@ -5,16 +5,20 @@ OUT/text_encoder/, OUT/tokenizer/   its own text encoder, as transformers has it
 OUT/settings.json       how it is sampled
 OUT/diffusers/          what the model classes of diffusers load
 
-OUT is a checkpoint again, complete without the last.
+OUT is a checkpoint again, complete without the last; a T5 that is not over bytes is named again
+then, `--text_encoder OUT`.
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
 from ltx_jax.config import DType
+
+_log = logging.getLogger(__name__)
 
 Layout = Literal["official", "diffusers"]
 
@@ -24,7 +28,7 @@ def export(
     out: Path,
     *,
     dtype: DType | None = None,
-    layouts: Sequence[Layout] = ("official", "diffusers"),
+    layouts: Sequence[Layout] | None = None,
     text_encoder: str | None = None,
     settings: str | None = None,
 ) -> list[Path]:
@@ -34,13 +38,14 @@ def export(
       source: what to write.
       out: a folder that is empty or does not exist.
       dtype: of the weights; None keeps what they have.
-      layouts: which to write; the text encoder and the settings go with the official one.
+      layouts: which to write; the text encoder and the settings go with the official one. None is
+        both, but without diffusers' where it has no class for the model, which is logged.
       text_encoder: a T5 folder to put beside it, where the source has none of its own.
       settings: a file of configs/sample, or a video's JSON, in place of what the source says.
 
     Raises:
-      ValueError: if there is no such checkpoint, `out` is not empty, or diffusers has no class for
-        this model (the official file is there then).
+      ValueError: if there is no such checkpoint, `out` is not empty, or diffusers is asked for and
+        has no class for this model (the official file is there then).
     """
     from ltx_jax import jobs
     from ltx_jax.checkpoints import checkpoint, diffusers, exported, official
@@ -57,7 +62,8 @@ def export(
         encoder = TextEncoder(ByteTokenizer(), *loaded.text_encoder)
     out.mkdir(parents=True, exist_ok=True)
     written = []
-    if "official" in layouts:
+    wanted = get_args(Layout) if layouts is None else layouts
+    if "official" in wanted:
         written.append(out / exported.MODEL)
         official.write(written[0], loaded)
         if encoder is not None:
@@ -67,15 +73,15 @@ def export(
         if given is not None:
             exported.write_settings(out, given)
             written.append(out / exported.SETTINGS)
-    if "diffusers" in layouts:
+    if "diffusers" in wanted:
         try:
             diffusers.write(out / "diffusers", loaded)
+            written.append(out / "diffusers")
         except ValueError as error:
-            done = ", ".join(str(path) for path in written)
-            raise ValueError(
-                f"{done} written, but not the diffusers directory: {error}" if done else str(error)
-            ) from error
-        written.append(out / "diffusers")
+            if layouts is not None:
+                done = ", ".join(map(str, written)) or "nothing"
+                raise ValueError(f"{done} written: {error}") from error
+            _log.warning("no diffusers directory is written: %s", error)
     return written
 
 
@@ -89,7 +95,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="a folder that is empty or does not exist")
     parser.add_argument("--dtype", choices=get_args(DType), help="of the weights; as they are")
     parser.add_argument(
-        "--layouts", nargs="+", choices=get_args(Layout), default=get_args(Layout), help="both"
+        "--layouts",
+        nargs="+",
+        choices=get_args(Layout),
+        help="both, the second if diffusers has classes for the model",
     )
     parser.add_argument("--text_encoder", help="a T5 folder, where the source has none of its own")
     parser.add_argument("--settings", help="of configs/sample, or a video's JSON: how to sample it")

@@ -28,11 +28,19 @@ def test_an_exported_checkpoint_is_the_same_file_and_a_diffusers_directory(tmp_p
     assert config["num_layers"] == 2
 
 
-def test_what_diffusers_cannot_express_is_said_and_the_official_file_stays(tmp_path, capsys):
-    write_checkpoint(tmp_path / "tiny.safetensors")
-    assert export.main([str(tmp_path / "tiny.safetensors"), str(tmp_path / "out")]) == 2
-    assert "diffusers' decoder" in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.safetensors"]
+def test_what_diffusers_cannot_express_is_said_and_the_official_file_stays(
+    tmp_path, capsys, caplog
+):
+    source = tmp_path / "tiny.safetensors"
+    write_checkpoint(source)
+    assert export.main([str(source), str(tmp_path / "out")]) == 0
+    assert "no diffusers directory" in caplog.text
+    assert "diffusers' decoder" in caplog.text
+    both = ["--layouts", "official", "diffusers"]
+    assert export.main([str(source), str(tmp_path / "asked"), *both]) == 2
+    assert "model.safetensors written: diffusers' decoder" in capsys.readouterr().err
+    for out in ("out", "asked"):
+        assert [path.name for path in (tmp_path / out).iterdir()] == ["model.safetensors"]
 
 
 def test_a_folder_that_holds_files_is_left_alone(tmp_path, capsys):
