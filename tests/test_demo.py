@@ -1,6 +1,5 @@
 """The web page's studio: what it makes, and what it refuses."""
 
-import dataclasses
 import shlex
 
 import numpy as np
@@ -55,6 +54,25 @@ def test_a_video_is_the_one_that_its_command_makes(studio, tmp_path, monkeypatch
     assert np.abs(clips[0].astype(int) - clips[2]).mean() > 5
 
 
+def test_what_the_page_starts_from_is_sampled(arguments, models, tmp_path, monkeypatch):
+    given = [*arguments, "--prompt", "a red star", "--first_sample", "3", "--seed", "5"]
+    studio = Studio(sample.parse(given), tmp_path, arguments=given, models=models)
+    assert studio.settings.prompt == "a red star"
+    clips, original = [], sample.make
+
+    def keeping(*arguments, **more):
+        latents, made = original(*arguments, **more)
+        clips.append(made)
+        return latents, made
+
+    monkeypatch.setattr(sample, "make", keeping)
+    made = studio.make("a blue star")
+    assert made.settings.prompt == "a blue star"
+    command = shlex.split(made.command)[2:]
+    assert sample.main([*command, "--output_path", str(tmp_path / "again.mp4")]) == 0
+    np.testing.assert_array_equal(*clips)
+
+
 def test_pictures_are_put_at_their_frames(studio, monkeypatch):
     given = []
     monkeypatch.setattr(sample, "make", lambda *_, conditions, **more: given.append(conditions))
@@ -96,9 +114,14 @@ def test_old_videos_make_room_for_new_ones(studio, tmp_path, monkeypatch):
 
 
 def test_settings_that_no_page_can_use_are_refused(arguments, models, tmp_path):
-    settings = dataclasses.replace(sample.parse(arguments), prompts_file="prompts.txt")
-    with pytest.raises(ValueError, match="leave out embeddings, noise and prompts_file"):
-        Studio(settings, tmp_path, models=models)
+    pictures = ["--conditioning_media_paths", "a.png", "--conditioning_start_frames", "0"]
+    for name, option in (
+        ("prompts_file", ["--prompts_file", "a.txt"]),
+        ("conditioning_media_paths", pictures),
+    ):
+        settings = sample.parse([*arguments, *option])
+        with pytest.raises(ValueError, match=f"leave out {name}"):
+            Studio(settings, tmp_path, models=models)
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,7 @@ import av
 import numpy as np
 import pytest
 
-pytest.importorskip(
-    "apache_beam", reason="needs the extra `prepare`: pip install 'ltx-jax[prepare]'"
-)
+pytest.importorskip("apache_beam", reason="needs the extra `prepare`: pip install '.[prepare]'")
 
 from benchmarks import footage
 from ltx_jax import config

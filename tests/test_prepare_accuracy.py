@@ -2,9 +2,7 @@
 
 import pytest
 
-pytest.importorskip(
-    "scenedetect", reason="needs the extra `prepare`: pip install 'ltx-jax[prepare]'"
-)
+pytest.importorskip("scenedetect", reason="needs the extra `prepare`: pip install '.[prepare]'")
 
 import numpy as np
 

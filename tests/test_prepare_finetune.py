@@ -3,9 +3,7 @@
 import numpy as np
 import pytest
 
-pytest.importorskip(
-    "apache_beam", reason="needs the extra `prepare`: pip install 'ltx-jax[prepare]'"
-)
+pytest.importorskip("apache_beam", reason="needs the extra `prepare`: pip install '.[prepare]'")
 pytest.importorskip("diffusers")
 
 import jax

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("torch", reason="needs the extra `prepare`: pip install 'ltx-jax[prepare]'")
-pytest.importorskip("cv2", reason="needs the extra `prepare`: pip install 'ltx-jax[prepare]'")
+pytest.importorskip("torch", reason="needs the extra `prepare`: pip install '.[prepare]'")
+pytest.importorskip("cv2", reason="needs the extra `prepare`: pip install '.[prepare]'")
 
 import cv2
 import torch

@@ -53,7 +53,7 @@ def _serve(given: argparse.Namespace, rest: Sequence[str], folder: Path) -> None
     try:
         from ltx_jax.demo import page
     except ModuleNotFoundError as error:
-        raise ValueError(f"{error}: pip install 'ltx-jax[demo]'") from error
+        raise ValueError(f"{error}: pip install '.[demo]' in the repository") from error
     from ltx_jax.demo.studio import Studio
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends it as Ctrl-C does

@@ -117,10 +117,13 @@ class Studio:
         Raises:
           ValueError: if a model is missing or does not fit, or for settings that no page can use.
         """
-        if settings.embeddings or settings.noise or settings.prompts_file:
-            raise ValueError("the page takes prompts: leave out embeddings, noise and prompts_file")
+        names = ("embeddings", "noise", "prompts_file", "conditioning_media_paths")
+        if given := [name for name in names if getattr(settings, name)]:
+            raise ValueError(
+                f"the page asks for prompts and pictures itself: leave out {' and '.join(given)}"
+            )
         self.settings = dataclasses.replace(
-            settings, prompt=None, output_path=None, save_latents=None, previews=False
+            settings, output_path=None, save_latents=None, previews=False
         )
         self.limits = Limits.of(settings, limit)
         self._folder, self._arguments = folder, tuple(arguments)
@@ -160,7 +163,7 @@ class Studio:
         """
         if len(prompt) > MAX_PROMPT:
             raise ValueError(f"a prompt may have {MAX_PROMPT} letters, this one has {len(prompt)}")
-        settings = dataclasses.replace(self.settings, **changes)
+        settings = dataclasses.replace(self.settings, prompt=prompt, **changes)
         self.limits.check(settings)
         for picture in pictures:
             if not 0 <= picture.frame < settings.num_frames:
@@ -172,7 +175,12 @@ class Studio:
         begin = time.perf_counter()
         with self._busy:
             _, clips = sample.make(
-                settings, self._models, [prompt], conditions=conditions, callback=progress
+                settings,
+                self._models,
+                [prompt],
+                first_sample=settings.first_sample,
+                conditions=conditions,
+                callback=progress,
             )
             path = self._place()
             video.write_video(path, clips[0], settings.frame_rate)

@@ -87,7 +87,7 @@ def _installed() -> Iterator[None]:
         yield
     except ImportError as error:
         raise ValueError(
-            f"data preparation needs {error.name}: pip install 'ltx-jax[prepare]'"
+            f"data preparation needs {error.name}: pip install '.[prepare]' in the repository"
         ) from error
     finally:
         logging.disable(logging.NOTSET)
