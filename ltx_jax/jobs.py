@@ -78,7 +78,7 @@ def plan(cfg: SampleConfig, rows: int = 1) -> list[Video]:
         lines = Path(cfg.prompts_file).read_text().splitlines()
         videos = [
             Video(i, line.strip(), out / f"{i + 1:04d}_seed{cfg.seed}.mp4")
-            for i, line in enumerate(lines)
+            for i, line in enumerate(lines, cfg.first_sample)
             if line.strip()
         ]
         if not videos:

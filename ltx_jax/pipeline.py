@@ -118,7 +118,9 @@ class LTXPipeline:
             on_gpu = mesh is None and jax.default_backend() == "gpu"
             fast = on_gpu or linears is not None
         if fast and mesh is not None:
-            raise ValueError("fast sampling is for one device: leave out fast, linears or the mesh")
+            raise ValueError(
+                "fast sampling is for one device: leave out fast, linears and teacache, or the mesh"
+            )
         if linears is not None and not fast:
             raise ValueError(f"{linears} linears are of fast sampling: leave out fast=False")
         self.transformer = dataclasses.replace(transformer, dtype=dtype)

@@ -80,9 +80,8 @@ def load_conditions(
     """
     clips = []
     for i, condition in enumerate(conditions):
-        room = max(size.frames - condition.frame, 0)
-        # So far past the end that a clip which is too long has a legal length nevertheless.
-        clip = _read(condition.media, (room // size.temporal_factor + 1) * size.temporal_factor + 1)
+        # One frame more than any that fits.
+        clip = _read(condition.media, size.frames + 1)
         if batch is not None and clip.shape[0] not in (1, batch):
             raise ValueError(
                 f"condition {i} holds {clip.shape[0]} clips for a batch of {batch} videos"

@@ -164,9 +164,12 @@ def read_embeddings(path: str) -> dict[str, np.ndarray]:
     if not Path(path).is_file():
         raise ValueError(f"--embeddings: there is no file {path}")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("it is the .npy of a single array")
+        with file:
             arrays = {name: file[name] for name in EMBEDDINGS if name in file}
-    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is no .npz of embeddings: {error}") from error
     for required in EMBEDDINGS[:2]:
         if required not in arrays:

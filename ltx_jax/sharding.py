@@ -51,7 +51,12 @@ def make_mesh(cfg: MeshConfig = MeshConfig(), devices: list[Any] | None = None) 
     free = [name for name, size in sizes.items() if size == -1]
     fixed = math.prod(size for size in sizes.values() if size != -1)
     fits = fixed > 0 and len(devices) % fixed == 0 and (free or fixed == len(devices))
-    if len(free) > 1 or not fits:
+    if len(free) > 1:
+        raise ValueError(
+            f"only one axis of a mesh can take the devices left over, and {' and '.join(free)} are "
+            f"-1: give the others a number, such as --mesh.{free[0]} 1"
+        )
+    if not fits:
         raise ValueError(f"a mesh of {sizes} does not fit {len(devices)} devices")
     for name in free:
         sizes[name] = len(devices) // fixed

@@ -217,8 +217,14 @@ def test_a_strength_outside_zero_to_one_is_refused(strength):
     [
         (0, 12, "12 frames.*8k\\+1.*first 9"),
         (0, 0, "no frames"),
-        (33, 1, "frames 33 to 33.*ends at frame 32.*start it at frame 32"),
-        (32, 9, "frames 32 to 40.*start it at frame 24"),
+        (33, 1, "from frame 33 on a video of 33 has 0 frames; start it at frame 32$"),
+        (
+            32,
+            9,
+            "from frame 32 on .* has 1 frames; cut it to its first 1, or start it at frame 24$",
+        ),
+        (24, 12, "has 9 frames; cut it to its first 9, or start it at frame 16$"),
+        (0, 34, "has 33 frames; cut it to its first 33$"),
         (12, 9, "frame 12.*multiple of 8: 8 or 16"),
     ],
 )

@@ -22,6 +22,9 @@ from tiny_checkpoint import (
     write_upsampler,
 )
 
+from ltx_jax import jobs
+from ltx_jax.config import SampleConfig
+
 FRAMES, HEIGHT, WIDTH = 9, 64, 96
 SIZES = ["--num_frames", f"{FRAMES}", "--height", f"{HEIGHT}", "--width", f"{WIDTH}"]
 FAST = ["--num_inference_steps", "2", "--stg_scale", "0", "--rescaling_scale", "1"]
@@ -135,7 +138,7 @@ def test_the_command_line_goes_before_the_config_file(folder, tmp_path):
 
 
 def test_settings_survive_the_json(folder, tmp_path):
-    from ltx_jax import config, jobs
+    from ltx_jax import config
 
     path = os.path.join(os.path.dirname(__file__), "../configs/sample/ltxv_13b_0_9_8_dev.py")
     cfg = dataclasses.replace(config.load(path), mesh=config.MeshConfig(1, 2, 1, 1), prompt="a")
@@ -223,6 +226,11 @@ def test_a_prompts_file_is_resumed_and_its_videos_do_not_depend_on_the_batch(
     batched = sample("--seed", 3, "--batch_size", 2, "--output_path", other, source=source)
     assert batched.status == 0, batched.err
     assert_same_pictures(other / names[2], kept / names[2])
+
+    rest = tmp_path / "rest.txt"
+    rest.write_text("a green star\n")
+    [item] = jobs.plan(SampleConfig(prompts_file=str(rest), seed=3, first_sample=3))
+    assert (item.index, item.path.name) == (3, names[2])
 
     file.write_text("a yellow circle\n")
     assert "exists with prompt 'a red circle'" in sample("--seed", 3, source=source).err
@@ -334,7 +342,7 @@ def condition(path, frame=0, *more):
         (condition("still.png", 0, "--conditioning_strengths", 1.5), "must lie in [0, 1], got 1.5"),
         (condition("still.png", 9), "must lie in [0, num_frames), got 9"),
         (condition("clip8.mp4"), "8k+1"),
-        (condition("clip17.mp4"), "the video ends at frame 8"),
+        (condition("clip17.mp4"), "of 9 has 9 frames; cut it to its first 9"),
         (("--conditioning_media_paths", "still.png"), "one start frame per path"),
         (condition("missing.png"), "no file"),
         (condition("empty.mp4"), "empty"),
@@ -347,6 +355,7 @@ def condition(path, frame=0, *more):
         (("--checkpoint", "missing.safetensors"), "missing.safetensors"),
         (("--embeddings", "corrupt.mp4"), "no .npz of embeddings"),
         (("--embeddings", "short.npz"), "holds no prompt_mask"),
+        (("--embeddings", "flat.npy"), "flat.npy is no .npz of embeddings: it is the .npy of"),
         (("--noise", "flat.npy"), "(b, t, h, w, c)"),
         (("--output_path", "still.png/out"), "still.png/out/embeddings_seed"),
         (("--output_path", "still.png/out/a.mp4"), "still.png/out/a.mp4: Not a directory"),

@@ -99,17 +99,13 @@ def check_conditions(
         frame, name = condition.frame, f"condition {i}"
         if length < 1:
             raise ValueError(f"{name} has no frames")
+        if frame + length > num_frames:
+            raise ValueError(f"{name} {_too_long(frame, length, num_frames, temporal_factor)}")
         if (length - 1) % temporal_factor:
             legal = (length - 1) // temporal_factor * temporal_factor + 1
             raise ValueError(
                 f"{name} has {length} frames, but a clip must have {temporal_factor}k+1; cut it to "
                 f"its first {legal}"
-            )
-        if frame + length > num_frames:
-            raise ValueError(
-                f"{name} shows the frames {frame} to {frame + length - 1}, but the video ends at "
-                f"frame {num_frames - 1}; cut it, or start it at frame "
-                f"{max(num_frames - length, 0)}"
             )
         if length > 1 and frame % temporal_factor:
             below = frame // temporal_factor * temporal_factor
@@ -118,6 +114,20 @@ def check_conditions(
                 f"{temporal_factor}: {below} or {below + temporal_factor} (an image may stand "
                 f"anywhere)"
             )
+
+
+def _too_long(frame: int, length: int, num_frames: int, temporal_factor: int) -> str:
+    """What is wrong, and what to do. Of a file that is longer than any video, `length` is less."""
+    room, ways = num_frames - frame, []
+    if room > 0:
+        ways.append(f"cut it to its first {(room - 1) // temporal_factor * temporal_factor + 1}")
+    if length <= num_frames:
+        last = num_frames - length
+        ways.append(f"start it at frame {last if length == 1 else last - last % temporal_factor}")
+    return (
+        f"does not fit: from frame {frame} on a video of {num_frames} has {max(room, 0)} frames; "
+        f"{', or '.join(ways)}"
+    )
 
 
 def as_video(media: Media) -> Float[np.ndarray, "b t h w c"]:
