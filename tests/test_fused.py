@@ -167,6 +167,21 @@ def test_the_large_matrices_take_one_byte_a_weight(params, linears, kind):
     assert small["layers"][0]["caption_k"]["kernel"].dtype == "float32"  # once a video
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_float8_matrices_neither_grow_nor_shrink(dtype):
+    """What rounding adds to a weight has no direction; a scale of two values would have one."""
+    kernel = draw(128, 256)
+    # In bfloat16 this scale lies halfway between two values.
+    kernel = kernel * (1 + 2**-8) * 448 / jnp.max(jnp.abs(kernel))
+    p = {"kernel": kernel.astype(dtype), "bias": jnp.zeros(256, dtype)}
+    layer = fused.quantize({"layers": ({"qkv": p},)}, "float8", [{"qkv": 1.0}])["layers"][0]["qkv"]
+    given, made = (
+        np.asarray(x, np.float64) for x in (p["kernel"].T, layer["kernel"].astype("float32"))
+    )
+    gain = (given * made).sum() / (given**2).sum() * float(layer["scale"])
+    assert gain == pytest.approx(1, abs=1.5e-3)  # of small weights rounding takes a thousandth
+
+
 def test_eight_bit_products_need_to_know_their_inputs(params):
     with pytest.raises(ValueError, match="observe"):
         fused.quantize(fused.derive(params, CFG), "float8")

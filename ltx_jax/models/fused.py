@@ -160,10 +160,11 @@ def quantize(params: Any, linears: Linears, largest: Largest | None = None) -> d
 def _to_float8(p: dict[str, Array], largest: Any) -> dict[str, Array]:
     # Hopper's 8-bit products want both operands with the summed axis last: (out, in).
     kernel = p["kernel"].astype(jnp.float32).T
-    scale = jnp.max(jnp.abs(kernel)) / _FP8_MAX
+    # Rounded before it divides, for it is the rounded one that multiplies.
+    scale = (jnp.max(jnp.abs(kernel)) / _FP8_MAX).astype(p["bias"].dtype)
     return {
-        "kernel": (kernel / scale).astype(_FP8),
-        "scale": scale.astype(p["bias"].dtype),
+        "kernel": (kernel / jnp.where(scale > 0, scale, 1).astype(jnp.float32)).astype(_FP8),
+        "scale": scale,
         "input_scale": jnp.asarray(largest * _ROOM / _FP8_MAX, p["bias"].dtype),
         "bias": p["bias"],
     }
