@@ -124,6 +124,26 @@ def test_only_what_follows_the_seam_counts_as_extended(renderer):
     assert found["extension, after the seam", "shape"].value == 100
 
 
+def test_a_motion_that_a_model_cannot_do_is_named(renderer):
+    """This one's objects neither turn nor, in its reconstructions, move along a circle."""
+
+    def held(frames):
+        return np.repeat(frames[:, :1], frames.shape[1], axis=1)
+
+    def stiff(captions, options, **given):
+        made = renderer(captions, options, **given)
+        turns = [renderer.scenes[text].objects[0].motion == "rotate" for text in captions]
+        return np.where(np.array(turns)[:, None, None, None, None], held(made), made)
+
+    found = table(stiff, ["motions"], reconstruct=held)
+    values = {name: figure.value for name, figure in found.items()}
+    assert values["videos: rotate", "motion"] == values["videos: rotate", "all"] == 0
+    for of in ("directions", "still, grow, shrink", "orbit"):
+        assert values[f"videos: {of}", "all"] == 100
+    assert values["reconstructions: orbit", "shape"] == 100
+    assert values["reconstructions: orbit", "motion"] == 0
+
+
 def test_rows_ask_for_what_they_measure(renderer, monkeypatch):
     monkeypatch.setattr(world, "judge", lambda frames, fps: ())
     rows = ["image", "extension", "keyframes", "steps", "seeds"]

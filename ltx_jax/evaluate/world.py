@@ -40,6 +40,12 @@ _SPEED = 0.2  # of what was asked for: how far off a right speed may be
 _SEAM = 1.5  # times a clip's own change from frame to frame
 _EQUAL = 30.0  # dB from which two videos count as the same
 _PACES = ("slowly", "quickly")
+_MOTIONS = {
+    "directions": tuple(DIRECTIONS),
+    "still, grow, shrink": ("still", "grow", "shrink"),
+    "orbit": ("orbit",),
+    "rotate": ("rotate",),
+}
 
 Frames = UInt8[np.ndarray, "t h w 3"]
 # As an LTXPipeline has it: (captions, options, conditions=..., first_sample=...) -> videos.
@@ -188,6 +194,18 @@ def _reconstructions(bench: Bench, count: int) -> list[Figure]:
     ]
 
 
+def _motions(bench: Bench, count: int) -> list[Figure]:
+    """Which motions a model cannot do, and of which its VAE loses what they show."""
+    found = []
+    for of, motions in _MOTIONS.items():
+        prompts = bench.draw(count, "train", motions=motions)
+        wanted = [asked.triples for asked in prompts]
+        rebuilt = (bench.reconstruct(bench.render(asked)[None])[0] for asked in prompts)
+        for kind, videos in (("videos", bench.videos(prompts)), ("reconstructions", rebuilt)):
+            found += words(f"{kind}: {of}", [bench.see(video) for video in videos], wanted)
+    return found
+
+
 def _image_to_video(bench: Bench, count: int) -> list[Figure]:
     of, prompts = "image to video", bench.draw(count)
     hit, seen = [], []
@@ -331,6 +349,7 @@ ROWS: dict[str, Row] = {
     "held_out": Row(_held_out_triples, 500),
     "two_objects": Row(_two_objects, 150),
     "vae": Row(_reconstructions, 150),
+    "motions": Row(_motions, 100, 2 * len(_MOTIONS)),
     "image": Row(_image_to_video, 150),
     "extension": Row(_extension, 150),
     "keyframes": Row(_keyframes, 150),
