@@ -330,32 +330,33 @@ def test_a_run_does_not_go_on_under_another_configuration(change, message, tmp_p
 
 def test_a_run_without_a_step_begins_anew_under_another_configuration(tmp_path):
     """The first step may have run out of memory; the advice then is a smaller batch."""
-    run = transformer_run(tmp_path, vae_seed=0)
+    run = transformer_run(tmp_path, plus=0)
     run.close()
-    run = transformer_run(tmp_path, vae_seed=1, accumulate=2)
+    run = transformer_run(tmp_path, plus=1, accumulate=2)
     assert runs.read_config(tmp_path / "run").optim.accumulate == 2
-    assert same(runs.load_vae(tmp_path / "run").vae_params, vae_of(1).vae_params)
+    assert same(runs.load_vae(tmp_path / "run").vae_params, vae_plus(1).vae_params)
     run.save(1, {"params": {"kernel": jnp.ones(3)}})
     run.close()
     with pytest.raises(ValueError, match=r"optim\.accumulate = 2, and now it is 1"):
-        transformer_run(tmp_path, vae_seed=1)
-    transformer_run(tmp_path, vae_seed=0, accumulate=2).close()
-    assert same(runs.load_vae(tmp_path / "run").vae_params, vae_of(1).vae_params)
+        transformer_run(tmp_path, plus=1)
+    transformer_run(tmp_path, plus=0, accumulate=2).close()
+    assert same(runs.load_vae(tmp_path / "run").vae_params, vae_plus(1).vae_params)
 
 
-def vae_of(seed):
+def vae_plus(number):
+    """A VAE, with a number added to all of its weights."""
     vae = config.load(TINY).model
-    weights = VideoVAE(vae).init(jax.random.key(seed), jnp.zeros((1, 5, 16, 16, 3)))["params"]
-    return Checkpoint(vae=vae, vae_params=sharding.unbox(weights))
+    weights = random_parameters(VideoVAE(vae), jnp.zeros((1, 5, 16, 16, 3)))
+    return Checkpoint(vae=vae, vae_params=jax.tree.map(lambda x: x + np.float32(number), weights))
 
 
-def transformer_run(path, vae_seed, accumulate=1):
+def transformer_run(path, plus, accumulate=1):
     """A run that has begun, on a VAE of its own."""
     cfg = config.load(str(ROOT / "configs/shapes_tiny_transformer.py"))
     optim = dataclasses.replace(cfg.optim, accumulate=accumulate)
     output = dataclasses.replace(cfg.run, output=str(path / "run"))
     run = runs.Run(dataclasses.replace(cfg, optim=optim, run=output))
-    run.begin(vae_of(vae_seed))
+    run.begin(vae_plus(plus))
     return run
 
 
@@ -366,16 +367,14 @@ def same(one, other):
 def test_each_step_that_is_kept_is_a_checkpoint(tmp_path):
     run = begun(tmp_path, keep=3)
     for step in (1, 2, 10):
-        params = jax.tree.map(lambda x, step=step: x + step, vae_of(0).vae_params)
         moments = {"mean": jnp.full(4, step), "std": jnp.ones(4)}
-        run.save(step, {"ema": params, "statistics": moments})
+        run.save(step, {"ema": vae_plus(step).vae_params, "statistics": moments})
     run.close()
     for path, step in (("run", 10), ("run/steps/2", 2), ("run/steps/10", 10)):
         found = checkpoint.load(tmp_path / path)
         assert found.metadata["step"] == str(step)
         assert found.statistics.mean[0] == step
-        expected = jax.tree.map(lambda x, step=step: x + step, vae_of(0).vae_params)
-        assert same(found.vae_params, expected)
+        assert same(found.vae_params, vae_plus(step).vae_params)
     with pytest.raises(ValueError, match=r"has no step 3: it keeps 1, 2, 10"):
         runs.load_run(tmp_path / "run/steps/3")
 
