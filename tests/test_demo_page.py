@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium (apt: chromium)"),
 ]
 PATIENCE = 120_000  # milliseconds; what compiles on a busy machine takes its time
-# Resolves once nothing of the page has changed for half a second of its own time.
+# Resolves once the page has not changed for half a second, or after three: a video plays on.
 STILL = """() => new Promise(resolve => {
   let timer;
   const wait = () => { clearTimeout(timer); timer = setTimeout(done, 500); };
@@ -32,6 +32,7 @@ STILL = """() => new Promise(resolve => {
   observer.observe(
     document, {subtree: true, childList: true, attributes: true, characterData: true});
   wait();
+  setTimeout(done, 3000);
 })"""
 
 
