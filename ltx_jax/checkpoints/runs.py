@@ -71,7 +71,8 @@ def locate(path: str | os.PathLike[str]) -> epath.Path:
 def split(path: str | os.PathLike[str]) -> tuple[epath.Path, int | None]:
     """A run's folder, and the step where a path names one: RUN, or RUN/steps/N."""
     folder = locate(path)
-    if folder.parent.name == _STEPS and folder.name.isdecimal():
+    is_step = folder.parent.name == _STEPS and folder.name.isdecimal()
+    if is_step and not (folder / _CONFIG).exists():
         return folder.parent.parent, int(folder.name)
     return folder, None
 
@@ -198,7 +199,7 @@ class Run:
 
     def _write_vae(self, checkpoint: Checkpoint) -> None:
         folder = self.folder / "vae"
-        if (folder / _CONFIG).exists() and self.latest_step is not None:
+        if (folder / _CONFIG).exists() and has_step(self.folder):
             return
         if checkpoint.vae is None:
             raise ValueError("this checkpoint holds no VAE")
@@ -347,9 +348,12 @@ def _restore(
 
 
 def has_step(path: str | os.PathLike[str]) -> bool:
-    """Whether a run has saved a step; without one it begins anew."""
-    with contextlib.closing(_manager(locate(path))) as manager:
-        return manager.latest_step() is not None
+    """Whether a run has saved a step; without one it begins anew.
+
+    Asked of one process alone too, so not of Orbax, whose managers may wait for each other.
+    """
+    steps = locate(path) / _STEPS
+    return steps.exists() and any(entry.name.isdecimal() for entry in steps.iterdir())
 
 
 def restore(cfg: TrainVAE | TrainTransformer, shapes: Mapping[str, Any]) -> dict[str, Any]:
