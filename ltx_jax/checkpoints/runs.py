@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
@@ -372,8 +373,8 @@ def _placed(boxed: Any, mesh: Mesh | None) -> Any:
     """Shapes with shardings: by their logical axes, or all on the default device."""
     shapes = sharding.unbox(boxed)
     if mesh is None:
-        device = jax.config.jax_default_device or jax.devices()[0]  # pyright: ignore[reportAttributeAccessIssue]
-        where = jax.tree.map(lambda _: SingleDeviceSharding(device), shapes)
+        [default] = jnp.zeros(()).devices()
+        where = jax.tree.map(lambda _: SingleDeviceSharding(default), shapes)
     else:
         where = sharding.shardings(boxed, mesh)
     return jax.tree.map(
