@@ -36,13 +36,13 @@ def main(args: list[str]) -> int:
             print(line, flush=True)
 
         if flags.plan:
-            from ltx_jax.training import plan
+            from ltx_jax.planning import plan
 
             plan.prepare(flags.plan)
             plan.plan(cfg, flags.plan, log)
             return 0
 
-        from ltx_jax.diffusion.programs import use_compilation_cache  # so that --help is quick
+        from ltx_jax.runtime.compiled import use_compilation_cache  # so that --help is quick
         from ltx_jax.training import loop, process
 
         use_compilation_cache()

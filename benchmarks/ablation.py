@@ -35,11 +35,12 @@ from ltx_jax.config import (  # noqa: E402
     VAEConfig,
     VAELossConfig,
 )
-from ltx_jax.data import shapes, video  # noqa: E402
+from ltx_jax.data import video  # noqa: E402
 from ltx_jax.data.folder import ENDINGS  # noqa: E402
 from ltx_jax.models.vae import VideoVAE  # noqa: E402
 from ltx_jax.training.loop import train  # noqa: E402
 from ltx_jax.training.losses import haar_bands  # noqa: E402
+from ltx_jax.world import render  # noqa: E402
 
 FRAMES, SIDE = 17, 64
 LEVEL = 0.05  # decode timestep; half of it is the noise that is added, as when sampling
@@ -221,7 +222,7 @@ def main() -> int:
     real = np.stack(cut(arguments.clips, data))
     world = np.stack(
         [
-            shapes.clip(i, split="held_out", num_frames=FRAMES, height=SIDE, width=SIDE).frames
+            render.clip(i, split="held_out", num_frames=FRAMES, height=SIDE, width=SIDE).frames
             for i in range(HELD_OUT)
         ]
     )

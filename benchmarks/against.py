@@ -22,8 +22,8 @@ from benchmarks.harness import Case, Foreign, Report
 from benchmarks.networks import Network, decoder, network
 from benchmarks.sizes import TORCH, Scale, pick, random
 from ltx_jax.checkpoints import diffusers as layout
-from ltx_jax.checkpoints.contents import Checkpoint
-from ltx_jax.models import convolution, fused
+from ltx_jax.checkpoints.checkpoint import Checkpoint
+from ltx_jax.models import convolution, transformer_fast
 from ltx_jax.models.transformer import compiler_options
 from ltx_jax.training.flops import count_flop
 
@@ -169,7 +169,7 @@ def transformer(report: Report, scale: Scale) -> None:
         return made
 
     def velocity(params: Any, *inputs: Any) -> jax.Array:
-        return fused.velocity(params, *inputs, None, cfg)
+        return transformer_fast.velocity(params, *inputs, None, cfg)
 
     stored, derived = (net.params, *net.inputs), (params, *inputs[:-1])
     cases: list[Case | Foreign] = [

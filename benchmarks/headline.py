@@ -19,13 +19,13 @@ import numpy as np
 from benchmarks.harness import Report, device_memory
 from benchmarks.networks import decoder, named, network, sizes
 from benchmarks.sizes import LINEARS, MODELS, VIDEOS, Scale, Video, initialise, pick
-from ltx_jax.checkpoints.contents import Checkpoint
+from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.config import Linears, SamplingConfig, T5Config
 from ltx_jax.diffusion import sampler
-from ltx_jax.diffusion.programs import Programs
+from ltx_jax.inference.pipeline import LTXPipeline
+from ltx_jax.inference.text_encoder import ByteTokenizer, TextEncoder
 from ltx_jax.models.t5 import T5Encoder
-from ltx_jax.pipeline import LTXPipeline
-from ltx_jax.text import ByteTokenizer, TextEncoder
+from ltx_jax.runtime.compiled import Programs
 
 PROMPT = "A red car drives along a coast road at sunset"
 RUNS = 5

@@ -21,13 +21,15 @@ import numpy as np
 
 from benchmarks.harness import Report
 from benchmarks.sizes import Scale
-from ltx_jax import config, sharding
+from ltx_jax import config
 from ltx_jax.config import BucketConfig, DataConfig, TrainTransformer, TrainVAE
-from ltx_jax.data import dataset, latents, media, shapes, video
+from ltx_jax.data import dataset, latent_cache, media, video
 from ltx_jax.data.loader import Batch, Loader
 from ltx_jax.data.sources import Encoding, Example, StoredLatents
 from ltx_jax.encode import encode
+from ltx_jax.runtime import sharding
 from ltx_jax.training import loop, transformer, vae
+from ltx_jax.world import render
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 CLIPS = 24  # of the folder and of each data set
@@ -43,7 +45,7 @@ def make_clips(root: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
     folder.mkdir()
     rows = []
     for i in range(CLIPS):
-        clip = shapes.clip(i, num_frames=25, height=SIZE.height, width=SIZE.width)
+        clip = render.clip(i, num_frames=25, height=SIZE.height, width=SIZE.width)
         path = folder / f"{i}.mp4"
         video.write_video(path, clip.frames, 24)
         path.with_suffix(".txt").write_text(clip.caption)
@@ -62,9 +64,9 @@ def make_latents(root: pathlib.Path) -> pathlib.Path:
     encoding = Encoding((size,), "none", "none", None, None, "none", "none", "none", None)
     shards = dataset.Shards(
         root / "latents",
-        latents.KIND,
-        latents.latent_features(128, 4096),
-        latents.INDEX,
+        latent_cache.KIND,
+        latent_cache.latent_features(128, 4096),
+        latent_cache.INDEX,
         dataclasses.asdict(encoding),
     )
 
@@ -80,7 +82,7 @@ def make_latents(root: pathlib.Path) -> pathlib.Path:
         clip_numbers=np.array([8], np.int32),
     )
     example = Example("a caption", 24.0, latents=stored, embedding=draw(100, 4096))
-    shards.write(0, (latents.to_row(example, 0) for _ in range(CLIPS)))
+    shards.write(0, (latent_cache.to_row(example, 0) for _ in range(CLIPS)))
     shards.finish(1)
     return root / "latents"
 

@@ -14,11 +14,11 @@ import numpy as np
 from benchmarks.harness import Case, Report, device_memory
 from benchmarks.sizes import LINEARS, MODELS, NO_TRITON_GEMM, Scale, initialise, pick, random
 from ltx_jax.config import AttentionForm, Linears, TransformerConfig
-from ltx_jax.diffusion.programs import Programs
-from ltx_jax.models import convolution, fused
+from ltx_jax.models import convolution, transformer_fast
 from ltx_jax.models.t5 import T5Encoder
 from ltx_jax.models.transformer import Transformer, compiler_options
 from ltx_jax.models.vae import VideoVAE
+from ltx_jax.runtime.compiled import Programs
 from ltx_jax.training.flops import count_flop
 
 
@@ -49,16 +49,18 @@ class Network:
         """Parameters and inputs of `fused.velocity`; linears calibrated on the inputs."""
         cfg = self.model.cfg
         latents, timestep, caption, mask, rope = self.inputs
-        params = fused.derive(self.params, cfg)
-        heads = jax.jit(lambda p, c: fused.attend_captions(p, c, cfg))(params, caption)
-        tables = jax.jit(lambda r: fused.halve_rope(r, cfg))(rope)
+        params = transformer_fast.derive(self.params, cfg)
+        heads = jax.jit(lambda p, c: transformer_fast.attend_captions(p, c, cfg))(params, caption)
+        tables = jax.jit(lambda r: transformer_fast.halve_rope(r, cfg))(rope)
         if linears is not None:
             largest, call = None, Programs(compiler_options())
             if linears == "float8":
                 times = (jnp.full_like(timestep, t) for t in (0.1, 0.5, 1.0))
                 given = ((params, latents, t, heads, mask, tables, None) for t in times)
-                largest = fused.largest_of([call(fused.observe, *x, cfg=cfg)[1] for x in given])
-            params = fused.quantize(params, linears, largest)
+                largest = transformer_fast.largest_of(
+                    [call(transformer_fast.observe, *x, cfg=cfg)[1] for x in given]
+                )
+            params = transformer_fast.quantize(params, linears, largest)
         return params, (latents, timestep, heads, mask, tables, None)
 
 
@@ -104,7 +106,7 @@ def _forwards(report: Report, title: str, net: Network, forms: Sequence[str]) ->
     cfg, flop, options = net.model.cfg, net.flop, compiler_options() or {}
 
     def velocity(params: Any, *inputs: Any) -> jax.Array:
-        return fused.velocity(params, *inputs, None, cfg)
+        return transformer_fast.velocity(params, *inputs, None, cfg)
 
     stored = (net.params, *net.inputs)
     report.compare(
@@ -163,7 +165,7 @@ def _loop(cfg: TransformerConfig, steps: int, branches: int) -> Callable[..., ja
 
         def step(i: Any, x: jax.Array) -> jax.Array:
             rows, t = jnp.tile(x, (branches, 1, 1)), jnp.full((branches, 1), times[i])
-            v = fused.velocity(params, rows, t, heads, mask, rope, None, cfg)
+            v = transformer_fast.velocity(params, rows, t, heads, mask, rope, None, cfg)
             if branches == 2:
                 v = v[:1] + 3.0 * (v[1:] - v[:1])
             return x + (times[i + 1] - times[i]) * v
@@ -258,7 +260,7 @@ def startup(report: Report, scale: Scale) -> None:
     arguments = (params, *inputs[:-1])
 
     def velocity(params: Any, *inputs: Any) -> jax.Array:
-        return fused.velocity(params, *inputs, None, cfg)
+        return transformer_fast.velocity(params, *inputs, None, cfg)
 
     def ready(name: str, make: Callable[[], Any]) -> Any:
         begin = time.perf_counter()

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ltx_jax import sharding
 from ltx_jax.config import BlockConfig, DType, Linears, T5Config, TransformerConfig, VAEConfig
+from ltx_jax.runtime import sharding
 
 # Per function, not in XLA_FLAGS: there an unknown name ends the process.
 NO_TRITON_GEMM = {"xla_gpu_enable_triton_gemm": False}

@@ -10,7 +10,6 @@ import numpy as np
 
 from benchmarks.harness import Report
 from benchmarks.sizes import Scale
-from ltx_jax import sharding
 from ltx_jax.config import (
     BucketConfig,
     DataConfig,
@@ -22,6 +21,7 @@ from ltx_jax.config import (
     VAELossConfig,
 )
 from ltx_jax.config.networks import Remat
+from ltx_jax.runtime import sharding
 from ltx_jax.training import transformer, vae
 
 # Dense bfloat16 of the datasheets, for the model FLOP utilisation.

@@ -16,7 +16,7 @@ import numpy as np
 from ltx_jax import Condition, LTXPipeline
 from ltx_jax.config import SamplingConfig
 from ltx_jax.data import folder, video
-from ltx_jax.data.sheet import contact_sheet
+from ltx_jax.data.contact_sheet import contact_sheet
 from ltx_jax.models.vae import VideoVAE
 
 

@@ -7,9 +7,9 @@ if TYPE_CHECKING:
     from ltx_jax.checkpoints.checkpoint import Checkpoint
     from ltx_jax.config import MeshConfig, SamplingConfig
     from ltx_jax.diffusion.conditioning import Condition
-    from ltx_jax.pipeline import LTXPipeline
-    from ltx_jax.sharding import make_mesh
-    from ltx_jax.text import TextEncoder
+    from ltx_jax.inference.pipeline import LTXPipeline
+    from ltx_jax.inference.text_encoder import TextEncoder
+    from ltx_jax.runtime.sharding import make_mesh
 
 __all__ = [
     "Checkpoint",
@@ -26,11 +26,11 @@ __all__ = [
 _PLACES = {
     "Checkpoint": "ltx_jax.checkpoints.checkpoint",
     "Condition": "ltx_jax.diffusion.conditioning",
-    "LTXPipeline": "ltx_jax.pipeline",
+    "LTXPipeline": "ltx_jax.inference.pipeline",
     "MeshConfig": "ltx_jax.config",
     "SamplingConfig": "ltx_jax.config",
-    "TextEncoder": "ltx_jax.text",
-    "make_mesh": "ltx_jax.sharding",
+    "TextEncoder": "ltx_jax.inference.text_encoder",
+    "make_mesh": "ltx_jax.runtime.sharding",
 }
 
 

@@ -28,17 +28,17 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float16, Int, UInt8
 
-from ltx_jax import config, sharding
-from ltx_jax.checkpoints import checkpoint
-from ltx_jax.checkpoints.contents import Checkpoint
+from ltx_jax import config
+from ltx_jax.checkpoints.checkpoint import Checkpoint
+from ltx_jax.checkpoints.load import load_checkpoint
 from ltx_jax.config import BucketConfig, TrainTransformer, VAEConfig
 from ltx_jax.data.loader import open_source
-from ltx_jax.data.reading import read_ahead
+from ltx_jax.data.read_ahead import read_ahead
 from ltx_jax.data.sources import Encoding, Example, Source, StoredLatents
-from ltx_jax.diffusion import programs
+from ltx_jax.inference.text_encoder import TextEncoder
 from ltx_jax.models import convolution
 from ltx_jax.models.vae import VideoVAE, check_video_shape
-from ltx_jax.text import TextEncoder
+from ltx_jax.runtime import compiled, sharding
 
 # What of a VAE's configuration its latents depend on.
 _OF_THE_ENCODER = (
@@ -132,10 +132,10 @@ def encode(
     Raises:
       ValueError: if data, VAE, text encoder and settings do not fit each other.
     """
-    from ltx_jax.data import dataset, latents  # with TFDS, which takes a second
+    from ltx_jax.data import dataset, latent_cache  # with TFDS, which takes a second
 
     mesh = sharding.make_mesh(cfg.mesh, jax.local_devices())  # workers know nothing of each other
-    loaded = checkpoint.load(cfg.vae, mesh=mesh)
+    loaded = load_checkpoint(cfg.vae, mesh=mesh)
     if loaded.vae is None:
         raise ValueError(f"{cfg.vae} holds no VAE: --vae must name a checkpoint that does")
     if loaded.vae.latent_log_var == "per_channel":
@@ -151,9 +151,9 @@ def encode(
     embedding_width = None if text_encoder is None else text_encoder.cfg.d_model
     made = dataset.Shards(
         output,
-        latents.KIND,
-        latents.latent_features(loaded.vae.latent_channels, embedding_width),
-        latents.INDEX,
+        latent_cache.KIND,
+        latent_cache.latent_features(loaded.vae.latent_channels, embedding_width),
+        latent_cache.INDEX,
         {
             **dataclasses.asdict(_encoding(cfg, sizes, loaded, text_encoder)),
             "data": {name: value for name, value in data.items() if name not in _IN_ANY_WAY},
@@ -168,7 +168,7 @@ def encode(
         if made.has(number):
             continue
         begin, shard = time.monotonic(), shards[number]
-        rows = (latents.to_row(example, shard.bucket) for example in encoder.examples(shard))
+        rows = (latent_cache.to_row(example, shard.bucket) for example in encoder.examples(shard))
         made.write(number, rows)
         speed = (shard.last - shard.first) / (time.monotonic() - begin)
         report(f"shard {number + 1}/{len(shards)}  {speed:.3g} examples/s")
@@ -411,7 +411,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--worker", type=int, default=0, help="number of this process")
     parser.add_argument("--workers", type=int, default=1, help="processes that share the work")
     given, overrides = parser.parse_known_args(arguments)
-    programs.use_compilation_cache()
+    compiled.use_compilation_cache()
     try:
         cfg = config.load(given.config, overrides)
         if not isinstance(cfg, TrainTransformer):

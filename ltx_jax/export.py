@@ -47,14 +47,15 @@ def export(
       ValueError: if there is no such checkpoint, `out` is not empty, or diffusers is asked for and
         has no class for this model (the official file is there then).
     """
-    from ltx_jax import jobs
-    from ltx_jax.checkpoints import checkpoint, diffusers, exported, official
-    from ltx_jax.text import ByteTokenizer, TextEncoder
+    from ltx_jax.checkpoints import diffusers, exported_folder, official
+    from ltx_jax.checkpoints.load import load_checkpoint
+    from ltx_jax.inference import outputs
+    from ltx_jax.inference.text_encoder import ByteTokenizer, TextEncoder
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is no empty folder: choose another")
-    given = None if settings is None else jobs.load_settings(settings)
-    loaded = checkpoint.load(source, dtype=dtype)
+    given = None if settings is None else outputs.load_settings(settings)
+    loaded = load_checkpoint(source, dtype=dtype)
     encoder = None
     if text_encoder is not None:
         encoder = TextEncoder.load(text_encoder, dtype=dtype or "float32")
@@ -64,15 +65,15 @@ def export(
     written = []
     wanted = get_args(Layout) if layouts is None else layouts
     if "official" in wanted:
-        written.append(out / exported.MODEL)
+        written.append(out / exported_folder.MODEL)
         official.write(written[0], loaded)
         if encoder is not None:
             encoder.save(out)
-            written += [out / exported.TEXT_ENCODER, out / exported.TOKENIZER]
+            written += [out / exported_folder.TEXT_ENCODER, out / exported_folder.TOKENIZER]
         given = given or loaded.settings
         if given is not None:
-            exported.write_settings(out, given)
-            written.append(out / exported.SETTINGS)
+            exported_folder.write_settings(out, given)
+            written.append(out / exported_folder.SETTINGS)
     if "diffusers" in wanted:
         try:
             diffusers.write(out / "diffusers", loaded)

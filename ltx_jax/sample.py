@@ -18,16 +18,18 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from ltx_jax import jobs
-from ltx_jax.checkpoints import checkpoint, hub
+from ltx_jax.checkpoints import hub
+from ltx_jax.checkpoints.load import own_settings
 from ltx_jax.config import MeshConfig, SampleConfig, SamplingConfig
-from ltx_jax.data import captions, video, writing
-from ltx_jax.data.sheet import contact_sheet
-from ltx_jax.diffusion import programs
+from ltx_jax.data import video
+from ltx_jax.data.contact_sheet import contact_sheet
+from ltx_jax.inference import outputs
+from ltx_jax.runtime import compiled, files
+from ltx_jax.world import grammar
 
 if TYPE_CHECKING:
-    from ltx_jax.multiscale import Upsampler
-    from ltx_jax.pipeline import LTXPipeline
+    from ltx_jax.inference.pipeline import LTXPipeline
+    from ltx_jax.inference.two_pass import Upsampler
 
 DESCRIPTION = """Makes videos with LTX-Video.
 
@@ -90,9 +92,9 @@ def _defaults(arguments: Sequence[str]) -> SampleConfig:
     """The settings that the options come on top of: of a file, or of a checkpoint itself."""
     file = _value(arguments, "--config")
     if file:
-        return jobs.load_settings(file)
+        return outputs.load_settings(file)
     name = _value(arguments, "--checkpoint")
-    own = checkpoint.own_settings(name or hub.EMBEDDED)
+    own = own_settings(name or hub.EMBEDDED)
     return SampleConfig(**({} if own is None else _fields(own, SamplingConfig)))
 
 
@@ -116,9 +118,11 @@ def run(cfg: SampleConfig) -> None:
         raise ValueError("say which model to use: --checkpoint FILE, FOLDER or REPOSITORY")
     embeddings = None if cfg.embeddings is None else read_embeddings(cfg.embeddings)
     noise = None if cfg.noise is None else read_noise(cfg.noise)
-    videos = jobs.plan(cfg, 1 if embeddings is None else len(embeddings["prompt_embeds"]))
+    videos = outputs.plan(cfg, 1 if embeddings is None else len(embeddings["prompt_embeds"]))
     batches = [
-        batch for batch in jobs.batches(cfg, videos) if not all(jobs.done(cfg, v) for v in batch)
+        batch
+        for batch in outputs.batches(cfg, videos)
+        if not all(outputs.done(cfg, v) for v in batch)
     ]
     if not batches:
         print(f"nothing to do: all {len(videos)} videos exist", file=sys.stderr)
@@ -128,9 +132,9 @@ def run(cfg: SampleConfig) -> None:
         warn_of_words([item.prompt or "" for item in videos])
     _check_media(cfg)
     if _decodes(cfg):
-        writing.check_writable(batches[0][0].path)
+        files.check_writable(batches[0][0].path)
     if cfg.save_latents is not None:
-        writing.check_writable(cfg.save_latents)
+        files.check_writable(cfg.save_latents)
     models = load(cfg)
     clock = dict.fromkeys(PARTS, 0.0) | {"load": models.pipe.timings.get("load", 0.0)}
     for number, batch in enumerate(batches):
@@ -144,10 +148,10 @@ def run(cfg: SampleConfig) -> None:
 
 def warn_of_words(prompts: Sequence[str]) -> None:
     """Says on stderr which words the model that ships has never read, and what it knows."""
-    unknown = captions.unknown_words(" ".join(prompts))
+    unknown = grammar.unknown_words(" ".join(prompts))
     if unknown:
         print(f"warning: this model has never read {', '.join(unknown)}. It knows", file=sys.stderr)
-        for kind, known in captions.vocabulary().items():
+        for kind, known in grammar.vocabulary().items():
             print(f"  {kind}: {', '.join(known)}", file=sys.stderr)
 
 
@@ -219,10 +223,10 @@ def load(cfg: SampleConfig) -> Models:
     Raises:
       ValueError: if there are no such models, or they do not fit each other.
     """
-    from ltx_jax import sharding
-    from ltx_jax.pipeline import LTXPipeline
+    from ltx_jax.inference.pipeline import LTXPipeline
+    from ltx_jax.runtime import sharding
 
-    programs.use_compilation_cache()
+    compiled.use_compilation_cache()
     mesh = None if cfg.mesh == MeshConfig() else sharding.make_mesh(cfg.mesh)
     prompted = cfg.embeddings is None or cfg.linears == "float8"  # which is calibrated with prompts
     reuses = cfg.teacache > 0 or (cfg.second_pass is not None and cfg.second_pass.teacache > 0)
@@ -235,12 +239,12 @@ def load(cfg: SampleConfig) -> Models:
         linears=cfg.linears,
     )
     if cfg.config is not None and cfg.config.endswith(".json"):
-        before = jobs.read_json(Path(cfg.config)).get("checkpoint_hash")
+        before = outputs.read_json(Path(cfg.config)).get("checkpoint_hash")
         if before not in (None, pipe.checkpoint.source_hash):
             print(f"warning: {cfg.config} was made with another checkpoint", file=sys.stderr)
     if cfg.spatial_upscaler is None or cfg.second_pass is None:
         return Models(pipe, None)
-    from ltx_jax.multiscale import Upsampler
+    from ltx_jax.inference.two_pass import Upsampler
 
     return Models(pipe, Upsampler.load(cfg.spatial_upscaler, mesh=mesh))
 
@@ -279,9 +283,9 @@ def make(
         media = cfg.input_media_path
         latents = pipe(prompts, options, input_media=media, output="latents", **common, **arguments)
         return latents, pipe.decode(latents, options, **common) if decodes else ()
-    from ltx_jax import multiscale
+    from ltx_jax.inference import two_pass
 
-    made = multiscale.sample(
+    made = two_pass.sample(
         pipe,
         models.upsampler,
         prompts,
@@ -299,7 +303,7 @@ def _make(
     cfg: SampleConfig,
     models: Models,
     noise: np.ndarray | None,
-    batch: Sequence[jobs.Video],
+    batch: Sequence[outputs.Video],
     embeddings: dict[str, np.ndarray] | None,
     label: str,
 ) -> dict[str, float]:
@@ -325,20 +329,20 @@ def _make(
     seconds = {part: taken for part, taken in pipe.timings.items() if part != "load"}
     begin = time.perf_counter()
     if cfg.save_latents is not None and latents is not None:
-        with writing.whole(cfg.save_latents) as temporary, temporary.open("wb") as file:
+        with files.whole(cfg.save_latents) as temporary, temporary.open("wb") as file:
             np.save(file, latents)
         print(cfg.save_latents)
     for item, clip in zip(batch, clips, strict=False):
-        if not jobs.done(cfg, item):
+        if not outputs.done(cfg, item):
             video.write_video(item.path, clip, cfg.frame_rate)
-            jobs.write_sidecar(cfg, item, pipe.checkpoint.source_hash, seconds)
+            outputs.write_sidecar(cfg, item, pipe.checkpoint.source_hash, seconds)
             print(item.path)
             if cfg.previews:
                 _write_previews(cfg, item, clip)
     return seconds | {"write": time.perf_counter() - begin}
 
 
-def _write_previews(cfg: SampleConfig, item: jobs.Video, clip: np.ndarray) -> None:
+def _write_previews(cfg: SampleConfig, item: outputs.Video, clip: np.ndarray) -> None:
     gif, sheet = (item.path.with_suffix(ending) for ending in (".gif", ".png"))
     video.write_gif(gif, clip, cfg.frame_rate)
     scale = min(1.0, 256 / clip.shape[2])

@@ -10,7 +10,7 @@ import safetensors
 import safetensors.numpy
 from golden_weights import golden_tensor
 
-from ltx_jax.checkpoints import keys, official_config, released
+from ltx_jax.checkpoints import keys, official_config, releases
 
 FAMILIES = ("0.9.0", "0.9.1", "0.9.5")
 _VERSIONS = {"0.9.0": "2b-0.9.0", "0.9.1": "2b-0.9.1", "0.9.5": "2b-0.9.6-distilled"}
@@ -18,7 +18,7 @@ _VERSIONS = {"0.9.0": "2b-0.9.0", "0.9.1": "2b-0.9.1", "0.9.5": "2b-0.9.6-distil
 
 def raw_config(family: str, width: int = 8) -> dict[str, Any]:
     """The released configuration with one or two blocks everywhere, and narrow."""
-    raw = copy.deepcopy(released.RELEASED[_VERSIONS[family]].config)
+    raw = copy.deepcopy(releases.RELEASED[_VERSIONS[family]].config)
     raw["transformer"] |= {
         "num_layers": 3,
         "num_attention_heads": 2,

@@ -16,6 +16,7 @@ def keys():
 
 @pytest.fixture
 def mesh():
-    from ltx_jax import config, sharding  # imported late: jaxtyping's hook must see it first
+    from ltx_jax import config  # imported late: jaxtyping's hook must see it first
+    from ltx_jax.runtime import sharding
 
     return sharding.make_mesh(config.MeshConfig(data=1, fsdp=2, seq=2, tensor=2))

@@ -12,7 +12,7 @@ import numpy as np
 from golden_weights import golden_tensor
 
 from ltx_jax.checkpoints import keys
-from ltx_jax.checkpoints.contents import Checkpoint
+from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.config import (
     BlockConfig,
     SamplingConfig,
@@ -21,9 +21,9 @@ from ltx_jax.config import (
     VAEConfig,
 )
 from ltx_jax.diffusion.conditioning import Condition
-from ltx_jax.diffusion.programs import Programs
+from ltx_jax.inference.pipeline import LTXPipeline
 from ltx_jax.models.vae import LatentStatistics
-from ltx_jax.pipeline import LTXPipeline
+from ltx_jax.runtime.compiled import Programs
 
 # The tests' time is that of LLVM.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}

@@ -10,9 +10,9 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ltx_jax import sharding
 from ltx_jax.config import MeshConfig
 from ltx_jax.models.attention import attention
+from ltx_jax.runtime import sharding
 
 # The second is large enough for the form that goes through the heads one by one.
 SIZES = {"small": (7, 5), "large": (130, 150)}

@@ -14,7 +14,7 @@ import pytest
 from tiny_checkpoint import write_exported
 
 from benchmarks import harness, headline, loading, networks, run, shortcuts, sizes, training
-from ltx_jax import sharding
+from ltx_jax.runtime import sharding
 
 ROOT = pathlib.Path(__file__).parents[1]
 

@@ -9,15 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ltx_jax import config, sharding
+from ltx_jax import config
 from ltx_jax.checkpoints import official_config
-from ltx_jax.checkpoints.released import RELEASED, UPSAMPLER_FILES
+from ltx_jax.checkpoints.releases import RELEASED, UPSAMPLER_FILES
 from ltx_jax.config import SampleConfig, SamplingConfig, TrainTransformer, TrainVAE
 from ltx_jax.diffusion import flow, guidance
 from ltx_jax.evaluate import world
 from ltx_jax.models.t5 import T5Encoder
 from ltx_jax.models.transformer import Transformer
 from ltx_jax.models.vae import VideoVAE, check_video_shape
+from ltx_jax.runtime import sharding
 from ltx_jax.training import transformer
 from ltx_jax.training.flow_loss import kept_tokens
 

@@ -12,9 +12,10 @@ import pytest
 import tensorflow_datasets as tfds
 
 from ltx_jax.config import BucketConfig, DataConfig, SourceConfig
-from ltx_jax.data import dataset, latents, media, shapes, video
+from ltx_jax.data import dataset, latent_cache, media, video
 from ltx_jax.data.loader import Loader, StoredLatents
 from ltx_jax.data.sources import Encoding, Example
+from ltx_jax.world import render
 
 INDEX = np.dtype([("length", np.int32)])
 TEXT = {"text": tfds.features.Text()}
@@ -63,7 +64,7 @@ def clips(tmp_path):
     rows = []
     for i in range(5):
         path = folder / f"{i}.mp4"
-        clip = shapes.clip(i, num_frames=12, height=24, width=32)
+        clip = render.clip(i, num_frames=12, height=24, width=32)
         video.write_video(path, clip.frames, 10 + i)
         path.with_suffix(".txt").write_text(f"clip {i}")
         medium = video.Stored(path.name, path.read_bytes())
@@ -99,9 +100,9 @@ def write_latents(folder, **changes):
     width = None if encoding.text_encoder_id is None else 3
     shards = dataset.Shards(
         folder,
-        latents.KIND,
-        latents.latent_features(2, width),
-        latents.INDEX,
+        latent_cache.KIND,
+        latent_cache.latent_features(2, width),
+        latent_cache.INDEX,
         dataclasses.asdict(encoding),
     )
     videos = [encoded(i) for i in range(4)]
@@ -111,8 +112,8 @@ def write_latents(folder, **changes):
             [dataclasses.replace(example, embedding=None) for example in group]
             for group in (videos, pictures)
         )
-    shards.write(0, [latents.to_row(example, 0) for example in videos])
-    shards.write(1, [latents.to_row(example, 1) for example in pictures])
+    shards.write(0, [latent_cache.to_row(example, 0) for example in videos])
+    shards.write(1, [latent_cache.to_row(example, 1) for example in pictures])
     shards.finish(2)
     return [*videos, *pictures]
 
@@ -268,7 +269,7 @@ def test_latents_come_back_to_the_bit(tmp_path):
     written = write_latents(tmp_path / "set")
     records = dataset.Records(tmp_path / "set")
     for number, expected in enumerate(written):
-        check_example(latents.from_row(records[number]), expected)
+        check_example(latent_cache.from_row(records[number]), expected)
     loader = load(dataclasses.replace(LATENTS, source=str(tmp_path / "set")))
     assert loader.encoding == ENCODING
     np.testing.assert_array_equal(loader.encoding.empty, [[0.25, -3, 1]])

@@ -18,7 +18,6 @@ from checkpoint_files import (
 )
 
 from ltx_jax.checkpoints import (
-    checkpoint,
     diffusers,
     diffusers_config,
     diffusers_vae,
@@ -26,9 +25,10 @@ from ltx_jax.checkpoints import (
     official,
     official_config,
 )
-from ltx_jax.checkpoints.contents import Checkpoint
+from ltx_jax.checkpoints.checkpoint import Checkpoint
+from ltx_jax.checkpoints.load import load_checkpoint
 from ltx_jax.config import BlockConfig, SchedulerConfig, TransformerConfig, VAEConfig
-from ltx_jax.diffusion import tokens
+from ltx_jax.diffusion import positions
 from ltx_jax.models.transformer import Transformer
 from ltx_jax.models.vae import VideoVAE
 
@@ -49,7 +49,7 @@ def loaded(tmp_path_factory):
         raw = raw_config(family, width=4)
         folder = tmp_path_factory.mktemp("family")
         path = write_official(folder / "a.safetensors", raw, random_tensors(raw), note="kept")
-        ours = checkpoint.load(path)
+        ours = load_checkpoint(path)
         diffusers.write(folder / "out", ours)
         made[family] = (ours, folder / "out")
     return made
@@ -135,14 +135,16 @@ def assert_same_transformer(ours, path):
     caption = rng.standard_normal((2, 5, cfg.caption_channels), dtype=np.float32)
     mask = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]], np.int32)
     time = rng.uniform(0, 1, (2, 24)).astype(np.float32)
-    pixels = tokens.pixel_coords(tokens.latent_coords(grid), 8, 32, cfg.causal_temporal_positioning)
-    positions = tokens.positions(pixels, 25.0)
-    rope = tokens.rope_tables(positions, cfg)
+    pixels = positions.pixel_coords(
+        positions.latent_coords(grid), 8, 32, cfg.causal_temporal_positioning
+    )
+    at = positions.positions(pixels, 25.0)
+    rope = positions.rope_tables(at, cfg)
     rope = jax.tree.map(lambda x: jnp.asarray(x).reshape(1, 24, -1), rope)
     apply = jax.jit(Transformer(cfg).apply, compiler_options=QUICK)
     velocity = apply({"params": ours.transformer_params}, latents, time, caption, mask, rope)
     model = strictly(theirs.LTXVideoTransformer3DModel, path)
-    coords = np.broadcast_to(np.asarray(positions).reshape(24, 3).T, (2, 3, 24)).copy()
+    coords = np.broadcast_to(np.asarray(at).reshape(24, 3).T, (2, 3, 24)).copy()
     with torch.no_grad():
         wanted = model(
             hidden_states=torch.from_numpy(latents),
@@ -165,7 +167,7 @@ def test_the_transformer_gives_the_same_output_in_diffusers(loaded, family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_directory_of_ours_comes_back_whole(loaded, family, tmp_path):
     ours, path = loaded[family]
-    back = checkpoint.load(path)
+    back = load_checkpoint(path)
     assert (back.transformer, back.vae) == (ours.transformer, ours.vae)
     assert (back.scheduler, back.metadata) == (ours.scheduler, ours.metadata)
     assert back.allowed_inference_steps == ours.allowed_inference_steps
@@ -239,7 +241,7 @@ def random_params(shapes):
 
 @pytest.mark.parametrize("kind", list(ODD))
 def test_any_list_of_blocks_that_diffusers_has_gives_the_same_output(kind, tmp_path):
-    from ltx_jax import sharding
+    from ltx_jax.runtime import sharding
 
     encoder, decoder, conditioned = ODD[kind]
     cfg = VAEConfig(
@@ -254,7 +256,7 @@ def test_any_list_of_blocks_that_diffusers_has_gives_the_same_output(kind, tmp_p
     )
     params = random_params(sharding.unbox(keys.vae_boxed(cfg)))
     diffusers.write(tmp_path / "out", Checkpoint(vae=cfg, vae_params=params))
-    back = checkpoint.load(tmp_path / "out")
+    back = load_checkpoint(tmp_path / "out")
     assert back.vae == cfg
     jax.tree.map(np.testing.assert_array_equal, back.vae_params, params)
     assert_same_encoding(cfg, params, tmp_path / "out" / "vae")
@@ -315,12 +317,12 @@ def test_what_diffusers_saves_comes_back_to_diffusers_bitwise(tmp_path):
     transformer, vae = their_checkpoint(tmp_path / "in")
     shards = list((tmp_path / "in" / "transformer").glob("*.safetensors"))
     assert len(shards) > 1
-    ours = checkpoint.load(tmp_path / "in")
+    ours = load_checkpoint(tmp_path / "in")
     assert ours.transformer.causal_temporal_positioning  # this VAE is of the family that came then
     assert ours.metadata == {}
     # By way of the official layout, sharded again on the way out.
     official.write(tmp_path / "a.safetensors", ours)
-    again = checkpoint.load(tmp_path / "a.safetensors")
+    again = load_checkpoint(tmp_path / "a.safetensors")
     diffusers.write(tmp_path / "out", again, max_shard_bytes=50_000)
     assert len(list((tmp_path / "out" / "vae").glob("*.safetensors"))) > 1
     for kind, part, model in (
@@ -386,7 +388,7 @@ def test_causal_positions_are_told_by_the_pipeline_or_the_vae(
     (path / "model_index.json").unlink()
     if pipeline:
         (path / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
-    assert checkpoint.load(path).transformer.causal_temporal_positioning == causal
+    assert load_checkpoint(path).transformer.causal_temporal_positioning == causal
 
 
 def test_a_pipeline_of_diffusers_takes_the_directory(loaded):
@@ -489,29 +491,29 @@ def test_a_broken_directory_says_what_is_wrong(tmp_path):
     text = config.read_text()
     config.write_text(json.dumps(json.loads(text) | {"upsample_factor": [2, 1]}))
     with pytest.raises(ValueError, match=r"vae/config.json: decoder_block_out_channels changes"):
-        checkpoint.load(tmp_path)
+        load_checkpoint(tmp_path)
     config.write_text(json.dumps(json.loads(text) | {"layers_per_block": [1]}))
     with pytest.raises(ValueError, match=r"vae/config.json: its lists of blocks do not fit"):
-        checkpoint.load(tmp_path)
+        load_checkpoint(tmp_path)
     config.write_text(json.dumps(json.loads(text) | {"latent_channels": 5}))
     with pytest.raises(ValueError, match=r"encoder.conv_out.conv.weight has shape"):
-        checkpoint.load(tmp_path)
+        load_checkpoint(tmp_path)
     config.write_text("{")
     with pytest.raises(ValueError, match=r"vae/config.json is not JSON"):
-        checkpoint.load(tmp_path)
+        load_checkpoint(tmp_path)
     config.write_text(text)
     shard = max((tmp_path / "transformer").glob("*.safetensors"))
     shard.rename(tmp_path / "gone")
     with pytest.raises(ValueError, match=r"lacks .*which .*index.json lists"):
-        checkpoint.load(tmp_path)
+        load_checkpoint(tmp_path)
     (tmp_path / "gone").rename(shard)
     with pytest.raises(ValueError, match="one part of a diffusers folder, give"):
-        checkpoint.load(tmp_path / "vae")
+        load_checkpoint(tmp_path / "vae")
     for file in (tmp_path / "transformer").glob("*.safetensors*"):
         file.unlink()
     (tmp_path / "transformer" / "diffusion_pytorch_model.bin").write_bytes(b"")
     with pytest.raises(ValueError, match="only pickles"):
-        checkpoint.load(tmp_path)
+        load_checkpoint(tmp_path)
 
 
 def test_writing_fails_whole(loaded, tmp_path, monkeypatch):

@@ -3,10 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ltx_jax import sharding
 from ltx_jax.config import DiscriminatorConfig, MeshConfig
 from ltx_jax.models import convolution
 from ltx_jax.models.discriminator import Discriminator
+from ltx_jax.runtime import sharding
 
 SMALL = DiscriminatorConfig(base_channels=8, levels=3)
 

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from ltx_jax import LTXPipeline, config, metrics, sample
-from ltx_jax.checkpoints import checkpoint, hub
+from ltx_jax.checkpoints import hub
+from ltx_jax.checkpoints.load import load_checkpoint, own_settings
 from ltx_jax.data import video
 from ltx_jax.diffusion.conditioning import Condition
 from ltx_jax.evaluate import world
-from ltx_jax.judge import agreement, judge
+from ltx_jax.world.judge import agreement, judge
 
 COUNT = 8  # prompts, in one batch
 LARGEST = 25_000_000  # bytes of all its files
@@ -78,11 +79,11 @@ def test_make_sample_shows_what_it_is_asked_for(tmp_path):
 def test_it_is_small_and_says_how_it_is_sampled_and_was_made():
     files = [path for path in hub.EMBEDDED_FOLDER.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= LARGEST
-    own = checkpoint.own_settings(hub.EMBEDDED)
+    own = own_settings(hub.EMBEDDED)
     cfg = config.load(str(ROOT / "configs/sample/shapes.py"))
     for field in dataclasses.fields(own):
         assert getattr(own, field.name) == getattr(cfg, field.name), field.name
-    loaded = checkpoint.load(hub.EMBEDDED)
+    loaded = load_checkpoint(hub.EMBEDDED)
     assert loaded.vae.timestep_conditioning
     assert loaded.text_encoder is not None
     assert np.all(np.asarray(loaded.statistics.std) > 0)

@@ -9,15 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ltx_jax import config, encode, sharding
-from ltx_jax.checkpoints import checkpoint, official, runs
-from ltx_jax.checkpoints.contents import Checkpoint
+from ltx_jax import config, encode
+from ltx_jax.checkpoints import official, runs
+from ltx_jax.checkpoints.checkpoint import Checkpoint
+from ltx_jax.checkpoints.load import load_checkpoint
 from ltx_jax.config import BucketConfig, DataConfig, SourceConfig, T5Config
-from ltx_jax.data import dataset, folder, latents, shapes, video
+from ltx_jax.data import dataset, folder, latent_cache, video
 from ltx_jax.data.loader import Loader
+from ltx_jax.inference.text_encoder import ByteTokenizer, TextEncoder
 from ltx_jax.models.t5 import T5Encoder
 from ltx_jax.models.vae import LatentStatistics, VideoVAE
-from ltx_jax.text import ByteTokenizer, TextEncoder
+from ltx_jax.runtime import sharding
+from ltx_jax.world import render
 
 CONFIG = str(pathlib.Path(__file__).parents[1] / "configs/shapes_tiny_transformer.py")
 VAE = str(pathlib.Path(__file__).parents[1] / "configs/shapes_tiny_vae.py")
@@ -42,7 +45,7 @@ def tiny():
 @pytest.fixture
 def loaded(tiny, monkeypatch):
     """Every checkpoint is the tiny VAE; programs compile quickly rather than run so."""
-    monkeypatch.setattr(checkpoint, "load", lambda *_, **__: tiny)
+    monkeypatch.setattr(encode, "load_checkpoint", lambda *_, **__: tiny)
     monkeypatch.setattr(encode.convolution, "compiler_options", lambda: QUICK)
     return tiny
 
@@ -64,10 +67,10 @@ def clips(tmp_path):
     path = tmp_path / "clips"
     path.mkdir()
     for i in range(7):
-        clip = shapes.clip(i, num_frames=10, height=16, width=16)
+        clip = render.clip(i, num_frames=10, height=16, width=16)
         video.write_video(path / f"{i}.mp4", clip.frames, 10 + i)
         (path / f"{i}.txt").write_text(f"clip {i}" * (i + 1))
-    video.write_image(path / "p.png", shapes.clip(9, num_frames=1, height=24, width=16).frames[0])
+    video.write_image(path / "p.png", render.clip(9, num_frames=1, height=24, width=16).frames[0])
     (path / "p.txt").write_text("a picture")
     return path
 
@@ -88,7 +91,7 @@ def contents(path):
 
 def examples(path):
     records = dataset.Records(path)
-    return [latents.from_row(records[i]) for i in range(len(records.index))]
+    return [latent_cache.from_row(records[i]) for i in range(len(records.index))]
 
 
 def test_what_is_stored_is_what_the_vae_gives(loaded, clips, tmp_path):
@@ -296,7 +299,7 @@ def test_a_vae_is_the_same_in_another_file(tiny, tmp_path):
     """A run that goes on has its own copy of the VAE."""
     official.write(tmp_path / "model.safetensors", tiny)
     expected = encode.vae_hash(tiny)
-    assert encode.vae_hash(checkpoint.load(tmp_path / "model.safetensors")) == expected
+    assert encode.vae_hash(load_checkpoint(tmp_path / "model.safetensors")) == expected
     run = runs.Run(config.load(CONFIG, ["--run.output", str(tmp_path / "run")]))
     run.begin(tiny)
     run.close()
@@ -338,6 +341,6 @@ def test_what_cannot_be_encoded_is_refused(tiny, clips, tmp_path, capsys, monkey
     encode.encode(dataclasses.replace(cfg, data=mixed), tmp_path / "mix", examples=3, report=quiet)
     assert len(examples(tmp_path / "mix")) == 3 + 3 + 1 + 3
     other = dataclasses.replace(tiny.vae, latent_log_var="per_channel")
-    monkeypatch.setattr(checkpoint, "load", lambda *_, **__: Checkpoint(vae=other))
+    monkeypatch.setattr(encode, "load_checkpoint", lambda *_, **__: Checkpoint(vae=other))
     with pytest.raises(ValueError, match="log-variance per channel"):
         encode.encode(cfg, tmp_path / "other", report=quiet)

@@ -12,15 +12,17 @@ from safetensors.numpy import save_file
 from tiny_checkpoint import CAPTION, CHANNELS, write_checkpoint, write_text_encoder
 
 from ltx_jax import metrics
-from ltx_jax.checkpoints import checkpoint, perceptual
-from ltx_jax.data import shapes, video
+from ltx_jax.checkpoints import perceptual
+from ltx_jax.checkpoints.load import load_checkpoint
+from ltx_jax.data import video
 from ltx_jax.diffusion.flow import add_noise
 from ltx_jax.evaluate import autoencoder, media, report
 from ltx_jax.evaluate.__main__ import main
+from ltx_jax.inference.pipeline import LTXPipeline, network
 from ltx_jax.models import i3d
 from ltx_jax.models.vae import LatentStatistics
-from ltx_jax.pipeline import LTXPipeline, network
 from ltx_jax.training import flow_validation
+from ltx_jax.world import render
 
 CUT = media.Cut(17, 64, 64, 8)
 
@@ -39,7 +41,7 @@ def clips(tmp_path_factory):
     """Two clips, a too short one, a damaged one and a picture."""
     folder = tmp_path_factory.mktemp("clips")
     for name, frames in (("a/one", 12), ("b/two", 20), ("short", 5)):
-        made = shapes.clip(frames, num_frames=frames, height=64, width=80).frames
+        made = render.clip(frames, num_frames=frames, height=64, width=80).frames
         video.write_video(folder / f"{name}.mp4", made, 24)
         (folder / f"{name}.txt").write_text(f"clip {name}")
     (folder / "broken.avi").write_bytes(b"RIFF this is no video")
@@ -96,7 +98,7 @@ def test_a_folder_without_a_usable_clip_is_an_error(tmp_path):
 def test_the_world_gives_held_out_clips_and_pictures():
     found, _ = read("shapes", limit=2)
     assert [clip.kind for clip in found] == ["videos"] * 2 + ["images"] * 2
-    expected = shapes.clip(1, split="held_out", num_frames=17, height=64, width=64)
+    expected = render.clip(1, split="held_out", num_frames=17, height=64, width=64)
     np.testing.assert_array_equal(found[1].frames, expected.frames)
     assert found[1].caption == expected.caption
 
@@ -142,9 +144,9 @@ def test_a_grid_in_flat_colours_is_found():
 
 @pytest.mark.parametrize("time", [0.0, 0.5])
 def test_reconstructions_are_those_of_the_networks(tiny, time):
-    loaded = checkpoint.load(tiny / "tiny.safetensors")
+    loaded = load_checkpoint(tiny / "tiny.safetensors")
     loaded.statistics = LatentStatistics(np.full(CHANNELS, 0.3, "f"), np.full(CHANNELS, 2.0, "f"))
-    frames = shapes.clip(0, num_frames=9, height=64, width=64).frames[None]
+    frames = render.clip(0, num_frames=9, height=64, width=64).frames[None]
     made = autoencoder.reconstructor(loaded, loaded.vae, time=time, seed=5)(frames)
     pipe = LTXPipeline(loaded, dtype="float32")
     z = (np.asarray(pipe._encode(np.float32(frames) / 127.5 - 1).mode()) - 0.3) / 2

@@ -10,7 +10,8 @@ from safetensors.numpy import load_file
 from tiny_checkpoint import CAPTION, SETTINGS, write_checkpoint, write_exported, write_text_encoder
 
 from ltx_jax import LTXPipeline, export
-from ltx_jax.checkpoints import checkpoint, diffusers, hub
+from ltx_jax.checkpoints import diffusers, hub
+from ltx_jax.checkpoints.load import load_checkpoint, own_settings
 
 
 def test_an_exported_checkpoint_is_the_same_file_and_a_diffusers_directory(tmp_path, capsys):
@@ -62,8 +63,8 @@ def test_an_exported_folder_is_a_checkpoint_with_its_text_encoder_and_settings(t
     assert export.main(arguments) == 0, capsys.readouterr().err
     names = {"model.safetensors", "settings.json", "text_encoder", "tokenizer"}
     assert {path.name for path in out.iterdir()} == names
-    before, after = checkpoint.load(source), checkpoint.load(out)
-    assert after.settings == before.settings == SETTINGS == checkpoint.own_settings(out)
+    before, after = load_checkpoint(source), load_checkpoint(out)
+    assert after.settings == before.settings == SETTINGS == own_settings(out)
     assert after.vae.param_dtype == after.transformer.param_dtype == "bfloat16"
     (cfg, encoder, tokens), (_, wide, most) = after.text_encoder, before.text_encoder
     assert (cfg.param_dtype, tokens) == ("bfloat16", most)
@@ -90,7 +91,7 @@ def test_settings_and_a_text_encoder_can_be_put_beside_a_file(tmp_path, capsys):
     arguments = [str(tmp_path / "tiny.safetensors"), str(out), "--layouts", "official"]
     arguments += ["--text_encoder", str(tmp_path / "t5"), "--settings", str(settings)]
     assert export.main(arguments) == 0, capsys.readouterr().err
-    pipe = LTXPipeline(checkpoint.load(out))
+    pipe = LTXPipeline(load_checkpoint(out))
     assert pipe.options.num_frames == 17
     assert pipe.text_encoder is not None
     assert pipe.text_encoder.max_tokens == 16
@@ -98,11 +99,11 @@ def test_settings_and_a_text_encoder_can_be_put_beside_a_file(tmp_path, capsys):
 
 def test_the_model_that_ships_goes_by_its_name(tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "EMBEDDED_FOLDER", tmp_path / "model")
-    assert checkpoint.own_settings("embedded") is None
+    assert own_settings("embedded") is None
     with pytest.raises(ValueError, match="no trained model ships with this version: name one"):
-        checkpoint.load("embedded")
+        load_checkpoint("embedded")
     write_exported(tmp_path / "model")
-    assert checkpoint.load("embedded").settings == checkpoint.own_settings("embedded") == SETTINGS
+    assert load_checkpoint("embedded").settings == own_settings("embedded") == SETTINGS
 
 
 @pytest.mark.parametrize(
@@ -117,4 +118,4 @@ def test_damaged_settings_are_named(tmp_path, content, message):
     folder = write_exported(tmp_path)
     (folder / "settings.json").write_text(content)
     with pytest.raises(ValueError, match=f"settings.json.*{message}"):
-        checkpoint.load(folder)
+        load_checkpoint(folder)

@@ -9,12 +9,12 @@ import pytest
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from ltx_jax import sharding
 from ltx_jax.checkpoints import official_config
-from ltx_jax.checkpoints.released import RELEASED
+from ltx_jax.checkpoints.releases import RELEASED
 from ltx_jax.config import TransformerConfig
 from ltx_jax.models.transformer import Transformer
 from ltx_jax.models.vae import VideoVAE
+from ltx_jax.runtime import sharding
 from ltx_jax.training.flops import count_flop, peak_flops
 
 

@@ -11,8 +11,8 @@ from tiny_stages import (
     tiny_vae,
 )
 
-from ltx_jax import sharding
 from ltx_jax.config import BucketConfig, MeshConfig
+from ltx_jax.runtime import sharding
 from ltx_jax.training import transformer
 
 # Extra tokens, first frames, dropped tokens; four heads, which four devices can split. The text
@@ -28,7 +28,7 @@ SLOW = [pytest.param(shape, marks=pytest.mark.slow) for shape in SLOW_MESHES]
 
 @pytest.mark.parametrize("shape", [QUICK_MESH, *SLOW], ids=str)
 def test_eight_devices_train_as_one(shape, monkeypatch):
-    monkeypatch.setattr(transformer.checkpoint, "load", lambda *_, **__: tiny_vae())
+    monkeypatch.setattr(transformer, "load_checkpoint", lambda *_, **__: tiny_vae())
     cfg = load("transformer", *SETTINGS)
     cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, buckets=(ODD,)))
     metrics = assert_eight_devices_train_as_one(transformer, cfg, shape, monkeypatch)
@@ -36,7 +36,7 @@ def test_eight_devices_train_as_one(shape, monkeypatch):
 
 
 def test_heads_that_devices_cannot_split_are_refused_at_the_start(monkeypatch):
-    monkeypatch.setattr(transformer.checkpoint, "load", lambda *_, **__: tiny_vae())
+    monkeypatch.setattr(transformer, "load_checkpoint", lambda *_, **__: tiny_vae())
     mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=2, seq=2, tensor=2))
     with pytest.raises(ValueError, match="2 attention heads cannot be split"):
         transformer.build(load("transformer", "--run.output", "/none"), mesh)

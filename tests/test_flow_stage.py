@@ -13,21 +13,21 @@ import pytest
 from tiny_checkpoint import write_text_encoder
 from tiny_stages import QUICK, load, one_device, tiny_vae
 
-from ltx_jax import sharding
 from ltx_jax.checkpoints import runs
-from ltx_jax.checkpoints.contents import Checkpoint
+from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.config import BucketConfig, T5Config
-from ltx_jax.data import shapes
 from ltx_jax.data.loader import Batch, StoredLatents
 from ltx_jax.data.sources import Encoding
-from ltx_jax.diffusion import tokens
+from ltx_jax.diffusion import positions
+from ltx_jax.inference.pipeline import LTXPipeline
+from ltx_jax.inference.text_encoder import ByteTokenizer, TextEncoder, tokenize
 from ltx_jax.models.t5 import T5Encoder
 from ltx_jax.models.vae import VideoVAE
-from ltx_jax.pipeline import LTXPipeline
-from ltx_jax.text import ByteTokenizer, TextEncoder, tokenize
+from ltx_jax.runtime import sharding
 from ltx_jax.training import captions, held_out, latents, transformer, vae_loss
 from ltx_jax.training.flow_loss import rope_of
 from ltx_jax.training.flow_validation import losses_at_times
+from ltx_jax.world import render
 
 ONE = one_device()
 
@@ -39,7 +39,7 @@ def stage_of(monkeypatch):
     Its step is the loss alone, (params, state, batch, key) -> value, (metrics, statistics): the
     gradient and the optimiser would take ten times as long to compile.
     """
-    monkeypatch.setattr(transformer.checkpoint, "load", lambda *_, **__: tiny_vae())
+    monkeypatch.setattr(transformer, "load_checkpoint", lambda *_, **__: tiny_vae())
     monkeypatch.setattr(transformer, "descend", lambda loss, *_: loss)
     compiled = functools.partial(jax.jit, compiler_options=QUICK)
     monkeypatch.setattr(transformer, "make_step", lambda loss, *_: compiled(loss))
@@ -56,7 +56,7 @@ def stage_of(monkeypatch):
 
 
 def tiny_batch(pattern="none", **fields):
-    clips = [shapes.clip(i, num_frames=5, height=16, width=16) for i in range(8)]
+    clips = [render.clip(i, num_frames=5, height=16, width=16) for i in range(8)]
     texts, rates = tuple(clip.caption for clip in clips), np.full(8, 24, np.float32)
     if "latents" not in fields:
         fields["frames"] = np.stack([clip.frames for clip in clips])
@@ -153,7 +153,7 @@ def test_a_frozen_text_encoder_of_another_width_is_refused(stage_of, tmp_path):
 
 def test_positions_follow_the_frames_per_second_of_each_sample():
     cfg = load("transformer").model
-    coords = tokens.pixel_coords(tokens.latent_coords((3, 2, 2)), 2, 4, causal=True)
+    coords = positions.pixel_coords(positions.latent_coords((3, 2, 2)), 2, 4, causal=True)
     rates = jnp.asarray([12.0, 24.0])
     both = jnp.broadcast_to(coords, (2, *coords.shape))
     slow, fast = np.asarray(rope_of(both, rates, cfg)[0])
@@ -242,7 +242,7 @@ def test_of_the_vaes_checkpoint_nothing_else_is_kept(stage_of, monkeypatch):
     whole = dataclasses.replace(
         tiny_vae(), transformer_params={"large": 1}, allowed_inference_steps=(1.0, 0.5)
     )
-    monkeypatch.setattr(transformer.checkpoint, "load", lambda *_, **__: whole)
+    monkeypatch.setattr(transformer, "load_checkpoint", lambda *_, **__: whole)
     kept = stage_of(batches=[]).vae
     assert kept.vae_params is whole.vae_params
     assert (kept.transformer_params, kept.allowed_inference_steps) == (None, None)
@@ -251,7 +251,7 @@ def test_of_the_vaes_checkpoint_nothing_else_is_kept(stage_of, monkeypatch):
 def test_networks_that_do_not_fit_the_vae_are_refused(stage_of, monkeypatch):
     with pytest.raises(ValueError, match=r"4 latent channels and model\.in_channels is 8"):
         stage_of("--model.in-channels", "8")
-    monkeypatch.setattr(transformer.checkpoint, "load", lambda *_, **__: Checkpoint())
+    monkeypatch.setattr(transformer, "load_checkpoint", lambda *_, **__: Checkpoint())
     with pytest.raises(ValueError, match="holds no VAE"):
         stage_of()
 
@@ -269,7 +269,7 @@ def test_a_look_at_held_out_clips_is_of_the_average_and_always_the_same(stage_of
     assert np.isfinite(at).all()
     for i, (name, (frames, found)) in enumerate(first.videos.items()):
         rate = (12, 24)[i]
-        clip = shapes.clip(i, split="held_out", num_frames=5, height=16, width=16, fps=rate)
+        clip = render.clip(i, split="held_out", num_frames=5, height=16, width=16, fps=rate)
         assert name.startswith(f"sample {i}: {clip.caption[:40]}")
         assert len(name) < 80
         assert (frames.shape, frames.dtype, found) == ((5, 16, 16, 3), np.uint8, rate)
@@ -281,7 +281,7 @@ def test_the_held_out_loss_is_zero_for_the_exact_velocity():
     data = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 2, 2, 4), np.float32))
 
     def exact(params, x, t, arrays, rope):
-        return (x - tokens.patchify(data)) / t[..., None]
+        return (x - positions.patchify(data)) / t[..., None]
 
     losses = losses_at_times(exact, None, data, None, None, jax.random.key(0))
     assert losses.shape == (9,)

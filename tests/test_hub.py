@@ -5,7 +5,8 @@ import huggingface_hub.errors
 import pytest
 from checkpoint_files import random_tensors, raw_config, write_official
 
-from ltx_jax.checkpoints import checkpoint, hub
+from ltx_jax.checkpoints import hub
+from ltx_jax.checkpoints.load import load_checkpoint
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def test_what_exists_is_taken_as_it_is(tmp_path):
 def test_offline_a_missing_file_says_what_to_download_and_where_to_put_it(offline):
     name = "Lightricks/LTX-Video/ltxv-2b-0.9.6-dev-04-25.safetensors"
     with pytest.raises(ValueError, match="cannot be reached") as error:
-        checkpoint.load(name)
+        load_checkpoint(name)
     message = str(error.value)
     file = name.rpartition("/")[2]
     assert f"hf download Lightricks/LTX-Video {file} --local-dir DIR" in message
@@ -43,7 +44,7 @@ def test_offline_a_missing_file_says_what_to_download_and_where_to_put_it(offlin
 
 def test_offline_a_missing_repository_says_what_to_download(offline):
     with pytest.raises(ValueError, match="cannot be reached") as error:
-        checkpoint.load("some-org/a-model")
+        load_checkpoint("some-org/a-model")
     assert "hf download some-org/a-model" in str(error.value)
     assert "--include 'vae/*.safetensors'" in str(error.value)
 
@@ -53,7 +54,7 @@ def test_a_file_in_the_cache_is_loaded_offline(offline):
     raw.pop("transformer")
     folder = cached(offline, "org/repo")
     write_official(folder / "small.safetensors", raw, random_tensors(raw))
-    loaded = checkpoint.load("org/repo/small.safetensors")
+    loaded = load_checkpoint("org/repo/small.safetensors")
     assert loaded.vae is not None
 
 
@@ -64,13 +65,13 @@ def test_a_directory_in_the_cache_is_found_offline(offline):
     (folder / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"")
     assert hub.resolve("org/repo") == folder
     with pytest.raises(ValueError, match=r"_class_name is missing|is empty"):
-        checkpoint.load("org/repo")
+        load_checkpoint("org/repo")
 
 
 def test_a_repository_without_such_files_says_to_name_one(offline):
     cached(offline, "org/single-files")
     with pytest.raises(ValueError, match=r"org/single-files/FILE\.safetensors"):
-        checkpoint.load("org/single-files")
+        load_checkpoint("org/single-files")
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from tiny_checkpoint import random_parameters
 
-from ltx_jax import config, sharding
-from ltx_jax.checkpoints import checkpoint, diffusers, official, runs
-from ltx_jax.checkpoints.contents import Checkpoint
+from ltx_jax import config
+from ltx_jax.checkpoints import diffusers, official, runs
+from ltx_jax.checkpoints.checkpoint import Checkpoint
+from ltx_jax.checkpoints.load import load_checkpoint
 from ltx_jax.config import MeshConfig
 from ltx_jax.models.transformer import Transformer
 from ltx_jax.models.vae import LatentStatistics, VideoVAE
+from ltx_jax.runtime import sharding
 from ltx_jax.training import initial, transformer, vae
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
@@ -72,7 +74,7 @@ def test_a_vae_starts_from_a_file_with_its_statistics(source, written):
     np.testing.assert_allclose(found["std"], 2.0)
     # The arrays may be given away and written over, whatever memory they came in.
     jax.jit(lambda x: jax.tree.map(lambda x: x + 1, x), donate_argnums=0)(begun)
-    check_equal(checkpoint.load(written / "model.safetensors").vae_params, source.vae_params)
+    check_equal(load_checkpoint(written / "model.safetensors").vae_params, source.vae_params)
 
 
 @pytest.mark.parametrize("kind", ["model.safetensors", "diffusers"])

@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 import pytest
 
-from ltx_jax.data import shapes
-from ltx_jax.data.scenes import COLOURS, MOTIONS, SHAPES
 from ltx_jax.evaluate import judging
-from ltx_jax.judge import Seen, agreement, judge
+from ltx_jax.world import render
+from ltx_jax.world.judge import Seen, agreement, judge
+from ltx_jax.world.scenes import COLOURS, MOTIONS, SHAPES
 
 SEED = 77
 COLOUR = "green"
@@ -128,7 +128,7 @@ def test_places_and_speeds_are_in_shorter_sides_and_seconds():
 def test_clips_of_the_world_are_told_right(soft):
     wrong = []
     for index in range(36):
-        clip = shapes.clip(index, seed=SEED, split="all", height=96, width=96)
+        clip = render.clip(index, seed=SEED, split="all", height=96, width=96)
         frames = judging.soften(clip.frames, index) if soft else clip.frames
         seen = judge(frames, 24)
         if not agreement(seen, truth(clip)).all:
@@ -143,18 +143,18 @@ def test_clips_of_the_world_are_told_right(soft):
 def test_other_sizes_lengths_and_rates_are_told_right(num_frames, height, width, fps):
     for index in range(6):
         size = dict(num_frames=num_frames, height=height, width=width, fps=fps)
-        clip = shapes.clip(index, seed=SEED, split="all", **size)
+        clip = render.clip(index, seed=SEED, split="all", **size)
         assert agreement(judge(clip.frames, fps), truth(clip)).all, (index, clip.caption)
 
 
 def test_a_softened_clip_is_as_bad_as_a_reconstruction_of_30_db():
-    clip = shapes.clip(0, height=96, width=96)
+    clip = render.clip(0, height=96, width=96)
     error = np.float64(judging.soften(clip.frames, 0)) - np.float64(clip.frames)
     assert 28 < 10 * np.log10(255**2 / (error**2).mean()) < 33
 
 
 def test_every_word_changed_in_a_caption_makes_it_wrong():
-    clip = shapes.clip(3, seed=SEED, height=96, width=96, num_objects=1)
+    clip = render.clip(3, seed=SEED, height=96, width=96, num_objects=1)
     seen, (triple,) = judge(clip.frames, 24), truth(clip)
     assert agreement(seen, [triple]) == (True, True, True, True)
     for place, words in enumerate((SHAPES, tuple(COLOURS), MOTIONS)):
@@ -171,13 +171,13 @@ def test_nothing_is_seen_where_nothing_is():
         if figure.of == "nothing seen":
             assert (figure.value, figure.count) == (100, 2), figure
     assert judge(np.zeros((1, 96, 96, 3), np.uint8), 24) == ()
-    flicker = shapes.clip(0, height=96, width=96).frames.copy()
+    flicker = render.clip(0, height=96, width=96).frames.copy()
     flicker[::3] = 120
     assert judge(flicker, 24) == ()
 
 
 def test_a_single_frame_has_no_motion():
-    clip = shapes.clip(2, seed=SEED, height=96, width=96, num_objects=1, num_frames=1)
+    clip = render.clip(2, seed=SEED, height=96, width=96, num_objects=1, num_frames=1)
     (seen,), (triple,) = judge(clip.frames, 1), truth(clip)
     assert said([seen]) == [(*triple[:2], "none")]
 
@@ -206,10 +206,10 @@ def test_objects_are_paired_with_what_was_asked_for_whatever_their_order():
 
 
 def test_the_background_may_slide():
-    scene = shapes.scene(0, seed=5, num_objects=1)
+    scene = render.scene(0, seed=5, num_objects=1)
     for pan in ("left", "up"):
         ground = dataclasses.replace(scene.background, texture="checkered")
         sliding = dataclasses.replace(scene, background=ground, pan=pan)
-        seen = judge(shapes.render(sliding, 25, 96, 96, 24), 24)
+        seen = judge(render.render(sliding, 25, 96, 96, 24), 24)
         figure = scene.objects[0]
         assert said(seen) == [(figure.shape, figure.colour, figure.motion)]

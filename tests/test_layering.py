@@ -15,28 +15,24 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # is a command, on the top floor.
 FLOORS = {
     "config": 0,
-    "platforms": 1,
-    "sharding": 1,
+    "runtime": 1,
     "models": 2,
     "metrics": 3,
-    "data": 3,
-    "diffusion": 3,
-    "judge": 4,
-    "checkpoints": 4,
-    "text": 5,
-    "request": 5,
-    "pipeline": 6,
-    "multiscale": 7,
-    "encode": 8,
-    "training": 9,
-    "jobs": 9,
-    "sample": 10,
+    "world": 3,
+    "data": 4,
+    "diffusion": 4,
+    "checkpoints": 5,
+    "inference": 6,
+    "encode": 7,
+    "training": 8,
+    "planning": 9,
+    "sample": 9,
 }
-COMMANDS = 11
+COMMANDS = 10
 # Everything else sees `apply(params, ...)` and plain dicts.
-FLAX = ("models/", "training/state.py", "sharding.py")
+FLAX = ("models/", "training/state.py", "runtime/sharding.py")
 # What the networks and the sampler run without.
-LIGHT = ("config", "platforms", "sharding", "models", "diffusion")
+LIGHT = ("config", "runtime", "models", "diffusion")
 HEAVY = ("av", "tyro", "transformers", "safetensors", "torch", "tensorflow", "orbax", "optax")
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from tiny_stages import load
 
-from ltx_jax import sharding
 from ltx_jax.checkpoints import runs
+from ltx_jax.runtime import sharding
 from ltx_jax.training import initial, loop, optim, stage, state
 from ltx_jax.training.stage import Footage, Stage, Validation, Work
 

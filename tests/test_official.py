@@ -21,10 +21,11 @@ from checkpoint_files import (
     write_official,
 )
 
-from ltx_jax import sharding
-from ltx_jax.checkpoints import checkpoint, keys, official, official_config, placement, tensors
-from ltx_jax.checkpoints.contents import Checkpoint
+from ltx_jax.checkpoints import keys, official, official_config, placement, tensors
+from ltx_jax.checkpoints.checkpoint import Checkpoint
+from ltx_jax.checkpoints.load import load_checkpoint, load_upsampler
 from ltx_jax.config import MeshConfig, SchedulerConfig
+from ltx_jax.runtime import sharding
 
 BF16 = ml_dtypes.bfloat16
 T, V = keys.TRANSFORMER_PREFIX, keys.VAE_PREFIX
@@ -56,7 +57,7 @@ def test_official_to_ours_to_official_is_bitwise(tmp_path, family, dtype):
     values["text_encoders.t5.shared"] = np.arange(6, dtype=np.int64).reshape(2, 3)
     first = write_official(tmp_path / "a.safetensors", raw, values, model_version="7", empty="")
 
-    loaded = checkpoint.load(first)
+    loaded = load_checkpoint(first)
     assert set(loaded.tolerated) == {
         V + NORM3,
         "text_encoders.t5.shared",
@@ -73,7 +74,7 @@ def test_official_to_ours_to_official_is_bitwise(tmp_path, family, dtype):
 
 def test_parameters_have_linens_layouts(small):
     _, values, path = small
-    loaded = checkpoint.load(path)
+    loaded = load_checkpoint(path)
     name = T + "transformer_blocks.{}.attn1.to_q.weight"
     kernel = loaded.transformer_params["blocks"]["attn1"]["to_q"]["kernel"]
     np.testing.assert_array_equal(kernel, [values[name.format(i)].T for i in range(3)])
@@ -87,7 +88,7 @@ def test_parameters_have_linens_layouts(small):
 
 def test_another_dtype_is_had_by_asking(tmp_path, small):
     _, values, path = small
-    loaded = checkpoint.load(path, dtype="bfloat16")
+    loaded = load_checkpoint(path, dtype="bfloat16")
     assert loaded.transformer.param_dtype == loaded.vae.param_dtype == "bfloat16"
     kernel = loaded.transformer_params["proj_out"]["kernel"]
     np.testing.assert_array_equal(kernel, values[T + "proj_out.weight"].T.astype(BF16))
@@ -103,7 +104,7 @@ def test_layers_of_different_dtypes_take_the_wider_and_return_to_their_own(tmp_p
         for name, value in values.items()
     }
     path = write_official(tmp_path / "a.safetensors", raw, mixed)
-    loaded = checkpoint.load(path)
+    loaded = load_checkpoint(path)
     kernel = loaded.transformer_params["blocks"]["attn2"]["to_k"]["kernel"]
     assert kernel.dtype == np.float32
     official.write(tmp_path / "b.safetensors", loaded)
@@ -119,8 +120,8 @@ def test_files_without_prefixes_load_and_stay_without(tmp_path, small, parts):
         for name, value in values.items()
         if name.startswith(tuple({"transformer": T, "vae": V}[part] for part in parts))
     }
-    loaded = checkpoint.load(write_official(tmp_path / "a.safetensors", raw, bare))
-    whole = checkpoint.load(path)
+    loaded = load_checkpoint(write_official(tmp_path / "a.safetensors", raw, bare))
+    whole = load_checkpoint(path)
     for part in ("transformer", "vae"):
         params = getattr(loaded, f"{part}_params")
         assert (params is not None) == (part in parts)
@@ -133,7 +134,7 @@ def test_files_without_prefixes_load_and_stay_without(tmp_path, small, parts):
 def test_a_file_of_one_network_loads_though_its_config_describes_two(tmp_path, small):
     raw, values, _ = small
     half = {name: value for name, value in values.items() if name.startswith(V)}
-    loaded = checkpoint.load(write_official(tmp_path / "a.safetensors", raw, half))
+    loaded = load_checkpoint(write_official(tmp_path / "a.safetensors", raw, half))
     assert loaded.transformer is None
     assert loaded.vae is not None
     official.write(tmp_path / "b.safetensors", loaded)
@@ -145,7 +146,7 @@ def test_a_file_of_one_network_loads_though_its_config_describes_two(tmp_path, s
 def test_one_prefixed_name_makes_bare_ones_none_of_ours(tmp_path, small):
     raw, values, _ = small
     values = values | {"proj_out.weight": np.zeros(3, np.float32)}
-    loaded = checkpoint.load(write_official(tmp_path / "a.safetensors", raw, values))
+    loaded = load_checkpoint(write_official(tmp_path / "a.safetensors", raw, values))
     assert "proj_out.weight" in loaded.tolerated
 
 
@@ -153,8 +154,8 @@ def test_old_spellings_of_the_vae_load_and_are_kept(tmp_path, small):
     raw, values, path = small
     old = {name.replace(".res_blocks.", ".resnets."): value for name, value in values.items()}
     assert old.keys() != values.keys()
-    loaded = checkpoint.load(write_official(tmp_path / "a.safetensors", raw, old))
-    whole = checkpoint.load(path)
+    loaded = load_checkpoint(write_official(tmp_path / "a.safetensors", raw, old))
+    whole = load_checkpoint(path)
     jax.tree.map(np.testing.assert_array_equal, loaded.vae_params, whole.vae_params)
     official.write(tmp_path / "b.safetensors", loaded)
     assert_bitwise(read_all(tmp_path / "b.safetensors")[0], old)
@@ -163,19 +164,19 @@ def test_old_spellings_of_the_vae_load_and_are_kept(tmp_path, small):
 def test_statistics_may_lack_their_means_or_be_absent(tmp_path, small):
     raw, values, _ = small
     half = {k: v for k, v in values.items() if not k.endswith(keys.STATISTICS_MEAN)}
-    loaded = checkpoint.load(write_official(tmp_path / "a.safetensors", raw, half))
+    loaded = load_checkpoint(write_official(tmp_path / "a.safetensors", raw, half))
     np.testing.assert_array_equal(loaded.statistics.mean, np.zeros(8))
     official.write(tmp_path / "b.safetensors", loaded)
     assert_bitwise(read_all(tmp_path / "b.safetensors")[0], half)
     none = {k: v for k, v in values.items() if keys.STATISTICS not in k}
-    loaded = checkpoint.load(write_official(tmp_path / "a.safetensors", raw, none))
+    loaded = load_checkpoint(write_official(tmp_path / "a.safetensors", raw, none))
     assert loaded.statistics is None
 
 
 def test_large_tensors_of_others_stay_on_disk(tmp_path, small):
     raw, values, _ = small
     values = values | {"text_encoders.t5.shared": np.arange(1 << 19, dtype=np.float32)}
-    loaded = checkpoint.load(write_official(tmp_path / "a.safetensors", raw, values))
+    loaded = load_checkpoint(write_official(tmp_path / "a.safetensors", raw, values))
     kept = loaded.tolerated["text_encoders.t5.shared"]
     assert isinstance(kept, np.memmap)
     np.testing.assert_array_equal(kept, values["text_encoders.t5.shared"])
@@ -183,7 +184,7 @@ def test_large_tensors_of_others_stay_on_disk(tmp_path, small):
 
 def test_a_checkpoint_born_here_describes_itself(tmp_path, small):
     raw, _, path = small
-    loaded = checkpoint.load(path)
+    loaded = load_checkpoint(path)
     born = Checkpoint(
         transformer=dataclasses.replace(loaded.transformer, remat="full", dtype="bfloat16"),
         transformer_params=loaded.transformer_params,
@@ -194,7 +195,7 @@ def test_a_checkpoint_born_here_describes_itself(tmp_path, small):
         allowed_inference_steps=(1.0, 0.5),
     )
     official.write(tmp_path / "deep" / "b.safetensors", born)
-    back = checkpoint.load(tmp_path / "deep" / "b.safetensors")
+    back = load_checkpoint(tmp_path / "deep" / "b.safetensors")
     assert (back.transformer, back.vae) == (loaded.transformer, loaded.vae)
     assert back.scheduler == born.scheduler
     assert back.allowed_inference_steps == (1.0, 0.5)
@@ -205,18 +206,18 @@ def test_a_checkpoint_born_here_describes_itself(tmp_path, small):
 
 
 def test_metadata_follows_a_changed_configuration(tmp_path, small):
-    loaded = checkpoint.load(small[2])
+    loaded = load_checkpoint(small[2])
     changed = dataclasses.replace(loaded, scheduler=SchedulerConfig(shifting="SD3"))
     official.write(tmp_path / "b.safetensors", changed)
-    assert checkpoint.load(tmp_path / "b.safetensors").scheduler == changed.scheduler
+    assert load_checkpoint(tmp_path / "b.safetensors").scheduler == changed.scheduler
 
 
 @pytest.mark.parametrize("sizes", [dict(fsdp=8), dict(fsdp=2, tensor=2, seq=2), dict(tensor=4)])
 def test_every_device_gets_its_part_and_no_more(small, sizes):
     path = small[2]
     mesh = sharding.make_mesh(MeshConfig(**{"data": -1, **sizes}))
-    alone = checkpoint.load(path)
-    loaded = checkpoint.load(path, mesh=mesh)
+    alone = load_checkpoint(path)
+    loaded = load_checkpoint(path, mesh=mesh)
     for name, boxed in (
         ("transformer_params", keys.transformer_boxed(loaded.transformer)),
         ("vae_params", keys.vae_boxed(loaded.vae)),
@@ -236,7 +237,7 @@ def test_every_device_gets_its_part_and_no_more(small, sizes):
 
 def test_sharded_parameters_are_written_as_whole_ones(tmp_path, small, mesh):
     _, values, path = small
-    official.write(tmp_path / "b.safetensors", checkpoint.load(path, mesh=mesh))
+    official.write(tmp_path / "b.safetensors", load_checkpoint(path, mesh=mesh))
     assert_bitwise(read_all(tmp_path / "b.safetensors")[0], values)
 
 
@@ -275,7 +276,7 @@ def test_a_wrong_tensor_is_named(tmp_path, small, name, change, message):
         values[name] = change
     path = write_official(tmp_path / "a.safetensors", raw, values)
     with pytest.raises(ValueError, match=message) as error:
-        checkpoint.load(path)
+        load_checkpoint(path)
     assert str(path) in str(error.value)
 
 
@@ -289,8 +290,8 @@ def test_eight_bit_files_are_not_loaded_silently(tmp_path, small):
     path = tmp_path / "a.safetensors"
     tensors.write_file(path, pending, {"config": json.dumps(raw)})
     with pytest.raises(ValueError, match=r"8-bit floats.*without fp8 in its name"):
-        checkpoint.load(path)
-    loaded = checkpoint.load(path, allow_fp8=True)
+        load_checkpoint(path)
+    loaded = load_checkpoint(path, allow_fp8=True)
     kernel = loaded.transformer_params["blocks"]["attn1"]["to_q"]["kernel"]
     assert kernel.dtype == BF16
     stored = eight[T + "transformer_blocks.1.attn1.to_q.weight"]
@@ -353,7 +354,7 @@ def test_a_block_that_no_encoder_has_is_named(tmp_path, small):
     raw["vae"]["encoder_blocks"].append(["shrink", 1])
     path = write_official(tmp_path / "a.safetensors", raw, small[1])
     with pytest.raises(ValueError, match="shrink"):
-        checkpoint.load(path)
+        load_checkpoint(path)
 
 
 def damaged(content: bytes) -> dict[str, tuple[bytes, str]]:
@@ -397,23 +398,23 @@ def test_a_damaged_or_foreign_file_is_told_apart(tmp_path, small, kind):
     path = tmp_path / "a.safetensors"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message) as error:
-        checkpoint.load(path)
+        load_checkpoint(path)
     assert str(path) in str(error.value)
 
 
 def test_foreign_files_and_folders_are_refused_with_a_hint(tmp_path, small):
     (tmp_path / "model.ckpt").write_bytes(b"x")
     with pytest.raises(ValueError, match="pickle"):
-        checkpoint.load(tmp_path / "model.ckpt")
+        load_checkpoint(tmp_path / "model.ckpt")
     path = write_official(tmp_path / "up.safetensors", {"mid_channels": 32}, {})
     with pytest.raises(ValueError, match="latent upsampler: pass it as --spatial_upscaler"):
-        checkpoint.load(path)
+        load_checkpoint(path)
     with pytest.raises(ValueError, match="is no latent upsampler"):
-        checkpoint.load_upsampler(small[2])
+        load_upsampler(small[2])
 
 
 def test_writing_fails_whole(tmp_path, small):
-    loaded = checkpoint.load(small[2])
+    loaded = load_checkpoint(small[2])
     target = tmp_path / "b.safetensors"
     target.write_bytes(b"precious")
     params = jax.tree.map(lambda x: x, loaded.transformer_params)
@@ -445,11 +446,11 @@ def test_the_hash_follows_the_contents_and_not_the_name(tmp_path, small, monkeyp
     raw, values, path = small
     copy = tmp_path / "copy.safetensors"
     copy.write_bytes(path.read_bytes())
-    first = checkpoint.load(path).source_hash
+    first = load_checkpoint(path).source_hash
     assert re.fullmatch("[0-9a-f]{64}", first)
-    assert checkpoint.load(copy).source_hash == first
+    assert load_checkpoint(copy).source_hash == first
     values = values | {T + "proj_out.bias": values[T + "proj_out.bias"] + 1}
-    assert checkpoint.load(write_official(copy, raw, values)).source_hash != first
+    assert load_checkpoint(write_official(copy, raw, values)).source_hash != first
 
     monkeypatch.setattr(tensors, "_HASH_WHOLE", 10)  # now by pieces
     pieces = tensors.fingerprint([path])
@@ -495,7 +496,7 @@ def test_upsampler_files_load(tmp_path):
             values = golden_state_dict(json.loads(str(arrays["shapes"])))
         path = tmp_path / f"{kind}.safetensors"
         safetensors.numpy.save_file(values, path, {"config": json.dumps(config)})
-        cfg, params = checkpoint.load_upsampler(path)
+        cfg, params = load_upsampler(path)
         assert {name: getattr(cfg, name) for name in config} == config
         stored = values["upsampler.0.weight"]
         turned = np.moveaxis(stored, (0, 1), (-1, -2))
@@ -503,7 +504,7 @@ def test_upsampler_files_load(tmp_path):
         values.pop("final_conv.bias")
         safetensors.numpy.save_file(values, path, {"config": json.dumps(config)})
         with pytest.raises(ValueError, match=r"missing: final_conv.bias"):
-            checkpoint.load_upsampler(path)
+            load_upsampler(path)
 
 
 def test_reading_holds_one_tensor_beside_the_parameters(small, monkeypatch):
@@ -514,7 +515,7 @@ def test_reading_holds_one_tensor_beside_the_parameters(small, monkeypatch):
         placement, "_aligned_empty", lambda *args: made.append(allocate(*args)) or made[-1]
     )
     mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=8))
-    loaded = checkpoint.load(small[2], mesh=mesh)
+    loaded = load_checkpoint(small[2], mesh=mesh)
     buffers = {buffer.ctypes.data for buffer in made}
     pointers = {
         shard.data.unsafe_buffer_pointer()
@@ -543,9 +544,9 @@ print(size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 @pytest.mark.slow
 def test_three_gigabytes_load_onto_eight_devices_in_little_more_memory(tmp_path):
     """The released 2B shape with 22 layers; the whole process, libraries too, is counted."""
-    from ltx_jax.checkpoints import released
+    from ltx_jax.checkpoints import releases
 
-    raw = released.RELEASED["2b-0.9.8-distilled"].config["transformer"] | {"num_layers": 22}
+    raw = releases.RELEASED["2b-0.9.8-distilled"].config["transformer"] | {"num_layers": 22}
     leaves = keys.transformer_leaves(keys.transformer_boxed(official_config.transformer(raw)))
     bits = np.random.default_rng(0).integers(0, 1 << 14, 1 << 25, dtype=np.uint16).view(BF16)
     entries = {

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ltx_jax import config, sharding
+from ltx_jax import config
 from ltx_jax.config import MeshConfig, OptimConfig
 from ltx_jax.models.vae import VideoVAE
+from ltx_jax.runtime import sharding
 from ltx_jax.training import optim, stage, state
 
 TINY = str(pathlib.Path(__file__).parents[1] / "configs/shapes_tiny_vae.py")

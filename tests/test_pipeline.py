@@ -9,17 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ltx_jax import pipeline, request, sharding
 from ltx_jax.checkpoints import keys, official
 from ltx_jax.config import MeshConfig, SamplingConfig, T5Config
 from ltx_jax.data import video
 from ltx_jax.diffusion import calibration, networks, sampler
 from ltx_jax.diffusion.conditioning import Condition
-from ltx_jax.diffusion.programs import Programs, explain_memory_errors
-from ltx_jax.models import fused
+from ltx_jax.inference import arguments, pipeline
+from ltx_jax.inference.pipeline import LTXPipeline
+from ltx_jax.inference.text_encoder import ByteTokenizer, TextEncoder
+from ltx_jax.models import transformer_fast
 from ltx_jax.models.t5 import T5Encoder
-from ltx_jax.pipeline import LTXPipeline
-from ltx_jax.text import ByteTokenizer, TextEncoder
+from ltx_jax.runtime import sharding
+from ltx_jax.runtime.compiled import Programs, explain_memory_errors
 
 # The size of the traces, whose programs these tests share.
 SMALL = SamplingConfig(
@@ -84,9 +85,9 @@ def test_fast_sampling_gives_the_same_video(pipe, text_encoder, picture):
 def test_masks_with_holes_are_taken_too(pipe, embeddings):
     """The fused kernels know lengths alone; such a mask goes to the plain form."""
     mask = np.array([[0, 1, 1, 0, 1, 0, 1], [1] * 7], np.int32)
-    assert request.is_prefix(embeddings["prompt_mask"])
-    assert not request.is_prefix(mask)
-    assert not request.is_prefix(np.zeros((1, 7)))
+    assert arguments.is_prefix(embeddings["prompt_mask"])
+    assert not arguments.is_prefix(mask)
+    assert not arguments.is_prefix(np.zeros((1, 7)))
     start = pipe.prepare(None, FAST, embeddings=embeddings | {"prompt_mask": mask})
     assert pipe._network(start.inputs) is pipeline.network(
         dataclasses.replace(pipe.transformer, attention="plain")
@@ -180,12 +181,12 @@ def test_any_size_is_padded_with_a_notice_and_cropped_back(pipe, caplog):
     ],
 )
 def test_padded_sizes_are_those_of_the_released_script(frames, side, padded):
-    size = request.Size(frames, side, side, 8, 32)
+    size = arguments.Size(frames, side, side, 8, 32)
     assert size.padded == (padded[0], padded[1], padded[1])
 
 
 def test_cropping_undoes_padding():
-    size = request.Size(2, 3, 45, 8, 32)
+    size = arguments.Size(2, 3, 45, 8, 32)
     clip = np.random.default_rng(0).random((1, 9, 3, 45, 3)).astype(np.float32)
     padded = size.pad(clip)
     assert padded.shape == (1, 9, 32, 64, 3)
@@ -220,8 +221,8 @@ def test_a_condition_decides_the_frames_it_stands_for(pipe, picture):
 
 def test_a_padded_video_shows_its_condition_where_it_is_cropped(pipe, picture):
     """Upstream pads condition media by the amounts of another scale."""
-    size = request.Size(17, 50, 75, 8, 32)
-    (clip,) = request.load_conditions([Condition(picture)], size, 1, False)
+    size = arguments.Size(17, 50, 75, 8, 32)
+    (clip,) = arguments.load_conditions([Condition(picture)], size, 1, False)
     assert clip.shape == (1, 1, 64, 96, 3)
     np.testing.assert_array_equal(
         size.crop(clip)[0], video.prepare_condition(picture[None], 50, 75, blur=False, crf=0)
@@ -261,11 +262,11 @@ def test_an_input_video_is_noised_to_the_first_time(pipe, input_clip):
 
 
 def test_a_longer_input_is_cut_and_added_frames_repeat_the_last(input_clip):
-    size = request.Size(12, 64, 96, 8, 32)  # sampled as 17 frames
-    clip = request.load_input(input_clip, size, 1, False)
+    size = arguments.Size(12, 64, 96, 8, 32)  # sampled as 17 frames
+    clip = arguments.load_input(input_clip, size, 1, False)
     expected = video.prepare_condition(input_clip[:17], 64, 96, blur=False, crf=0)
     np.testing.assert_array_equal(clip[0], expected)
-    clip = request.load_input(input_clip[:12], size, 1, False)
+    clip = arguments.load_input(input_clip[:12], size, 1, False)
     np.testing.assert_array_equal(clip[0, :12], expected[:12])
     np.testing.assert_array_equal(clip[0, 12:], expected[11:12].repeat(5, 0))
 
@@ -379,7 +380,7 @@ def test_half_precision_keeps_float32_latents(text_encoder):
 
 @pytest.mark.parametrize("preferred", ["float32", "bfloat16"])
 def test_the_dtype_is_the_preferred_one_unless_told(tmp_path, monkeypatch, preferred):
-    monkeypatch.setattr("ltx_jax.pipeline.preferred_dtype", lambda: preferred)
+    monkeypatch.setattr("ltx_jax.inference.pipeline.preferred_dtype", lambda: preferred)
     official.write(tmp_path / "model.safetensors", golden_traces.checkpoint())
     for told in (None, "float32"):
         pipe = LTXPipeline.from_pretrained(tmp_path / "model.safetensors", dtype=told)
@@ -389,7 +390,7 @@ def test_the_dtype_is_the_preferred_one_unless_told(tmp_path, monkeypatch, prefe
 
 
 def test_out_of_memory_says_what_to_lower(pipe):
-    size = request.Size(121, 704, 1216, 8, 32)
+    size = arguments.Size(121, 704, 1216, 8, 32)
     message = "121 frames of 704 x 1216: lower height, width, num_frames"
     with pytest.raises(MemoryError, match=message), pipe.part("denoise", size):
         jnp.zeros(1 << 46).block_until_ready()  # a quarter of a million gigabytes
@@ -409,7 +410,7 @@ def test_a_program_too_large_for_the_machine_is_refused_before_it_runs(pipe):
     """Linux grants the memory and kills the process when it is used."""
     rows = jnp.zeros(1 << 22)
     square = jax.jit(lambda x: jnp.sort(x[:, None] * x[None]).sum())
-    size = request.Size(121, 704, 1216, 8, 32)
+    size = arguments.Size(121, 704, 1216, 8, 32)
     with (
         pytest.raises(MemoryError, match=r"needs \S+ GB of .* lower height"),
         pipe.part("it", size),
@@ -516,8 +517,9 @@ def test_networks_that_do_not_fit_each_other_are_refused():
 
 @pytest.mark.parametrize(("linears", "bound"), [("float8", 0.1), ("int8", 0.02)])
 def test_linears_in_eight_bits_give_about_the_same_video(pipe, text_encoder, linears, bound):
-    """Bounds of `test_fused`, of the latents' size: float8 keeps 4 bits of a number, int8 steps of
-    1/127 of the largest weight."""
+    """Bounds of `test_transformer_fast`, of the latents' size: float8 keeps 4 bits, int8
+    steps of 1/127 of the largest weight."""
+
     small = LTXPipeline(golden_traces.checkpoint(), text_encoder, dtype="float32", linears=linears)
     got, want = (each(PROMPTS, FAST, output="latents") for each in (small, pipe))
     error = np.sqrt(np.mean((got - want) ** 2) / np.mean(want**2))
@@ -540,15 +542,16 @@ def test_calibration_sees_every_step_of_the_loop(text_encoder):
     caption, seen = start.inputs.caption, []
     for x, t in zip(passed, start.inputs.times[: FAST.num_inference_steps], strict=False):
         given = (jnp.full((2, 1), t), caption.embeddings, caption.mask, start.inputs.rope, None)
-        seen.append(fused.observe(params, x, *given, cfg=cfg)[1])
+        seen.append(transformer_fast.observe(params, x, *given, cfg=cfg)[1])
     got = calibration.largest_inputs(
         params, start.inputs, FAST.num_inference_steps, cfg, Programs()
     )
     want = [
-        {name: max(x[i][name] for x in seen) for name in fused.LINEARS} for i in range(len(got))
+        {name: max(x[i][name] for x in seen) for name in transformer_fast.LINEARS}
+        for i in range(len(got))
     ]
     for one, other in zip(got, want, strict=True):
-        for name in fused.LINEARS:  # another program: rounding of float32
+        for name in transformer_fast.LINEARS:  # another program: rounding of float32
             assert one[name] == pytest.approx(float(other[name]), rel=1e-4)
 
 

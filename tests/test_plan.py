@@ -16,12 +16,14 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from tiny_stages import load
 
-from ltx_jax import config, sharding
+from ltx_jax import config
 from ltx_jax.config import MeshConfig
-from ltx_jax.training import hlo, plan, targets, transformer
-from ltx_jax.training.hlo import Collective
-from ltx_jax.training.plan import Roofline
-from ltx_jax.training.targets import CHIPS, Target
+from ltx_jax.planning import accelerators, hlo, plan
+from ltx_jax.planning.accelerators import CHIPS, Target
+from ltx_jax.planning.hlo import Collective
+from ltx_jax.planning.plan import Roofline
+from ltx_jax.runtime import sharding
+from ltx_jax.training import transformer
 
 ROOT = pathlib.Path(__file__).parents[1]
 ROW = 4.0 * 64  # bytes of 64 float32
@@ -199,7 +201,7 @@ def test_an_exchange_takes_the_links_of_the_axes_that_it_lies_along():
 @pytest.mark.parametrize("name", ["v5p", "v5p:4x4x4x4", "h200x", "a100", "cpu", "tpu:4"])
 def test_a_target_that_means_nothing_is_refused_with_those_that_do(name):
     with pytest.raises(ValueError, match=f"'{name}' is nothing to plan for.*v5p:4x4x4.*cpu:8"):
-        targets.find(name)
+        accelerators.find(name)
 
 
 @pytest.mark.parametrize(
@@ -209,9 +211,9 @@ def test_a_missing_compiler_is_named_with_its_package(name, package, monkeypatch
     def missing(*_, **__):
         raise NotImplementedError("topology not implemented")
 
-    monkeypatch.setattr(targets.topologies, "get_topology_desc", missing)
+    monkeypatch.setattr(accelerators.topologies, "get_topology_desc", missing)
     with pytest.raises(ValueError, match=rf"{name[:4]}.*not implemented.*{package}=="):
-        targets.find(name)
+        accelerators.find(name)
 
 
 def test_a_plan_adds_up():
@@ -228,7 +230,7 @@ def test_a_plan_adds_up():
     assert found.total < 1.1 * (sum(state.values()) + frames + 12 + found.temporary) + 4096
     assert found.work.flop <= found.executed < 2 * found.work.flop  # nothing is recomputed here
     assert {len(x.group) for x in found.traffic.collectives} <= {2, 4, 8}
-    assert found.fits(targets.find("cpu:8"))
+    assert found.fits(accelerators.find("cpu:8"))
     text = "\n".join(lines)
     for part in ("8 x cpu, mesh data 2 x fsdp 4", "optimiser", "TFLOP needed", "all-reduce over 8"):
         assert part in text
@@ -247,7 +249,7 @@ def test_a_plan_knows_the_vae_that_is_there():
 def test_a_plan_that_does_not_fit_says_what_to_change(monkeypatch):
     small = dataclasses.replace(CHIPS["v5p"], memory=1e5, torus=False)
     target = Target("small", jax.devices()[:8], small, 1e12)
-    monkeypatch.setattr(plan.targets, "find", lambda name: target)
+    monkeypatch.setattr(plan.accelerators, "find", lambda name: target)
     for overrides, advice in [
         (["--mesh.data", "8"], "raise --mesh.fsdp"),
         (["--mesh.data", "1", "--mesh.fsdp", "8"], "set --model.remat full"),

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from ltx_jax import platforms, sharding
 from ltx_jax.config import MeshConfig, TransformerConfig
 from ltx_jax.models.transformer import Transformer
+from ltx_jax.runtime import platforms, sharding
 
 
 def test_the_platform_is_that_of_the_mesh():

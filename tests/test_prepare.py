@@ -21,10 +21,11 @@ pytest.importorskip("apache_beam", reason="needs the extra `prepare`: pip instal
 from benchmarks import footage
 from ltx_jax import config
 from ltx_jax.config import BucketConfig, DataConfig, PrepareConfig, StoreConfig, TextConfig
-from ltx_jax.data import dataset, shapes, video
+from ltx_jax.data import dataset, video
 from ltx_jax.data.loader import Loader
 from ltx_jax.prepare import __main__ as command
 from ltx_jax.prepare import examine, pipeline, sources
+from ltx_jax.world import render
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs/prepare/clips.py")
@@ -304,7 +305,7 @@ def test_a_name_with_brackets_is_no_pattern(tmp_path):
 
 def test_black_stretches_take_no_memory(tmp_path, monkeypatch):
     black = np.zeros((60, 90, 160, 3), np.uint8)
-    moving = shapes.clip(0, num_frames=60, **SIZE, motions=["right"]).frames
+    moving = render.clip(0, num_frames=60, **SIZE, motions=["right"]).frames
     video.write_video(tmp_path / "late.mp4", np.concatenate([black, moving]), 25)
     kept, add = [], examine._Samples.add
 

@@ -13,7 +13,7 @@ from tiny_checkpoint import write_text_encoder
 
 from benchmarks import footage
 from ltx_jax import encode, export
-from ltx_jax.checkpoints import checkpoint
+from ltx_jax.checkpoints.load import load_checkpoint
 from ltx_jax.data import dataset
 from ltx_jax.prepare import __main__ as prepare
 from train import main as train
@@ -77,8 +77,8 @@ def test_raw_videos_become_weights_that_diffusers_loads(raw, config_file, tmp_pa
     done(export.main([run, out]), capsys)
 
     tuned, base = (
-        checkpoint.load(run),
-        checkpoint.load(str(config_file.parent / "base.safetensors")),
+        load_checkpoint(run),
+        load_checkpoint(str(config_file.parent / "base.safetensors")),
     )
     weights = (jax.tree.leaves(loaded.transformer_params) for loaded in (tuned, base))
     assert max(np.abs(a - b).max() for a, b in zip(*weights, strict=True)) > 1e-3

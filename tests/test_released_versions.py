@@ -6,15 +6,9 @@ import math
 import jax
 import pytest
 
-from ltx_jax.checkpoints import (
-    diffusers_config,
-    diffusers_vae,
-    keys,
-    official_config,
-    released,
-)
+from ltx_jax.checkpoints import diffusers_config, diffusers_vae, keys, official_config, releases
 
-VERSIONS = sorted(released.RELEASED)
+VERSIONS = sorted(releases.RELEASED)
 SIZES = {"2b": (28, 2048, 715, 1_923_385_472), "13b": (48, 4096, 1215, 13_042_569_344)}
 VAE_COUNTS = {
     "2b-0.9.0": (188, 419_193_649, 180_404_353, 238_789_296),
@@ -24,7 +18,7 @@ VAE_COUNTS_095 = (224, 1_246_913_522, 694_098_881, 552_814_641)
 
 
 def configs(version: str) -> official_config.Configs:
-    return official_config.parse(json.dumps(released.RELEASED[version].config), version)
+    return official_config.parse(json.dumps(releases.RELEASED[version].config), version)
 
 
 def transformer_table(layers: int, d: int) -> dict[str, tuple[int, ...]]:

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 from tiny_checkpoint import random_parameters
 
-from ltx_jax import config, sharding
-from ltx_jax.checkpoints import checkpoint, lock, runs
-from ltx_jax.checkpoints.contents import Checkpoint
+from ltx_jax import config
+from ltx_jax.checkpoints import lock, runs
+from ltx_jax.checkpoints.checkpoint import Checkpoint
+from ltx_jax.checkpoints.load import load_checkpoint, own_settings
 from ltx_jax.config import MeshConfig
 from ltx_jax.models.transformer import Transformer
 from ltx_jax.models.vae import VideoVAE
+from ltx_jax.runtime import sharding
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
@@ -91,7 +93,7 @@ def test_a_run_says_how_it_is_sampled(tmp_path):
     data = dataclasses.replace(cfg.data, buckets=sizes, frame_rates=(12.0, 30.0, 24.0))
     flow = dataclasses.replace(cfg.flow, caption_dropout=0.0)
     runs.write_config(tmp_path, dataclasses.replace(cfg, data=data, flow=flow))
-    own = checkpoint.own_settings(tmp_path)
+    own = own_settings(tmp_path)
     assert (own.num_frames, own.height, own.width, own.frame_rate) == (9, 32, 48, 24.0)
     assert own.guidance_scale == 1.0  # what is never dropped cannot be guided by
     assert runs.own_settings(cfg).guidance_scale > 1
@@ -371,7 +373,7 @@ def test_each_step_that_is_kept_is_a_checkpoint(tmp_path):
         run.save(step, {"ema": vae_plus(step).vae_params, "statistics": moments})
     run.close()
     for path, step in (("run", 10), ("run/steps/2", 2), ("run/steps/10", 10)):
-        found = checkpoint.load(tmp_path / path)
+        found = load_checkpoint(tmp_path / path)
         assert found.metadata["step"] == str(step)
         assert found.statistics.mean[0] == step
         assert same(found.vae_params, vae_plus(step).vae_params)
@@ -401,7 +403,7 @@ def test_a_run_without_a_text_encoder_of_its_own_is_a_checkpoint_without_one(tmp
     run.begin(Checkpoint(vae=vae, vae_params=weights))
     run.save(1, {"ema": {"transformer": params}})
     run.close()
-    found = checkpoint.load(tmp_path / "run")
+    found = load_checkpoint(tmp_path / "run")
     assert found.text_encoder is None
     jax.tree.map(np.testing.assert_array_equal, found.transformer_params, params)
 
@@ -409,6 +411,6 @@ def test_a_run_without_a_text_encoder_of_its_own_is_a_checkpoint_without_one(tmp
 def test_a_run_without_a_step_says_so(tmp_path):
     begun(tmp_path).close()
     with pytest.raises(ValueError, match="has no checkpoint yet"):
-        checkpoint.load(tmp_path / "run")
+        load_checkpoint(tmp_path / "run")
     with pytest.raises(ValueError, match="has no checkpoint yet"):
         runs.restore(tiny(tmp_path), {})

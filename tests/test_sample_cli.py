@@ -22,8 +22,8 @@ from tiny_checkpoint import (
     write_upsampler,
 )
 
-from ltx_jax import jobs
 from ltx_jax.config import SampleConfig
+from ltx_jax.inference import outputs
 
 FRAMES, HEIGHT, WIDTH = 9, 64, 96
 SIZES = ["--num_frames", f"{FRAMES}", "--height", f"{HEIGHT}", "--width", f"{WIDTH}"]
@@ -34,8 +34,8 @@ SMALL = [*SIZES, *FAST, "--dtype", "float32", "--frame_rate", "8"]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A checkpoint, a text encoder, embeddings and media; compiled programs are kept beside."""
-    from ltx_jax import pipeline
     from ltx_jax.data import video
+    from ltx_jax.inference import pipeline
 
     root = tmp_path_factory.mktemp("sample")
     programs = pipeline.Programs
@@ -142,10 +142,10 @@ def test_settings_survive_the_json(folder, tmp_path):
 
     path = os.path.join(os.path.dirname(__file__), "../configs/sample/ltxv_13b_0_9_8_dev.py")
     cfg = dataclasses.replace(config.load(path), mesh=config.MeshConfig(1, 2, 1, 1), prompt="a")
-    (item,) = jobs.plan(cfg)
+    (item,) = outputs.plan(cfg)
     item = dataclasses.replace(item, path=tmp_path / "video.mp4")
-    jobs.write_sidecar(cfg, item, "hash", {})
-    again = jobs.load_settings(str(tmp_path / "video.json"))
+    outputs.write_sidecar(cfg, item, "hash", {})
+    again = outputs.load_settings(str(tmp_path / "video.json"))
     assert dataclasses.replace(again, config=None) == cfg
 
 
@@ -229,7 +229,7 @@ def test_a_prompts_file_is_resumed_and_its_videos_do_not_depend_on_the_batch(
 
     rest = tmp_path / "rest.txt"
     rest.write_text("a green star\n")
-    [item] = jobs.plan(SampleConfig(prompts_file=str(rest), seed=3, first_sample=3))
+    [item] = outputs.plan(SampleConfig(prompts_file=str(rest), seed=3, first_sample=3))
     assert (item.index, item.path.name) == (3, names[2])
 
     file.write_text("a yellow circle\n")
@@ -409,7 +409,7 @@ def test_a_checkpoint_without_text_encoder_asks_for_one(sample):
 
 
 def test_out_of_memory_says_what_to_lower(sample, monkeypatch):
-    from ltx_jax import pipeline
+    from ltx_jax.inference import pipeline
 
     def exhausted(*_, **__):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte.")

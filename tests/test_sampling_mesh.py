@@ -5,11 +5,12 @@ import jax
 import numpy as np
 import pytest
 
-from ltx_jax import sharding
 from ltx_jax.config import MeshConfig, SamplingConfig
-from ltx_jax.diffusion import ends, sampler
-from ltx_jax.diffusion.programs import Programs
-from ltx_jax.pipeline import LTXPipeline
+from ltx_jax.diffusion import sampler
+from ltx_jax.inference import encode_decode
+from ltx_jax.inference.pipeline import LTXPipeline
+from ltx_jax.runtime import sharding
+from ltx_jax.runtime.compiled import Programs
 
 # Sixteen rows of latents: a device of eight holds two.
 OPTIONS = SamplingConfig(
@@ -50,7 +51,9 @@ def test_decoding_is_shared_by_rows(random):
     assert want.std() > 0.05
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)  # float32 rounding
     # An eighth of the work; of the rows at the seams, some is done twice.
-    assert 8 * operations(eight, ends.decode) < 1.1 * operations(alone, ends.decode)
+    assert 8 * operations(eight, encode_decode.decode) < 1.1 * operations(
+        alone, encode_decode.decode
+    )
 
 
 def test_the_branches_of_guidance_are_shared_as_samples_are(random):

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from ltx_jax.data import captions, scenes, shapes
+from ltx_jax.world import grammar, render, scenes
 
 GREY = scenes.Background("grey")
 
@@ -23,7 +23,7 @@ def figure(shape="circle", colour="red", motion="still", **changes) -> scenes.Fi
 
 def mask(frame: np.ndarray, colour: str) -> np.ndarray:
     """Pixels that are mostly of the colour; tones of backgrounds are further away than this."""
-    difference = frame.astype(float) - shapes.COLOURS[colour]
+    difference = frame.astype(float) - render.COLOURS[colour]
     return np.sqrt((difference**2).sum(axis=-1)) < 60
 
 
@@ -34,7 +34,7 @@ def centroid(where: np.ndarray) -> tuple[float, float]:
 
 def soft_centroid(frame: np.ndarray, colour: str, tone: str) -> tuple[float, float]:
     """Weighs pixels by how far they are from the background's tone to the colour."""
-    rgb = np.array(shapes.COLOURS[colour], float)
+    rgb = np.array(render.COLOURS[colour], float)
     whole = np.linalg.norm(rgb - scenes.TONES[tone])
     closeness = 1 - np.linalg.norm(frame - rgb, axis=-1) / whole
     weight = np.clip((closeness - 0.3) / 0.6, 0, 1)  # textures reach 0.2
@@ -48,19 +48,19 @@ def wrapped(degrees: float, period: float) -> float:
 
 
 def test_a_clip_is_a_pure_function_of_seed_and_index():
-    one, again = shapes.clip(5, seed=3), shapes.clip(5, seed=3)
+    one, again = render.clip(5, seed=3), render.clip(5, seed=3)
     np.testing.assert_array_equal(one.frames, again.frames)
     assert (one.caption, one.scene) == (again.caption, again.scene)
-    assert one.scene == shapes.scene(5, seed=3, seconds=25 / 24)
+    assert one.scene == render.scene(5, seed=3, seconds=25 / 24)
     assert one.frames.shape == (25, 128, 128, 3)
     assert one.frames.dtype == np.uint8
-    for other in (shapes.clip(6, seed=3), shapes.clip(5, seed=4)):
+    for other in (render.clip(6, seed=3), render.clip(5, seed=4)):
         assert other.scene != one.scene
 
 
 def test_scenes_stay_the_same_for_all_time():
     """Trained models and their figures refer to these; a change needs a new world."""
-    drawn = [shapes.scene(i, seed=1, split=split) for i in range(50) for split in scenes._TRIPLES]
+    drawn = [render.scene(i, seed=1, split=split) for i in range(50) for split in scenes._TRIPLES]
     text = "\n".join(
         f"{o.shape} {o.colour} {o.motion} {o.x:.3f} {o.y:.3f} {o.size:.3f} {o.rate:.3f} {s.pan} "
         f"{s.background.tone} {s.background.texture}"
@@ -71,32 +71,32 @@ def test_scenes_stay_the_same_for_all_time():
 
 
 def test_one_triple_in_ten_is_held_out_for_all_time():
-    held = shapes.triples("held_out")
+    held = render.triples("held_out")
     assert len(held) == 61
-    assert len(shapes.triples("all")) == 608
-    assert set(held) | set(shapes.triples("train")) == set(shapes.triples("all"))
-    assert not set(held) & set(shapes.triples("train"))
-    assert all(shapes.is_held_out(*triple) for triple in held)
+    assert len(render.triples("all")) == 608
+    assert set(held) | set(render.triples("train")) == set(render.triples("all"))
+    assert not set(held) & set(render.triples("train"))
+    assert all(render.is_held_out(*triple) for triple in held)
     text = "\n".join(sorted(" ".join(triple) for triple in held))
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "57430dbf7fbc5ca5"
 
 
 def test_training_shows_every_word_and_every_pair_of_words():
     """Otherwise held-out triples would ask for more than a new combination."""
-    train = shapes.triples("train")
+    train = render.triples("train")
     for a, b in itertools.combinations(range(3), 2):
-        pairs = {(triple[a], triple[b]) for triple in shapes.triples("all")}
+        pairs = {(triple[a], triple[b]) for triple in render.triples("all")}
         assert {(triple[a], triple[b]) for triple in train} == pairs
-    for position, names in enumerate((shapes.SHAPES, shapes.COLOURS, shapes.MOTIONS)):
-        assert {triple[position] for triple in shapes.triples("held_out")} == set(names)
+    for position, names in enumerate((render.SHAPES, render.COLOURS, render.MOTIONS)):
+        assert {triple[position] for triple in render.triples("held_out")} == set(names)
 
 
 @pytest.mark.parametrize("split", ["train", "held_out"])
 def test_scenes_keep_to_their_split(split):
-    drawn = [shapes.scene(i, split=split) for i in range(300)]
+    drawn = [render.scene(i, split=split) for i in range(300)]
     for scene in drawn:
         for one in scene.objects:
-            held = shapes.is_held_out(one.shape, one.colour, one.motion)
+            held = render.is_held_out(one.shape, one.colour, one.motion)
             assert held == (split == "held_out")
     counts = collections.Counter(len(scene.objects) for scene in drawn)
     assert 30 < counts[2] < 90  # a fifth of 300, give or take four deviations
@@ -104,20 +104,20 @@ def test_scenes_keep_to_their_split(split):
 
 def test_a_world_of_some_motions_has_no_others():
     rng = np.random.default_rng(0)
-    drawn = [shapes.sample_scene(rng, motions=("rotate", "orbit")) for _ in range(200)]
+    drawn = [render.sample_scene(rng, motions=("rotate", "orbit")) for _ in range(200)]
     figures = [one for scene in drawn for one in scene.objects]
     assert {one.motion for one in figures} == {"rotate", "orbit"}
-    assert {one.shape for one in figures} == set(shapes.SHAPES)
-    assert not any(shapes.is_held_out(one.shape, one.colour, one.motion) for one in figures)
+    assert {one.shape for one in figures} == set(render.SHAPES)
+    assert not any(render.is_held_out(one.shape, one.colour, one.motion) for one in figures)
 
 
 @pytest.mark.parametrize("num_objects", [1, 2])
 def test_ground_truth_is_what_the_pixels_show(num_objects):
     for index in range(25):
-        clip = shapes.clip(
+        clip = render.clip(
             index, num_frames=7, height=96, width=112, fps=12, num_objects=num_objects
         )
-        tracks = shapes.ground_truth(clip.scene, 7, 96, 112, 12)
+        tracks = render.ground_truth(clip.scene, 7, 96, 112, 12)
         assert len(tracks) == num_objects
         for i, track in itertools.product(range(7), tracks):
             where = mask(clip.frames[i], track.colour)
@@ -135,16 +135,16 @@ def test_ground_truth_is_what_the_pixels_show(num_objects):
             assert abs(2 * reach - track.size[i]) < 4  # of 30 and more: tips are thin
             if track.shape != "ring":
                 centre = clip.frames[i][round(track.row[i]), round(track.column[i])]
-                assert tuple(centre) == shapes.COLOURS[track.colour] == track.rgb
+                assert tuple(centre) == render.COLOURS[track.colour] == track.rgb
 
 
-@pytest.mark.parametrize("shape", shapes.SHAPES)
+@pytest.mark.parametrize("shape", render.SHAPES)
 def test_motion_is_smooth_below_a_pixel(shape):
     """Coverage-weighted centroids follow the truth closely; a jump of whole pixels would not."""
-    scene = shapes.Scene((figure(shape, "red", "right", x=-0.2, y=0.013, rate=0.1),), GREY)
-    frames = shapes.render(scene, 10, 96, 96, 24)
-    (track,) = shapes.ground_truth(scene, 10, 96, 96, 24)
-    grey, red = np.array(scenes.TONES["grey"], float), np.array(shapes.COLOURS["red"], float)
+    scene = render.Scene((figure(shape, "red", "right", x=-0.2, y=0.013, rate=0.1),), GREY)
+    frames = render.render(scene, 10, 96, 96, 24)
+    (track,) = render.ground_truth(scene, 10, 96, 96, 24)
+    grey, red = np.array(scenes.TONES["grey"], float), np.array(render.COLOURS["red"], float)
     cover = (frames - grey) @ (red - grey) / ((red - grey) @ (red - grey))
     rows, columns = np.mgrid[:96, :96]
     total = cover.sum(axis=(1, 2))
@@ -155,7 +155,7 @@ def test_motion_is_smooth_below_a_pixel(shape):
 
 @pytest.mark.parametrize("size", [(64, 64), (63, 81)])
 def test_the_origin_of_scenes_is_the_middle_of_the_picture(size):
-    frame = shapes.render(shapes.Scene((figure("cross"),), GREY), 1, *size, 24)[0]
+    frame = render.render(render.Scene((figure("cross"),), GREY), 1, *size, 24)[0]
     np.testing.assert_array_equal(frame, frame[::-1])
     np.testing.assert_array_equal(frame, frame[:, ::-1])
 
@@ -163,9 +163,9 @@ def test_the_origin_of_scenes_is_the_middle_of_the_picture(size):
 @pytest.mark.parametrize(("shape", "period"), [("triangle", 120), ("star", 72), ("square", 90)])
 def test_angles_are_clockwise_degrees(shape, period):
     """The farthest pixel is a tip, which points up at angle 0 (a square's to a corner)."""
-    scene = shapes.Scene((figure(shape, "blue", "rotate", size=0.8, rate=80.0, phase=10.0),), GREY)
-    frames = shapes.render(scene, 13, 192, 192, 24)
-    (track,) = shapes.ground_truth(scene, 13, 192, 192, 24)
+    scene = render.Scene((figure(shape, "blue", "rotate", size=0.8, rate=80.0, phase=10.0),), GREY)
+    frames = render.render(scene, 13, 192, 192, 24)
+    (track,) = render.ground_truth(scene, 13, 192, 192, 24)
     np.testing.assert_allclose(np.diff(track.angle), 80 / 24)
     for frame, angle in zip(frames, track.angle, strict=True):
         rows, columns = np.nonzero(mask(frame, "blue"))
@@ -188,14 +188,14 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("motion", shapes.MOTIONS)
+@pytest.mark.parametrize("motion", render.MOTIONS)
 @pytest.mark.parametrize("fps", [12, 30])
 def test_a_second_shows_the_motion_of_its_name(motion, fps):
     """In a slow clip too, and by its pixels alone."""
     rate = scenes._PACES[motion][0]
     start = {"x": 0.1 * -WAYS[motion][0], "y": 0.1 * -WAYS[motion][1]} if motion in WAYS else {}
-    scene = shapes.Scene((figure("cross", "green", motion, rate=rate, **start),), GREY)
-    frames = shapes.render(scene, fps + 1, 96, 96, fps)
+    scene = render.Scene((figure("cross", "green", motion, rate=rate, **start),), GREY)
+    frames = render.render(scene, fps + 1, 96, 96, fps)
     masks = np.stack([mask(frame, "green") for frame in frames])
     centres = np.array([centroid(where) for where in masks])
     areas = masks.sum(axis=(1, 2)).astype(float)
@@ -228,22 +228,22 @@ def test_a_second_shows_the_motion_of_its_name(motion, fps):
 
 @pytest.mark.parametrize("index", range(6))
 def test_the_same_scene_at_another_rate_shows_the_same_motion(index):
-    scene = shapes.scene(index, split="all")
-    fine = shapes.render(scene, 25, 64, 64, 24)
-    np.testing.assert_array_equal(shapes.render(scene, 13, 64, 64, 12), fine[::2])
-    np.testing.assert_array_equal(shapes.render(scene, 9, 64, 64, 24), fine[:9])
+    scene = render.scene(index, split="all")
+    fine = render.render(scene, 25, 64, 64, 24)
+    np.testing.assert_array_equal(render.render(scene, 13, 64, 64, 12), fine[::2])
+    np.testing.assert_array_equal(render.render(scene, 9, 64, 64, 24), fine[:9])
 
 
 @pytest.mark.parametrize("index", range(6))
 def test_the_same_scene_at_another_size_shows_the_same_picture(index):
-    scene = shapes.scene(index, split="all")
-    small = shapes.render(scene, 5, 64, 64, 6).astype(float)
-    large = shapes.render(scene, 5, 192, 192, 6).astype(float)
+    scene = render.scene(index, split="all")
+    small = render.render(scene, 5, 64, 64, 6).astype(float)
+    large = render.render(scene, 5, 192, 192, 6).astype(float)
     shrunk = large.reshape(5, 64, 3, 64, 3, 3).mean(axis=(2, 4))
     # Edges differ by the corners that a pixel's coverage rounds off.
     assert np.abs(small - shrunk).mean() < 0.7
     assert np.abs(small - shrunk).max() < 70
-    wide = shapes.render(scene, 5, 64, 96, 6)
+    wide = render.render(scene, 5, 64, 96, 6)
     inner = np.abs(wide[:, :, 16:80].astype(float) - small)
     assert inner.mean() < 0.01  # float32 rounds a level here and there
 
@@ -253,8 +253,8 @@ def test_objects_stay_inside_and_apart_for_the_time_asked_for():
         height, width = (100, round(100 * aspect)) if aspect >= 1 else (round(100 / aspect), 100)
         frames = round(seconds * 12) + 1
         for i in range(60):
-            scene = shapes.scene(i, seed=7, seconds=seconds, aspect=width / height)
-            tracks = shapes.ground_truth(scene, frames, height, width, 12)
+            scene = render.scene(i, seed=7, seconds=seconds, aspect=width / height)
+            tracks = render.ground_truth(scene, frames, height, width, 12)
             for track in tracks:
                 assert (track.row - track.size / 2).min() > -1
                 assert (track.column - track.size / 2).min() > -1
@@ -272,16 +272,16 @@ def test_objects_stay_inside_and_apart_for_the_time_asked_for():
 def test_speeds_do_not_depend_on_the_length_of_short_clips():
     """So that 25 frames at 12, 24 or 30 per second show the same pixels per second."""
     for i in range(200):
-        short = shapes.scene(i, seconds=25 / 30, num_objects=1).objects[0]
-        long = shapes.scene(i, seconds=25 / 12, num_objects=1).objects[0]
+        short = render.scene(i, seconds=25 / 30, num_objects=1).objects[0]
+        long = render.scene(i, seconds=25 / 12, num_objects=1).objects[0]
         if short.motion in WAYS and not (short.look == "large" and short.pace == "fast"):
             assert short.rate == long.rate
 
 
 def test_objects_partly_outside_are_cut():
     for x, y in ((-0.5, -0.5), (0.5, 0.2), (0.0, 0.49), (3.0, 0.0)):
-        scene = shapes.Scene((figure("square", "red", "still", x=x, y=y),), GREY)
-        wide = shapes.render(scene, 1, 64, 64, 24)[0]
+        scene = render.Scene((figure("square", "red", "still", x=x, y=y),), GREY)
+        wide = render.render(scene, 1, 64, 64, 24)[0]
         side = 0.36 / np.sqrt(2) * 64
         rows = np.clip([32 + 64 * y - side / 2, 32 + 64 * y + side / 2], 0, 64)
         columns = np.clip([32 + 64 * x - side / 2, 32 + 64 * x + side / 2], 0, 64)
@@ -292,9 +292,9 @@ def test_objects_partly_outside_are_cut():
 def test_pans_slide_the_background_the_other_way():
     for pan, (dx, dy) in {"left": (1, 0), "right": (-1, 0), "up": (0, 1), "down": (0, -1)}.items():
         background = scenes.Background("grey", "checkered", wavelength=0.4, angle=30.0, seed=4)
-        scene = shapes.Scene((figure(x=9.0),), background, pan)  # no object in sight
+        scene = render.Scene((figure(x=9.0),), background, pan)  # no object in sight
         # A second at 100 pixels: 12 pixels.
-        first, last = shapes.render(scene, 2, 100, 100, 1).astype(float)
+        first, last = render.render(scene, 2, 100, 100, 1).astype(float)
         moved = np.roll(first, (12 * dy, 12 * dx), axis=(0, 1))
         inner = np.s_[14:-14, 14:-14]
         assert np.abs(last - moved)[inner].mean() < 0.1
@@ -306,10 +306,10 @@ def test_backgrounds_are_of_low_contrast_and_unlike_any_object(texture):
     spread = []
     for tone, seed in itertools.product(scenes.TONES, range(3)):
         background = scenes.Background(tone, texture, angle=30.0, seed=seed)
-        frame = shapes.render(shapes.Scene((figure(x=9.0),), background), 1, 96, 96, 24)[0]
+        frame = render.render(render.Scene((figure(x=9.0),), background), 1, 96, 96, 24)[0]
         spread.append(frame.std(axis=(0, 1)).max())
         assert np.abs(frame.astype(float) - scenes.TONES[tone]).max() <= 19
-        assert not any(mask(frame, colour).any() for colour in shapes.COLOURS)
+        assert not any(mask(frame, colour).any() for colour in render.COLOURS)
     if texture == "plain":
         assert max(spread) == 0
     else:
@@ -317,7 +317,7 @@ def test_backgrounds_are_of_low_contrast_and_unlike_any_object(texture):
 
 
 def test_colours_and_tones_are_far_apart():
-    colours = np.array(list(shapes.COLOURS.values()), float)
+    colours = np.array(list(render.COLOURS.values()), float)
     tones = np.array(list(scenes.TONES.values()), float)
     for a, b in [*itertools.combinations(colours, 2), *itertools.product(colours, tones)]:
         assert np.linalg.norm(a - b) > 75
@@ -342,8 +342,8 @@ def test_shapes_can_be_told_apart_by_classical_vision():
     cv2 = pytest.importorskip("cv2")
     wrong = []
     for i in range(150):
-        scene = shapes.scene(i, split="all", num_objects=1)
-        frame = shapes.render(scene, 1, 96, 96, 24)[0]
+        scene = render.scene(i, split="all", num_objects=1)
+        frame = render.render(scene, 1, 96, 96, 24)[0]
         seen = looks_like(cv2, mask(frame, scene.objects[0].colour))
         if seen != scene.objects[0].shape:
             wrong.append((scene.objects[0].shape, seen))
@@ -376,17 +376,17 @@ def told(text: str) -> str:
 
 def test_captions_tell_shape_colour_and_motion():
     for i in range(400):
-        clip = shapes.clip(i, split="all", num_objects=1, height=16, width=16, num_frames=2)
+        clip = render.clip(i, split="all", num_objects=1, height=16, width=16, num_frames=2)
         (one,) = clip.scene.objects
         text = clip.caption.lower()
         assert f"{one.colour} {one.shape}" in text
         assert told(text) == one.motion, clip.caption
-        assert not any(f" {colour} " in text for colour in shapes.COLOURS if colour != one.colour)
+        assert not any(f" {colour} " in text for colour in render.COLOURS if colour != one.colour)
 
 
 def test_captions_of_two_objects_tell_both():
     for i in range(200):
-        clip = shapes.clip(i, num_objects=2, height=16, width=16, num_frames=2)
+        clip = render.clip(i, num_objects=2, height=16, width=16, num_frames=2)
         first, second = re.split(r" and (?=an? )| while |\. ", clip.caption.lower(), maxsplit=1)
         for one, text in zip(clip.scene.objects, (first, second), strict=True):
             assert f"{one.colour} {one.shape}" in text
@@ -396,10 +396,10 @@ def test_captions_of_two_objects_tell_both():
 def test_what_captions_add_is_true():
     seen = collections.Counter()
     for i in range(800):
-        scene = shapes.scene(i, seed=2, split="all", num_objects=1)
-        text = shapes.caption(scene, np.random.default_rng(i)).lower()
+        scene = render.scene(i, seed=2, split="all", num_objects=1)
+        text = render.caption(scene, np.random.default_rng(i)).lower()
         (one,) = scene.objects
-        tracks = shapes.ground_truth(scene, 2, 100, 100, 1)
+        tracks = render.ground_truth(scene, 2, 100, 100, 1)
         if "small " in text or "large " in text:
             assert ("small " in text) == (tracks[0].size[0] < 36)
             seen["size"] += 1
@@ -425,33 +425,33 @@ def test_what_captions_add_is_true():
 def test_captions_are_varied_short_and_made_of_known_words():
     texts = []
     for i in range(1000):
-        scene = shapes.scene(i, split="all")
+        scene = render.scene(i, split="all")
         rng = np.random.default_rng(i)
-        texts += [shapes.caption(scene, rng, motion=j > 0) for j in range(5)]
+        texts += [render.caption(scene, rng, motion=j > 0) for j in range(5)]
     assert len(set(texts)) > 3500
-    assert max(len(text.encode()) for text in texts) <= captions.MAX_BYTES
+    assert max(len(text.encode()) for text in texts) <= grammar.MAX_BYTES
     used = {word for text in texts for word in re.findall("[a-z]+", text.lower())}
-    assert used == set(shapes.words())
-    assert list(shapes.words()) == sorted(shapes.words())
+    assert used == set(render.words())
+    assert list(render.words()) == sorted(render.words())
     assert any(text[0].isupper() and text.endswith(".") for text in texts)
     assert not any(re.search(r"\ba [aeo]|\ban [^aeo]|  |\{", text) for text in texts)
 
 
 def test_the_longest_captions_fit_the_tokenizer():
-    longest = max(map(len, shapes.SHAPES)), max(map(len, shapes.COLOURS))
-    shape = next(name for name in shapes.SHAPES if len(name) == longest[0])
-    colour = next(name for name in shapes.COLOURS if len(name) == longest[1])
+    longest = max(map(len, render.SHAPES)), max(map(len, render.COLOURS))
+    shape = next(name for name in render.SHAPES if len(name) == longest[0])
+    colour = next(name for name in render.COLOURS if len(name) == longest[1])
     ground = scenes.Background("beige", "checkered")
-    for motion, pan, count in itertools.product(shapes.MOTIONS, (None, "right"), (1, 2)):
+    for motion, pan, count in itertools.product(render.MOTIONS, (None, "right"), (1, 2)):
         one = figure(shape, colour, motion, size=0.49, rate=-scenes._PACES[motion][2])
-        scene = shapes.Scene((one,) * count, ground, pan)
-        texts = [shapes.caption(scene, np.random.default_rng(i)) for i in range(150)]
-        assert max(len(text.encode()) for text in texts) <= captions.MAX_BYTES
+        scene = render.Scene((one,) * count, ground, pan)
+        texts = [render.caption(scene, np.random.default_rng(i)) for i in range(150)]
+        assert max(len(text.encode()) for text in texts) <= grammar.MAX_BYTES
 
 
 def test_a_picture_has_a_caption_without_motion():
     for i in range(100):
-        clip = shapes.clip(i, num_frames=1, height=32, width=32)
+        clip = render.clip(i, num_frames=1, height=32, width=32)
         assert clip.frames.shape == (1, 32, 32, 3)
         for one in clip.scene.objects:
             assert f"{one.colour} {one.shape}" in clip.caption.lower()
@@ -460,19 +460,19 @@ def test_a_picture_has_a_caption_without_motion():
 
 
 def test_bad_arguments_are_errors_that_name_them():
-    scene = shapes.scene(0)
+    scene = render.scene(0)
     for wrong in ((0, 64, 64, 24), (9, 0, 64, 24), (9, 64, -1, 24), (9, 64, 64, 0)):
         with pytest.raises(ValueError, match="must be positive, got"):
-            shapes.render(scene, *wrong)
+            render.render(scene, *wrong)
     with pytest.raises(ValueError, match=r"must be >= 0, got 0 and -1"):
-        shapes.scene(-1)
+        render.scene(-1)
     with pytest.raises(ValueError, match="num_objects 1, 2 or None"):
-        shapes.scene(0, num_objects=3)
+        render.scene(0, num_objects=3)
     with pytest.raises(ValueError, match="unknown motion 'jump'"):
-        shapes.render(shapes.Scene((figure(motion="jump"),), GREY), 1, 32, 32, 24)
+        render.render(render.Scene((figure(motion="jump"),), GREY), 1, 32, 32, 24)
     for wrong in ((), ("rotate", "")):
         with pytest.raises(ValueError, match="unknown motion ''; known are left"):
-            shapes.clip(0, motions=wrong)
+            render.clip(0, motions=wrong)
     with pytest.raises(dataclasses.FrozenInstanceError):
         scene.pan = "left"
 
@@ -489,15 +489,15 @@ def test_the_world_needs_numpy_and_jaxtyping_alone():
 
 
 def test_words_that_no_caption_has_are_named_once():
-    found = captions.unknown_words("A small red Dog moves left; 2 dogs, a dog!")
+    found = grammar.unknown_words("A small red Dog moves left; 2 dogs, a dog!")
     assert found == ("dog", "2", "dogs")
     for index in range(200):
-        assert captions.unknown_words(shapes.clip(index, height=16, width=16).caption) == ()
+        assert grammar.unknown_words(render.clip(index, height=16, width=16).caption) == ()
 
 
 def test_what_can_be_asked_for_is_made_of_known_words():
-    known = captions.vocabulary()
-    assert known["shapes"] == shapes.SHAPES
-    assert len(known["motions"]) == len(shapes.MOTIONS)
+    known = grammar.vocabulary()
+    assert known["shapes"] == render.SHAPES
+    assert len(known["motions"]) == len(render.MOTIONS)
     for phrases in known.values():
-        assert captions.unknown_words(" ".join(phrases)) == ()
+        assert grammar.unknown_words(" ".join(phrases)) == ()

@@ -10,10 +10,11 @@ import pytest
 from flax import linen as nn
 from jax.sharding import PartitionSpec as P
 
-from ltx_jax import config, sharding
+from ltx_jax import config
 from ltx_jax.checkpoints import runs
 from ltx_jax.config import MeshConfig, TrainTransformer, TrainVAE, TransformerConfig
 from ltx_jax.models.transformer import Transformer
+from ltx_jax.runtime import sharding
 from ltx_jax.training import transformer, vae
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_fused import CFG, draw, inputs, params, prepared  # noqa: F401
+from test_transformer_fast import CFG, draw, inputs, params, prepared  # noqa: F401
 
-from ltx_jax.models import fused, teacache
+from ltx_jax.models import teacache, transformer_fast
 
 # As published for LTX-Video, highest power first.
 POLYNOMIAL = np.poly1d(
@@ -18,7 +18,7 @@ POLYNOMIAL = np.poly1d(
 
 @pytest.fixture(scope="module")
 def derived(params):  # noqa: F811
-    return jax.jit(fused.derive, static_argnames="cfg")(params, cfg=CFG)
+    return jax.jit(transformer_fast.derive, static_argnames="cfg")(params, cfg=CFG)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,9 @@ def path():
 def exact(derived):
     call = prepared(derived, inputs())
     return jax.jit(
-        lambda x, t: fused.velocity(derived, x, jnp.full((2, 1), t), *call[2:], None, CFG)
+        lambda x, t: transformer_fast.velocity(
+            derived, x, jnp.full((2, 1), t), *call[2:], None, CFG
+        )
     )
 
 
@@ -64,8 +66,8 @@ def test_steps_are_left_out_as_published(derived, exact, run, path):
     latents, times = path
     threshold, total, before, computed = 0.15, 0.0, None, []
     for x, t in zip(latents, times, strict=True):
-        h, embedded = fused.embed(derived, x, jnp.full((2, 1), t), CFG)
-        seen = np.asarray(fused.first_input(derived, h, embedded, CFG), np.float64)
+        h, embedded = transformer_fast.embed(derived, x, jnp.full((2, 1), t), CFG)
+        seen = np.asarray(transformer_fast.first_input(derived, h, embedded, CFG), np.float64)
         if before is not None:
             change = np.abs(seen - before).mean((1, 2)) / np.abs(before).mean((1, 2))
             total += max(POLYNOMIAL(change))
@@ -81,8 +83,8 @@ def test_steps_are_left_out_as_published(derived, exact, run, path):
         if due:
             want = exact(x, t)
         else:
-            h, embedded = fused.embed(derived, x, jnp.full((2, 1), t), CFG)
-            want = fused.project(derived, h + kept.update, embedded)
+            h, embedded = transformer_fast.embed(derived, x, jnp.full((2, 1), t), CFG)
+            want = transformer_fast.project(derived, h + kept.update, embedded)
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ltx_jax.diffusion import sampler
-from ltx_jax.diffusion.tokens import unpatchify
-from ltx_jax.pipeline import network
+from ltx_jax.diffusion.positions import unpatchify
+from ltx_jax.inference.pipeline import network
 
 # Rounding through up to 6 float32 calls of a random network and as many guided steps.
 TOLERANCE = dict(atol=1e-4, rtol=0)

@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from ltx_jax import config
-from ltx_jax.checkpoints import checkpoint
+from ltx_jax.checkpoints.load import load_checkpoint
 from train import main
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -52,7 +52,7 @@ def wait_for_a_step(process):
 
 
 def weights(folder):
-    loaded = checkpoint.load(folder)
+    loaded = load_checkpoint(folder)
     return loaded.transformer_params, loaded.text_encoder, loaded.vae_params, loaded.statistics
 
 
@@ -77,11 +77,11 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(trained, tmp_path):
 
 
 def test_a_transformer_run_is_complete_in_itself(trained):
-    vae = checkpoint.load(trained / "vae")
+    vae = load_checkpoint(trained / "vae")
     assert vae.transformer is None
     assert (np.asarray(vae.statistics.std) > 0).all()
 
-    whole = checkpoint.load(trained / "transformer")
+    whole = load_checkpoint(trained / "transformer")
     assert whole.transformer.in_channels == vae.vae.latent_channels
     assert whole.text_encoder is not None
     assert whole.vae == vae.vae

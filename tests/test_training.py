@@ -6,8 +6,8 @@ import optax
 import pytest
 from tiny_stages import QUICK, load, one_device, tiny_vae
 
-from ltx_jax import sharding
 from ltx_jax.config import MeshConfig
+from ltx_jax.runtime import sharding
 from ltx_jax.training import state, transformer, vae
 
 
@@ -32,7 +32,7 @@ def test_eight_devices_train_as_one(name, monkeypatch, tmp_path):
     module = {"vae": vae, "transformer": transformer}[name]
     # Plain gradient descent: Adam would make a whole step of a rounding error near zero.
     monkeypatch.setattr(module, "make_optimizer", lambda *_: optax.sgd(0.1))
-    monkeypatch.setattr(transformer.checkpoint, "load", lambda *_, **__: tiny_vae())
+    monkeypatch.setattr(transformer, "load_checkpoint", lambda *_, **__: tiny_vae())
     cfg = load(name, "--run.output", str(tmp_path / "none"))
     shape = {"vae": dict(data=2, fsdp=4), "transformer": dict(data=1, fsdp=2, seq=2, tensor=2)}
     results = []

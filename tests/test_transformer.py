@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from golden_weights import golden_state_dict
 
-from ltx_jax import sharding
 from ltx_jax.config import TransformerConfig
-from ltx_jax.diffusion import tokens
+from ltx_jax.diffusion import positions
 from ltx_jax.models.transformer import AdaLNSingle, Skip, Transformer
+from ltx_jax.runtime import sharding
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "transformer_tiny.npz"
 TINY = TransformerConfig(
@@ -72,8 +72,8 @@ def variables(golden):
 
 
 def rope(fps=25.0, causal=True, cfg=TINY, grid=(3, 4, 5)):
-    coords = tokens.pixel_coords(tokens.latent_coords(grid), 8, 32, causal)
-    return tokens.rope_tables(tokens.positions(coords, fps), cfg)
+    coords = positions.pixel_coords(positions.latent_coords(grid), 8, 32, causal)
+    return positions.rope_tables(positions.positions(coords, fps), cfg)
 
 
 @pytest.fixture(scope="module")
@@ -198,8 +198,8 @@ def test_velocity_matches_diffusers(heads, head_dim, grid):
     caption = rng.standard_normal((2, 5, cfg.caption_channels), dtype=np.float32)
     mask = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]], np.float32)
     time = rng.uniform(size=(2, n)).astype(np.float32)
-    coords = tokens.pixel_coords(tokens.latent_coords(grid), 8, 32, causal=True)
-    at = tokens.positions(coords, 24.0)
+    coords = positions.pixel_coords(positions.latent_coords(grid), 8, 32, causal=True)
+    at = positions.positions(coords, 24.0)
     with torch.no_grad():
         want = oracle(
             torch.from_numpy(latents),
@@ -211,7 +211,7 @@ def test_velocity_matches_diffusers(heads, head_dim, grid):
 
     params = from_official(state, cfg.num_layers)
     got = jax.jit(Transformer(cfg).apply, compiler_options=QUICK)(
-        {"params": params}, latents, time, caption, mask, tokens.rope_tables(at, cfg)
+        {"params": params}, latents, time, caption, mask, positions.rope_tables(at, cfg)
     )
     assert 0.5 < want.std() < 5
     assert_close(got, want)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from golden_weights import golden_state_dict
 
-from ltx_jax import sharding
 from ltx_jax.config import UpsamplerConfig
 from ltx_jax.models.upsampler import LatentUpsampler
+from ltx_jax.runtime import sharding
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 

@@ -27,10 +27,10 @@ from vae_reference import (
     tiny,
 )
 
-from ltx_jax import sharding
 from ltx_jax.config import BlockConfig, VAEConfig
 from ltx_jax.models import vae
 from ltx_jax.models.vae import LatentStatistics, Posterior, VideoVAE, key_noise
+from ltx_jax.runtime import sharding
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "vae_unusual_tiny.npz"
 

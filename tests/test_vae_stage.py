@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from tiny_stages import QUICK, load, one_device
 
-from ltx_jax import sharding
 from ltx_jax.config import BucketConfig, DiscriminatorConfig, MeshConfig
 from ltx_jax.data.loader import Batch
+from ltx_jax.runtime import sharding
 from ltx_jax.training import loop, state, vae, vae_validation
 
 PICTURES = BucketConfig(num_frames=1, height=24, width=16, batch_size=8)

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ltx_jax.data import video, writing
-from ltx_jax.data.sheet import contact_sheet
+from ltx_jax.data import video
+from ltx_jax.data.contact_sheet import contact_sheet
+from ltx_jax.runtime import files
 
 RED, BLUE = (200, 40, 40), (40, 60, 200)
 
@@ -427,8 +428,8 @@ def test_a_place_that_cannot_be_written_is_said(tmp_path):
         with pytest.raises(ValueError, match=r"cannot write .*clip.mp4"):
             video.write_video(place, numbered(3), 24)
         with pytest.raises(ValueError, match=r"cannot write .*clip.mp4"):
-            writing.check_writable(place)
-    writing.check_writable(tmp_path / "new" / "clip.mp4")
+            files.check_writable(place)
+    files.check_writable(tmp_path / "new" / "clip.mp4")
     assert not (tmp_path / "new").exists()
 
 

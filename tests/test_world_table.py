@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from ltx_jax.data import shapes
-from ltx_jax.data.scenes import DIRECTIONS
 from ltx_jax.evaluate import world
+from ltx_jax.world import render
+from ltx_jax.world.scenes import DIRECTIONS
 
 ALL = tuple(world.ROWS)
 
@@ -30,7 +30,7 @@ class Renderer:
     def __call__(self, captions, options, *, conditions, first_sample):
         self.calls.append((options, conditions, first_sample))
         size = options.num_frames, options.height, options.width, options.frame_rate
-        return np.stack([shapes.render(self.scenes[text], *size) for text in captions])
+        return np.stack([render.render(self.scenes[text], *size) for text in captions])
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def test_prompts_keep_to_their_split_and_are_no_training_clips():
     bench = world.Bench(lambda *_: None, lambda frames: frames, 8)
     for split in ("train", "held_out"):
         for asked in bench.draw(20, split):
-            assert shapes.is_held_out(*asked.triples[0]) == (split == "held_out")
+            assert render.is_held_out(*asked.triples[0]) == (split == "held_out")
     paced = bench.draw(10, "train", motions=tuple(DIRECTIONS), paced=True)
     assert all("slowly" in asked.caption or "quickly" in asked.caption for asked in paced)
     assert bench.draw(3) == bench.draw(3)

@@ -10,8 +10,7 @@ import numpy as np
 from golden_weights import golden_state_dict
 from safetensors.numpy import save_file
 
-from ltx_jax import sharding
-from ltx_jax.checkpoints import exported, official
+from ltx_jax.checkpoints import exported_folder, official
 from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.config import (
     BlockConfig,
@@ -21,10 +20,11 @@ from ltx_jax.config import (
     TransformerConfig,
     VAEConfig,
 )
+from ltx_jax.inference.text_encoder import ByteTokenizer, TextEncoder
 from ltx_jax.models.t5 import T5Encoder
 from ltx_jax.models.transformer import Transformer
 from ltx_jax.models.vae import LatentStatistics, VideoVAE
-from ltx_jax.text import ByteTokenizer, TextEncoder
+from ltx_jax.runtime import sharding
 
 CHANNELS, CAPTION = 8, 16  # of the latents; width of the caption embeddings
 
@@ -110,7 +110,7 @@ SETTINGS = SamplingConfig(
 def write_exported(folder, **settings):
     """Writes what `ltx_jax.export` makes of a run: model, text encoder and settings."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_checkpoint(folder / exported.MODEL)
+    write_checkpoint(folder / exported_folder.MODEL)
     write_text_encoder(folder, CAPTION)
-    exported.write_settings(folder, dataclasses.replace(SETTINGS, **settings))
+    exported_folder.write_settings(folder, dataclasses.replace(SETTINGS, **settings))
     return folder

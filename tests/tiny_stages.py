@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ltx_jax import config, sharding
-from ltx_jax.checkpoints.contents import Checkpoint
+from ltx_jax import config
+from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.config import MeshConfig
 from ltx_jax.models.vae import LatentStatistics, VideoVAE
+from ltx_jax.runtime import sharding
 from ltx_jax.training import state
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"

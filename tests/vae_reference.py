@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from golden_weights import golden_tensor
 
-from ltx_jax import sharding
 from ltx_jax.config import BlockConfig, VAEConfig
 from ltx_jax.models.vae import VideoVAE
+from ltx_jax.runtime import sharding
 
 TIMES = np.array([0.05, 0.3], np.float32)
 # Outputs are of order 1 to 4, of networks of up to twenty float32 convolutions, summed in another

@@ -2,8 +2,8 @@
 
     python sample.py --config configs/sample/shapes.py --prompt "a small red star moves left"
 
-Seconds on a CPU. What it knows: shapes, colours and motions of ltx_jax/data/scenes.py, told as in
-ltx_jax/data/captions.py. `python -m ltx_jax.export ... --settings` stores these settings beside the
+Seconds on a CPU. What it knows: shapes, colours and motions of ltx_jax/world/scenes.py, told as in
+ltx_jax/world/grammar.py. `python -m ltx_jax.export ... --settings` stores these settings beside the
 weights, so that sample.py, the web page and the pipeline take them without this file.
 """
 

@@ -1,132 +1,45 @@
-"""Loading a checkpoint, whatever it is: a file, a folder, a repository, a run, the embedded one."""
+"""What a checkpoint holds, wherever it came from."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
-import jax
-from jax.sharding import Mesh
+import numpy as np
 
-from ltx_jax.checkpoints import diffusers, exported, hub, official
-from ltx_jax.checkpoints.contents import Checkpoint
-from ltx_jax.config import DType, SamplingConfig, UpsamplerConfig
+from ltx_jax.config import (
+    SamplingConfig,
+    SchedulerConfig,
+    T5Config,
+    TransformerConfig,
+    VAEConfig,
+)
+from ltx_jax.models.vae import LatentStatistics
 
-__all__ = ["Checkpoint", "load", "load_upsampler", "own_settings"]
 
+@dataclasses.dataclass
+class Checkpoint:
+    """Configurations and parameters of one model, and what a file says beside them.
 
-def load(
-    path_or_hub_id: str | Path,
-    *,
-    mesh: Mesh | None = None,
-    dtype: DType | None = None,
-    allow_fp8: bool = False,
-) -> Checkpoint:
-    """Loads an official file, a diffusers folder, a repository of either, what `ltx_jax.export`
-    wrote, a run of train.py or a step of one (RUN/steps/N), also by its address (gs://), or
-    "embedded", the model that ships.
-
-    Args:
-      mesh: lays the parameters out by their logical axes; None puts them on the default device.
-      dtype: of the parameters; None keeps what is stored.
-      allow_fp8: takes 8-bit weights as plain values, which those of some releases are not.
-
-    Raises:
-      ValueError: if there is no such checkpoint, or it is damaged, incomplete or of a kind that
-        is not supported; says what is wrong and what to do.
+    Any network may be absent: a VAE alone is a checkpoint too. The fields from `tolerated` on are
+    what makes official -> ours -> official bitwise; all of them may be left empty.
     """
-    if str(path_or_hub_id).startswith("gs://"):
-        from ltx_jax.checkpoints import runs  # brings in Orbax, which takes a second
 
-        return _cast(runs.load_run(path_or_hub_id, mesh=mesh), dtype)
-    path = hub.resolve(path_or_hub_id)
-    if path.is_file():
-        _refuse_others(path)
-        return official.read(path, mesh=mesh, dtype=dtype, allow_fp8=allow_fp8)
-    # Runs first: one of a transformer has a folder `vae` too, but only runs have their own config.
-    if _may_be_run(path):
-        from ltx_jax.checkpoints import runs
-
-        if runs.is_run(path):
-            return _cast(runs.load_run(path, mesh=mesh), dtype)
-    if exported.is_exported(path):
-        return exported.read(path, mesh=mesh, dtype=dtype)
-    if diffusers.is_directory(path):
-        return diffusers.read(path, mesh=mesh, dtype=dtype, allow_fp8=allow_fp8)
-    raise ValueError(f"{path} is no checkpoint: {_contents(path)}")
-
-
-def own_settings(path_or_hub_id: str | Path) -> SamplingConfig | None:
-    """How a checkpoint is sampled, without reading its weights; None: it does not say.
-
-    Raises:
-      ValueError: if its settings are damaged.
-    """
-    path = Path(path_or_hub_id).expanduser()
-    if path_or_hub_id == hub.EMBEDDED:
-        path = hub.EMBEDDED_FOLDER
-    if exported.is_exported(path):
-        return exported.read_settings(path)
-    if str(path_or_hub_id).startswith("gs://") or _may_be_run(path):
-        from ltx_jax.checkpoints import runs
-
-        if runs.is_run(path_or_hub_id):
-            return runs.own_settings(runs.read_config(path_or_hub_id))
-    return None
-
-
-def _may_be_run(path: Path) -> bool:
-    """Whether `runs` should be asked, which brings in Orbax."""
-    return (path / "config.json").is_file() or path.parent.name == "steps"
-
-
-def load_upsampler(
-    path_or_hub_id: str | Path, *, mesh: Mesh | None = None, dtype: DType | None = None
-) -> tuple[UpsamplerConfig, Any]:
-    """Loads a latent upsampler's file: its configuration and its parameters.
-
-    Raises:
-      ValueError: as `load` does.
-    """
-    path = hub.resolve(path_or_hub_id)
-    _refuse_others(path)
-    return official.read_upsampler(path, mesh=mesh, dtype=dtype)
-
-
-def _cast(checkpoint: Checkpoint, dtype: DType | None) -> Checkpoint:
-    """A run's parameters in another dtype."""
-    if dtype is None:
-        return checkpoint
-    changes: dict[str, Any] = {}
-    for name in ("transformer", "vae"):
-        cfg = getattr(checkpoint, name)
-        if cfg is not None:
-            changes[name] = dataclasses.replace(cfg, param_dtype=dtype)
-            params = getattr(checkpoint, f"{name}_params")
-            changes[f"{name}_params"] = jax.tree.map(lambda x: x.astype(dtype), params)
-    if checkpoint.text_encoder is not None:
-        cfg, params, max_tokens = checkpoint.text_encoder
-        cfg = dataclasses.replace(cfg, param_dtype=dtype)
-        params = jax.tree.map(lambda x: x.astype(dtype), params)
-        changes["text_encoder"] = cfg, params, max_tokens
-    return dataclasses.replace(checkpoint, **changes)
-
-
-def _refuse_others(path: Path) -> None:
-    if path.suffix in (".pt", ".pth", ".ckpt", ".bin"):
-        raise ValueError(
-            f"{path} is a pickle, which may run any code when opened: convert it to safetensors "
-            "where you trust it"
-        )
-
-
-def _contents(path: Path) -> str:
-    """What a folder should have been, seen by what it holds."""
-    files = sorted(file.name for file in path.glob("*.safetensors"))
-    if (path / "config.json").is_file() and path.name in ("transformer", "vae"):
-        return f"it is one part of a diffusers folder, give {path.parent}"
-    if files:
-        return f"give one of its files, such as {path / files[0]}"
-    return (
-        "expected an official .safetensors file, a diffusers folder (with transformer/ or vae/) "
-        "or a run of train.py"
-    )
+    transformer: TransformerConfig | None = None
+    transformer_params: Any = None  # plain nested dicts of arrays, as the modules have them
+    vae: VAEConfig | None = None
+    vae_params: Any = None
+    statistics: LatentStatistics | None = None  # None: the latents are not normalised
+    scheduler: SchedulerConfig = SchedulerConfig()
+    allowed_inference_steps: tuple[float, ...] | None = None  # times of a distilled model
+    settings: SamplingConfig | None = None  # how it is sampled; None: it does not say
+    # Configuration, parameters, caption length in tokens. Runs of ours and what is exported from
+    # them hold one (with the byte tokenizer); the official layouts have no place for it.
+    text_encoder: tuple[T5Config, Any, int] | None = None
+    # Tensors of the file that no network uses, under their names in the file.
+    tolerated: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    metadata: dict[str, str] = dataclasses.field(default_factory=dict)  # of the file, raw
+    # Where the file spells an official name (prefix included) otherwise; None: it has no such
+    # tensor.
+    names: dict[str, str | None] = dataclasses.field(default_factory=dict)
+    # Official names whose dtype in the file is narrower than that of the parameter.
+    dtypes: dict[str, str] = dataclasses.field(default_factory=dict)
+    source_hash: str = ""  # tensors.fingerprint of the files

@@ -25,7 +25,7 @@ from ltx_jax.checkpoints import (
     placement,
     tensors,
 )
-from ltx_jax.checkpoints.contents import Checkpoint
+from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.checkpoints.tensors import Pending, StoredTensor
 from ltx_jax.config import DType, TransformerConfig
 

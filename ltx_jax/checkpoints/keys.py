@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ltx_jax import sharding
 from ltx_jax.config import TransformerConfig, UpsamplerConfig, VAEConfig
 from ltx_jax.models.transformer import Transformer
 from ltx_jax.models.upsampler import LatentUpsampler
 from ltx_jax.models.vae import VideoVAE
+from ltx_jax.runtime import sharding
 
 Path = tuple[str, ...]
 

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ltx_jax.checkpoints import keys, official_config, placement, tensors
-from ltx_jax.checkpoints.contents import Checkpoint
+from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.checkpoints.keys import STATISTICS, STATISTICS_MEAN, STATISTICS_STD, Leaf
 from ltx_jax.checkpoints.tensors import Pending, StoredTensor, TensorFile
 from ltx_jax.config import DType, UpsamplerConfig

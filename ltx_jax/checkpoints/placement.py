@@ -12,10 +12,10 @@ import ml_dtypes
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from ltx_jax import sharding
 from ltx_jax.checkpoints.keys import Leaf
 from ltx_jax.checkpoints.tensors import FLOAT8, Pending, StoredTensor
 from ltx_jax.config import DType
+from ltx_jax.runtime import sharding
 
 _FLOATS = ("F32", "F16", "BF16")
 # Rows of a tensor that are turned at a time: more of them fall out of the processor's cache.

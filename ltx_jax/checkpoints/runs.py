@@ -26,9 +26,9 @@ from etils import epath
 from jax.sharding import Mesh, SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers
 
-from ltx_jax import config, sharding
+from ltx_jax import config
 from ltx_jax.checkpoints import keys, tensors
-from ltx_jax.checkpoints.contents import Checkpoint
+from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.checkpoints.lock import Lock, is_address
 from ltx_jax.config import (
     RunConfig,
@@ -40,6 +40,7 @@ from ltx_jax.config import (
 )
 from ltx_jax.models.t5 import T5Encoder
 from ltx_jax.models.vae import LatentStatistics
+from ltx_jax.runtime import sharding
 
 _KINDS: dict[str, Any] = {kind.__name__: kind for kind in (TrainVAE, TrainTransformer, VAEConfig)}
 _CONFIG = "config.json"

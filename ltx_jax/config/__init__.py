@@ -9,6 +9,7 @@ import runpy
 from collections.abc import Sequence
 from typing import Any
 
+from ltx_jax.config.from_json import build, nearest
 from ltx_jax.config.networks import (
     AttentionForm,
     BlockConfig,
@@ -39,7 +40,6 @@ from ltx_jax.config.sampling import (
     SkipBlocks,
     STGMode,
 )
-from ltx_jax.config.stored import build, nearest
 from ltx_jax.config.training import (
     BucketConfig,
     ConditionPattern,

@@ -19,7 +19,7 @@ from jaxtyping import Float16, Float32, UInt8
 
 from ltx_jax.config import BucketConfig, ConditionPattern, DataConfig
 from ltx_jax.data import order, workers
-from ltx_jax.data.reading import in_background, read_ahead
+from ltx_jax.data.read_ahead import in_background, read_ahead
 from ltx_jax.data.sources import Encoding, Example, Source, StoredLatents, World
 
 __all__ = ["Batch", "Loader", "StoredLatents", "open_source"]
@@ -225,7 +225,7 @@ def open_source(path: str, cfg: DataConfig, seed: int) -> Source:
     if World.has(path):
         return World(path, cfg, seed)
     # With PyAV and TFDS, which the world does without.
-    from ltx_jax.data import dataset, folder, latents, media
+    from ltx_jax.data import dataset, folder, latent_cache, media
 
     kind = dataset.kind_of(path)
     if kind is None:
@@ -236,6 +236,6 @@ def open_source(path: str, cfg: DataConfig, seed: int) -> Source:
             lambda number: (clips[number].path, (clips[number].caption,)),
             cfg,
         )
-    if kind == latents.KIND:
-        return latents.Latents(path, cfg)
+    if kind == latent_cache.KIND:
+        return latent_cache.Latents(path, cfg)
     return dataset.open_clips(path, cfg)

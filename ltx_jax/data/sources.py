@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float16, Int32, UInt8
 
 from ltx_jax.config import BucketConfig, DataConfig
-from ltx_jax.data import scenes, shapes
+from ltx_jax.world import render, scenes
 
 CACHE_BYTES = 2 * 2**30  # of examples that a source keeps in memory
 
@@ -127,7 +127,7 @@ class World:
         """Draws a clip."""
         sizes = self._cfg.sizes
         frame_rate = float(rng.choice(self._cfg.frame_rates))
-        clip = shapes.clip(
+        clip = render.clip(
             index * len(sizes) + sizes.index(bucket),
             seed=self._seed,
             num_frames=bucket.num_frames,

@@ -8,9 +8,9 @@ import gradio as gr  # pyright: ignore[reportMissingImports]  # the demo extra
 from gradio.themes import Soft  # pyright: ignore[reportMissingImports]
 
 from ltx_jax.checkpoints import hub
-from ltx_jax.data import captions
 from ltx_jax.demo.studio import MAX_PROMPT, Picture, Studio
 from ltx_jax.diffusion.sampler import Progress
+from ltx_jax.world import grammar
 
 # Fonts of the system: the page loads nothing from elsewhere.
 THEME = Soft(
@@ -152,7 +152,7 @@ def _handler(
 
     def handle(values: dict[Any, Any], progress: gr.Progress = gr.Progress()) -> Any:
         given: dict[str, Any] = {name: values[field] for name, field in fields.items()}
-        unknown = captions.unknown_words(given["prompt"]) if is_world else ()
+        unknown = grammar.unknown_words(given["prompt"]) if is_world else ()
         if unknown:
             gr.Warning(f"This model has never read {', '.join(unknown)}.")
         seed = None if given["fresh"] else given["seed"]
@@ -254,5 +254,5 @@ def _heading(studio: Studio, is_world: bool) -> str:
 
 
 def _known_words() -> str:
-    known = captions.vocabulary().items()
+    known = grammar.vocabulary().items()
     return "\n".join(f"- **{kind}:** {', '.join(words)}" for kind, words in known)

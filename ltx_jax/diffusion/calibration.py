@@ -9,7 +9,7 @@ import numpy as np
 
 from ltx_jax.config import SamplingConfig, TransformerConfig
 from ltx_jax.diffusion import flow, sampler
-from ltx_jax.models import fused
+from ltx_jax.models import transformer_fast
 
 # Small videos of few steps: what is looked for depends little on the size.
 OPTIONS = SamplingConfig(
@@ -36,7 +36,7 @@ def largest_inputs(
     steps: int,
     cfg: TransformerConfig,
     call: Callable[..., Any],
-) -> fused.Largest:
+) -> transformer_fast.Largest:
     """Of every large linear, in a run of `steps` without guidance.
 
     Args:
@@ -51,7 +51,7 @@ def largest_inputs(
     for t, target in itertools.pairwise(times):
         time = jnp.full((len(x), 1), t)
         given = (x, time, caption.embeddings, caption.mask, inputs.rope, None)
-        velocity, seen = call(fused.observe, params, *given, cfg=cfg)
+        velocity, seen = call(transformer_fast.observe, params, *given, cfg=cfg)
         observed.append(seen)
         x = flow.euler_step(x, velocity, time, jnp.full_like(time, target))
-    return fused.largest_of(observed)
+    return transformer_fast.largest_of(observed)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from ltx_jax.diffusion import tokens
+from ltx_jax.diffusion import positions
 from ltx_jax.diffusion.noise import NoiseSource
 
 PREFIX = 2  # latent frames of a later clip that become extra tokens
@@ -194,9 +194,9 @@ def prepare(
     """
     b, t, h, w, _ = latents.shape
 
-    def coords_of(grid: tokens.Grid) -> Int[Array, "n 3"]:
-        corner = tokens.latent_coords(grid)
-        return tokens.pixel_coords(corner, temporal_factor, spatial_factor, causal)
+    def coords_of(grid: positions.Grid) -> Int[Array, "n 3"]:
+        corner = positions.latent_coords(grid)
+        return positions.pixel_coords(corner, temporal_factor, spatial_factor, causal)
 
     mask = jnp.zeros((b, t), jnp.float32)
     extra: list[tuple[Array, Array, Array]] = []  # tokens, coords, mask
@@ -219,9 +219,11 @@ def prepare(
         coords = coords_of((item.shape[1], h, w))
         coords = jnp.broadcast_to(coords, (*jnp.shape(frame), *coords.shape))
         coords = coords.at[..., 0].add(jnp.asarray(frame, jnp.int32)[..., None])
-        extra.append((tokens.patchify(item), coords, jnp.repeat(weight, h * w, axis=1)))
+        extra.append((positions.patchify(item), coords, jnp.repeat(weight, h * w, axis=1)))
 
-    extra.append((tokens.patchify(latents), coords_of((t, h, w)), jnp.repeat(mask, h * w, axis=1)))
+    extra.append(
+        (positions.patchify(latents), coords_of((t, h, w)), jnp.repeat(mask, h * w, axis=1))
+    )
     all_tokens, all_coords, all_masks = zip(*extra, strict=True)
     samples = (b,) if any(coords.ndim == 3 for coords in all_coords) else ()
     all_coords = [jnp.broadcast_to(x, (*samples, *x.shape[-2:])) for x in all_coords]

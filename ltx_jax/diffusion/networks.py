@@ -7,7 +7,7 @@ from jaxtyping import Array
 
 from ltx_jax.config import TransformerConfig
 from ltx_jax.diffusion import sampler
-from ltx_jax.models import fused, teacache
+from ltx_jax.models import teacache, transformer_fast
 from ltx_jax.models.transformer import Transformer
 
 
@@ -24,7 +24,7 @@ def _stored(params: Any, *inputs: Any, cfg: TransformerConfig) -> Array:
 @functools.lru_cache
 def fast_network(cfg: TransformerConfig) -> sampler.Velocity:
     """With the parameters, captions and tables of `models.fused`, on one device."""
-    return functools.partial(fused.velocity, cfg=cfg)
+    return functools.partial(transformer_fast.velocity, cfg=cfg)
 
 
 @functools.lru_cache

@@ -19,9 +19,9 @@ from jaxtyping import Array, Float, Float32, Int
 from ltx_jax.config import SamplingConfig, STGMode
 from ltx_jax.diffusion import flow, guidance
 from ltx_jax.diffusion.guidance import Branches, Plan, Scales
-from ltx_jax.models.fused import FewTimes
 from ltx_jax.models.transformer import Skip
-from ltx_jax.sharding import constrain
+from ltx_jax.models.transformer_fast import FewTimes
+from ltx_jax.runtime.sharding import constrain
 
 HARD = 1 - 1e-6  # a token of at least this strength is never denoised
 _BUCKET = 64  # per-step data is padded to a multiple, so that the step count is no static shape

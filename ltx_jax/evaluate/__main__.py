@@ -18,9 +18,9 @@ from typing import Any
 import rich.console
 import rich.progress
 
-from ltx_jax.data import writing
 from ltx_jax.evaluate import report
 from ltx_jax.evaluate.report import Figure
+from ltx_jax.runtime import files
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,7 +44,7 @@ def _run(given: argparse.Namespace) -> None:
     title, figures = f"Evaluation: {given.kind}", []
     settings = {name: value for name, value in vars(given).items() if name not in ("output", "run")}
     for place in report.paths(output):
-        writing.check_writable(place)
+        files.check_writable(place)
     for found, about in given.run(given):
         settings |= about
         figures += found
@@ -147,14 +147,15 @@ def _add_judge(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_vae(given: argparse.Namespace) -> Parts:
-    from ltx_jax.checkpoints import checkpoint, perceptual
+    from ltx_jax.checkpoints import perceptual
+    from ltx_jax.checkpoints.load import load_checkpoint
     from ltx_jax.evaluate import autoencoder, media
 
     if bool(given.vgg) != bool(given.lpips_heads):
         raise ValueError("LPIPS needs both --vgg and --lpips_heads")
     lpips = perceptual.read_lpips(given.vgg, given.lpips_heads) if given.vgg else None
     features = perceptual.read_i3d(given.i3d) if given.i3d else None
-    loaded = checkpoint.load(given.checkpoint)
+    loaded = load_checkpoint(given.checkpoint)
     if loaded.vae is None:
         raise ValueError(f"{given.checkpoint} holds no VAE")
     cfg = dataclasses.replace(loaded.vae, dtype=given.dtype)
@@ -180,7 +181,7 @@ def _run_vae(given: argparse.Namespace) -> Parts:
 
 def _run_transformer(given: argparse.Namespace) -> Parts:
     from ltx_jax.evaluate import media, transformer
-    from ltx_jax.pipeline import LTXPipeline
+    from ltx_jax.inference.pipeline import LTXPipeline
 
     pipe = LTXPipeline.from_pretrained(given.checkpoint, given.text_encoder, dtype=given.dtype)
     cut = media.Cut(given.num_frames, given.height, given.width, pipe.vae.temporal_factor)
@@ -192,10 +193,10 @@ def _run_transformer(given: argparse.Namespace) -> Parts:
 
 
 def _run_shapes(given: argparse.Namespace) -> Parts:
-    from ltx_jax import jobs
     from ltx_jax.config import SamplingConfig
     from ltx_jax.evaluate import autoencoder, world
-    from ltx_jax.pipeline import LTXPipeline
+    from ltx_jax.inference import outputs
+    from ltx_jax.inference.pipeline import LTXPipeline
 
     rows = list(world.ROWS) if given.rows is None else given.rows
     unknown = sorted(set(rows) - set(world.ROWS))
@@ -203,7 +204,7 @@ def _run_shapes(given: argparse.Namespace) -> Parts:
         raise ValueError(f"--rows: there is no {', '.join(unknown)}; known: {' '.join(world.ROWS)}")
     options = world.OPTIONS
     if given.config is not None:
-        settings = jobs.load_settings(given.config)
+        settings = outputs.load_settings(given.config)
         fields = (field.name for field in dataclasses.fields(SamplingConfig))
         options = SamplingConfig(**{name: getattr(settings, name) for name in fields})
     names = ("height", "width", "num_frames", "num_inference_steps", "frame_rate", "guidance_scale")

@@ -11,15 +11,15 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from ltx_jax import metrics
-from ltx_jax.checkpoints.contents import Checkpoint
+from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.config import VAEConfig
 from ltx_jax.diffusion.flow import add_noise
-from ltx_jax.diffusion.programs import Programs
 from ltx_jax.evaluate.media import Clip, Cut
 from ltx_jax.evaluate.report import Figure, mean
 from ltx_jax.models import convolution, i3d
 from ltx_jax.models.lpips import lpips_of_frames
 from ltx_jax.models.vae import LatentStatistics, VideoVAE, key_noise
+from ltx_jax.runtime.compiled import Programs
 from ltx_jax.training.vae_loss import to_float
 
 Frames = UInt8[np.ndarray, "b t h w 3"]

@@ -7,11 +7,11 @@ import numpy as np
 import scipy.ndimage
 from jaxtyping import UInt8
 
-from ltx_jax.data import shapes
-from ltx_jax.data.scenes import COLOURS, MOTIONS, SHAPES, Triple
 from ltx_jax.evaluate.report import Figure, share
 from ltx_jax.evaluate.world import words
-from ltx_jax.judge import Seen, agreement, judge
+from ltx_jax.world import render
+from ltx_jax.world.judge import Seen, agreement, judge
+from ltx_jax.world.scenes import COLOURS, MOTIONS, SHAPES, Triple
 
 _WORDS = {"shape": SHAPES, "colour": tuple(COLOURS), "motion": MOTIONS}
 # Of objects that the judge has no name for.
@@ -40,7 +40,7 @@ def figures(count: int, size: Size, seed: int) -> list[Figure]:
     """The judge's rights and wrongs on `count` clips as drawn and softened, and without objects."""
     drawn, softened, wanted = [], [], []
     for index in range(count):
-        clip = shapes.clip(index, seed=seed, split="all", **dataclasses.asdict(size))
+        clip = render.clip(index, seed=seed, split="all", **dataclasses.asdict(size))
         drawn.append(judge(clip.frames, size.fps))
         softened.append(judge(soften(clip.frames, index), size.fps))
         wanted.append([(one.shape, one.colour, one.motion) for one in clip.scene.objects])
@@ -97,11 +97,11 @@ def _empty(count: int, size: Size, seed: int) -> dict[str, list[bool]]:
     for index in range(max(count // 4, 1)):
         look("noise", rng.integers(0, 256, shape, np.uint8))
         look("flat colours", np.broadcast_to(rng.integers(0, 256, 3, np.uint8), shape))
-        scene = shapes.scene(index, seed=seed, seconds=size.num_frames / size.fps)
+        scene = render.scene(index, seed=seed, seconds=size.num_frames / size.fps)
         bare = dataclasses.replace(scene, objects=())
-        background = shapes.render(bare, size.num_frames, size.height, size.width, size.fps)
+        background = render.render(bare, size.num_frames, size.height, size.width, size.fps)
         look("backgrounds", background)
-        drawn = shapes.render(scene, size.num_frames, size.height, size.width, size.fps)
+        drawn = render.render(scene, size.num_frames, size.height, size.width, size.fps)
         other = _OTHER_COLOURS[int(rng.integers(len(_OTHER_COLOURS)))]
         is_object = (drawn != background).any(axis=-1, keepdims=True)
         look("other colours", np.where(is_object, np.array(other, np.uint8), background))

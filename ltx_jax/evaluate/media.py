@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from ltx_jax.data import shapes
+from ltx_jax.world import render
 
 WORLD = "shapes"
 _WORLD_COUNT = 100
@@ -98,7 +98,7 @@ def _world(cut: Cut, count: int) -> Iterator[Clip]:
         for i in range(count):
             # Pictures of other scenes than those of the clips.
             index = i if length > 1 else count + i
-            made = shapes.clip(
+            made = render.clip(
                 index, split="held_out", num_frames=length, height=cut.height, width=cut.width
             )
             yield Clip(f"{length} frames, number {index}", made.frames, made.caption, 24.0)

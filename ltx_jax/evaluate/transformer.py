@@ -10,12 +10,12 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from ltx_jax.config import TransformerConfig, VAEConfig
-from ltx_jax.diffusion import tokens
+from ltx_jax.diffusion import positions
 from ltx_jax.evaluate.media import Clip
 from ltx_jax.evaluate.report import Figure, mean
+from ltx_jax.inference.pipeline import LTXPipeline, network
 from ltx_jax.models import convolution
 from ltx_jax.models.vae import LatentStatistics, VideoVAE
-from ltx_jax.pipeline import LTXPipeline, network
 from ltx_jax.training.flow_loss import rope_of
 from ltx_jax.training.flow_validation import TIMES, losses_at_times
 from ltx_jax.training.vae_loss import to_float
@@ -40,8 +40,8 @@ def _losses(
     draw = posterior.sample(jax.random.normal(sample_key, posterior.mean.shape))
     latents = statistics.normalize(draw)
     _, t, h, w, _ = latents.shape
-    corners = tokens.latent_coords((t, h, w))
-    coords = tokens.pixel_coords(
+    corners = positions.latent_coords((t, h, w))
+    coords = positions.pixel_coords(
         corners, vae.temporal_factor, vae.spatial_factor, cfg.causal_temporal_positioning
     )
     rope = rope_of(coords[None], frame_rate, cfg)

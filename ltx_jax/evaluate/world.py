@@ -14,12 +14,12 @@ from jaxtyping import UInt8
 
 from ltx_jax import metrics
 from ltx_jax.config import SamplingConfig
-from ltx_jax.data import shapes
-from ltx_jax.data.scenes import DIRECTIONS, MOTIONS, Scene, Split, Triple
 from ltx_jax.diffusion.conditioning import Condition
 from ltx_jax.evaluate.autoencoder import Reconstruct
 from ltx_jax.evaluate.report import Figure, mean, share
-from ltx_jax.judge import Seen, agreement, judge
+from ltx_jax.world import render
+from ltx_jax.world.judge import Seen, agreement, judge
+from ltx_jax.world.scenes import DIRECTIONS, MOTIONS, Scene, Split, Triple
 
 OPTIONS = SamplingConfig(
     negative_prompt="",
@@ -98,14 +98,14 @@ class Bench:
             if len(found) == count:
                 break
             rng = np.random.default_rng([_SEED, index])
-            scene = shapes.sample_scene(
+            scene = render.sample_scene(
                 rng,
                 split=split,
                 seconds=options.num_frames / options.frame_rate,
                 aspect=options.width / options.height,
                 num_objects=num_objects,
             )
-            caption = shapes.caption(scene, rng)
+            caption = render.caption(scene, rng)
             says_pace = any(word in caption for word in _PACES)
             if scene.objects[0].motion in motions and says_pace >= paced:
                 found.append(Asked(scene, caption))
@@ -115,7 +115,7 @@ class Bench:
         """What was asked for, as the world draws it."""
         options = self.options
         size = options.num_frames, options.height, options.width, options.frame_rate
-        return shapes.render(asked.scene, *size)
+        return render.render(asked.scene, *size)
 
     def videos(self, prompts: Sequence[Asked], given: Given | None = None) -> Iterator[Frames]:
         """Samples one video per prompt.

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
-from ltx_jax import sharding
 from ltx_jax.config import AttentionForm
 from ltx_jax.models.layers import transposed
-from ltx_jax.platforms import platform
+from ltx_jax.runtime import sharding
+from ltx_jax.runtime.platforms import platform
 
 MASK_BIAS = -10_000.0  # as in the released model; not -inf, so a fully masked row stays finite
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ltx_jax.platforms import HAS_ONEDNN, onednn_options, platform
+from ltx_jax.runtime.platforms import HAS_ONEDNN, onednn_options, platform
 
 Stride = tuple[int, int, int]  # frames, rows, columns
 

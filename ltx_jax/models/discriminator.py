@@ -12,7 +12,7 @@ from ltx_jax.config import DiscriminatorConfig
 from ltx_jax.models.convolution import Stride, convolve
 from ltx_jax.models.layers import param
 from ltx_jax.models.vae_blocks import AffineNorm
-from ltx_jax.sharding import constrain
+from ltx_jax.runtime.sharding import constrain
 
 _SLOPE = 0.2  # of the leaky ReLU
 _GROUP = 16  # channels that group norm takes together

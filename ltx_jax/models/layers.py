@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ltx_jax.platforms import platform
+from ltx_jax.runtime.platforms import platform
 
 
 def param(

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from ltx_jax.config import T5Config
 from ltx_jax.models.layers import RMSNorm, dot_general, param
-from ltx_jax.sharding import constrain
+from ltx_jax.runtime.sharding import constrain
 
 
 def relative_buckets(length: int, num_buckets: int, max_distance: int) -> Int[np.ndarray, "m m"]:

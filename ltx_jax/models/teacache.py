@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ltx_jax.config import TransformerConfig
-from ltx_jax.models import fused
+from ltx_jax.models import transformer_fast
 from ltx_jax.models.attention import Mask
 from ltx_jax.models.transformer import Skip
 
@@ -46,10 +46,10 @@ def empty(latents: Float[Array, "b n c"], cfg: TransformerConfig) -> Kept:
 def velocity(
     params: Any,
     latents: Float[Array, "b n c"],
-    timestep: Float[Array, "b #n"] | fused.FewTimes,
-    captions: fused.CaptionHeads,
+    timestep: Float[Array, "b #n"] | transformer_fast.FewTimes,
+    captions: transformer_fast.CaptionHeads,
     caption_mask: Mask | None,
-    rope: fused.HalvedRope,
+    rope: transformer_fast.HalvedRope,
     skip: Skip | None,
     kept: Kept,
     threshold: Float[Array, ""],
@@ -72,12 +72,12 @@ def velocity(
       last: whether to compute all the same, as the last step should.
       cfg: of the transformer.
     """
-    x, times = fused.embed(params, latents, timestep, cfg)
-    seen = fused.first_input(params, x, times, cfg)
+    x, times = transformer_fast.embed(params, latents, timestep, cfg)
+    seen = transformer_fast.first_input(params, x, times, cfg)
     change = kept.change + _guess(seen, kept.seen)
 
     def compute(x: Array) -> tuple[Array, Array]:
-        y = fused.attend(params, x, times, captions, caption_mask, rope, skip, cfg)
+        y = transformer_fast.attend(params, x, times, captions, caption_mask, rope, skip, cfg)
         return y, y - x
 
     def reuse(x: Array) -> tuple[Array, Array]:
@@ -85,7 +85,9 @@ def velocity(
 
     due = (change >= threshold) | last
     x, update = jax.lax.cond(due, compute, reuse, x)
-    return fused.project(params, x, times), Kept(seen, update, jnp.where(due, 0.0, change))
+    return transformer_fast.project(params, x, times), Kept(
+        seen, update, jnp.where(due, 0.0, change)
+    )
 
 
 def _guess(new: Array, old: Array) -> Array:

@@ -18,8 +18,8 @@ from jaxtyping import Array, Float
 from ltx_jax.config import STGMode, TransformerConfig
 from ltx_jax.models.attention import Mask, attention
 from ltx_jax.models.layers import RMSNorm, TimestepEmbedder, dense, param, rms_normalize
-from ltx_jax.platforms import platform
-from ltx_jax.sharding import constrain, token_padding
+from ltx_jax.runtime.platforms import platform
+from ltx_jax.runtime.sharding import constrain, token_padding
 
 Heads = tuple[Float[Array, "b n k e"], Float[Array, "b m k e"], Float[Array, "b m k e"]]
 Rope = tuple[Float[Array, "#b n p"], Float[Array, "#b n p"]]  # cosines, sines of the p = d/2 pairs

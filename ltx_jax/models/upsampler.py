@@ -13,7 +13,7 @@ from ltx_jax.config import UpsamplerConfig
 from ltx_jax.models.convolution import Stride, convolve
 from ltx_jax.models.layers import param
 from ltx_jax.models.vae_blocks import AffineNorm, depth_to_space
-from ltx_jax.sharding import constrain
+from ltx_jax.runtime.sharding import constrain
 
 Latents = Float[Array, "b t h w c"]
 

@@ -18,7 +18,7 @@ from ltx_jax.config import BlockConfig, VAEConfig
 from ltx_jax.models.attention import attention
 from ltx_jax.models.convolution import Stride, convolve
 from ltx_jax.models.layers import RMSNorm, TimestepEmbedder, dense, param
-from ltx_jax.sharding import constrain
+from ltx_jax.runtime.sharding import constrain
 
 Video = Float[Array, "b t h w c"]
 

@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 
 from ltx_jax.config.preparation import PrepareConfig
-from ltx_jax.data import writing
 from ltx_jax.prepare import cut
 from ltx_jax.prepare.records import Clip, Reason
+from ltx_jax.runtime import files
 
 _SHOWN = 8  # thumbnails of what is kept, and for each reason
 _THUMBNAIL = 192  # pixels
@@ -80,7 +80,7 @@ def write(path: Path, cfg: PrepareConfig, clips: Iterable[Clip]) -> None:
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>Data preparation</title>'
         f"<style>{_STYLE}</style>{''.join(body)}</html>\n"
     )
-    with writing.whole(path) as temporary:
+    with files.whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

@@ -11,11 +11,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float16
 
-from ltx_jax import sharding, text
 from ltx_jax.config import TrainTransformer
 from ltx_jax.data.sources import Encoding
+from ltx_jax.inference import text_encoder
+from ltx_jax.inference.text_encoder import ByteTokenizer, TextEncoder
 from ltx_jax.models.t5 import T5Encoder
-from ltx_jax.text import ByteTokenizer, TextEncoder
+from ltx_jax.runtime import sharding
 
 Embedding = Float16[np.ndarray, "_ _"]  # of one caption (m, d), unpadded
 Dropped = Bool[np.ndarray, " b"]
@@ -103,7 +104,9 @@ def trained(cfg: TrainTransformer) -> Captions:
     encoder = T5Encoder(cfg.text_encoder)
 
     def read(captions: Sequence[str], stored: Any, dropped: Dropped, place: Place) -> Any:
-        ids, mask = text.tokenize(ByteTokenizer(), _drop(captions, dropped), cfg.max_caption_tokens)
+        ids, mask = text_encoder.tokenize(
+            ByteTokenizer(), _drop(captions, dropped), cfg.max_caption_tokens
+        )
         return place({"ids": ids, "mask": mask})
 
     def embed(params: Any, arrays: Any) -> tuple[Any, Any]:
@@ -122,9 +125,12 @@ def frozen(encoder: TextEncoder, mesh: Mesh) -> Captions:
 
     def read(captions: Sequence[str], stored: Any, dropped: Dropped, place: Place) -> Any:
         texts = _drop(captions, dropped)
-        ids, mask = place(text.tokenize(encoder.tokenizer, texts, encoder.max_tokens))
+        ids, mask = place(text_encoder.tokenize(encoder.tokenizer, texts, encoder.max_tokens))
         with sharding.use_mesh(mesh):
-            return {"embeddings": text.embed(encoder.params, ids, mask, encoder.cfg), "mask": mask}
+            return {
+                "embeddings": text_encoder.embed(encoder.params, ids, mask, encoder.cfg),
+                "mask": mask,
+            }
 
     return Captions(read, _given, lambda key: {})
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ltx_jax.platforms import platform
+from ltx_jax.runtime.platforms import platform
 
 # Dense bfloat16, per device as JAX sees them; the first name that the device's kind holds counts.
 # Sources: NVIDIA's data sheets (half of what they give with sparsity), cloud.google.com/tpu/docs.

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ltx_jax.config import FlowConfig, TransformerConfig
-from ltx_jax.diffusion import conditioning, tokens
+from ltx_jax.diffusion import conditioning, positions
 from ltx_jax.diffusion.conditioning import Encoded
 from ltx_jax.diffusion.flow import add_noise, velocity_of
 from ltx_jax.diffusion.noise import KeyNoise
@@ -127,7 +127,7 @@ def noised(
 
     extra = prepared.tokens.shape[1] - count
     data, fresh = (
-        jnp.pad(tokens.patchify(x), ((0, 0), (extra, 0), (0, 0))) for x in (latents, fresh)
+        jnp.pad(positions.patchify(x), ((0, 0), (extra, 0), (0, 0))) for x in (latents, fresh)
     )
     is_free = mask == 0
     x = jnp.where(is_free[..., None], add_noise(data, fresh, time), prepared.tokens)
@@ -181,7 +181,7 @@ def rope_of(
     coords: Int[Array, "b n 3"], frame_rate: Float[Array, " b"], cfg: TransformerConfig
 ) -> tuple[Array, Array]:
     """Rotary tables of each sample, at its own frames per second."""
-    return tokens.rope_tables(tokens.positions(coords, frame_rate), cfg)
+    return positions.rope_tables(positions.positions(coords, frame_rate), cfg)
 
 
 def flow_loss(

@@ -13,15 +13,15 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from ltx_jax import sharding
 from ltx_jax.checkpoints import runs
-from ltx_jax.checkpoints.contents import Checkpoint
+from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.config import TrainTransformer
 from ltx_jax.data.loader import Batch
-from ltx_jax.diffusion import tokens
+from ltx_jax.diffusion import positions
 from ltx_jax.diffusion.flow import add_noise, velocity_of
 from ltx_jax.encode import check_vae
-from ltx_jax.pipeline import LTXPipeline
+from ltx_jax.inference.pipeline import LTXPipeline
+from ltx_jax.runtime import sharding
 from ltx_jax.training.captions import Captions
 from ltx_jax.training.conditions import Conditions
 from ltx_jax.training.held_out import held_out, rows
@@ -42,7 +42,7 @@ def losses_at_times(
     key: Array,
 ) -> Float[Array, " s"]:
     """Mean squared error of the velocity at each of `TIMES`, with the same noise at all."""
-    data = tokens.patchify(latents)
+    data = positions.patchify(latents)
     noise = jax.random.normal(key, data.shape)
     target = velocity_of(data, noise)
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from ltx_jax.config import BucketConfig, DataConfig, RunConfig, SourceConfig
-from ltx_jax.data import shapes
 from ltx_jax.data.loader import Batch, Loader, StoredLatents
 from ltx_jax.data.sources import Encoding
+from ltx_jax.world import render
 
 
 def held_out(
@@ -49,7 +49,7 @@ def held_out(
 def _of_the_world(size: BucketConfig, frame_rates: tuple[float, ...]) -> Batch:
     rates = [frame_rates[i % len(frame_rates)] for i in range(size.batch_size)]
     clips = [
-        shapes.clip(
+        render.clip(
             i,
             split="held_out",
             num_frames=size.num_frames,

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from ltx_jax.checkpoints import checkpoint
-from ltx_jax.checkpoints.contents import Checkpoint
+from ltx_jax.checkpoints.checkpoint import Checkpoint
+from ltx_jax.checkpoints.load import load_checkpoint
 from ltx_jax.config import BlockConfig
 from ltx_jax.training.state import Plan, TrainState
 
@@ -51,7 +51,7 @@ def start_from(
 
     def make() -> TrainState:
         dtype = jax.tree.leaves(planned.shapes.params)[0].dtype.name
-        given = take(checkpoint.load(path, mesh=mesh, dtype=dtype))
+        given = take(load_checkpoint(path, mesh=mesh, dtype=dtype))
         _check_tensors(path, given.params, planned.shapes.params)
         for there, here in given.configs:
             _check_settings(path, there, here)

@@ -11,12 +11,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, UInt8
 
-from ltx_jax import sharding
-from ltx_jax.checkpoints.contents import Checkpoint
+from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.config import DataConfig, VAEConfig
 from ltx_jax.data.sources import World
 from ltx_jax.models import convolution
 from ltx_jax.models.vae import LatentStatistics, Posterior, VideoVAE
+from ltx_jax.runtime import sharding
 from ltx_jax.training.captions import Place
 from ltx_jax.training.vae_loss import to_float
 

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
-from ltx_jax import sharding
 from ltx_jax.checkpoints import runs
 from ltx_jax.checkpoints.lock import is_address
 from ltx_jax.config import TrainTransformer, TrainVAE
-from ltx_jax.diffusion.programs import explain_memory_errors
+from ltx_jax.runtime import sharding
+from ltx_jax.runtime.compiled import explain_memory_errors
 from ltx_jax.training import process, transformer, vae
 from ltx_jax.training.adversary import FIGURES
 from ltx_jax.training.report import Reporter, check_installed

@@ -8,9 +8,9 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ltx_jax import sharding
-from ltx_jax.checkpoints.contents import Checkpoint
+from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.config import BucketConfig
+from ltx_jax.runtime import sharding
 from ltx_jax.training.state import Plan, TrainState
 
 

@@ -12,8 +12,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool
 
-from ltx_jax import sharding
 from ltx_jax.config import OptimConfig
+from ltx_jax.runtime import sharding
 from ltx_jax.training.optim import ema_decay, frozen
 
 

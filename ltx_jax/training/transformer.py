@@ -17,18 +17,19 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from ltx_jax import sharding
-from ltx_jax.checkpoints import checkpoint, exported, hub, official, official_config, runs
-from ltx_jax.checkpoints.contents import Checkpoint
-from ltx_jax.checkpoints.released import RELEASED
+from ltx_jax.checkpoints import exported_folder, hub, official, official_config, runs
+from ltx_jax.checkpoints.checkpoint import Checkpoint
+from ltx_jax.checkpoints.load import load_checkpoint
+from ltx_jax.checkpoints.releases import RELEASED
 from ltx_jax.config import BucketConfig, TrainTransformer, TrainVAE, TransformerConfig, VAEConfig
 from ltx_jax.data.loader import Batch, Loader
-from ltx_jax.diffusion import tokens
+from ltx_jax.diffusion import positions
 from ltx_jax.diffusion.conditioning import PREFIX
 from ltx_jax.encode import check_vae
 from ltx_jax.models.transformer import Transformer
 from ltx_jax.models.vae import check_video_shape
-from ltx_jax.platforms import onednn_options
+from ltx_jax.runtime import sharding
+from ltx_jax.runtime.platforms import onednn_options
 from ltx_jax.training import captions, flops, latents
 from ltx_jax.training.captions import Captions, Dropped, Place
 from ltx_jax.training.conditions import Conditions, Draw, Item, choose
@@ -62,7 +63,7 @@ def network(cfg: TransformerConfig, texts: Captions) -> tuple[Callable[..., Any]
     return init, velocity
 
 
-def grid_of(bucket: BucketConfig, vae: VAEConfig) -> tokens.Grid:
+def grid_of(bucket: BucketConfig, vae: VAEConfig) -> positions.Grid:
     """Latent frames, rows and columns of a bucket's clips."""
     return (
         (bucket.num_frames - 1) // vae.temporal_factor + 1,
@@ -86,7 +87,7 @@ class _Parts(NamedTuple):
     loss: Loss
     counted_loss: Loss
     held_out_loss: Callable[[Any, Any, Array], Array]
-    kept: dict[tokens.Grid, int]
+    kept: dict[positions.Grid, int]
 
 
 def _parts(cfg: TrainTransformer, loaded: Checkpoint, vae: VAEConfig, texts: Captions) -> _Parts:
@@ -153,7 +154,7 @@ def _described_vae(path: str, channels: int) -> VAEConfig:
         cfg = runs.read_config(path)
         return cfg.model if isinstance(cfg, TrainVAE) else _described_vae(cfg.vae, channels)
     file = hub.EMBEDDED_FOLDER if path == hub.EMBEDDED else Path(path)
-    file = file / exported.MODEL if exported.is_exported(file) else file
+    file = file / exported_folder.MODEL if exported_folder.is_exported(file) else file
     if file.is_file() and (found := official.read_configs(file).vae) is not None:
         return found
     released = official_config.vae(RELEASED["2b-0.9.5"].config["vae"])
@@ -257,7 +258,7 @@ def _given(cfg: TrainTransformer, found: Checkpoint) -> Given:
 def _load_vae(cfg: TrainTransformer, mesh: Mesh) -> tuple[Checkpoint, VAEConfig]:
     # A run that goes on keeps the VAE it began with, whatever has become of that path.
     kept = runs.load_vae(cfg.run.output, mesh=mesh) if runs.has_step(cfg.run.output) else None
-    loaded = kept or checkpoint.load(cfg.vae, mesh=mesh)
+    loaded = kept or load_checkpoint(cfg.vae, mesh=mesh)
     if loaded.vae is None:
         raise ValueError(f"{cfg.vae} holds no VAE: --vae must name a checkpoint that does")
     # What else the checkpoint holds, a transformer of many gigabytes perhaps, is let go.
@@ -270,7 +271,7 @@ def _loss(
     velocity: Callable[..., Any],
     sample: Callable[..., Any],
     geometry: Geometry,
-    kept: dict[tokens.Grid, int],
+    kept: dict[positions.Grid, int],
 ) -> Loss:
     """The loss of a batch of any bucket."""
 
@@ -301,8 +302,8 @@ def _held_out_loss(
     def losses(params: Any, batch: Any, key: Array) -> Array:
         sample_key, noise_key = jax.random.split(key)
         video = sample(batch["video"], sample_key)
-        corners = tokens.latent_coords(video.shape[1:4])
-        coords = tokens.pixel_coords(corners, **dataclasses.asdict(geometry))
+        corners = positions.latent_coords(video.shape[1:4])
+        coords = positions.pixel_coords(corners, **dataclasses.asdict(geometry))
         coords = jnp.broadcast_to(coords, (video.shape[0], *coords.shape))
         rope = rope_of(coords, batch["frame_rate"], cfg.model)
         return losses_at_times(velocity, params, video, batch["captions"], rope, noise_key)
@@ -310,7 +311,7 @@ def _held_out_loss(
     return losses
 
 
-def _kept(cfg: TrainTransformer, vae: VAEConfig) -> dict[tokens.Grid, int]:
+def _kept(cfg: TrainTransformer, vae: VAEConfig) -> dict[positions.Grid, int]:
     """How many of a video's own tokens are not dropped, in each bucket."""
     grids = [grid_of(size, vae) for size in cfg.data.sizes]
     sizes = [
@@ -320,7 +321,7 @@ def _kept(cfg: TrainTransformer, vae: VAEConfig) -> dict[tokens.Grid, int]:
 
 
 def _work(
-    loss: Loss, kept: dict[tokens.Grid, int], state: TrainState
+    loss: Loss, kept: dict[positions.Grid, int], state: TrainState
 ) -> Callable[[Any, int], Work]:
     """Counts what a batch has to do in any step; encoders that run before it are not counted."""
 

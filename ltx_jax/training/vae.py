@@ -11,14 +11,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from ltx_jax import sharding
 from ltx_jax.checkpoints import perceptual
-from ltx_jax.checkpoints.contents import Checkpoint
+from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.config import BucketConfig, TrainVAE, VAEConfig, VAELossConfig
 from ltx_jax.data.loader import Loader
 from ltx_jax.models import convolution
 from ltx_jax.models.discriminator import Discriminator
 from ltx_jax.models.vae import VideoVAE, check_video_shape
+from ltx_jax.runtime import sharding
 from ltx_jax.training import adversary
 from ltx_jax.training.flops import count_flop
 from ltx_jax.training.initial import Given, start_from

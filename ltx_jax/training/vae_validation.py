@@ -12,13 +12,14 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, UInt8
 
-from ltx_jax import metrics, sharding
+from ltx_jax import metrics
 from ltx_jax.config import TrainVAE
 from ltx_jax.data.loader import Batch
 from ltx_jax.diffusion.flow import add_noise
 from ltx_jax.models import convolution
 from ltx_jax.models.lpips import lpips_of_frames
 from ltx_jax.models.vae import VideoVAE, key_noise
+from ltx_jax.runtime import sharding
 from ltx_jax.training import losses
 from ltx_jax.training.held_out import held_out
 from ltx_jax.training.stage import Footage, Validation, replicate

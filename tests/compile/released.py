@@ -12,20 +12,21 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ltx_jax import sharding
-from ltx_jax.checkpoints import official_config, released
+from ltx_jax.checkpoints import official_config, releases
 from ltx_jax.config import Linears, MeshConfig, SamplingConfig, TransformerConfig, VAEConfig
-from ltx_jax.diffusion import ends, guidance, networks, sampler
+from ltx_jax.diffusion import guidance, networks, sampler
 from ltx_jax.diffusion.noise import seeded
-from ltx_jax.models import convolution, fused
+from ltx_jax.inference import encode_decode
+from ltx_jax.models import convolution, transformer_fast
 from ltx_jax.models.transformer import Transformer, compiler_options
 from ltx_jax.models.vae import LatentStatistics, VideoVAE
-from ltx_jax.training import hlo, plan, targets
+from ltx_jax.planning import accelerators, hlo, plan
+from ltx_jax.runtime import sharding
 
 GRID = (16, 16, 24)  # of 121 frames of 512 x 768
 TOKENS, CAPTION, CHANNELS = 16 * 16 * 24, 256, 4096
 WIDTH, HIDDEN = 2048, 8192
-_RELEASED = official_config.parse(json.dumps(released.RELEASED["2b-0.9.5"].config), "2b-0.9.5")
+_RELEASED = official_config.parse(json.dumps(releases.RELEASED["2b-0.9.5"].config), "2b-0.9.5")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,7 @@ def mesh_of(name: str, **axes: int) -> Any:
     """A mesh of a target's devices; skips the test where its compiler is not installed."""
     plan.prepare(name)
     try:
-        devices = targets.find(name).devices
+        devices = accelerators.find(name).devices
     except ValueError as error:
         pytest.skip(str(error))
     return sharding.make_mesh(MeshConfig(**{"data": 1} | axes), devices)
@@ -99,11 +100,11 @@ def derived(cfg: TransformerConfig, linears: Linears | None = None) -> Any:
     """Shapes of the parameters in the form of `models.fused`."""
 
     def derive(params: Any) -> Any:
-        params = fused.derive(params, cfg)
+        params = transformer_fast.derive(params, cfg)
         if linears is None:
             return params
-        largest = [dict.fromkeys(fused.LINEARS, 1.0)] * cfg.num_layers
-        return fused.quantize(params, linears, largest if linears == "float8" else None)
+        largest = [dict.fromkeys(transformer_fast.LINEARS, 1.0)] * cfg.num_layers
+        return transformer_fast.quantize(params, linears, largest if linears == "float8" else None)
 
     return jax.eval_shape(derive, sharding.unbox(stored(cfg)))
 
@@ -149,9 +150,11 @@ def fast_step(
     mesh, cfg = mesh_of("h200"), transformer(layers)
     params = derived(cfg, linears)
     caption = jax.ShapeDtypeStruct((1, CAPTION, CHANNELS), jnp.bfloat16)
-    heads = jax.eval_shape(functools.partial(fused.attend_captions, cfg=cfg), params, caption)
+    heads = jax.eval_shape(
+        functools.partial(transformer_fast.attend_captions, cfg=cfg), params, caption
+    )
     table = jax.ShapeDtypeStruct((1, TOKENS, cfg.width // 2), jnp.float32)
-    rope = jax.eval_shape(functools.partial(fused.halve_rope, cfg=cfg), (table, table))
+    rope = jax.eval_shape(functools.partial(transformer_fast.halve_rope, cfg=cfg), (table, table))
     made, branches = inputs(cfg, heads, rope, 1)
     if reuse:
         made = dataclasses.replace(made, threshold=jax.ShapeDtypeStruct((), jnp.float32))
@@ -201,5 +204,5 @@ def decoder() -> Program:
     arguments = (decoder_params(cfg), LatentStatistics(channels, channels), latents, noise)
     with sharding.use_mesh(mesh):
         arguments = laid_out((*arguments, scalar, scalar, scalar), mesh)
-        lowered = ends.decode.lower(*arguments, cfg=cfg, uint8=True)
+        lowered = encode_decode.decode.lower(*arguments, cfg=cfg, uint8=True)
         return Program(lowered.compile(compiler_options=convolution.compiler_options()))

@@ -14,8 +14,8 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from ltx_jax import config
-from ltx_jax.checkpoints import official, tensors, text_encoder
-from ltx_jax.checkpoints.contents import Checkpoint
+from ltx_jax.checkpoints import official, t5_files, tensors
+from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.config import DType, SamplingConfig
 
 MODEL = "model.safetensors"
@@ -41,10 +41,10 @@ def read(folder: Path, *, mesh: Mesh | None = None, dtype: DType | None = None) 
     """
     checkpoint = official.read(folder / MODEL, mesh=mesh, dtype=dtype)
     checkpoint.settings = read_settings(folder)
-    max_tokens = text_encoder.max_byte_tokens(folder / TOKENIZER)
+    max_tokens = t5_files.max_byte_tokens(folder / TOKENIZER)
     if max_tokens is not None:
-        cfg = text_encoder.read_config(folder / TEXT_ENCODER, dtype)
-        params = text_encoder.load_params(folder / TEXT_ENCODER, cfg, mesh)
+        cfg = t5_files.read_config(folder / TEXT_ENCODER, dtype)
+        params = t5_files.load_params(folder / TEXT_ENCODER, cfg, mesh)
         checkpoint.text_encoder = cfg, params, max_tokens
         weights = sorted((folder / TEXT_ENCODER).glob("*.safetensors"))
         checkpoint.source_hash = tensors.fingerprint([folder / MODEL, *weights])

@@ -15,14 +15,15 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from ltx_jax import sharding
 from ltx_jax.config import BucketConfig, TrainTransformer, TrainVAE
-from ltx_jax.training import hlo, targets, transformer, vae
+from ltx_jax.planning import accelerators, hlo
+from ltx_jax.planning.accelerators import Target
+from ltx_jax.planning.hlo import Traffic
+from ltx_jax.runtime import sharding
+from ltx_jax.training import transformer, vae
 from ltx_jax.training.flops import count_traced
-from ltx_jax.training.hlo import Traffic
 from ltx_jax.training.stage import Sketch, Work, check_batch_size
 from ltx_jax.training.state import TrainState
-from ltx_jax.training.targets import Target
 
 Log = Callable[[str], None]
 
@@ -118,7 +119,7 @@ def plan(cfg: TrainVAE | TrainTransformer, name: str, log: Log = print) -> StepP
     Raises:
       ValueError: if the target or its compiler is not known, or settings do not fit each other.
     """
-    target = targets.find(name)
+    target = accelerators.find(name)
     mesh = sharding.make_mesh(cfg.mesh, target.devices)
     for bucket in cfg.data.sizes:
         check_batch_size(bucket.batch_size, mesh, cfg.optim.accumulate)

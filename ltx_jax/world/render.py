@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float64, UInt8
 
-from ltx_jax.data import scenes
-from ltx_jax.data.captions import caption, words
-from ltx_jax.data.scenes import (
+from ltx_jax.world import scenes
+from ltx_jax.world.grammar import caption, words
+from ltx_jax.world.scenes import (
     COLOURS,
     MOTIONS,
     SHAPES,

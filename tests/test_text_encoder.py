@@ -20,11 +20,11 @@ import transformers
 from safetensors.numpy import load_file, save_file
 from t5_reference import TINY, reference, run, save, whole
 
-from ltx_jax import text
-from ltx_jax.checkpoints import text_encoder
+from ltx_jax.checkpoints import t5_files
 from ltx_jax.config import MeshConfig
-from ltx_jax.sharding import make_mesh
-from ltx_jax.text import ByteTokenizer, TextEncoder, VocabularyTokenizer, tokenize
+from ltx_jax.inference import text_encoder
+from ltx_jax.inference.text_encoder import ByteTokenizer, TextEncoder, VocabularyTokenizer, tokenize
+from ltx_jax.runtime.sharding import make_mesh
 
 ROOT = pathlib.Path(__file__).parents[1]
 CAPTIONS = (
@@ -220,7 +220,9 @@ def test_every_layout_of_a_text_encoder_loads(pixart, encoder, tmp_path, monkeyp
     else:
         asked = []
         monkeypatch.setattr(
-            text.hub, "resolve", lambda name, patterns: asked.append((name, patterns)) or pixart
+            text_encoder.hub,
+            "resolve",
+            lambda name, patterns: asked.append((name, patterns)) or pixart,
         )
         source = "org/pipeline"
     loaded = TextEncoder.load(source, dtype="float32", max_tokens=MAX_TOKENS)
@@ -246,7 +248,7 @@ def test_a_decoder_and_a_second_embedding_are_passed_over(tmp_path):
     tensors |= {"encoder.embed_tokens.weight": tensors["shared.weight"]}
     tensors |= {"lm_head.weight": tensors["shared.weight"]}
     save_file(tensors, file)
-    params = text_encoder.load_params(tmp_path, TINY)
+    params = t5_files.load_params(tmp_path, TINY)
     np.testing.assert_array_equal(params["shared"]["embedding"], model.shared.weight.detach())
 
 
@@ -254,7 +256,7 @@ def test_a_decoder_and_a_second_embedding_are_passed_over(tmp_path):
 def test_transformers_loads_what_we_save(pixart, tokenizer, tmp_path, dtype, shard):
     ours = TextEncoder.load(pixart, dtype=dtype, max_tokens=MAX_TOKENS)
     ours.save(tmp_path / "a")
-    text_encoder.save(tmp_path / "b", ours.cfg, ours.params, shard)
+    t5_files.save(tmp_path / "b", ours.cfg, ours.params, shard)
     shards = [load_file(file).values() for file in (tmp_path / "b").glob("*.safetensors")]
     assert (len(shards) > 1) == (shard == 20_000)
     assert all(len(part) == 1 or sum(x.nbytes for x in part) <= shard for part in shards)
@@ -267,7 +269,7 @@ def test_transformers_loads_what_we_save(pixart, tokenizer, tmp_path, dtype, sha
     ids, _ = call(transformers.T5Tokenizer.from_pretrained(tmp_path / "a" / "tokenizer"), PROMPTS)
     np.testing.assert_array_equal(ids, call(tokenizer, PROMPTS)[0])
     np.testing.assert_allclose(embeds, run(model.float(), ids, np.array(mask)), atol=2e-5)
-    again = text_encoder.load_params(tmp_path / "b", ours.cfg)
+    again = t5_files.load_params(tmp_path / "b", ours.cfg)
     jax.tree.map(np.testing.assert_array_equal, again, ours.params)
 
 
@@ -388,10 +390,10 @@ def test_arguments_that_make_no_sense_are_errors(encoder, tmp_path):
             encoder.encode(prompts)
     deeper = dataclasses.replace(encoder.cfg, num_layers=4)
     with pytest.raises(ValueError, match="are not those of"):
-        text_encoder.save(tmp_path / "a", deeper, encoder.params)
-    text_encoder.save(tmp_path / "b", encoder.cfg, encoder.params)
+        t5_files.save(tmp_path / "a", deeper, encoder.params)
+    t5_files.save(tmp_path / "b", encoder.cfg, encoder.params)
     with pytest.raises(ValueError, match="already holds safetensors"):
-        text_encoder.save(tmp_path / "b", encoder.cfg, encoder.params)
+        t5_files.save(tmp_path / "b", encoder.cfg, encoder.params)
 
 
 def test_no_torch_is_needed_and_transformers_only_for_a_vocabulary(pixart):
@@ -400,7 +402,7 @@ import sys
 sys.modules["torch"] = None  # an import raises
 import jax
 jax.config.update("jax_platforms", "cpu")
-from ltx_jax.text import TextEncoder
+from ltx_jax.inference.text_encoder import TextEncoder
 assert "transformers" not in sys.modules
 encoder = TextEncoder.load(sys.argv[1], dtype="float32", max_tokens=24)
 print(float(abs(encoder.encode(["a red square grows"])[0]).mean()))

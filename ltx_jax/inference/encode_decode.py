@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ltx_jax import sharding
 from ltx_jax.config import TransformerConfig, VAEConfig
-from ltx_jax.diffusion import conditioning, flow, latents, tokens
+from ltx_jax.diffusion import conditioning, flow, latents, positions
 from ltx_jax.diffusion.conditioning import Encoded
-from ltx_jax.models import fused
+from ltx_jax.models import transformer_fast
 from ltx_jax.models.vae import LatentStatistics, Posterior, VideoVAE
+from ltx_jax.runtime import sharding
 
 
 @functools.partial(jax.jit, static_argnames="cfg")
@@ -86,9 +86,9 @@ def start(
     )
     # Laid out as each step leaves them, or the first step would be a program of its own.
     laid_out = sharding.constrain(prepared.tokens, "batch", "token", None)
-    rope: Any = tokens.rope_tables(tokens.positions(prepared.coords, placing.frame_rate), cfg)
+    rope: Any = positions.rope_tables(positions.positions(prepared.coords, placing.frame_rate), cfg)
     if placing.fast:
-        rope = fused.halve_rope(rope, cfg)
+        rope = transformer_fast.halve_rope(rope, cfg)
     return dataclasses.replace(prepared, tokens=laid_out), rope
 
 

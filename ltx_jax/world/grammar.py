@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from ltx_jax.data.scenes import COLOURS, PANS, SHAPES, TEXTURES, TONES, Figure, Scene
+from ltx_jax.world.scenes import COLOURS, PANS, SHAPES, TEXTURES, TONES, Figure, Scene
 
 MAX_BYTES = 120  # of any caption, so that a byte-level tokenizer of 128 tokens holds them all
 

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ltx_jax import sharding
 from ltx_jax.config import TransformerConfig
-from ltx_jax.diffusion import tokens
-from ltx_jax.models import fused
+from ltx_jax.diffusion import positions
+from ltx_jax.models import transformer_fast
 from ltx_jax.models.transformer import Skip, Transformer
+from ltx_jax.runtime import sharding
 
 CFG = TransformerConfig(
     num_layers=3,
@@ -50,11 +50,11 @@ def params():
 
 
 def inputs(per_token=False):
-    coords = tokens.pixel_coords(tokens.latent_coords(GRID), 8, 32, True)
+    coords = positions.pixel_coords(positions.latent_coords(GRID), 8, 32, True)
     n = coords.shape[0]
     t = jnp.asarray(np.random.default_rng(3).uniform(size=(2, n if per_token else 1)), jnp.float32)
     mask = jnp.arange(6)[None] < jnp.array([[6], [2]])
-    rope = tokens.rope_tables(tokens.positions(coords, 25.0), CFG)
+    rope = positions.rope_tables(positions.positions(coords, 25.0), CFG)
     return draw(2, n, 8), t, draw(2, 6, 32, seed=1), mask.astype(jnp.int32), rope
 
 
@@ -64,17 +64,17 @@ def plain(params, arguments, skip=None, cfg=CFG):
 
 def prepared(derived, arguments, cfg=CFG):
     x, t, caption, mask, rope = arguments
-    heads = fused.attend_captions(derived, caption, cfg)
-    return x, t, heads, mask, fused.halve_rope(rope, cfg)
+    heads = transformer_fast.attend_captions(derived, caption, cfg)
+    return x, t, heads, mask, transformer_fast.halve_rope(rope, cfg)
 
 
 def fast(params, arguments, skip=None, cfg=CFG, largest=None):
     @jax.jit
     def run(params, arguments, skip):
-        derived = fused.derive(params, cfg)
+        derived = transformer_fast.derive(params, cfg)
         if largest is not None:
-            derived = fused.quantize(derived, "float8", largest)
-        return fused.velocity(derived, *prepared(derived, arguments, cfg), skip, cfg)
+            derived = transformer_fast.quantize(derived, "float8", largest)
+        return transformer_fast.velocity(derived, *prepared(derived, arguments, cfg), skip, cfg)
 
     return run(params, arguments, skip)
 
@@ -98,9 +98,9 @@ def test_few_times_are_those_that_tokens_have(params, count):
 
     @jax.jit
     def few(params, times, which, x, *rest):
-        derived = fused.derive(params, CFG)
-        x, times, *others = prepared(derived, (x, fused.FewTimes(times, which), *rest))
-        return fused.velocity(derived, x, times, *others, None, CFG)
+        derived = transformer_fast.derive(params, CFG)
+        x, times, *others = prepared(derived, (x, transformer_fast.FewTimes(times, which), *rest))
+        return transformer_fast.velocity(derived, x, times, *others, None, CFG)
 
     want = plain(params, (x, every_token, *rest))
     np.testing.assert_allclose(few(params, times, which, x, *rest), want, rtol=0, atol=1e-4)
@@ -123,9 +123,9 @@ def test_skipped_blocks_are_those_of_the_reference(params, mode):
 def test_eight_bits_stay_within_their_rounding(params):
     """e4m3 keeps 4 bits of a number: 2^-4 at most of each, some 1e-2 of a sum of many."""
     arguments = inputs()
-    derived = fused.derive(params, CFG)
-    _, seen = fused.observe(derived, *prepared(derived, arguments), None, cfg=CFG)
-    largest = fused.largest_of([seen])
+    derived = transformer_fast.derive(params, CFG)
+    _, seen = transformer_fast.observe(derived, *prepared(derived, arguments), None, cfg=CFG)
+    largest = transformer_fast.largest_of([seen])
     assert len(largest) == CFG.num_layers
     want = np.asarray(plain(params, arguments))
     got = np.asarray(fast(params, arguments, largest=largest))
@@ -150,8 +150,8 @@ def test_whole_bytes_stay_within_their_rounding(params):
 
     @jax.jit
     def run(params):
-        small = fused.quantize(fused.derive(params, CFG), "int8")
-        return fused.velocity(small, *prepared(small, arguments), None, CFG)
+        small = transformer_fast.quantize(transformer_fast.derive(params, CFG), "int8")
+        return transformer_fast.velocity(small, *prepared(small, arguments), None, CFG)
 
     want, got = np.asarray(plain(params, arguments)), np.asarray(run(params))
     assert 1e-4 < np.sqrt(np.mean((got - want) ** 2) / np.mean(want**2)) < 0.02
@@ -159,11 +159,11 @@ def test_whole_bytes_stay_within_their_rounding(params):
 
 @pytest.mark.parametrize(("linears", "kind"), [("int8", "int8"), ("float8", "float8_e4m3fn")])
 def test_the_large_matrices_take_one_byte_a_weight(params, linears, kind):
-    derived = fused.derive(params, CFG)
-    largest = [dict.fromkeys(fused.LINEARS, 1.0)] * CFG.num_layers
-    small = fused.quantize(derived, linears, largest if linears == "float8" else None)
+    derived = transformer_fast.derive(params, CFG)
+    largest = [dict.fromkeys(transformer_fast.LINEARS, 1.0)] * CFG.num_layers
+    small = transformer_fast.quantize(derived, linears, largest if linears == "float8" else None)
     for layer in small["layers"]:
-        assert all(layer[name]["kernel"].dtype == kind for name in fused.LINEARS)
+        assert all(layer[name]["kernel"].dtype == kind for name in transformer_fast.LINEARS)
     assert small["layers"][0]["caption_k"]["kernel"].dtype == "float32"  # once a video
 
 
@@ -174,7 +174,9 @@ def test_float8_matrices_neither_grow_nor_shrink(dtype):
     # In bfloat16 this scale lies halfway between two values.
     kernel = kernel * (1 + 2**-8) * 448 / jnp.max(jnp.abs(kernel))
     p = {"kernel": kernel.astype(dtype), "bias": jnp.zeros(256, dtype)}
-    layer = fused.quantize({"layers": ({"qkv": p},)}, "float8", [{"qkv": 1.0}])["layers"][0]["qkv"]
+    layer = transformer_fast.quantize({"layers": ({"qkv": p},)}, "float8", [{"qkv": 1.0}])[
+        "layers"
+    ][0]["qkv"]
     given, made = (
         np.asarray(x, np.float64) for x in (p["kernel"].T, layer["kernel"].astype("float32"))
     )
@@ -184,4 +186,4 @@ def test_float8_matrices_neither_grow_nor_shrink(dtype):
 
 def test_eight_bit_products_need_to_know_their_inputs(params):
     with pytest.raises(ValueError, match="observe"):
-        fused.quantize(fused.derive(params, CFG), "float8")
+        transformer_fast.quantize(transformer_fast.derive(params, CFG), "float8")

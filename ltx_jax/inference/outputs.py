@@ -13,7 +13,8 @@ import jax
 
 from ltx_jax import config
 from ltx_jax.config import SampleConfig
-from ltx_jax.data import folder, writing
+from ltx_jax.data import folder
+from ltx_jax.runtime import files
 
 # What may differ between two runs of one prompts file into one folder.
 _NOT_COMPARED = ("config", "prompts_file", "output_path", "mesh", "batch_size", "previews")
@@ -177,5 +178,5 @@ def write_sidecar(
         "versions": versions,
         "seconds": {part: round(taken, 3) for part, taken in seconds.items()},
     }
-    with writing.whole(item.path.with_suffix(".json")) as file:
+    with files.whole(item.path.with_suffix(".json")) as file:
         file.write_text(json.dumps(content, indent=2) + "\n")

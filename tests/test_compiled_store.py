@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from ltx_jax.config import TransformerConfig
-from ltx_jax.diffusion import executables, networks, sampler
+from ltx_jax.diffusion import networks, sampler
 from ltx_jax.diffusion.guidance import Branches
 from ltx_jax.diffusion.noise import seeded
-from ltx_jax.diffusion.programs import Programs
+from ltx_jax.runtime import compiled_store
+from ltx_jax.runtime.compiled import Programs
 
 OPTIONS = {"xla_backend_optimization_level": 0}
 
@@ -57,7 +58,7 @@ def test_another_call_is_another_program(change, tmp_path, monkeypatch):
     static, options = {"cfg": CFG}, OPTIONS
 
     def place():
-        return executables.place(tmp_path, scaled, (x, noise), static, options)
+        return compiled_store.place(tmp_path, scaled, (x, noise), static, options)
 
     before = place()
     assert before == place()
@@ -70,7 +71,7 @@ def test_another_call_is_another_program(change, tmp_path, monkeypatch):
     elif change == "options":
         options = {}
     elif change == "code":
-        monkeypatch.setattr(executables, "_code", lambda: "another")
+        monkeypatch.setattr(compiled_store, "_code", lambda: "another")
     if change == "precision":
         with jax.default_matmul_precision("highest"):
             assert place() != before
@@ -83,10 +84,10 @@ def test_another_call_is_another_program(change, tmp_path, monkeypatch):
 )
 def test_every_network_has_a_description(make, tmp_path):
     static = dict(velocity=make(CFG), branches=(Branches(True, False),), mode=sampler.Mode())
-    ours = executables.place(tmp_path, sampler.step, arguments(), static, OPTIONS)
+    ours = compiled_store.place(tmp_path, sampler.step, arguments(), static, OPTIONS)
     assert ours is not None
     other = TransformerConfig(num_layers=4)
-    changed = executables.place(
+    changed = compiled_store.place(
         tmp_path, sampler.step, arguments(), static | {"velocity": make(other)}, OPTIONS
     )
     assert changed != ours
@@ -99,20 +100,20 @@ def test_what_has_no_lasting_description_is_not_kept(tmp_path, mesh):
         return x * number
 
     x = jnp.ones(3)
-    assert executables.place(tmp_path, jax.jit(remembers), (x,), {}, {}) is None
-    assert executables.place(tmp_path, scaled, (x,), {"cfg": object()}, {}) is None
+    assert compiled_store.place(tmp_path, jax.jit(remembers), (x,), {}, {}) is None
+    assert compiled_store.place(tmp_path, scaled, (x,), {"cfg": object()}, {}) is None
     with jax.set_mesh(mesh):
-        assert executables.place(tmp_path, scaled, arguments(), {"cfg": CFG}, {}) is None
+        assert compiled_store.place(tmp_path, scaled, arguments(), {"cfg": CFG}, {}) is None
 
 
 def test_a_damaged_file_is_compiled_again(programs, tmp_path):
     want = programs()(scaled, *arguments(), cfg=CFG)
     (path,) = (tmp_path / "kept").iterdir()
     path.write_bytes(path.read_bytes()[:-1])
-    assert executables.load(path) is None
+    assert compiled_store.load(path) is None
     got = programs()(scaled, *arguments(), cfg=CFG)
     np.testing.assert_array_equal(got["y"], want["y"])
-    assert executables.load(path) is not None  # and mended
+    assert compiled_store.load(path) is not None  # and mended
 
 
 def test_a_place_that_cannot_be_written_does_no_harm(monkeypatch, tmp_path):

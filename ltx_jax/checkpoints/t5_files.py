@@ -14,11 +14,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ltx_jax import sharding
 from ltx_jax.checkpoints import placement, tensors
 from ltx_jax.checkpoints.keys import Leaf
 from ltx_jax.config import DType, T5Config
 from ltx_jax.models.t5 import T5Encoder
+from ltx_jax.runtime import sharding
 
 # Names, or beginnings of names, that a directory may hold beside the encoder: the second name of
 # the shared embedding, and the decoder of a whole T5.

@@ -15,24 +15,25 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Shaped
 
-from ltx_jax import request, sharding
-from ltx_jax.checkpoints.contents import Checkpoint
+from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.config import DType, Linears, SamplingConfig
-from ltx_jax.diffusion import calibration, ends, flow, guidance, sampler, tokens
+from ltx_jax.diffusion import calibration, flow, guidance, positions, sampler
 from ltx_jax.diffusion.conditioning import Condition
 from ltx_jax.diffusion.networks import fast_network, network, reusing_network
 from ltx_jax.diffusion.noise import GivenStart, NoiseSource, seeded
-from ltx_jax.diffusion.programs import Programs, explain_memory_errors
 from ltx_jax.diffusion.sampler import Caption, Inputs, Progress
-from ltx_jax.models import convolution, fused
+from ltx_jax.inference import arguments, encode_decode
+from ltx_jax.inference.text_encoder import ByteTokenizer, TextEncoder
+from ltx_jax.models import convolution, transformer_fast
 from ltx_jax.models.transformer import compiler_options
 from ltx_jax.models.vae import LatentStatistics, Posterior
-from ltx_jax.platforms import preferred_dtype
-from ltx_jax.text import ByteTokenizer, TextEncoder
+from ltx_jax.runtime import sharding
+from ltx_jax.runtime.compiled import Programs, explain_memory_errors
+from ltx_jax.runtime.platforms import preferred_dtype
 
 Output = Literal["uint8", "float", "latents"]
 
-_attend_captions = jax.jit(fused.attend_captions, static_argnames="cfg")
+_attend_captions = jax.jit(transformer_fast.attend_captions, static_argnames="cfg")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Start:
     """
 
     options: SamplingConfig
-    size: request.Size
+    size: arguments.Size
     inputs: Inputs
     branches: tuple[guidance.Branches, ...]
     coords: Any
@@ -127,7 +128,7 @@ class LTXPipeline:
         self.vae = dataclasses.replace(vae, dtype=dtype)
         self._fast = fast
         if fast:
-            params = fused.derive(checkpoint.transformer_params, self.transformer)
+            params = transformer_fast.derive(checkpoint.transformer_params, self.transformer)
             checkpoint = dataclasses.replace(checkpoint, transformer_params=params)
         self.checkpoint = checkpoint
         channels = vae.latent_channels
@@ -141,7 +142,7 @@ class LTXPipeline:
         self.programs = Programs()
         if linears is not None:
             largest = self._largest_inputs() if linears == "float8" else None
-            params = fused.quantize(self.checkpoint.transformer_params, linears, largest)
+            params = transformer_fast.quantize(self.checkpoint.transformer_params, linears, largest)
             self.checkpoint = dataclasses.replace(self.checkpoint, transformer_params=params)
 
     @classmethod
@@ -165,11 +166,12 @@ class LTXPipeline:
             if it has none, leaves embeddings as the only way to caption.
           dtype: of the computation, as of the constructor; guidance and latents are always float32.
           param_dtype: of the stored parameters; None is `dtype`, or bfloat16 if that is None too.
-          mesh: the devices to run on (`ltx_jax.sharding.make_mesh`); None is one.
+          mesh: the devices to run on (`ltx_jax.make_mesh`); None is one.
           fast: as of the constructor, and
           linears: likewise.
         """
-        from ltx_jax.checkpoints.checkpoint import load  # with Orbax, which takes seconds
+
+        from ltx_jax.checkpoints.load import load_checkpoint  # with Orbax, which takes seconds
 
         begin = time.perf_counter()
         param_dtype = param_dtype or dtype or "bfloat16"  # as released weights are stored
@@ -181,7 +183,7 @@ class LTXPipeline:
         if linears == "int8":  # a small device has no room for what these are made from
             place = jax.default_device(jax.local_devices(backend="cpu")[0])
         with place:
-            loaded = load(os.fspath(checkpoint), mesh=mesh, dtype=param_dtype)
+            loaded = load_checkpoint(os.fspath(checkpoint), mesh=mesh, dtype=param_dtype)
             pipe = cls(loaded, encoder, dtype=dtype, mesh=mesh, fast=fast, linears=linears)
         if linears == "int8":
             names = ("transformer_params", "vae_params", "statistics")
@@ -257,7 +259,7 @@ class LTXPipeline:
                 call=functools.partial(self.programs, compiler_options=compiler_options()),
             )
             count = math.prod(start.size.grid)
-            x = sharding.on_host(tokens.unpatchify(denoised[:, -count:], start.size.grid))
+            x = sharding.on_host(positions.unpatchify(denoised[:, -count:], start.size.grid))
         if output == "latents":
             return x
         return self.decode(x, start.options, noise=noise, first_sample=first_sample, output=output)
@@ -277,7 +279,7 @@ class LTXPipeline:
     ) -> Start:
         """All of a call before its loop; the arguments are those of `__call__`."""
         self.timings = {part: t for part, t in self.timings.items() if part == "load"}
-        options = request.replace(options or self.options, changes)
+        options = arguments.replace(options or self.options, changes)
         size = self.size(options)
         size.notice()
         times = flow.inference_times(
@@ -289,7 +291,7 @@ class LTXPipeline:
             skip_final=options.skip_final_inference_steps,
             allowed=self.checkpoint.allowed_inference_steps,
         )
-        request.check_input(options, float(times[0]), input_media, input_latents)
+        arguments.check_input(options, float(times[0]), input_media, input_latents)
         plan = guidance.plan(options, times, self.transformer.num_layers)
         if options.teacache > 0 and not self._fast:
             raise ValueError("teacache is of fast sampling: make the pipeline with fast=True")
@@ -299,17 +301,17 @@ class LTXPipeline:
             if self._fast:
                 caption = self._attended(caption)
                 negative = None if negative is None else self._attended(negative)
-        clips = request.load_conditions(conditions, size, batch, options.prepare_conditions)
+        clips = arguments.load_conditions(conditions, size, batch, options.prepare_conditions)
         source = self._noise(noise, batch, size, options, first_sample)
         given: Any = None
         with self.part("encode", size):
             if input_media is not None:
-                clip = request.load_input(input_media, size, batch, options.prepare_conditions)
+                clip = arguments.load_input(input_media, size, batch, options.prepare_conditions)
                 given = self._encode(clip)
             elif input_latents is not None:
                 shape = (batch, *size.grid, self.transformer.in_channels)
-                given = request.checked("input_latents", input_latents, shape)
-            placing = ends.Placing(
+                given = arguments.checked("input_latents", input_latents, shape)
+            placing = encode_decode.Placing(
                 self.transformer,
                 batch,
                 size.grid,
@@ -320,7 +322,7 @@ class LTXPipeline:
                 self._fast,
             )
             prepared, rope = self.programs(
-                ends.start,
+                encode_decode.start,
                 self.statistics,
                 source,
                 jnp.asarray(times[0]),
@@ -358,10 +360,10 @@ class LTXPipeline:
         **changes: Any,
     ) -> Shaped[np.ndarray, "b t2 h2 w2 c2"]:
         """Turns latents (`output="latents"` of a call) into videos; arguments as of the call."""
-        options = request.replace(options or self.options, changes)
+        options = arguments.replace(options or self.options, changes)
         size = self.size(options)
         shape = (x.shape[0], *size.grid, self.vae.latent_channels)
-        x = request.checked("latents", x, shape)
+        x = arguments.checked("latents", x, shape)
         source = self._noise(noise, shape[0], size, options, first_sample)
         level = options.decode_noise_scale
         scalars = (
@@ -371,7 +373,7 @@ class LTXPipeline:
         )
         with self.part("decode", size):
             clip = self.programs(
-                ends.decode,
+                encode_decode.decode,
                 self.checkpoint.vae_params,
                 self.statistics,
                 x,
@@ -386,16 +388,16 @@ class LTXPipeline:
     def _encode(self, clip: np.ndarray) -> Posterior:
         params = self.checkpoint.vae_params
         return self.programs(
-            ends.encode,
+            encode_decode.encode,
             params,
             jnp.asarray(clip),
             cfg=self.vae,
             compiler_options=convolution.compiler_options(),
         )
 
-    def size(self, options: SamplingConfig) -> request.Size:
+    def size(self, options: SamplingConfig) -> arguments.Size:
         """The size that `options` ask for, on the grid of this VAE."""
-        return request.Size(
+        return arguments.Size(
             options.num_frames,
             options.height,
             options.width,
@@ -413,7 +415,7 @@ class LTXPipeline:
         if embeddings is not None:
             if prompt is not None:
                 raise ValueError("give a prompt or embeddings, not both")
-            return request.given_captions(
+            return arguments.given_captions(
                 embeddings, needs_negative, self.transformer.caption_channels
             )
         if prompt is None:
@@ -430,18 +432,18 @@ class LTXPipeline:
         negative = None
         if needs_negative:
             negative = Caption(*self.text_encoder.encode([options.negative_prompt]))
-        return request.matched(caption, negative)
+        return arguments.matched(caption, negative)
 
     def _network(self, inputs: Inputs) -> sampler.Velocity | sampler.Reusing:
         captions = [c for c in (inputs.caption, inputs.negative) if c is not None]
         cfg = self.transformer
-        if not all(request.is_prefix(caption.mask) for caption in captions):
+        if not all(arguments.is_prefix(caption.mask) for caption in captions):
             cfg = dataclasses.replace(cfg, attention="plain")  # the fused kernels know lengths only
         if inputs.threshold is not None:
             return reusing_network(cfg)
         return fast_network(cfg) if self._fast else network(cfg)
 
-    def _largest_inputs(self) -> fused.Largest:
+    def _largest_inputs(self) -> transformer_fast.Largest:
         """Of the transformer's linears, on the way of a few small videos."""
         steps = len(self.checkpoint.allowed_inference_steps or ())
         changes: dict[str, Any] = {"num_inference_steps": steps} if steps else {}
@@ -462,7 +464,12 @@ class LTXPipeline:
         return Caption(heads, caption.mask)
 
     def _noise(
-        self, noise: Any, batch: int, size: request.Size, options: SamplingConfig, first_sample: int
+        self,
+        noise: Any,
+        batch: int,
+        size: arguments.Size,
+        options: SamplingConfig,
+        first_sample: int,
     ) -> NoiseSource:
         if isinstance(noise, NoiseSource):
             return noise
@@ -470,10 +477,10 @@ class LTXPipeline:
         if noise is None:
             return source
         shape = (batch, *size.grid, self.transformer.in_channels)
-        return GivenStart(request.checked("noise", noise, shape), source)
+        return GivenStart(arguments.checked("noise", noise, shape), source)
 
     @contextlib.contextmanager
-    def part(self, name: str, size: request.Size) -> Iterator[None]:
+    def part(self, name: str, size: arguments.Size) -> Iterator[None]:
         """Times a part of a call, compilation apart, on the mesh, with a word on its memory."""
         begin, compiling = time.perf_counter(), self.programs.seconds
         frames, height, width = size.padded

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ltx_jax import multiscale, sharding
 from ltx_jax.config import SamplingConfig, UpsamplerConfig
 from ltx_jax.diffusion.conditioning import Condition
 from ltx_jax.diffusion.latents import adain
+from ltx_jax.inference import two_pass
+from ltx_jax.inference.two_pass import Upsampler
 from ltx_jax.models.upsampler import LatentUpsampler
-from ltx_jax.multiscale import Upsampler
+from ltx_jax.runtime import sharding
 
 CFG = UpsamplerConfig(in_channels=8, mid_channels=32, num_blocks_per_stage=1)
 # 32 x 32 in the first pass, 64 x 64 in the second.
@@ -50,15 +51,15 @@ def pipe():
 def test_two_passes_are_two_calls_with_the_upsampler_between(pipe, upsampler):
     picture = np.zeros((96, 96, 3), np.float32)
     arguments = dict(embeddings=CAPTION, conditions=[Condition(picture, strength=0.5)])
-    video = multiscale.sample(pipe, upsampler, None, OPTIONS, second_pass=SECOND, **arguments)
+    video = two_pass.sample(pipe, upsampler, None, OPTIONS, second_pass=SECOND, **arguments)
     assert (video.shape, video.dtype) == ((1, 9, 90, 96, 3), np.uint8)
     assert {"upsample", "denoise", "decode", "compile"} <= set(pipe.timings)
 
     low = dataclasses.replace(OPTIONS, height=32, width=32)
     small = pipe(None, low, **arguments, output="latents")
-    large = multiscale.enlarge(pipe, upsampler, jnp.asarray(small))
+    large = two_pass.enlarge(pipe, upsampler, jnp.asarray(small))
     assert large.shape == (1, 2, 2, 2, 8)
-    noise = multiscale._second_noise(OPTIONS.seed, 1, 0)
+    noise = two_pass._second_noise(OPTIONS.seed, 1, 0)
     high = dataclasses.replace(SECOND, height=64, width=64)
     by_hand = pipe(None, high, **arguments, input_latents=large, noise=noise, output="float")
     resized = np.asarray(jax.image.resize(by_hand[0], (9, 96, 96, 3), "bilinear", antialias=False))
@@ -68,7 +69,7 @@ def test_two_passes_are_two_calls_with_the_upsampler_between(pipe, upsampler):
 
 def test_enlarged_latents_keep_the_moments_of_each_channel(pipe, upsampler):
     small = jnp.asarray(np.random.default_rng(0).standard_normal((2, 2, 3, 3, 8), np.float32))
-    large = multiscale.enlarge(pipe, upsampler, small)
+    large = two_pass.enlarge(pipe, upsampler, small)
     z = LatentUpsampler(CFG).apply({"params": upsampler.params}, pipe.statistics.denormalize(small))
     np.testing.assert_allclose(large, adain(pipe.statistics.normalize(z), small), atol=1e-5)
     for moment in (np.mean, np.std):
@@ -78,18 +79,18 @@ def test_enlarged_latents_keep_the_moments_of_each_channel(pipe, upsampler):
 
 @pytest.mark.parametrize(("size", "low"), [(1216, 800), (704, 448), (768, 480), (512, 320)])
 def test_the_first_pass_has_the_released_size(size, low):
-    assert multiscale._downscaled("width", size, 0.6666666, 32) == low
+    assert two_pass._downscaled("width", size, 0.6666666, 32) == low
 
 
 def test_the_noise_of_the_passes_differs():
-    first = multiscale.seeded(0, 1).draw("initial", (1, 8))
-    second = multiscale._second_noise(0, 1, 0).draw("initial", (1, 8))
+    first = two_pass.seeded(0, 1).draw("initial", (1, 8))
+    second = two_pass._second_noise(0, 1, 0).draw("initial", (1, 8))
     assert np.abs(np.asarray(first - second)).min() > 0
 
 
 def test_a_size_too_small_for_two_passes_is_refused(pipe, upsampler):
     with pytest.raises(ValueError, match="width of 32 leaves nothing"):
-        multiscale.sample(
+        two_pass.sample(
             pipe, upsampler, None, OPTIONS, second_pass=SECOND, embeddings=CAPTION, width=20
         )
 

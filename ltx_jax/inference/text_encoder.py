@@ -16,10 +16,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from ltx_jax import sharding
-from ltx_jax.checkpoints import hub, text_encoder
+from ltx_jax.checkpoints import hub, t5_files
 from ltx_jax.config import DType, T5Config
 from ltx_jax.models.t5 import T5Encoder
+from ltx_jax.runtime import sharding
 
 PAD = 0  # the ids of every T5
 EOS = 1
@@ -120,7 +120,7 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     Raises:
       ValueError: if there is none, or if it is neither.
     """
-    over_bytes = text_encoder.max_byte_tokens(directory) is not None
+    over_bytes = t5_files.max_byte_tokens(directory) is not None
     return ByteTokenizer() if over_bytes else VocabularyTokenizer(directory)
 
 
@@ -169,7 +169,7 @@ class TextEncoder:
     tokenizer: Tokenizer
     cfg: T5Config
     params: Any
-    max_tokens: int = text_encoder.MAX_TOKENS
+    max_tokens: int = t5_files.MAX_TOKENS
     mesh: Mesh | None = None
 
     def __post_init__(self):
@@ -187,7 +187,7 @@ class TextEncoder:
         path_or_id: str | Path,
         *,
         dtype: DType = "bfloat16",
-        max_tokens: int = text_encoder.MAX_TOKENS,
+        max_tokens: int = t5_files.MAX_TOKENS,
         mesh: Mesh | None = None,
     ) -> "TextEncoder":
         """Loads a T5 v1.1 and its tokenizer, in `dtype` (parameters and computation).
@@ -209,7 +209,7 @@ class TextEncoder:
                 f"{root} is no text encoder: it holds neither config.json nor "
                 "text_encoder/config.json"
             )
-        cfg = text_encoder.read_config(encoder, dtype)
+        cfg = t5_files.read_config(encoder, dtype)
         places = [encoder, encoder / "tokenizer"]
         if encoder.name == "text_encoder":
             places.insert(0, encoder.parent / "tokenizer")
@@ -218,8 +218,8 @@ class TextEncoder:
         if place is None:
             raise ValueError(f"{root} holds no tokenizer: expected tokenizer/ with spiece.model")
         tokenizer = load_tokenizer(place)
-        max_tokens = min(max_tokens, text_encoder.max_byte_tokens(place) or max_tokens)
-        params = text_encoder.load_params(encoder, cfg, mesh)
+        max_tokens = min(max_tokens, t5_files.max_byte_tokens(place) or max_tokens)
+        params = t5_files.load_params(encoder, cfg, mesh)
         return cls(tokenizer, cfg, params, max_tokens, mesh)
 
     @classmethod
@@ -242,7 +242,7 @@ class TextEncoder:
         Raises:
           ValueError: if there already is a text encoder.
         """
-        text_encoder.save(Path(directory) / "text_encoder", self.cfg, self.params)
+        t5_files.save(Path(directory) / "text_encoder", self.cfg, self.params)
         self.tokenizer.save(Path(directory) / "tokenizer", self.max_tokens)
 
     def encode(self, prompts: Sequence[str]) -> tuple[Float[Array, "b m d"], Int[Array, "b m"]]:

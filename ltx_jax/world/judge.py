@@ -21,7 +21,7 @@ import numpy as np
 import scipy.ndimage
 from jaxtyping import Complex128, Float64, UInt8
 
-from ltx_jax.data.scenes import COLOURS, DIRECTIONS, Triple
+from ltx_jax.world.scenes import COLOURS, DIRECTIONS, Triple
 
 NONE = "none"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from ltx_jax.diffusion import executables
+from ltx_jax.runtime import compiled_store
 
 
 class Programs:
@@ -59,15 +59,15 @@ class Programs:
     ) -> Callable[..., Any]:
         path = None
         if self.folder is not None:
-            path = executables.place(self.folder, function, args, static, options)
-        kept = None if path is None else executables.load(path)
+            path = compiled_store.place(self.folder, function, args, static, options)
+        kept = None if path is None else compiled_store.load(path)
         if kept is not None:
             return kept
-        with contextlib.nullcontext() if path is None else executables.compiling():
+        with contextlib.nullcontext() if path is None else compiled_store.compiling():
             compiled = function.lower(*args, **static).compile(compiler_options=dict(options))
         _check_memory(compiled)
         if path is not None:
-            executables.save(path, compiled)
+            compiled_store.save(path, compiled)
         return compiled
 
 

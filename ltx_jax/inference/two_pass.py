@@ -16,17 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from ltx_jax import request
 from ltx_jax.config import SamplingConfig, UpsamplerConfig
 from ltx_jax.diffusion import conditioning
 from ltx_jax.diffusion.conditioning import Condition
 from ltx_jax.diffusion.latents import adain
 from ltx_jax.diffusion.noise import KeyNoise, seeded
 from ltx_jax.diffusion.sampler import Progress
+from ltx_jax.inference import arguments
+from ltx_jax.inference.pipeline import LTXPipeline, Output
 from ltx_jax.models import convolution
 from ltx_jax.models.upsampler import LatentUpsampler
 from ltx_jax.models.vae import LatentStatistics
-from ltx_jax.pipeline import LTXPipeline, Output
 
 # What the second pass takes from the options of the first.
 _SHARED = (
@@ -57,7 +57,7 @@ class Upsampler:
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, mesh: Any = None) -> "Upsampler":
         """Loads a released file (ltxv-spatial-upscaler-0.9.8.safetensors)."""
-        from ltx_jax.checkpoints.checkpoint import load_upsampler  # with Orbax, which takes seconds
+        from ltx_jax.checkpoints.load import load_upsampler  # with Orbax, which takes seconds
 
         return cls(*load_upsampler(os.fspath(path), mesh=mesh, dtype="float32"))
 
@@ -96,7 +96,7 @@ def sample(
       ValueError: as the pipeline does, and for a size that leaves nothing to sample.
       MemoryError: if the device's memory does not suffice.
     """
-    options = request.replace(options, changes)
+    options = arguments.replace(options, changes)
     size = pipe.size(options)
     size.notice()
     frames, height, width = size.padded
@@ -105,7 +105,7 @@ def sample(
         "width": _downscaled("width", width, downscale_factor, size.spatial_factor),
     }
     # Both passes see the same picture, stretched alike, as upstream.
-    clips = request.load_conditions(conditions, size, None, options.prepare_conditions)
+    clips = arguments.load_conditions(conditions, size, None, options.prepare_conditions)
     prepared = [
         dataclasses.replace(condition, media=clip)
         for condition, clip in zip(conditions, clips, strict=True)
