@@ -103,3 +103,15 @@ def rope_tables(
         jnp.pad(jnp.cos(angles), still, constant_values=1.0),
         jnp.pad(jnp.sin(angles), still),
     )
+
+
+def rope_of(
+    pixel_coords: Int[Array, "*b n 3"],
+    frame_rate: float | int | Float[Array, " b"],
+    cfg: TransformerConfig,
+) -> tuple[Float[Array, "b n p"], Float[Array, "b n p"]]:
+    """The rotary tables of tokens at pixel coordinates (frame, row, column).
+
+    `frame_rate` is in frames per second: one number, or one of each sample.
+    """
+    return rope_tables(positions(pixel_coords, frame_rate), cfg)

@@ -63,7 +63,31 @@ class Skip:
 
 
 @struct.dataclass
-class _Context:
+class Context:
+    """What conditions the network beside the tokens and their times: the same in every step of a
+    sampling run, or of one training batch. A new conditioning is a further field.
+
+    Attributes:
+      caption: embeddings (b, m, c) from the text encoder.
+      caption_mask: (b, m), 1 for a caption's own tokens and 0 for padding; None is all ones.
+      rope: rotary tables of the tokens' positions, cosines and sines (b or 1, n, d / 2):
+        `diffusion.positions.rope_of`.
+    """
+
+    caption: Any
+    caption_mask: Any
+    rope: Any
+
+
+def example_inputs(cfg: TransformerConfig) -> tuple[Array, Array, Context]:
+    """The smallest tokens (b, n, c), times (b, 1) and context: all that initialisation looks at."""
+    table = jnp.ones((1, 2, cfg.width // 2))
+    context = Context(jnp.zeros((1, 1, cfg.caption_channels)), None, (table, table))
+    return jnp.zeros((1, 2, cfg.in_channels)), jnp.ones((1, 1)), context
+
+
+@struct.dataclass
+class _BlockInputs:
     """What every block sees and no block changes."""
 
     modulation: Any  # (b, n or 1, 6, d)
@@ -228,7 +252,7 @@ class Block(nn.Module):
         self.ff = MLP(cfg, 4 * cfg.width, name="ff")
 
     def __call__(
-        self, x: Float[Array, "b n d"], keep: Float[Array, " b"] | None, context: _Context
+        self, x: Float[Array, "b n d"], keep: Float[Array, " b"] | None, context: _BlockInputs
     ) -> tuple[Float[Array, "b n d"], None]:
         def part(method: Any) -> Any:
             return nn.remat(method, prevent_cse=False) if self.cfg.remat == "attention" else method
@@ -242,7 +266,7 @@ class Block(nn.Module):
             after = _keep(keep, after, x)
         return constrain(after, "batch", "token", "act_embed"), None
 
-    def _to_self(self, x: Array, context: _Context) -> Heads:
+    def _to_self(self, x: Array, context: _BlockInputs) -> Heads:
         h = _norm_in(x, context.modulation, self.table, 0, self.cfg.norm_eps)
         return self.attn1.project(h, h, context.rope)
 
@@ -252,7 +276,7 @@ class Block(nn.Module):
         attended: Array,
         values: Array,
         keep: Array | None,
-        context: _Context,
+        context: _BlockInputs,
     ) -> tuple[Array, Heads]:
         if keep is not None and context.skip_mode == "attention_values":
             attended = _keep(keep, attended, values.reshape(attended.shape))
@@ -263,7 +287,7 @@ class Block(nn.Module):
         # The caption is attended to from the bare residual stream: no norm, no gate.
         return x, self.attn2.project(x, context.caption)
 
-    def _to_end(self, x: Array, attended: Array, context: _Context) -> Array:
+    def _to_end(self, x: Array, attended: Array, context: _BlockInputs) -> Array:
         x = x + self.attn2.output(attended)
         h = _norm_in(x, context.modulation, self.table, 3, self.cfg.norm_eps)
         return _gate_in(x, self.ff(h), context.modulation, self.table, 5)
@@ -315,7 +339,7 @@ class Transformer(nn.Module):
         time = timestep.astype(jnp.float32) * (cfg.timestep_scale_multiplier or 1.0)
         modulation, embedded = AdaLNSingle(cfg, name="adaln_single")(time)
         caption = MLP(cfg, cfg.width, None, name="caption_projection")(caption.astype(cfg.dtype))
-        context = _Context(
+        context = _BlockInputs(
             modulation=modulation,
             caption=constrain(caption, "batch", None, "act_embed"),
             caption_mask=caption_mask,
