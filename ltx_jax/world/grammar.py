@@ -14,7 +14,7 @@ _MOVES = (
     ("glides", "gliding"),
     ("travels", "travelling"),
 )
-_WAYS = {
+WAYS = {
     "left": ("left", "to the left"),
     "right": ("right", "to the right"),
     "up": ("up", "upwards"),
@@ -27,7 +27,7 @@ _WAYS = {
 # As a sentence tells it and as a participle: "it moves left", "a star moving left".
 _VERBS = {
     motion: tuple((f"{verb} {way}", f"{doing} {way}") for verb, doing in _MOVES for way in ways)
-    for motion, ways in _WAYS.items()
+    for motion, ways in WAYS.items()
 } | {
     "still": (
         ("stays still", "staying still"),

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float64, UInt8
 
-from ltx_jax.world import scenes
+from ltx_jax.world import scenes, textures
 from ltx_jax.world.grammar import caption, words
 from ltx_jax.world.scenes import (
     COLOURS,
@@ -257,14 +257,15 @@ def _blend(
 def _draw_background(frames: np.ndarray, scene: Scene, fps: float | int) -> None:
     """Fills the frames; a background that does not slide is computed once."""
     num_frames, height, width = frames.shape[:3]
-    tone = np.asarray(scenes.TONES[scene.background.tone], np.float32)
-    if scene.background.texture == "plain":
+    ground = scene.background
+    tone = np.asarray(scenes.TONES[ground.tone], np.float32)
+    if ground.texture == "plain":
         frames[:] = tone.astype(np.uint8)
         return
     unit = min(height, width)
     y = ((np.arange(height) + 0.5 - height / 2) / unit)[:, None]
     x = ((np.arange(width) + 0.5 - width / 2) / unit)[None, :]
-    waves, phases = _waves(scene.background)
+    waves, phases = textures.waves(ground.texture, ground.wavelength, ground.angle, ground.seed)
     theta = waves[:, 0, None, None] * x + waves[:, 1, None, None] * y + phases[:, None, None]
     cos, sin = np.cos(theta).astype(np.float32), np.sin(theta).astype(np.float32)
     velocity = np.zeros(2)
@@ -273,42 +274,7 @@ def _draw_background(frames: np.ndarray, scene: Scene, fps: float | int) -> None
     for i in range(num_frames if scene.pan is not None else 1):
         slide = (waves @ velocity * (i / fps))[:, None, None].astype(np.float32)
         # cos(theta + slide), without a cosine for every pixel of every frame.
-        levels = _TEXTURE[scene.background.texture](cos * np.cos(slide) - sin * np.sin(slide))
+        levels = textures.LEVELS[ground.texture](cos * np.cos(slide) - sin * np.sin(slide))
         frames[i] = (_CONTRAST * levels)[..., None] + tone + np.float32(0.5)
     if scene.pan is None:
         frames[1:] = frames[0]
-
-
-def _waves(background: scenes.Background) -> tuple[np.ndarray, np.ndarray]:
-    """Wave vectors (n, 2), in radians per shorter side, and phases (n,) of a texture."""
-    rng = np.random.default_rng(background.seed)
-    number = 2 * math.pi / background.wavelength
-    if background.texture == "cloudy":
-        angles = 2 * math.pi * rng.random(6)
-        numbers = number / (1 + 2 * rng.random(6))
-    elif background.texture == "shaded":
-        # Half a wave across the picture: dark on one side, light on the other.
-        angles, numbers = np.array([math.radians(background.angle)]), np.array([math.pi / 1.6])
-        return _vectors(angles, numbers), np.array([-math.pi / 2])
-    else:
-        angles = np.radians(background.angle + np.array([0.0, 90.0]))
-        numbers = np.array([number, number])
-    return _vectors(angles, numbers), 2 * math.pi * rng.random(len(angles))
-
-
-def _vectors(angles: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    return np.stack([numbers * np.cos(angles), numbers * np.sin(angles)], axis=1)
-
-
-def _steep(levels: np.ndarray) -> np.ndarray:
-    return np.clip(4 * levels, -1, 1)
-
-
-# From the cosines (n, h, w) of the waves to levels (h, w) in [-1, 1]; smooth ones reach 1.5.
-_TEXTURE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "shaded": lambda waves: 1.5 * waves[0],
-    "striped": lambda waves: _steep(waves[0]),
-    "checkered": lambda waves: _steep(waves[0] * waves[1]),
-    "dotted": lambda waves: _steep(waves[0] + waves[1] - np.float32(1.1)),
-    "cloudy": lambda waves: np.clip(waves.sum(axis=0) / 2, -1.5, 1.5),
-}

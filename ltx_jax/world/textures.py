@@ -1,0 +1,51 @@
+"""Textures of backgrounds: waves, and what becomes of them."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float64
+
+
+def waves(
+    texture: str, wavelength: float, angle: float, seed: int
+) -> tuple[Float64[np.ndarray, "n 2"], Float64[np.ndarray, " n"]]:
+    """Wave vectors, in radians per shorter side, and phases of a texture.
+
+    Args:
+      texture: a key of `LEVELS`.
+      wavelength: in shorter sides.
+      angle: degrees.
+      seed: of the phases, and of the directions of clouds.
+    """
+    rng = np.random.default_rng(seed)
+    number = 2 * math.pi / wavelength
+    if texture == "cloudy":
+        angles = 2 * math.pi * rng.random(6)
+        numbers = number / (1 + 2 * rng.random(6))
+    elif texture == "shaded":
+        # Half a wave across the picture: dark on one side, light on the other.
+        angles, numbers = np.array([math.radians(angle)]), np.array([math.pi / 1.6])
+        return _vectors(angles, numbers), np.array([-math.pi / 2])
+    else:
+        angles = np.radians(angle + np.array([0.0, 90.0]))
+        numbers = np.array([number, number])
+    return _vectors(angles, numbers), 2 * math.pi * rng.random(len(angles))
+
+
+def _vectors(angles: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    return np.stack([numbers * np.cos(angles), numbers * np.sin(angles)], axis=1)
+
+
+def _steep(levels: np.ndarray) -> np.ndarray:
+    return np.clip(4 * levels, -1, 1)
+
+
+# From the cosines (n, h, w) of the waves to levels (h, w) in [-1, 1]; smooth ones reach 1.5.
+LEVELS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "shaded": lambda waves: 1.5 * waves[0],
+    "striped": lambda waves: _steep(waves[0]),
+    "checkered": lambda waves: _steep(waves[0] * waves[1]),
+    "dotted": lambda waves: _steep(waves[0] + waves[1] - np.float32(1.1)),
+    "cloudy": lambda waves: np.clip(waves.sum(axis=0) / 2, -1.5, 1.5),
+}
