@@ -20,9 +20,9 @@ import numpy as np
 
 from benchmarks.headline import Watching
 from ltx_jax import LTXPipeline, metrics
-from ltx_jax.evaluate import autoencoder, report
-from ltx_jax.evaluate.report import Figure
-from ltx_jax.evaluate.world import Bench, words
+from ltx_jax.evaluate import autoencoder, metric_table
+from ltx_jax.evaluate.metric_table import MetricRow
+from ltx_jax.evaluate.world_table import WorldBenchmark, word_accuracy
 
 EXACT = "exact"
 # Arguments of the pipeline, and options of a call.
@@ -37,9 +37,9 @@ FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 def measure(
     checkpoint: str, text_encoder: str | None, prompts: Sequence[str], batch_size: int
-) -> tuple[list[Figure], dict[str, np.ndarray]]:
+) -> tuple[list[MetricRow], dict[str, np.ndarray]]:
     """Figures of every form, and its videos (b, t, h, w, 3)."""
-    figures: list[Figure] = []
+    figures: list[MetricRow] = []
     latents: dict[str, np.ndarray] = {}
     videos: dict[str, np.ndarray] = {}
     for name, (form, options) in FORMS.items():
@@ -60,12 +60,12 @@ def measure(
         change = 100 * np.sqrt(change / np.mean(latents[EXACT] ** 2, axes))
         ratios = np.asarray(metrics.psnr(videos[name], videos[EXACT]))
         figures += [
-            report.mean(name, "change of the latents", change, "%"),
-            Figure(name, "largest of these", float(change.max()), len(change), unit="%"),
-            report.mean(name, "PSNR against the exact video", ratios, "dB"),
+            metric_table.mean(name, "change of the latents", change, "%"),
+            MetricRow(name, "largest of these", float(change.max()), len(change), unit="%"),
+            metric_table.mean(name, "PSNR against the exact video", ratios, "dB"),
         ]
         if computed := watching.computed():
-            figures.append(report.share(name, "steps computed", computed))
+            figures.append(metric_table.percentage(name, "steps computed", computed))
     return figures, videos
 
 
@@ -86,19 +86,19 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     pipe = LTXPipeline.from_pretrained(given.checkpoint, given.text_encoder)
     reconstruct = autoencoder.reconstructor(pipe.checkpoint, pipe.vae)
-    bench = Bench(pipe, reconstruct, pipe.vae.temporal_factor, pipe.options)
-    asked = [] if given.prompt else bench.draw(given.scenes)
+    benchmark = WorldBenchmark(pipe, reconstruct, pipe.vae.temporal_factor, pipe.options)
+    asked = [] if given.prompt else benchmark.draw_prompts(given.scenes)
     prompts = given.prompt or [one.caption for one in asked]
     figures, videos = measure(given.checkpoint, given.text_encoder, prompts, given.batch_size)
     if asked:
         wanted = [one.triples for one in asked]
         for name, made in videos.items():
-            figures += words(name, [bench.see(video) for video in made], wanted)
+            figures += word_accuracy(name, [benchmark.detect(video) for video in made], wanted)
         figures.sort(key=lambda figure: list(FORMS).index(figure.of))
     title = "Options that change the result a little"
-    report.show(title, figures)
+    metric_table.show(title, figures)
     settings = {"checkpoint": given.checkpoint, **dataclasses.asdict(pipe.options)}
-    print(*report.write(given.out, title, settings, figures), sep="\n")
+    print(*metric_table.write(given.out, title, settings, figures), sep="\n")
     return 0
 
 

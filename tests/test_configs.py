@@ -14,7 +14,7 @@ from ltx_jax.checkpoints import official_config
 from ltx_jax.checkpoints.releases import RELEASED, UPSAMPLER_FILES
 from ltx_jax.config import SampleConfig, SamplingConfig, TrainTransformer, TrainVAE
 from ltx_jax.diffusion import flow, guidance
-from ltx_jax.evaluate import world
+from ltx_jax.evaluate import world_table
 from ltx_jax.models.t5 import T5Encoder
 from ltx_jax.models.transformer import Transformer
 from ltx_jax.models.vae import VideoVAE, check_video_shape
@@ -163,4 +163,4 @@ def test_the_13b_model_guides_as_released():
 def test_the_model_that_ships_is_sampled_as_it_is_measured():
     cfg = config.load(str(FOLDER / "sample/shapes.py"))
     for field in dataclasses.fields(SamplingConfig):
-        assert getattr(cfg, field.name) == getattr(world.OPTIONS, field.name), field.name
+        assert getattr(cfg, field.name) == getattr(world_table.OPTIONS, field.name), field.name

@@ -11,8 +11,8 @@ from ltx_jax.checkpoints import hub
 from ltx_jax.checkpoints.load import load_checkpoint, own_settings
 from ltx_jax.data import video
 from ltx_jax.diffusion.conditioning import Condition
-from ltx_jax.evaluate import world
-from ltx_jax.world.judge import agreement, judge
+from ltx_jax.evaluate import world_table
+from ltx_jax.world.judge import agreement, detect_objects
 
 COUNT = 8  # prompts, in one batch
 LARGEST = 25_000_000  # bytes of all its files
@@ -22,18 +22,20 @@ ROOT = pathlib.Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def bench():
     pipe = LTXPipeline.from_pretrained(hub.EMBEDDED)
-    return world.Bench(pipe, lambda frames: frames, 8, pipe.options, batch_size=COUNT)
+    return world_table.WorldBenchmark(
+        pipe, lambda frames: frames, 8, pipe.options, batch_size=COUNT
+    )
 
 
 @pytest.fixture(scope="module")
 def asked(bench):
-    return bench.draw(COUNT, "train")
+    return bench.draw_prompts(COUNT, "train")
 
 
 @pytest.fixture(scope="module")
 def seen(bench, asked):
     """What the judge sees in a video of each prompt."""
-    return [bench.see(made) for made in bench.videos(asked)]
+    return [bench.detect(made) for made in bench.videos(asked)]
 
 
 def right(seen, asked):
@@ -70,7 +72,7 @@ def test_make_sample_shows_what_it_is_asked_for(tmp_path):
     prompt = "a small red star moves left"
     assert sample.main([*settings, "--prompt", prompt, "--output_path", str(out)]) == 0
     frames, rate = video.read_video(out)
-    (star,) = judge(frames, rate)
+    (star,) = detect_objects(frames, rate)
     # Small stars lose their points too often for one video to prove the shape; eight do, above.
     assert (star.colour, star.motion) == ("red", "left")
     assert all(out.with_suffix(ending).is_file() for ending in (".json", ".gif", ".png"))

@@ -16,7 +16,7 @@ from ltx_jax.checkpoints import perceptual
 from ltx_jax.checkpoints.load import load_checkpoint
 from ltx_jax.data import video
 from ltx_jax.diffusion.flow import add_noise
-from ltx_jax.evaluate import autoencoder, media, report
+from ltx_jax.evaluate import autoencoder, clip_reader, metric_table
 from ltx_jax.evaluate.__main__ import main
 from ltx_jax.inference.pipeline import LTXPipeline, network
 from ltx_jax.models import i3d
@@ -24,7 +24,7 @@ from ltx_jax.models.vae import LatentStatistics
 from ltx_jax.training import flow_validation
 from ltx_jax.world import render
 
-CUT = media.Cut(17, 64, 64, 8)
+CUT = clip_reader.ClipFormat(17, 64, 64, 8)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def clips(tmp_path_factory):
 
 def read(folder, **options):
     skipped = []
-    return list(media.read(str(folder), CUT, skipped=skipped, **options)), skipped
+    return list(clip_reader.read_clips(str(folder), CUT, skipped=skipped, **options)), skipped
 
 
 def test_clips_are_cut_to_whole_latent_frames_and_bad_ones_are_named(clips):
@@ -67,7 +67,7 @@ def test_clips_are_cut_to_whole_latent_frames_and_bad_ones_are_named(clips):
     assert [clip.caption for clip in found] == ["clip a/one", "clip b/two", "a picture"]
     assert len(skipped) == 2
     assert "broken.avi" in skipped[0]
-    assert "short.mp4: it is too short: 5 frames, and 9 are needed" in skipped[1]
+    assert "short.mp4: it is too short: 5 frames; at least 9 are needed" in skipped[1]
 
 
 def test_folders_of_frames_are_clips_when_asked(tmp_path):
@@ -111,7 +111,7 @@ def test_figures_are_means_over_clips_of_one_kind(monkeypatch):
     found, _ = read("shapes", limit=3)
     monkeypatch.setattr(i3d, "features", lambda params, x: params * jnp.mean(x, axis=(1, 2, 3)))
     for batch_size in (1, 2):
-        figures = autoencoder.figures(
+        figures = autoencoder.reconstruction_metrics(
             found, darker, batch_size=batch_size, features=jnp.float32(127.5)
         )
         by_name = {(figure.of, figure.name): figure for figure in figures}
@@ -134,7 +134,7 @@ def test_a_grid_in_flat_colours_is_found():
         lines = np.where(checkers[:, :, None] * (frames.shape[1] > 1), 4, 0)
         return (frames + lines).astype(np.uint8)
 
-    videos, largest, images, _ = autoencoder.grid(reconstruct, CUT)
+    videos, largest, images, _ = autoencoder.flat_colour_metrics(reconstruct, CUT)
     assert (videos.of, images.of) == ("flat videos", "flat images")
     assert images.value == pytest.approx(0, abs=1e-12)
     # Deviation 2 about a mean of 66 in the darkest colour.
@@ -225,8 +225,8 @@ def test_the_transformer_command_gives_the_loss_at_each_time(tiny, tmp_path):
 
 def read_world(num_frames):
     skipped = []
-    cut = media.Cut(num_frames, 64, 64, 8)
-    return list(media.read("shapes", cut, limit=1, skipped=skipped)), skipped
+    cut = clip_reader.ClipFormat(num_frames, 64, 64, 8)
+    return list(clip_reader.read_clips("shapes", cut, limit=1, skipped=skipped)), skipped
 
 
 def test_the_shapes_command_asks_a_checkpoint(tiny, tmp_path):
@@ -285,7 +285,7 @@ def test_i3d_is_read_from_a_file_of_the_pytorch_port(tmp_path):
 
 
 def test_shares_come_with_wilsons_interval():
-    figure = report.share("of", "name", [True] * 97 + [False] * 3)
+    figure = metric_table.percentage("of", "name", [True] * 97 + [False] * 3)
     low, high = metrics.wilson(97, 100)
     assert (figure.value, figure.count) == (97, 100)
     assert (figure.low, figure.high) == pytest.approx((100 * low, 100 * high))

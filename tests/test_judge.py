@@ -1,4 +1,4 @@
-"""The judge on clips whose truth is known, and on clips that show nothing it knows.
+"""The judge on clips with known objects, and on clips that show no object it could recognise.
 
 `python -m ltx_jax.evaluate judge` does the same on thousands of clips.
 """
@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
-from ltx_jax.evaluate import judging
+from ltx_jax.evaluate import judge_accuracy
 from ltx_jax.world import render
-from ltx_jax.world.judge import Seen, agreement, judge
+from ltx_jax.world.judge import DetectedObject, agreement, detect_objects
 from ltx_jax.world.scenes import COLOURS, MOTIONS, SHAPES
 
 SEED = 77
@@ -71,13 +71,13 @@ def draw(shape, x, y, radius, turn=0.0, size=96, fine=8):
 def test_shapes_are_told_however_they_are_turned(shape):
     for turn in (0, 25, 70):
         frames = np.stack([draw(shape, 40, 50, 17, turn)] * 3)
-        assert said(judge(frames, 24)) == [(shape, COLOUR, "still")]
+        assert said(detect_objects(frames, 24)) == [(shape, COLOUR, "still")]
 
 
 @pytest.mark.parametrize("shape", ["pentagon", "ellipse"])
 def test_other_shapes_have_no_name(shape):
     frames = np.stack([draw(shape, 40 + i, 50, 17) for i in range(9)])
-    assert said(judge(frames, 24)) == [("none", COLOUR, "right")]
+    assert said(detect_objects(frames, 24)) == [("none", COLOUR, "right")]
 
 
 def moved(path, count=25):
@@ -101,7 +101,7 @@ def moved(path, count=25):
     ],
 )
 def test_motions_are_told_by_their_path(path, motion):
-    assert said(judge(moved(path), 24)) == [("square", COLOUR, motion)]
+    assert said(detect_objects(moved(path), 24)) == [("square", COLOUR, motion)]
 
 
 def test_a_short_clip_needs_less_of_a_change():
@@ -111,12 +111,12 @@ def test_a_short_clip_needs_less_of_a_change():
         (lambda t: (48, 48, 14 * np.exp(0.08 * t)), "grow"),
         (lambda t: (48, 48, 14, 20 * t), "rotate"),
     ):
-        assert said(judge(moved(path, 9), 24)) == [("square", COLOUR, motion)]
-        assert said(judge(moved(path, 37), 24)) == [("square", COLOUR, "still")]
+        assert said(detect_objects(moved(path, 9), 24)) == [("square", COLOUR, motion)]
+        assert said(detect_objects(moved(path, 37), 24)) == [("square", COLOUR, "still")]
 
 
 def test_places_and_speeds_are_in_shorter_sides_and_seconds():
-    (seen,) = judge(moved(lambda t: (30.5 + 24 * t, 59.5, 14)), 12)
+    (seen,) = detect_objects(moved(lambda t: (30.5 + 24 * t, 59.5, 14)), 12)
     assert seen.velocity == pytest.approx(24 / 96 / 2, abs=2e-3)  # a quarter in 24 frames
     assert seen.position[0] == pytest.approx((30.5 - 47.5) / 96 + 12j / 96, abs=2e-3)
     area = 2 * 14**2
@@ -129,8 +129,8 @@ def test_clips_of_the_world_are_told_right(soft):
     wrong = []
     for index in range(36):
         clip = render.clip(index, seed=SEED, split="all", height=96, width=96)
-        frames = judging.soften(clip.frames, index) if soft else clip.frames
-        seen = judge(frames, 24)
+        frames = judge_accuracy.soften(clip.frames, index) if soft else clip.frames
+        seen = detect_objects(frames, 24)
         if not agreement(seen, truth(clip)).all:
             wrong.append((index, said(seen), truth(clip)))
     assert not wrong
@@ -144,18 +144,18 @@ def test_other_sizes_lengths_and_rates_are_told_right(num_frames, height, width,
     for index in range(6):
         size = dict(num_frames=num_frames, height=height, width=width, fps=fps)
         clip = render.clip(index, seed=SEED, split="all", **size)
-        assert agreement(judge(clip.frames, fps), truth(clip)).all, (index, clip.caption)
+        assert agreement(detect_objects(clip.frames, fps), truth(clip)).all, (index, clip.caption)
 
 
 def test_a_softened_clip_is_as_bad_as_a_reconstruction_of_30_db():
     clip = render.clip(0, height=96, width=96)
-    error = np.float64(judging.soften(clip.frames, 0)) - np.float64(clip.frames)
+    error = np.float64(judge_accuracy.soften(clip.frames, 0)) - np.float64(clip.frames)
     assert 28 < 10 * np.log10(255**2 / (error**2).mean()) < 33
 
 
 def test_every_word_changed_in_a_caption_makes_it_wrong():
     clip = render.clip(3, seed=SEED, height=96, width=96, num_objects=1)
-    seen, (triple,) = judge(clip.frames, 24), truth(clip)
+    seen, (triple,) = detect_objects(clip.frames, 24), truth(clip)
     assert agreement(seen, [triple]) == (True, True, True, True)
     for place, words in enumerate((SHAPES, tuple(COLOURS), MOTIONS)):
         for word in words:
@@ -166,32 +166,32 @@ def test_every_word_changed_in_a_caption_makes_it_wrong():
 
 
 def test_nothing_is_seen_where_nothing_is():
-    size = judging.Size(25, 96, 96, 24.0)
-    for figure in judging.figures(8, size, SEED):
+    size = judge_accuracy.ClipSize(25, 96, 96, 24.0)
+    for figure in judge_accuracy.accuracy(8, size, SEED):
         if figure.of == "nothing seen":
             assert (figure.value, figure.count) == (100, 2), figure
-    assert judge(np.zeros((1, 96, 96, 3), np.uint8), 24) == ()
+    assert detect_objects(np.zeros((1, 96, 96, 3), np.uint8), 24) == ()
     flicker = render.clip(0, height=96, width=96).frames.copy()
     flicker[::3] = 120
-    assert judge(flicker, 24) == ()
+    assert detect_objects(flicker, 24) == ()
 
 
 def test_a_single_frame_has_no_motion():
     clip = render.clip(2, seed=SEED, height=96, width=96, num_objects=1, num_frames=1)
-    (seen,), (triple,) = judge(clip.frames, 1), truth(clip)
+    (seen,), (triple,) = detect_objects(clip.frames, 1), truth(clip)
     assert said([seen]) == [(*triple[:2], "none")]
 
 
 def test_a_second_object_of_the_same_colour_is_seen():
     left, right = draw("circle", 25, 48, 14), draw("star", 70, 48, 16)
     both = np.where((left != 120).any(-1, keepdims=True), left, right)
-    seen = judge(np.stack([both] * 5), 24)
+    seen = detect_objects(np.stack([both] * 5), 24)
     assert sorted(one.shape for one in seen) == ["circle", "star"]
 
 
 def nothing(shape, colour, motion):
     empty = np.zeros(1)
-    return Seen(shape, colour, motion, empty, empty + 0j, empty, 0j)
+    return DetectedObject(shape, colour, motion, empty, empty + 0j, empty, 0j)
 
 
 def test_objects_are_paired_with_what_was_asked_for_whatever_their_order():
@@ -210,6 +210,6 @@ def test_the_background_may_slide():
     for pan in ("left", "up"):
         ground = dataclasses.replace(scene.background, texture="checkered")
         sliding = dataclasses.replace(scene, background=ground, pan=pan)
-        seen = judge(render.render(sliding, 25, 96, 96, 24), 24)
+        seen = detect_objects(render.render(sliding, 25, 96, 96, 24), 24)
         figure = scene.objects[0]
         assert said(seen) == [(figure.shape, figure.colour, figure.motion)]

@@ -1,4 +1,4 @@
-"""The procedural world. What is claimed of a clip is measured in its pixels."""
+"""The procedural world: the ground truth of a clip is checked against its pixels."""
 
 import collections
 import dataclasses
@@ -16,9 +16,9 @@ from ltx_jax.world import grammar, render, scenes
 GREY = scenes.Background("grey")
 
 
-def figure(shape="circle", colour="red", motion="still", **changes) -> scenes.Figure:
+def figure(shape="circle", colour="red", motion="still", **changes) -> scenes.SceneObject:
     fields = {"size": 0.36, "x": 0.0, "y": 0.0, "rate": 0.2} | changes
-    return scenes.Figure(shape, colour, motion, **fields)
+    return scenes.SceneObject(shape, colour, motion, **fields)
 
 
 def mask(frame: np.ndarray, colour: str) -> np.ndarray:
@@ -59,7 +59,7 @@ def test_a_clip_is_a_pure_function_of_seed_and_index():
 
 
 def test_scenes_stay_the_same_for_all_time():
-    """Trained models and their figures refer to these; a change needs a new world."""
+    """Trained models and published metrics depend on them; a change would need a new world."""
     drawn = [render.scene(i, seed=1, split=split) for i in range(50) for split in scenes._TRIPLES]
     text = "\n".join(
         f"{o.shape} {o.colour} {o.motion} {o.x:.3f} {o.y:.3f} {o.size:.3f} {o.rate:.3f} {s.pan} "
@@ -71,13 +71,13 @@ def test_scenes_stay_the_same_for_all_time():
 
 
 def test_one_triple_in_ten_is_held_out_for_all_time():
-    held = render.triples("held_out")
-    assert len(held) == 61
+    held_out = render.triples("held_out")
+    assert len(held_out) == 61
     assert len(render.triples("all")) == 608
-    assert set(held) | set(render.triples("train")) == set(render.triples("all"))
-    assert not set(held) & set(render.triples("train"))
-    assert all(render.is_held_out(*triple) for triple in held)
-    text = "\n".join(sorted(" ".join(triple) for triple in held))
+    assert set(held_out) | set(render.triples("train")) == set(render.triples("all"))
+    assert not set(held_out) & set(render.triples("train"))
+    assert all(render.is_held_out(*triple) for triple in held_out)
+    text = "\n".join(sorted(" ".join(triple) for triple in held_out))
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "57430dbf7fbc5ca5"
 
 
@@ -96,8 +96,8 @@ def test_scenes_keep_to_their_split(split):
     drawn = [render.scene(i, split=split) for i in range(300)]
     for scene in drawn:
         for one in scene.objects:
-            held = render.is_held_out(one.shape, one.colour, one.motion)
-            assert held == (split == "held_out")
+            is_held_out = render.is_held_out(one.shape, one.colour, one.motion)
+            assert is_held_out == (split == "held_out")
     counts = collections.Counter(len(scene.objects) for scene in drawn)
     assert 30 < counts[2] < 90  # a fifth of 300, give or take four deviations
 
@@ -192,7 +192,7 @@ WAYS = {
 @pytest.mark.parametrize("fps", [12, 30])
 def test_a_second_shows_the_motion_of_its_name(motion, fps):
     """In a slow clip too, and by its pixels alone."""
-    rate = scenes._PACES[motion][0]
+    rate = scenes._SPEEDS[motion][0]
     start = {"x": 0.1 * -WAYS[motion][0], "y": 0.1 * -WAYS[motion][1]} if motion in WAYS else {}
     scene = render.Scene((figure("cross", "green", motion, rate=rate, **start),), GREY)
     frames = render.render(scene, fps + 1, 96, 96, fps)
@@ -274,7 +274,9 @@ def test_speeds_do_not_depend_on_the_length_of_short_clips():
     for i in range(200):
         short = render.scene(i, seconds=25 / 30, num_objects=1).objects[0]
         long = render.scene(i, seconds=25 / 12, num_objects=1).objects[0]
-        if short.motion in WAYS and not (short.look == "large" and short.pace == "fast"):
+        if short.motion in WAYS and not (
+            short.size_class == "large" and short.speed_class == "fast"
+        ):
             assert short.rate == long.rate
 
 
@@ -344,14 +346,14 @@ def test_shapes_can_be_told_apart_by_classical_vision():
     for i in range(150):
         scene = render.scene(i, split="all", num_objects=1)
         frame = render.render(scene, 1, 96, 96, 24)[0]
-        seen = looks_like(cv2, mask(frame, scene.objects[0].colour))
-        if seen != scene.objects[0].shape:
-            wrong.append((scene.objects[0].shape, seen))
+        name = looks_like(cv2, mask(frame, scene.objects[0].colour))
+        if name != scene.objects[0].shape:
+            wrong.append((scene.objects[0].shape, name))
     assert not wrong
 
 
-# A grammar of its own: which motion a sentence tells, by its words.
-TELLS = {
+# An independent grammar: the motion that a sentence describes, by its words.
+MOTION_PATTERNS = {
     "up-left": r"\bup and (to the )?left",
     "up-right": r"\bup and (to the )?right",
     "down-left": r"\bdown and (to the )?left",
@@ -368,10 +370,10 @@ TELLS = {
 }
 
 
-def told(text: str) -> str:
+def described_motion(text: str) -> str:
     text = re.sub(r"[.,] the camera pans \w+", "", text.lower())
     text = re.sub(r"(an?|the) (small |large )?\w+ circle", "", text)
-    return next(motion for motion, pattern in TELLS.items() if re.search(pattern, text))
+    return next(motion for motion, pattern in MOTION_PATTERNS.items() if re.search(pattern, text))
 
 
 def test_captions_tell_shape_colour_and_motion():
@@ -380,7 +382,7 @@ def test_captions_tell_shape_colour_and_motion():
         (one,) = clip.scene.objects
         text = clip.caption.lower()
         assert f"{one.colour} {one.shape}" in text
-        assert told(text) == one.motion, clip.caption
+        assert described_motion(text) == one.motion, clip.caption
         assert not any(f" {colour} " in text for colour in render.COLOURS if colour != one.colour)
 
 
@@ -390,11 +392,11 @@ def test_captions_of_two_objects_tell_both():
         first, second = re.split(r" and (?=an? )| while |\. ", clip.caption.lower(), maxsplit=1)
         for one, text in zip(clip.scene.objects, (first, second), strict=True):
             assert f"{one.colour} {one.shape}" in text
-            assert told(text) == one.motion, clip.caption
+            assert described_motion(text) == one.motion, clip.caption
 
 
 def test_what_captions_add_is_true():
-    seen = collections.Counter()
+    counts = collections.Counter()
     for i in range(800):
         scene = render.scene(i, seed=2, split="all", num_objects=1)
         text = render.caption(scene, np.random.default_rng(i)).lower()
@@ -402,24 +404,24 @@ def test_what_captions_add_is_true():
         tracks = render.ground_truth(scene, 2, 100, 100, 1)
         if "small " in text or "large " in text:
             assert ("small " in text) == (tracks[0].size[0] < 36)
-            seen["size"] += 1
+            counts["size"] += 1
         if "slowly" in text or "quickly" in text:
-            lowest, _, highest = scenes._PACES[one.motion]
+            lowest, _, highest = scenes._SPEEDS[one.motion]
             assert abs(one.rate) == (lowest if "slowly" in text else highest)
-            seen["pace"] += 1
+            counts["pace"] += 1
         if "clockwise" in text:
             assert ("counterclockwise" in text) == (one.rate < 0)
-            seen["sense"] += 1
+            counts["sense"] += 1
         if "background" in text:
             assert scene.background.tone in text
             named = [texture for texture in scenes.TEXTURES if texture in text]
             assert named in ([], [scene.background.texture])
-            seen["background"] += 1
+            counts["background"] += 1
         if "camera" in text:
             assert f"the camera pans {scene.pan}" in text
-            seen["pan"] += 1
-    assert min(seen.values()) > 15
-    assert len(seen) == 5
+            counts["pan"] += 1
+    assert min(counts.values()) > 15
+    assert len(counts) == 5
 
 
 def test_captions_are_varied_short_and_made_of_known_words():
@@ -443,7 +445,7 @@ def test_the_longest_captions_fit_the_tokenizer():
     colour = next(name for name in render.COLOURS if len(name) == longest[1])
     ground = scenes.Background("beige", "checkered")
     for motion, pan, count in itertools.product(render.MOTIONS, (None, "right"), (1, 2)):
-        one = figure(shape, colour, motion, size=0.49, rate=-scenes._PACES[motion][2])
+        one = figure(shape, colour, motion, size=0.49, rate=-scenes._SPEEDS[motion][2])
         scene = render.Scene((one,) * count, ground, pan)
         texts = [render.caption(scene, np.random.default_rng(i)) for i in range(150)]
         assert max(len(text.encode()) for text in texts) <= grammar.MAX_BYTES
@@ -456,7 +458,7 @@ def test_a_picture_has_a_caption_without_motion():
         for one in clip.scene.objects:
             assert f"{one.colour} {one.shape}" in clip.caption.lower()
         with pytest.raises(StopIteration):
-            told(clip.caption)
+            described_motion(clip.caption)
 
 
 def test_bad_arguments_are_errors_that_name_them():
@@ -471,7 +473,7 @@ def test_bad_arguments_are_errors_that_name_them():
     with pytest.raises(ValueError, match="unknown motion 'jump'"):
         render.render(render.Scene((figure(motion="jump"),), GREY), 1, 32, 32, 24)
     for wrong in ((), ("rotate", "")):
-        with pytest.raises(ValueError, match="unknown motion ''; known are left"):
+        with pytest.raises(ValueError, match="unknown motion ''; the motions are left"):
             render.clip(0, motions=wrong)
     with pytest.raises(dataclasses.FrozenInstanceError):
         scene.pan = "left"
@@ -483,21 +485,23 @@ def test_the_world_needs_numpy_and_jaxtyping_alone():
     code = f"import sys; [sys.modules.__setitem__(name, None) for name in {blocked}]; "
     code += "from ltx_jax.world import render; render.clip(0); print('jax' in sys.modules)"
     code += "; render.triples('test')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "False"
-    assert "ValueError: unknown split 'test'; known are all, train, held_out" in done.stderr
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert result.stdout.strip() == "False"
+    assert "ValueError: unknown split 'test'; the splits are all, train, held_out" in result.stderr
 
 
 def test_words_that_no_caption_has_are_named_once():
-    found = grammar.unknown_words("A small red Dog moves left; 2 dogs, a dog!")
-    assert found == ("dog", "2", "dogs")
+    unknown = grammar.unknown_words("A small red Dog moves left; 2 dogs, a dog!")
+    assert unknown == ("dog", "2", "dogs")
     for index in range(200):
         assert grammar.unknown_words(render.clip(index, height=16, width=16).caption) == ()
 
 
 def test_what_can_be_asked_for_is_made_of_known_words():
-    known = grammar.vocabulary()
-    assert known["shapes"] == render.SHAPES
-    assert len(known["motions"]) == len(render.MOTIONS)
-    for phrases in known.values():
+    vocabulary = grammar.vocabulary()
+    assert vocabulary["shapes"] == render.SHAPES
+    assert len(vocabulary["motions"]) == len(render.MOTIONS)
+    for phrases in vocabulary.values():
         assert grammar.unknown_words(" ".join(phrases)) == ()

@@ -18,8 +18,8 @@ from typing import Any
 import rich.console
 import rich.progress
 
-from ltx_jax.evaluate import report
-from ltx_jax.evaluate.report import Figure
+from ltx_jax.evaluate import metric_table
+from ltx_jax.evaluate.metric_table import MetricRow
 from ltx_jax.runtime import files
 
 
@@ -43,17 +43,17 @@ def _run(given: argparse.Namespace) -> None:
     output = given.output or Path("outputs") / f"evaluate_{given.kind}"
     title, figures = f"Evaluation: {given.kind}", []
     settings = {name: value for name, value in vars(given).items() if name not in ("output", "run")}
-    for place in report.paths(output):
+    for place in metric_table.paths(output):
         files.check_writable(place)
     for found, about in given.run(given):
         settings |= about
         figures += found
-        paths = report.write(output, title, settings, figures)
-    report.show(title, figures)
+        paths = metric_table.write(output, title, settings, figures)
+    metric_table.show(title, figures)
     print(*paths, sep="\n")
 
 
-Parts = Iterator[tuple[list[Figure], dict[str, Any]]]
+Parts = Iterator[tuple[list[MetricRow], dict[str, Any]]]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -149,7 +149,7 @@ def _add_judge(parser: argparse.ArgumentParser) -> None:
 def _run_vae(given: argparse.Namespace) -> Parts:
     from ltx_jax.checkpoints import perceptual
     from ltx_jax.checkpoints.load import load_checkpoint
-    from ltx_jax.evaluate import autoencoder, media
+    from ltx_jax.evaluate import autoencoder, clip_reader
 
     if bool(given.vgg) != bool(given.lpips_heads):
         raise ValueError("LPIPS needs both --vgg and --lpips_heads")
@@ -162,12 +162,12 @@ def _run_vae(given: argparse.Namespace) -> Parts:
     reconstruct = autoencoder.reconstructor(
         loaded, cfg, time=given.decode_timestep, seed=given.seed
     )
-    cut = media.Cut(given.num_frames, given.height, given.width, cfg.temporal_factor)
+    cut = clip_reader.ClipFormat(given.num_frames, given.height, given.width, cfg.temporal_factor)
     skipped: list[str] = []
-    clips = media.read(
+    clips = clip_reader.read_clips(
         given.data, cut, limit=given.limit, frame_folders=given.frame_folders, skipped=skipped
     )
-    figures = autoencoder.figures(
+    figures = autoencoder.reconstruction_metrics(
         _watched(clips),
         reconstruct,
         batch_size=given.batch_size,
@@ -176,17 +176,21 @@ def _run_vae(given: argparse.Namespace) -> Parts:
     )
     _warn(skipped)
     yield figures, {"checkpoint_hash": loaded.source_hash, "skipped": skipped}
-    yield autoencoder.grid(reconstruct, cut), {}
+    yield autoencoder.flat_colour_metrics(reconstruct, cut), {}
 
 
 def _run_transformer(given: argparse.Namespace) -> Parts:
-    from ltx_jax.evaluate import media, transformer
+    from ltx_jax.evaluate import clip_reader, transformer
     from ltx_jax.inference.pipeline import LTXPipeline
 
     pipe = LTXPipeline.from_pretrained(given.checkpoint, given.text_encoder, dtype=given.dtype)
-    cut = media.Cut(given.num_frames, given.height, given.width, pipe.vae.temporal_factor)
+    cut = clip_reader.ClipFormat(
+        given.num_frames, given.height, given.width, pipe.vae.temporal_factor
+    )
     skipped: list[str] = []
-    clips = media.read(given.data, cut, limit=given.limit, captioned=True, skipped=skipped)
+    clips = clip_reader.read_clips(
+        given.data, cut, limit=given.limit, captioned=True, skipped=skipped
+    )
     figures = transformer.figures(pipe, _watched(clips), seed=given.seed)
     _warn(skipped)
     yield figures, {"checkpoint_hash": pipe.checkpoint.source_hash, "skipped": skipped}
@@ -194,15 +198,17 @@ def _run_transformer(given: argparse.Namespace) -> Parts:
 
 def _run_shapes(given: argparse.Namespace) -> Parts:
     from ltx_jax.config import SamplingConfig
-    from ltx_jax.evaluate import autoencoder, world
+    from ltx_jax.evaluate import autoencoder, world_table
     from ltx_jax.inference import outputs
     from ltx_jax.inference.pipeline import LTXPipeline
 
-    rows = list(world.ROWS) if given.rows is None else given.rows
-    unknown = sorted(set(rows) - set(world.ROWS))
+    rows = list(world_table.ROWS) if given.rows is None else given.rows
+    unknown = sorted(set(rows) - set(world_table.ROWS))
     if unknown:
-        raise ValueError(f"--rows: there is no {', '.join(unknown)}; known: {' '.join(world.ROWS)}")
-    options = world.OPTIONS
+        raise ValueError(
+            f"--rows: there is no {', '.join(unknown)}; known: {' '.join(world_table.ROWS)}"
+        )
+    options = world_table.OPTIONS
     if given.config is not None:
         settings = outputs.load_settings(given.config)
         fields = (field.name for field in dataclasses.fields(SamplingConfig))
@@ -231,7 +237,7 @@ def _run_shapes(given: argparse.Namespace) -> Parts:
 
             return call
 
-        bench = world.Bench(
+        bench = world_table.WorldBenchmark(
             counted(pipe),
             counted(reconstruct),
             pipe.vae.temporal_factor,
@@ -239,19 +245,19 @@ def _run_shapes(given: argparse.Namespace) -> Parts:
             given.batch_size,
         )
         for name in rows:
-            row = world.ROWS[name]
+            row = world_table.ROWS[name]
             prompts = row.prompts if given.prompts is None else given.prompts
             progress.reset(task, total=row.videos * prompts, description=name)
             figures = row.measure(bench, prompts)
-            report.show(name, figures)
+            metric_table.show(name, figures)
             yield figures, about
 
 
 def _run_judge(given: argparse.Namespace) -> Parts:
-    from ltx_jax.evaluate import judging
+    from ltx_jax.evaluate import judge_accuracy
 
-    size = judging.Size(given.num_frames, given.height, given.width, given.frame_rate)
-    yield judging.figures(given.clips, size, given.seed), {}
+    size = judge_accuracy.ClipSize(given.num_frames, given.height, given.width, given.frame_rate)
+    yield judge_accuracy.accuracy(given.clips, size, given.seed), {}
 
 
 def _watched(clips: Iterator[Any]) -> Iterator[Any]:

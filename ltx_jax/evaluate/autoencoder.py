@@ -1,4 +1,4 @@
-"""What the Video-VAE loses: figures of reconstructions, and the grid it leaves in flat colours."""
+"""Metrics of a Video-VAE: of its reconstructions, and of the grid it leaves in flat colours."""
 
 import functools
 import itertools
@@ -14,8 +14,8 @@ from ltx_jax import metrics
 from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.config import VAEConfig
 from ltx_jax.diffusion.flow import add_noise
-from ltx_jax.evaluate.media import Clip, Cut
-from ltx_jax.evaluate.report import Figure, mean
+from ltx_jax.evaluate.clip_reader import ClipFormat, EvaluationClip
+from ltx_jax.evaluate.metric_table import MetricRow, mean
 from ltx_jax.models import convolution, i3d
 from ltx_jax.models.lpips import lpips_of_frames
 from ltx_jax.models.vae import LatentStatistics, VideoVAE, key_noise
@@ -25,7 +25,7 @@ from ltx_jax.training.vae_loss import to_float
 Frames = UInt8[np.ndarray, "b t h w 3"]
 Reconstruct = Callable[[Frames], Frames]
 
-# Corners of the colour cube, away from black and white.
+# Eight colours at the corners of a cube inside the RGB cube, so that errors are not clipped.
 _FLAT = tuple(itertools.product((64, 192), repeat=3))
 
 
@@ -52,12 +52,13 @@ def _reconstruct(
 def reconstructor(
     checkpoint: Checkpoint, cfg: VAEConfig, *, time: float = 0.0, seed: int = 0
 ) -> Reconstruct:
-    """Frames -> what encoder and decoder make of them, without a draw from the posterior.
+    """Returns the function that encodes frames to the mode of the posterior and decodes that.
 
     Args:
-      checkpoint: holds the VAE.
-      cfg: of the VAE, with the dtype to compute in.
-      time: the noise level that the latents get and the decoder is told.
+      checkpoint: contains the VAE's parameters.
+      cfg: the VAE's settings, with the dtype to compute in.
+      time: noise level of the latents, which is also the decoder's timestep. Ignored for decoders
+        without timestep conditioning.
       seed: of that noise.
     """
     channels = cfg.latent_channels
@@ -72,26 +73,27 @@ def reconstructor(
     return reconstruct
 
 
-def figures(
-    clips: Iterable[Clip],
+def reconstruction_metrics(
+    clips: Iterable[EvaluationClip],
     reconstruct: Reconstruct,
     *,
     batch_size: int = 1,
     lpips: Any = None,
     features: Any = None,
-) -> list[Figure]:
-    """PSNR, SSIM, LPIPS and rFVD, of videos and of images.
+) -> list[MetricRow]:
+    """Measures PSNR, SSIM, LPIPS and rFVD, of videos and of images apart.
 
     Args:
-      clips: of any number and length.
-      reconstruct: what is measured.
-      batch_size: clips of one length that are reconstructed together.
-      lpips: parameters (`checkpoints.perceptual`), or None.
-      features: parameters of I3D (likewise), or None. Clips too short for it have no rFVD.
+      clips: any number of clips of any lengths.
+      reconstruct: the VAE, from `reconstructor`.
+      batch_size: number of clips of the same length that are reconstructed together.
+      lpips: parameters of LPIPS (`checkpoints.perceptual.read_lpips`); None leaves it out.
+      features: parameters of I3D (`checkpoints.perceptual.read_i3d`); None leaves rFVD out, as does
+        a clip that is too short for I3D.
     """
-    perceive = jax.jit(lpips_of_frames)
-    describe = jax.jit(i3d.features, compiler_options=convolution.compiler_options())
-    found: dict[tuple[str, str], list[Any]] = {}
+    lpips_distance = jax.jit(lpips_of_frames)
+    i3d_features = jax.jit(i3d.features, compiler_options=convolution.compiler_options())
+    samples: dict[tuple[str, str], list[Any]] = {}
     for batch in _batches(clips, batch_size):
         decoded = reconstruct(np.stack([clip.frames for clip in batch]))
         for clip, one in zip(batch, decoded, strict=True):
@@ -102,40 +104,40 @@ def figures(
             }
             floats = [to_float(jnp.asarray(x)) for x in pair]
             if lpips is not None:
-                values["LPIPS"] = float(perceive(lpips, *floats))
+                values["LPIPS"] = float(lpips_distance(lpips, *floats))
             if features is not None and len(one) >= i3d.MIN_FRAMES:
-                values["rFVD"] = [np.asarray(describe(features, x)[0]) for x in floats]
+                values["rFVD"] = [np.asarray(i3d_features(features, x)[0]) for x in floats]
             for name, value in values.items():
-                found.setdefault((clip.kind, name), []).append(value)
-    return [figure for key, values in found.items() for figure in _summary(*key, values)]
+                samples.setdefault((clip.kind, name), []).append(value)
+    return [row for key, values in samples.items() for row in _summary(*key, values)]
 
 
-def _summary(kind: str, name: str, values: list[Any]) -> list[Figure]:
+def _summary(kind: str, name: str, values: list[Any]) -> list[MetricRow]:
     if name != "rFVD":
         return [mean(kind, name, values, "dB" if name == "PSNR" else "")]
-    if len(values) < 2:  # one clip has no distribution
+    if len(values) < 2:  # a Frechet distance needs two clips or more
         return []
     decoded, originals = (np.stack(features) for features in zip(*values, strict=True))
-    return [Figure(kind, name, metrics.frechet_distance(decoded, originals), len(values))]
+    return [MetricRow(kind, name, metrics.frechet_distance(decoded, originals), len(values))]
 
 
-def _batches(clips: Iterable[Clip], size: int) -> Iterator[list[Clip]]:
-    """Neighbours of one shape, at most `size` of them."""
-    for _, alike in itertools.groupby(clips, key=lambda clip: clip.frames.shape):
-        while batch := list(itertools.islice(alike, size)):
+def _batches(clips: Iterable[EvaluationClip], size: int) -> Iterator[list[EvaluationClip]]:
+    """Batches of up to `size` consecutive clips of the same shape."""
+    for _, group in itertools.groupby(clips, key=lambda clip: clip.frames.shape):
+        while batch := list(itertools.islice(group, size)):
             yield batch
 
 
-def grid(reconstruct: Reconstruct, cut: Cut) -> list[Figure]:
-    """Share of the energy of reconstructed flat colours that is not flat, of videos and images."""
-    found = []
-    for length in sorted({cut.length(cut.num_frames), 1}, reverse=True):
+def flat_colour_metrics(reconstruct: Reconstruct, clip_format: ClipFormat) -> list[MetricRow]:
+    """Fraction of the energy outside the mean (DC) in reconstructions of flat colours."""
+    rows = []
+    for length in sorted({clip_format.length(clip_format.num_frames), 1}, reverse=True):
         kind = "videos" if length > 1 else "images"
-        frames = np.empty((1, length, cut.height, cut.width, 3), np.uint8)
-        shares = []
+        frames = np.empty((1, length, clip_format.height, clip_format.width, 3), np.uint8)
+        fractions = []
         for colour in _FLAT:
             frames[:] = colour
-            shares.append(metrics.flat_energy(reconstruct(frames)[0]))
-        found.append(mean(f"flat {kind}", "energy off DC", shares))
-        found.append(Figure(f"flat {kind}", "largest of them", max(shares), len(shares)))
-    return found
+            fractions.append(metrics.flat_energy(reconstruct(frames)[0]))
+        rows.append(mean(f"flat {kind}", "energy off DC", fractions))
+        rows.append(MetricRow(f"flat {kind}", "largest of them", max(fractions), len(fractions)))
+    return rows

@@ -11,8 +11,8 @@ from jaxtyping import Array, Float, UInt8
 
 from ltx_jax.config import TransformerConfig, VAEConfig
 from ltx_jax.diffusion import positions
-from ltx_jax.evaluate.media import Clip
-from ltx_jax.evaluate.report import Figure, mean
+from ltx_jax.evaluate.clip_reader import EvaluationClip
+from ltx_jax.evaluate.metric_table import MetricRow, mean
 from ltx_jax.inference.pipeline import LTXPipeline, network
 from ltx_jax.models import convolution
 from ltx_jax.models.vae import LatentStatistics, VideoVAE
@@ -53,7 +53,9 @@ def _losses(
     return losses_at_times(velocity, transformer_params, latents, caption, rope, noise_key)
 
 
-def figures(pipe: LTXPipeline, clips: Iterable[Clip], *, seed: int = 0) -> list[Figure]:
+def figures(
+    pipe: LTXPipeline, clips: Iterable[EvaluationClip], *, seed: int = 0
+) -> list[MetricRow]:
     """The loss at each of `TIMES` and their mean, of videos and of images.
 
     Clip i gets the noise of fold_in(key(seed), i), whatever the model.

@@ -1,12 +1,12 @@
-"""Captions of the procedural world: varied sentences that name shape, colour and motion."""
+"""Captions of the procedural world: sentences that name shape, colour and motion of each object."""
 
 import re
 
 import numpy as np
 
-from ltx_jax.world.scenes import COLOURS, PANS, SHAPES, TEXTURES, TONES, Figure, Scene
+from ltx_jax.world.scenes import COLOURS, PANS, SHAPES, TEXTURES, TONES, Scene, SceneObject
 
-MAX_BYTES = 120  # of any caption, so that a byte-level tokenizer of 128 tokens holds them all
+MAX_BYTES = 120  # longest caption; every caption fits into 128 tokens of a byte-level tokenizer
 
 _MOVES = (
     ("moves", "moving"),
@@ -24,9 +24,9 @@ WAYS = {
     "down-left": ("down and left", "down and to the left"),
     "down-right": ("down and right", "down and to the right"),
 }
-# As a sentence tells it and as a participle: "it moves left", "a star moving left".
+# Finite verb and participle of each motion: "it moves left", "a star moving left".
 _VERBS = {
-    motion: tuple((f"{verb} {way}", f"{doing} {way}") for verb, doing in _MOVES for way in ways)
+    motion: tuple((f"{verb} {way}", f"{form} {way}") for verb, form in _MOVES for way in ways)
     for motion, ways in WAYS.items()
 } | {
     "still": (
@@ -63,41 +63,41 @@ _PAN = "the camera pans {pan}"
 _ON = "on a {ground} background"
 
 _ONE = (
-    "{subject} {tells}{on}",
-    "{subject} {tells}{on}",
-    "{subject} {doing}{on}",
-    "the {bare} {tells}{on}",
-    "there is {subject}{on}. it {tells}",
-    "a video of {subject} {doing}{on}",
+    "{subject} {verb}{on}",
+    "{subject} {verb}{on}",
+    "{subject} {participle}{on}",
+    "the {short} {verb}{on}",
+    "there is {subject}{on}. it {verb}",
+    "a video of {subject} {participle}{on}",
 )
-_ONE_BEHIND = ("{behind}, {subject} {tells}", "{behind}, {subject} {tells}")
+_ONE_BEHIND = ("{behind}, {subject} {verb}", "{behind}, {subject} {verb}")
 _TWO = (
-    "{subject} {tells} and {other} {other_tells}",
-    "{subject} {tells} while {other} {other_tells}",
-    "{subject} {doing} and {other} {other_doing}",
-    "{subject} {tells}. {other} {other_tells}",
+    "{subject} {verb} and {other} {other_verb}",
+    "{subject} {verb} while {other} {other_verb}",
+    "{subject} {participle} and {other} {other_participle}",
+    "{subject} {verb}. {other} {other_verb}",
 )
 _PICTURE = ("{subject}{on}", "a picture of {subject}{on}", "there is {subject}{on}")
 _TWO_PICTURED = ("{subject} and {other}", "a picture of {subject} and {other}")
 
 
 def caption(scene: Scene, rng: np.random.Generator, *, motion: bool = True) -> str:
-    """Writes one of the many captions of a scene, in lower case or as sentences.
+    """Writes a random caption of a scene, in lower case or as capitalised sentences.
 
-    Shape, colour and motion of every object are named. Size, speed, sense of rotation, background
-    and camera are named now and then, and then they are right.
+    Shape, colour and motion of every object are always named. Size, speed, sense of rotation,
+    background and camera movement are named in some captions only.
 
     Args:
-      scene: what to describe.
+      scene: the scene to describe.
       rng: chooses the words.
-      motion: False for a single frame, where nothing can be seen to move.
+      motion: False leaves all motion out, for a clip of a single frame.
     """
     parts = _parts(scene.objects[0], rng, detailed=len(scene.objects) == 1)
     pan = ""
     if len(scene.objects) == 2:
         other = _parts(scene.objects[1], rng, detailed=False)
         parts |= {"other": other["subject"]} | {
-            f"other_{name}": other[name] for name in ("tells", "doing")
+            f"other_{name}": other[name] for name in ("verb", "participle")
         }
         templates = _TWO if motion else _TWO_PICTURED
     else:
@@ -112,32 +112,32 @@ def caption(scene: Scene, rng: np.random.Generator, *, motion: bool = True) -> s
     if pan:
         text += _choose(rng, (". ", ", ")) + pan
     if rng.random() < 0.5:
-        text = re.sub(r"(^|\. )([a-z])", lambda found: found[1] + found[2].upper(), text) + "."
+        text = re.sub(r"(^|\. )([a-z])", lambda match: match[1] + match[2].upper(), text) + "."
     return text
 
 
-def _parts(figure: Figure, rng: np.random.Generator, detailed: bool) -> dict[str, str]:
-    """Phrases for one object. Without details only shape, colour and motion."""
-    bare = f"{figure.colour} {figure.shape}"
-    subject = bare
-    if figure.look in _SIZE_WORDS and rng.random() < 0.5:
-        subject = f"{_SIZE_WORDS[figure.look]} {bare}"
-    tells, doing = _choose(rng, _VERBS[figure.motion])
-    if detailed and figure.motion in ("orbit", "rotate") and rng.random() < 0.5:
-        sense = _SENSES[1 if figure.rate > 0 else -1]
-        tells, doing = f"{tells} {sense}", f"{doing} {sense}"
-    if detailed and figure.pace in _ADVERBS and rng.random() < 0.5:
-        adverb = _ADVERBS[figure.pace]
+def _parts(obj: SceneObject, rng: np.random.Generator, detailed: bool) -> dict[str, str]:
+    """Phrases for one object: its size, speed and sense of rotation only if `detailed`."""
+    short = f"{obj.colour} {obj.shape}"
+    subject = short
+    if obj.size_class in _SIZE_WORDS and rng.random() < 0.5:
+        subject = f"{_SIZE_WORDS[obj.size_class]} {short}"
+    verb, participle = _choose(rng, _VERBS[obj.motion])
+    if detailed and obj.motion in ("orbit", "rotate") and rng.random() < 0.5:
+        sense = _SENSES[1 if obj.rate > 0 else -1]
+        verb, participle = f"{verb} {sense}", f"{participle} {sense}"
+    if detailed and obj.speed_class in _ADVERBS and rng.random() < 0.5:
+        adverb = _ADVERBS[obj.speed_class]
         if rng.random() < 0.5:
-            tells, doing = f"{adverb} {tells}", f"{adverb} {doing}"
+            verb, participle = f"{adverb} {verb}", f"{adverb} {participle}"
         else:
-            tells, doing = f"{tells} {adverb}", f"{doing} {adverb}"
+            verb, participle = f"{verb} {adverb}", f"{participle} {adverb}"
     article = "an" if subject[0] in "aeiou" else "a"
     return {
         "subject": f"{article} {subject}",
-        "bare": bare,
-        "tells": tells,
-        "doing": doing,
+        "short": short,
+        "verb": verb,
+        "participle": participle,
         "on": "",
         "behind": "",
     }
@@ -155,7 +155,7 @@ def _choose(rng: np.random.Generator, options):
 
 
 def words() -> tuple[str, ...]:
-    """Every word that captions are made of, in lower case, sorted."""
+    """Every word that can occur in a caption, in lower case, sorted."""
     phrases = [*SHAPES, *COLOURS, *TONES, *TEXTURES, *PANS, *_SIZE_WORDS.values()]
     phrases += [*_SENSES.values(), *_ADVERBS.values(), _PAN, _ON, "an"]
     phrases += [phrase for verbs in _VERBS.values() for pair in verbs for phrase in pair]
@@ -165,7 +165,7 @@ def words() -> tuple[str, ...]:
 
 
 def vocabulary() -> dict[str, tuple[str, ...]]:
-    """What can be asked for, by kind: the words, and one phrase for each motion."""
+    """The words a prompt can use, by kind; for each motion, one phrase."""
     return {
         "shapes": SHAPES,
         "colours": tuple(COLOURS),
@@ -177,7 +177,7 @@ def vocabulary() -> dict[str, tuple[str, ...]]:
 
 
 def unknown_words(text: str) -> tuple[str, ...]:
-    """The words of a text that no caption is made of, in lower case, each once."""
-    known = set(words())
-    found = re.findall(r"[^\W_]+", text.lower())
-    return tuple(dict.fromkeys(word for word in found if word not in known))
+    """The words of a text that occur in no caption, in lower case, each once."""
+    caption_words = set(words())
+    text_words = re.findall(r"[^\W_]+", text.lower())
+    return tuple(dict.fromkeys(word for word in text_words if word not in caption_words))

@@ -1,10 +1,11 @@
-"""The procedural world: seeded clips with captions and exact ground truth, in numpy alone.
+"""Renderer of the procedural world: seeded clips with captions and exact ground truth.
 
     clip(34).frames    uint8 (25, 128, 128, 3)
     clip(34).caption   "a small orange triangle stays still"
 
-A clip is a pure function of (seed, index); the same scene at another size or frame rate shows the
-same motion. `scenes.py` says what can happen, `captions.py` how it is told.
+A clip is a pure function of (seed, index). The same scene at another size or frame rate shows the
+same motion. `scenes.py` defines what a scene contains, `grammar.py` writes its captions. Needs
+numpy only.
 """
 
 import dataclasses
@@ -20,8 +21,8 @@ from ltx_jax.world.scenes import (
     COLOURS,
     MOTIONS,
     SHAPES,
-    Figure,
     Scene,
+    SceneObject,
     Split,
     is_held_out,
     sample_scene,
@@ -32,9 +33,9 @@ __all__ = [
     "COLOURS",
     "MOTIONS",
     "SHAPES",
-    "Clip",
     "Scene",
     "Track",
+    "WorldClip",
     "caption",
     "clip",
     "ground_truth",
@@ -46,8 +47,8 @@ __all__ = [
     "words",
 ]
 
-_CONTRAST = 12.0  # of textures, in grey levels up and down
-_CHUNK = 2**19  # pixels of an object worked on at once; fits a core's cache
+_CONTRAST = 12.0  # amplitude of textures, in grey levels
+_CHUNK = 2**19  # pixels drawn at once; fits into a core's cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,15 +59,15 @@ class Track:
     colour: str
     motion: str
     rgb: tuple[int, int, int]
-    row: Float64[np.ndarray, " t"]  # of the centre; 0 is the middle of the first pixel
+    row: Float64[np.ndarray, " t"]  # of the object's centre; 0 is the middle of the first pixel
     column: Float64[np.ndarray, " t"]
     size: Float64[np.ndarray, " t"]  # diameter of the smallest circle around the object
     angle: Float64[np.ndarray, " t"]  # degrees, clockwise; 0 is upright
 
 
 @dataclasses.dataclass(frozen=True)
-class Clip:
-    """Frames, what is said of them, and what they show."""
+class WorldClip:
+    """A rendered clip, its caption and its scene."""
 
     frames: UInt8[np.ndarray, "t h w 3"]
     caption: str
@@ -82,7 +83,7 @@ def scene(
     aspect: float | int = 1.0,
     num_objects: int | None = None,
 ) -> Scene:
-    """Scene number `index` of a world; see `sample_scene` for the rest."""
+    """Scene `index` of the world with this seed; see `sample_scene` for the other arguments."""
     return sample_scene(
         _rng(seed, index), split=split, seconds=seconds, aspect=aspect, num_objects=num_objects
     )
@@ -99,11 +100,11 @@ def clip(
     fps: float | int = 24.0,
     num_objects: int | None = None,
     motions: Sequence[str] = MOTIONS,
-) -> Clip:
-    """Clip number `index` of a world. One frame gives a picture, and its caption no motion."""
+) -> WorldClip:
+    """Clip `index` of the world with this seed; the caption of a single frame names no motion."""
     _check(num_frames, height, width, fps)
     rng = _rng(seed, index)
-    drawn = sample_scene(
+    scene = sample_scene(
         rng,
         split=split,
         seconds=num_frames / fps,
@@ -111,8 +112,8 @@ def clip(
         num_objects=num_objects,
         motions=motions,
     )
-    text = caption(drawn, rng, motion=num_frames > 1)
-    return Clip(render(drawn, num_frames, height, width, fps), text, drawn)
+    text = caption(scene, rng, motion=num_frames > 1)
+    return WorldClip(render(scene, num_frames, height, width, fps), text, scene)
 
 
 def _rng(seed: int, index: int | np.integer) -> np.random.Generator:
@@ -132,18 +133,18 @@ def _check(num_frames: int, height: int, width: int, fps: float | int) -> None:
 def ground_truth(
     scene: Scene, num_frames: int, height: int, width: int, fps: float | int
 ) -> tuple[Track, ...]:
-    """Says exactly what `render` draws with the same arguments, object by object."""
+    """Exact tracks of the objects in the frames that `render` draws with the same arguments."""
     _check(num_frames, height, width, fps)
     unit = min(height, width)
     tracks = []
-    for figure in scene.objects:
-        path = scenes.path(figure, np.arange(num_frames) / fps)
+    for obj in scene.objects:
+        path = scenes.trajectory(obj, np.arange(num_frames) / fps)
         tracks.append(
             Track(
-                figure.shape,
-                figure.colour,
-                figure.motion,
-                COLOURS[figure.colour],
+                obj.shape,
+                obj.colour,
+                obj.motion,
+                COLOURS[obj.colour],
                 row=path.y * unit + (height - 1) / 2,
                 column=path.x * unit + (width - 1) / 2,
                 size=path.size * unit,
@@ -156,18 +157,19 @@ def ground_truth(
 def render(
     scene: Scene, num_frames: int, height: int, width: int, fps: float | int
 ) -> UInt8[np.ndarray, "{num_frames} {height} {width} 3"]:
-    """Draws a scene from time 0 on, antialiased, so that motion is smooth below a pixel."""
+    """Draws a scene from time 0 on, antialiased, so that motion is smooth at subpixel scale."""
     _check(num_frames, height, width, fps)
     frames = np.empty((num_frames, height, width, 3), np.uint8)
     _draw_background(frames, scene, fps)
     tracks = ground_truth(scene, num_frames, height, width, fps)
-    for figure, track in zip(scene.objects, tracks, strict=True):
-        _draw_figure(frames, figure, track)
+    for obj, track in zip(scene.objects, tracks, strict=True):
+        _draw_object(frames, obj, track)
     return frames
 
 
-# Distances to the outline of each shape, negative inside, in units of the radius of the smallest
-# circle around it, upright, x to the right and y down. Exact near the outline, where it matters.
+# Signed distances to the outline of each upright shape, negative inside, x to the right and y down.
+# The unit is the radius of the smallest circle around the shape. They are exact near the outline
+# only.
 
 
 def _circle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -216,26 +218,26 @@ _DISTANCE: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 }
 
 
-def _draw_figure(frames: np.ndarray, figure: Figure, track: Track) -> None:
-    """Lays an object over the frames, touching only the box around it."""
+def _draw_object(frames: np.ndarray, obj: SceneObject, track: Track) -> None:
+    """Draws an object into the frames, within its bounding box."""
     side = math.ceil(track.size.max()) + 3
     step = max(_CHUNK // side**2, 1)
     for begin in range(0, len(frames), step):
-        part = slice(begin, begin + step)
-        top = np.floor(track.row[part] - side / 2 + 1).astype(int)
-        left = np.floor(track.column[part] - side / 2 + 1).astype(int)
-        radius = (track.size[part, None, None] / 2).astype(np.float32)
+        chunk = slice(begin, begin + step)
+        top = np.floor(track.row[chunk] - side / 2 + 1).astype(int)
+        left = np.floor(track.column[chunk] - side / 2 + 1).astype(int)
+        radius = (track.size[chunk, None, None] / 2).astype(np.float32)
         offsets = np.arange(side)
-        y = (top[:, None] + offsets - track.row[part, None]).astype(np.float32)[:, :, None]
-        x = (left[:, None] + offsets - track.column[part, None]).astype(np.float32)[:, None, :]
-        if figure.motion == "rotate":
-            turn = np.deg2rad(track.angle[part, None, None])
+        y = (top[:, None] + offsets - track.row[chunk, None]).astype(np.float32)[:, :, None]
+        x = (left[:, None] + offsets - track.column[chunk, None]).astype(np.float32)[:, None, :]
+        if obj.motion == "rotate":
+            turn = np.deg2rad(track.angle[chunk, None, None])
             cos, sin = np.cos(turn).astype(np.float32), np.sin(turn).astype(np.float32)
             x, y = cos * x + sin * y, cos * y - sin * x
-        distance = _DISTANCE[figure.shape](x / radius, y / radius) * radius
+        distance = _DISTANCE[obj.shape](x / radius, y / radius) * radius
         coverage = np.clip(0.5 - distance, 0, 1)
         for frame, cover, i, j in zip(
-            frames[part], coverage, top.tolist(), left.tolist(), strict=True
+            frames[chunk], coverage, top.tolist(), left.tolist(), strict=True
         ):
             _blend(frame, cover, i, j, track.rgb)
 
@@ -243,7 +245,7 @@ def _draw_figure(frames: np.ndarray, figure: Figure, track: Track) -> None:
 def _blend(
     frame: np.ndarray, coverage: np.ndarray, top: int, left: int, rgb: tuple[int, int, int]
 ) -> None:
-    """Paints `rgb` where `coverage` says, the box cut at the edges of the picture."""
+    """Blends `rgb` into the frame by `coverage`, clipping the box at the edges of the picture."""
     height, width = frame.shape[:2]
     rows = slice(max(top, 0), max(min(top + len(coverage), height), 0))
     columns = slice(max(left, 0), max(min(left + len(coverage), width), 0))
@@ -255,7 +257,7 @@ def _blend(
 
 
 def _draw_background(frames: np.ndarray, scene: Scene, fps: float | int) -> None:
-    """Fills the frames; a background that does not slide is computed once."""
+    """Fills the frames with the background, which is computed once unless the camera pans."""
     num_frames, height, width = frames.shape[:3]
     ground = scene.background
     tone = np.asarray(scenes.TONES[ground.tone], np.float32)
@@ -273,7 +275,7 @@ def _draw_background(frames: np.ndarray, scene: Scene, fps: float | int) -> None
         velocity = scenes.PAN_SPEED * np.array(scenes.DIRECTIONS[scene.pan])
     for i in range(num_frames if scene.pan is not None else 1):
         slide = (waves @ velocity * (i / fps))[:, None, None].astype(np.float32)
-        # cos(theta + slide), without a cosine for every pixel of every frame.
+        # Computes cos(theta + slide) by the addition theorem, without a cosine per pixel and frame.
         levels = textures.LEVELS[ground.texture](cos * np.cos(slide) - sin * np.sin(slide))
         frames[i] = (_CONTRAST * levels)[..., None] + tone + np.float32(0.5)
     if scene.pan is None:

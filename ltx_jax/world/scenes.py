@@ -1,8 +1,8 @@
-"""What can happen in the procedural world: scenes, and how they are drawn at random.
+"""Scenes of the procedural world, and how they are sampled at random.
 
-A scene is described in time and space without frames or pixels: seconds, and the picture's shorter
-side as the unit of length, x to the right and y down from the middle of the picture. Rendering and
-captions are in `shapes.py` and `captions.py`.
+Scenes are independent of frames and pixels: time is in seconds, the unit of length is the shorter
+side of the picture, and the origin is the middle of the picture, x to the right and y down.
+`render.py` turns a scene into frames, `grammar.py` into a caption.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ DIRECTIONS = {
     "down-right": (_D, _D),
 }
 MOTIONS = (*DIRECTIONS, "still", "orbit", "grow", "shrink", "rotate")
-# Less saturated than any colour of an object, so that colour alone tells objects from background.
+# Less saturated than any colour of an object: colour alone separates objects from the background.
 TONES = {
     "black": (26, 26, 29),
     "grey": (126, 127, 130),
@@ -56,18 +56,20 @@ PANS = ("left", "right", "up", "down")
 Split = Literal["train", "held_out", "all"]
 Triple = tuple[str, str, str]  # shape, colour, motion
 
-# Speeds by motion for "slowly", no word, "quickly". Directions: shorter sides per second; orbit and
-# rotate: degrees per second; grow and shrink: change of log(size) per second.
-_PACES = (
+# Speeds of each motion: slow, normal and fast. A caption may say "slowly" or "quickly" for the
+# outer two. Directions: shorter sides per second; orbit and rotate: degrees per second; grow and
+# shrink: change of log(size) per second.
+_SPEEDS = (
     {name: (0.12, 0.19, 0.27) for name in DIRECTIONS}
     | {"still": (0.0, 0.0, 0.0), "orbit": (110.0, 150.0, 200.0), "rotate": (50.0, 80.0, 120.0)}
     | {"grow": (0.2, 0.32, 0.44), "shrink": (0.2, 0.32, 0.44)}
 )
-_SIZES = (0.30, 0.37, 0.44)  # small, no word, large
+_SIZES = (0.30, 0.37, 0.44)  # small, medium, large
 _ORBIT_RADIUS = 0.2
-_GROWN, _SHRUNK = 0.8, 0.2  # bounds of a size that changes
-_MARGIN = 0.01  # kept free between objects and the edge
-# A star looks smaller than a circle as wide: the smallest circle around each, for equal looks.
+_MAX_SIZE, _MIN_SIZE = 0.8, 0.2  # limits for objects that grow or shrink
+_MARGIN = 0.01  # least gap between two objects, and between an object and the edge
+# Diameter of the smallest circle around each shape, relative to a square, so that all shapes look
+# equally large: a star looks smaller than a circle of the same diameter.
 _EXTENT = {
     "circle": 0.88,
     "square": 1.0,
@@ -76,34 +78,34 @@ _EXTENT = {
     "cross": 1.0,
     "ring": 0.94,
 }
-_ROUND = ("circle", "ring")  # their rotation cannot be seen
+_ROUND = ("circle", "ring")  # a rotation of these cannot be seen
 
 
 @dataclasses.dataclass(frozen=True)
-class Figure:
+class SceneObject:
     """One object and its motion."""
 
     shape: str
     colour: str
     motion: str
     size: float  # at time 0: diameter of the smallest circle around it, in shorter sides
-    x: float  # centre at time 0; of the orbit, for an orbit
+    x: float  # centre at time 0; for the motion "orbit", the centre of the orbit
     y: float
-    # Directions: shorter sides per second. Orbit and rotate: degrees per second, positive is
+    # Speed. Directions: shorter sides per second. Orbit and rotate: degrees per second, positive is
     # clockwise. Grow and shrink: |d log(size) / dt|.
     rate: float
-    phase: float = 0.0  # degrees clockwise at time 0: place on the orbit, or angle of a rotation
+    phase: float = 0.0  # at time 0, in degrees clockwise: place on the orbit, or rotation angle
 
     @property
-    def pace(self) -> Literal["slow", "normal", "fast"]:
-        """The word class nearest to `rate`."""
-        rates = _PACES[self.motion]
+    def speed_class(self) -> Literal["slow", "normal", "fast"]:
+        """The speed class nearest to `rate`."""
+        rates = _SPEEDS[self.motion]
         nearest = min(range(3), key=lambda i: abs(abs(self.rate) - rates[i]))
         return "normal" if self.motion == "still" else ("slow", "normal", "fast")[nearest]
 
     @property
-    def look(self) -> Literal["small", "medium", "large"]:
-        """The word class nearest to `size`; what grows is small at first, what shrinks is large."""
+    def size_class(self) -> Literal["small", "medium", "large"]:
+        """The size class nearest to `size` at time 0; objects that grow start small."""
         nominal = self.size / _EXTENT[self.shape]
         nearest = min(range(3), key=lambda i: abs(nominal - _SIZES[i]))
         return ("small", "medium", "large")[nearest]
@@ -111,31 +113,32 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True)
 class Background:
-    """A tone, and a texture of low contrast on it."""
+    """A grey or brownish tone with a low-contrast texture."""
 
     tone: str
     texture: str = "plain"
     wavelength: float = 0.25  # of the texture, in shorter sides
-    angle: float = 0.0  # degrees
-    seed: int = 0  # of the waves of clouds
+    angle: float = 0.0  # of the texture, in degrees
+    seed: int = 0  # of the phases of the texture's waves (and of all waves of "cloudy")
 
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """One or two objects before a background; everything that a clip shows but its sampling.
+    """One or two objects in front of a background: all that a clip shows.
 
-    Motions are as seen in the picture. `pan` moves the camera along with the objects: the
-    background alone slides, the other way.
+    Size, length and frame rate of a clip are arguments of the renderer. Motions are relative to the
+    picture. `pan` is a camera movement in which the objects move along with the camera, so that
+    only the background moves, in the opposite direction.
     """
 
-    objects: tuple[Figure, ...]
+    objects: tuple[SceneObject, ...]
     background: Background
     pan: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
-class Path:
-    """Where a figure is at some times, in the units of the scene."""
+class Trajectory:
+    """Place, size and angle of an object at each of t times, in the units of the scene."""
 
     x: Float64[np.ndarray, " t"]
     y: Float64[np.ndarray, " t"]
@@ -143,41 +146,47 @@ class Path:
     angle: Float64[np.ndarray, " t"]  # degrees, clockwise
 
 
-def path(figure: Figure, seconds: Float64[np.ndarray, " t"]) -> Path:
-    """Follows a figure: its centre, size and angle at the given times."""
-    nothing = np.zeros_like(seconds)
-    x, y, size, angle = (nothing + value for value in (figure.x, figure.y, figure.size, 0.0))
-    if figure.motion in DIRECTIONS:
-        dx, dy = DIRECTIONS[figure.motion]
-        x, y = x + dx * figure.rate * seconds, y + dy * figure.rate * seconds
-    elif figure.motion == "orbit":
-        turn = np.deg2rad(figure.phase + figure.rate * seconds)
+def trajectory(obj: SceneObject, seconds: Float64[np.ndarray, " t"]) -> Trajectory:
+    """Computes an object's centre, size and angle at the given times."""
+    zeros = np.zeros_like(seconds)
+    x, y, size, angle = (zeros + value for value in (obj.x, obj.y, obj.size, 0.0))
+    if obj.motion in DIRECTIONS:
+        dx, dy = DIRECTIONS[obj.motion]
+        x, y = x + dx * obj.rate * seconds, y + dy * obj.rate * seconds
+    elif obj.motion == "orbit":
+        turn = np.deg2rad(obj.phase + obj.rate * seconds)
         x, y = x + _ORBIT_RADIUS * np.cos(turn), y + _ORBIT_RADIUS * np.sin(turn)
-    elif figure.motion in ("grow", "shrink"):
-        sign = 1 if figure.motion == "grow" else -1
-        size = size * np.exp(sign * figure.rate * seconds)
-    elif figure.motion == "rotate":
-        angle = angle + figure.phase + figure.rate * seconds
-    elif figure.motion != "still":
-        check_motions([figure.motion])
-    return Path(x, y, size, angle)
+    elif obj.motion in ("grow", "shrink"):
+        sign = 1 if obj.motion == "grow" else -1
+        size = size * np.exp(sign * obj.rate * seconds)
+    elif obj.motion == "rotate":
+        angle = angle + obj.phase + obj.rate * seconds
+    elif obj.motion != "still":
+        check_motions([obj.motion])
+    return Trajectory(x, y, size, angle)
 
 
 def is_held_out(shape: str, colour: str, motion: str) -> bool:
-    """Whether training never shows this triple: a hash of the words, one in ten, for all time."""
-    # The prefix was chosen so that exactly 61 of the 608 triples fall, spread over all words.
+    """Whether this triple is excluded from training.
+
+    A hash of the three words decides, so the split never changes; one triple in ten is held out.
+    """
+    # The prefix was chosen so that exactly 61 of the 608 triples are held out, spread over all
+    # words.
     digest = hashlib.sha256(f"2812 {shape} {colour} {motion}".encode()).digest()
     return int.from_bytes(digest[:8], "big") % 10 == 0
 
 
 def triples(split: Split = "all") -> tuple[Triple, ...]:
-    """All (shape, colour, motion) of a split. Round shapes do not rotate: nobody could tell.
+    """All (shape, colour, motion) triples of a split.
+
+    Circles and rings never rotate, as that could not be seen.
 
     Raises:
       ValueError: if there is no such split.
     """
     if split not in _TRIPLES:
-        raise ValueError(f"unknown split {split!r}; known are {', '.join(_TRIPLES)}")
+        raise ValueError(f"unknown split {split!r}; the splits are {', '.join(_TRIPLES)}")
     return _TRIPLES[split]
 
 
@@ -202,106 +211,109 @@ def sample_scene(
     num_objects: int | None = None,
     motions: Sequence[str] = MOTIONS,
 ) -> Scene:
-    """Draws a scene whose objects stay inside the picture for so many seconds.
+    """Samples a scene whose objects stay inside the picture for the given duration.
 
     Args:
-      rng: the only source of chance.
-      split: "train" holds no held-out triple; in "held_out" every object is one.
-      seconds: what does not fit is slowed down.
-      aspect: width over height of the picture.
-      num_objects: 1 or 2; None is 1, and 2 in a fifth of the scenes.
-      motions: that objects may have.
+      rng: the only source of randomness.
+      split: "train" has no held-out triple; in "held_out" every object is a held-out triple.
+      seconds: duration; objects that would leave the picture are slowed down.
+      aspect: width / height of the picture.
+      num_objects: 1 or 2; None gives 2 in a fifth of the scenes and 1 in the others.
+      motions: the motions to choose from.
 
     Raises:
-      ValueError: if an argument is out of range, or nothing moves like that.
+      ValueError: if an argument is out of range, or a motion is unknown.
     """
     if seconds < 0 or aspect <= 0 or num_objects not in (None, 1, 2):
         raise ValueError(
             f"seconds must be >= 0, aspect positive and num_objects 1, 2 or None, "
             f"got {seconds}, {aspect}, {num_objects}"
         )
-    half = max(aspect, 1.0) / 2, max(1 / aspect, 1.0) / 2
-    known = _moving(split, tuple(motions))
+    half_extent = max(aspect, 1.0) / 2, max(1 / aspect, 1.0) / 2
+    candidates = _triples_with_motions(split, tuple(motions))
     two = num_objects == 2 or (num_objects is None and rng.random() < 0.2)
-    objects = (_sample_figure(rng, _choose(rng, known), seconds, half, two),)
+    objects = (_sample_object(rng, _choose(rng, candidates), seconds, half_extent, two),)
     while two:
-        first = _sample_figure(rng, _choose(rng, known), seconds, half, two)
-        others = [t for t in known if t[0] != first.shape and t[1] != first.colour]
-        objects = (first, _sample_figure(rng, _choose(rng, others), seconds, half, two))
+        first = _sample_object(rng, _choose(rng, candidates), seconds, half_extent, two)
+        others = [t for t in candidates if t[0] != first.shape and t[1] != first.colour]
+        objects = (first, _sample_object(rng, _choose(rng, others), seconds, half_extent, two))
         if not _collide(*objects, seconds):
             break
     return Scene(objects, *_sample_background(rng))
 
 
 @functools.cache
-def _moving(split: Split, motions: tuple[str, ...]) -> tuple[Triple, ...]:
-    """The triples of a split with one of these motions."""
+def _triples_with_motions(split: Split, motions: tuple[str, ...]) -> tuple[Triple, ...]:
+    """The triples of a split whose motion is one of `motions`."""
     check_motions(motions)
     return tuple(triple for triple in triples(split) if triple[2] in motions)
 
 
 def check_motions(motions: Sequence[str]) -> None:
-    """Refuses words that are no motion, and none at all.
+    """Checks a list of motions.
 
     Raises:
-      ValueError: naming the first.
+      ValueError: if the list is empty or a word is not a motion; the message names the word.
     """
     for word in motions or ("",):
         if word not in MOTIONS:
-            raise ValueError(f"unknown motion {word!r}; known are {', '.join(MOTIONS)}")
+            raise ValueError(f"unknown motion {word!r}; the motions are {', '.join(MOTIONS)}")
 
 
 def _choose(rng: np.random.Generator, options):
-    # Generator.random alone: its stream is the one that numpy keeps the same between versions.
+    # Uses Generator.random alone: numpy keeps its stream the same in all versions.
     return options[int(rng.random() * len(options))]
 
 
-def _sample_figure(
+def _sample_object(
     rng: np.random.Generator,
     triple: Triple,
     seconds: float | int,
-    half: tuple[float, float],
-    small: bool,
-) -> Figure:
+    half_extent: tuple[float, float],
+    is_small: bool,
+) -> SceneObject:
     shape, colour, motion = triple
-    nominal = _SIZES[0] if small else _choose(rng, _SIZES)
+    nominal = _SIZES[0] if is_small else _choose(rng, _SIZES)
     if motion in ("grow", "shrink"):
-        nominal = {"grow": 0.26, "shrink": 0.4 if small else 0.56}[motion]
+        nominal = {"grow": 0.26, "shrink": 0.4 if is_small else 0.56}[motion]
     size = nominal * _EXTENT[shape] * (0.97 + 0.06 * rng.random())
-    rate = _choose(rng, _PACES[motion])
+    rate = _choose(rng, _SPEEDS[motion])
     sign = _choose(rng, (-1, 1)) if motion in ("orbit", "rotate") else 1
     phase = 360 * rng.random() if motion in ("orbit", "rotate") else 0.0
-    spots = rng.random(), rng.random()
+    fractions = rng.random(), rng.random()
     while True:
-        figure = Figure(shape, colour, motion, size, 0.0, 0.0, sign * rate, phase)
-        ranges, fits = _room(figure, seconds, half)
+        obj = SceneObject(shape, colour, motion, size, 0.0, 0.0, sign * rate, phase)
+        ranges, fits = _start_ranges(obj, seconds, half_extent)
         if fits or rate < 1e-3:
             break
-        slower = [pace for pace in _PACES[motion] if pace < rate]
+        slower = [speed_class for speed_class in _SPEEDS[motion] if speed_class < rate]
         rate = slower[-1] if slower else 0.9 * rate
-    x, y = (low + spot * (high - low) for spot, (low, high) in zip(spots, ranges, strict=True))
-    return dataclasses.replace(figure, x=x, y=y)
+    x, y = (
+        low + fraction * (high - low)
+        for fraction, (low, high) in zip(fractions, ranges, strict=True)
+    )
+    return dataclasses.replace(obj, x=x, y=y)
 
 
-def _room(
-    figure: Figure, seconds: float | int, half: tuple[float, float]
+def _start_ranges(
+    obj: SceneObject, seconds: float | int, half_extent: tuple[float, float]
 ) -> tuple[list[tuple[float, float]], bool]:
-    """Where the centre may start on each axis, and whether there is such a place."""
-    track = path(figure, np.linspace(0, seconds, 33))
-    fits = track.size.min() >= _SHRUNK and track.size.max() <= _GROWN
-    fits = fits or figure.motion not in ("grow", "shrink")
+    """Range of start positions of the centre on each axis, and whether the object fits at all."""
+    path = trajectory(obj, np.linspace(0, seconds, 33))
+    fits = path.size.min() >= _MIN_SIZE and path.size.max() <= _MAX_SIZE
+    fits = fits or obj.motion not in ("grow", "shrink")
     ranges = []
-    for centres, side in ((track.x, half[0]), (track.y, half[1])):
-        low = _MARGIN - side - np.min(centres - track.size / 2)
-        high = side - _MARGIN - np.max(centres + track.size / 2)
+    for centres, side in ((path.x, half_extent[0]), (path.y, half_extent[1])):
+        low = _MARGIN - side - np.min(centres - path.size / 2)
+        high = side - _MARGIN - np.max(centres + path.size / 2)
         fits = fits and low <= high
         ranges.append((float(low), float(high)) if low <= high else (float(low + high) / 2,) * 2)
     return ranges, bool(fits)
 
 
-def _collide(one: Figure, other: Figure, seconds: float | int) -> bool:
+def _collide(one: SceneObject, other: SceneObject, seconds: float | int) -> bool:
     times = np.linspace(0, seconds, 33)
-    a, b = path(one, times), path(other, times)
+    a, b = trajectory(one, times), trajectory(other, times)
     gap = np.hypot(a.x - b.x, a.y - b.y) - (a.size + b.size) / 2
     return bool(gap.min() < _MARGIN)
 
@@ -315,6 +327,6 @@ def _sample_background(rng: np.random.Generator) -> tuple[Background, str | None
         angle=_choose(rng, (0.0, 30.0, 45.0, 60.0, 90.0, 120.0, 135.0, 150.0)),
         seed=int(rng.random() * 2**31),
     )
-    # A plain or shaded background would not show that it slides.
-    pans = texture not in ("plain", "shaded") and rng.random() < 0.3
-    return background, _choose(rng, PANS) if pans else None
+    # The movement of a plain or shaded background would not be visible.
+    has_pan = texture not in ("plain", "shaded") and rng.random() < 0.3
+    return background, _choose(rng, PANS) if has_pan else None

@@ -1,0 +1,159 @@
+"""Reads the clips and pictures on which a model is measured."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from ltx_jax.world import render
+
+WORLD = "shapes"
+_WORLD_COUNT = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationClip:
+    """A clip on which a model is measured; a picture is a clip of one frame."""
+
+    name: str
+    frames: UInt8[np.ndarray, "t h w 3"]
+    caption: str
+    frame_rate: float
+
+    @property
+    def kind(self) -> str:
+        """The group in which its metrics are averaged."""
+        return "videos" if len(self.frames) > 1 else "images"
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipFormat:
+    """Size and length to which clips are brought.
+
+    A clip is scaled to cover the size and cropped about its centre. Of its frames the first
+    `num_frames` are used; a shorter clip is cut to the largest number of frames that the VAE
+    accepts.
+    """
+
+    num_frames: int
+    height: int
+    width: int
+    temporal_factor: int
+
+    def length(self, available: int) -> int:
+        """Number of frames used of a clip that has `available` frames: 8k+1 for a factor of 8.
+
+        Raises:
+          ValueError: if a clip is too short for two latent frames.
+        """
+        factor = self.temporal_factor
+        if self.num_frames > 1 and available <= factor:
+            raise ValueError(
+                f"it is too short: {available} frames; at least {factor + 1} are needed"
+            )
+        return (min(available, self.num_frames) - 1) // factor * factor + 1
+
+
+def read_clips(
+    source: str,
+    clip_format: ClipFormat,
+    *,
+    limit: int | None = None,
+    frame_folders: bool = False,
+    captioned: bool = False,
+    skipped: list[str],
+) -> Iterator[EvaluationClip]:
+    """Reads clips, then pictures.
+
+    Args:
+      source: a folder of clips and pictures, or "shapes" for held-out clips and pictures of the
+        procedural world.
+      cut: their size and length.
+      limit: the largest number of clips, and of pictures, spread evenly over the sorted files.
+      frame_folders: treat the pictures of each folder as the frames of one clip, in the order of
+        their names (as DAVIS stores clips).
+      captioned: fail if a file has no caption beside it.
+      skipped: receives one message for each file that cannot be used.
+
+    Raises:
+      ValueError: if there is no such folder, or none of its files can be used.
+    """
+    if source == WORLD:
+        yield from _world(clip_format, _WORLD_COUNT if limit is None else limit)
+        return
+    count = 0
+    for files, caption in _files(source, limit, frame_folders, captioned):
+        name = str(files[0].parent if len(files) > 1 else files[0])
+        try:
+            frames, frame_rate = _read(files, clip_format)
+        except ValueError as error:
+            skipped.append(str(error) if name in str(error) else f"{name}: {error}")
+            continue
+        count += 1
+        yield EvaluationClip(name, frames, caption, frame_rate)
+    if not count:
+        raise ValueError(
+            f"none of the clips of {source} can be used; the first error: {skipped[0]}"
+        )
+
+
+def _world(clip_format: ClipFormat, count: int) -> Iterator[EvaluationClip]:
+    for length in sorted({clip_format.length(clip_format.num_frames), 1}, reverse=True):
+        for i in range(count):
+            # Pictures show other scenes than the clips.
+            index = i if length > 1 else count + i
+            clip = render.clip(
+                index,
+                split="held_out",
+                num_frames=length,
+                height=clip_format.height,
+                width=clip_format.width,
+            )
+            yield EvaluationClip(
+                f"{length} frames, number {index}", clip.frames, clip.caption, 24.0
+            )
+
+
+def _files(
+    source: str, limit: int | None, frame_folders: bool, captioned: bool
+) -> list[tuple[Sequence[Path], str]]:
+    """The files of each clip, then of each picture, and their captions."""
+    from ltx_jax.data import folder  # needs PyAV, which the procedural world does not
+
+    clips: dict[Path, tuple[list[Path], str]] = {}
+    pictures: dict[Path, tuple[list[Path], str]] = {}
+    for file in folder.list_clips(source, allow_empty_captions=not captioned):
+        path = file.path
+        if path.suffix.lower() in folder.CLIPS:
+            clips[path] = ([path], file.caption)
+        elif frame_folders:
+            clips.setdefault(path.parent, ([], ""))[0].append(path)
+        else:
+            pictures[path] = ([path], file.caption)
+    return [*_spread(list(clips.values()), limit), *_spread(list(pictures.values()), limit)]
+
+
+def _spread(files: list, limit: int | None) -> list:
+    """At most `limit` of the files, at equal distances."""
+    if limit is None or limit >= len(files):
+        return files
+    return [files[i * len(files) // limit] for i in range(limit)]
+
+
+def _read(files: Sequence[Path], clip_format: ClipFormat) -> tuple[np.ndarray, float]:
+    from ltx_jax.data import video
+
+    if len(files) > 1:
+        length = clip_format.length(len(files))
+        pictures = [video.read_image(path) for path in files[:length]]
+        if len({picture.shape for picture in pictures}) > 1:
+            raise ValueError("its frames differ in size")
+        frames, frame_rate = np.stack(pictures), 24.0
+    elif video.is_image(files[0]):
+        frames, frame_rate = video.read_image(files[0])[None], 1.0
+    else:
+        frames, frame_rate = video.read_video(files[0], num_frames=clip_format.num_frames)
+        frames = frames[: clip_format.length(len(frames))]
+    return video.resize_crop(frames, clip_format.height, clip_format.width), frame_rate
