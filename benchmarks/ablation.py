@@ -28,6 +28,7 @@ from ltx_jax.config import (  # noqa: E402
     BlockConfig,
     DataConfig,
     DiscriminatorConfig,
+    ExecutionConfig,
     OptimConfig,
     RunConfig,
     SourceConfig,
@@ -154,7 +155,8 @@ def reconstruct(run: str, clips: np.ndarray) -> np.ndarray:
     loaded = load_run(run)
     assert loaded.vae is not None
     assert loaded.statistics is not None
-    module, statistics = VideoVAE(loaded.vae), loaded.statistics
+    module = VideoVAE(loaded.vae, ExecutionConfig(dtype=loaded.vae_dtype))
+    statistics = loaded.statistics
 
     @jax.jit
     def program(params, frames, key):

@@ -97,7 +97,7 @@ def vae(report: Report, scale: Scale) -> None:
     """Decoding and encoding a whole video."""
     module, params, (latents, t) = decoder(scale)
     t_size, h, w = scale.grid
-    side, length, dtype = scale.vae.spatial_factor, scale.vae.temporal_factor, scale.vae.dtype
+    side, length, dtype = scale.vae.spatial_factor, scale.vae.temporal_factor, scale.execution.dtype
     size = (1, (t_size - 1) * length + 1, h * side, w * side, 3)
     video, options = random(*size, seed=6, dtype=dtype), convolution.compiler_options() or {}
 
@@ -154,7 +154,8 @@ def transformer(report: Report, scale: Scale) -> None:
     """One prediction; ours as stored, and in the form that samples fastest on a GPU."""
     t, h, w = grid = max((scale.grid, *scale.more_grids), key=math.prod)
     net = network(scale, grid=grid)
-    cfg, dtype, options = net.model.cfg, scale.transformer.dtype, compiler_options() or {}
+    cfg, execution, options = net.model.cfg, scale.execution, compiler_options() or {}
+    dtype = execution.dtype
     flop, (params, inputs) = net.flop, net.fast()
     made = Checkpoint(transformer=net.model.cfg, transformer_params=net.params)
     theirs = _theirs("LTXVideoTransformer3DModel", "transformer", made, dtype)
@@ -169,7 +170,7 @@ def transformer(report: Report, scale: Scale) -> None:
         return made
 
     def velocity(params: Any, *inputs: Any) -> jax.Array:
-        return transformer_fast.velocity(params, *inputs, None, cfg)
+        return transformer_fast.velocity(params, *inputs, None, cfg, execution)
 
     stored, derived = (net.params, *net.inputs), (params, *inputs[:-1])
     cases: list[Case | Foreign] = [
@@ -184,7 +185,7 @@ def transformer(report: Report, scale: Scale) -> None:
 def training(report: Report, scale: Scale) -> None:
     """A step of the transformer: prediction, gradient and AdamW, all in one precision."""
     t, h, w = grid = max((scale.grid, *scale.more_grids), key=math.prod)
-    net, dtype = network(scale, grid=grid), scale.transformer.dtype
+    net, dtype = network(scale, grid=grid), scale.execution.dtype
     tx = optax.adamw(1e-4, weight_decay=0.01)
     opt_state = tx.init(net.params)
     target = random(*net.inputs[0].shape, seed=9, dtype=jnp.float32)

@@ -20,7 +20,7 @@ from benchmarks.harness import Report, device_memory
 from benchmarks.networks import decoder, named, network, sizes
 from benchmarks.sizes import LINEARS, MODELS, VIDEOS, Scale, Video, initialise, pick
 from ltx_jax.checkpoints.checkpoint import Checkpoint
-from ltx_jax.config import Linears, SamplingConfig, T5Config
+from ltx_jax.config import ExecutionConfig, Linears, SamplingConfig, T5Config
 from ltx_jax.diffusion import sampler
 from ltx_jax.inference.pipeline import LTXPipeline
 from ltx_jax.inference.text_encoder import ByteTokenizer, TextEncoder
@@ -32,10 +32,11 @@ RUNS = 5
 PARTS = ("whole", "text", "encode", "denoise", "decode")
 
 
-def text_encoder(cfg: T5Config) -> TextEncoder:
+def text_encoder(cfg: T5Config, execution: ExecutionConfig) -> TextEncoder:
     """A T5 with random weights, over bytes: the released vocabulary needs a file."""
     ids = jnp.ones((1, 8), jnp.int32)
-    return TextEncoder(ByteTokenizer(), cfg, initialise(T5Encoder(cfg).init, ids, ids), 256)
+    params = initialise(T5Encoder(cfg, execution).init, ids, ids)
+    return TextEncoder(ByteTokenizer(), cfg, params, 256, execution=execution)
 
 
 def options(scale: Scale, video: Video) -> SamplingConfig:
@@ -78,7 +79,7 @@ class Watching(Programs):
 
 def headline(report: Report, scale: Scale) -> None:
     """All steps with and without guidance, and two fifths of them without; or what is asked for."""
-    text, (vae, vae_params, _) = text_encoder(scale.text), decoder(scale)
+    text, (vae, vae_params, _) = text_encoder(scale.text, scale.execution), decoder(scale)
     made = Checkpoint(vae=vae.cfg, vae_params=vae_params)
     programs = Watching()  # the text encoder's and the decoder's are compiled once for all
     usual = ("plain", "guided", "distilled")
@@ -94,7 +95,7 @@ def headline(report: Report, scale: Scale) -> None:
                 seconds, params = time.perf_counter() - begin, pipe.checkpoint.transformer_params
                 size = sum(x.nbytes for x in jax.tree.leaves(params))
                 note = f"transformer of {size / 1e9:.2f} GB, ready in {seconds:.1f} s"
-                report.add("headline", title, dtype=pipe.transformer.dtype, note=note)
+                report.add("headline", title, dtype=pipe.execution.dtype, note=note)
                 pipe.programs = programs
                 _measure(report, scale, pipe, programs, title, [VIDEOS[x] for x in videos], flop)
             except Exception as error:  # the other models may still fit
@@ -109,7 +110,7 @@ def _pipeline(
     """With a transformer of its own, and the operations of one prediction."""
     net = network(scale, cfg=sizes(scale)[model])
     made = dataclasses.replace(made, transformer=net.model.cfg, transformer_params=net.params)
-    dtype = scale.transformer.dtype
+    dtype = scale.execution.dtype
     return net.flop, LTXPipeline(made, text, dtype=dtype, fast=True, linears=linears)
 
 
@@ -140,7 +141,7 @@ def _measure(
         taken = {part: [run.get(part, 0.0) for run in rest] for part in PARTS}
         split = ", ".join(f"{part} {statistics.median(taken[part]):.3f} s" for part in PARTS[1:])
         facts = {
-            "dtype": scale.transformer.dtype,
+            "dtype": scale.execution.dtype,
             "branches": branches,
             "shapes": "x".join(map(str, frames.shape)),
         }

@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.harness import Case, Report, device_memory
 from benchmarks.sizes import LINEARS, MODELS, NO_TRITON_GEMM, Scale, initialise, pick, random
-from ltx_jax.config import AttentionForm, Linears, TransformerConfig
+from ltx_jax.config import AttentionForm, ExecutionConfig, Linears, TransformerConfig
 from ltx_jax.models import convolution, transformer_fast
 from ltx_jax.models.t5 import T5Encoder
 from ltx_jax.models.transformer import Transformer, compiler_options
@@ -37,7 +37,8 @@ class Network:
 
     def by(self, form: AttentionForm) -> "Network":
         """The same network with another attention."""
-        model = Transformer(dataclasses.replace(self.model.cfg, attention=form))
+        execution = dataclasses.replace(self.model.execution, attention=form)
+        model = Transformer(self.model.cfg, execution)
         return dataclasses.replace(self, model=model)
 
     @property
@@ -47,18 +48,20 @@ class Network:
 
     def fast(self, linears: Linears | None = None) -> tuple[Any, tuple[Any, ...]]:
         """Parameters and inputs of `fused.velocity`; linears calibrated on the inputs."""
-        cfg = self.model.cfg
+        cfg, execution = self.model.cfg, self.model.execution
         latents, timestep, caption, mask, rope = self.inputs
-        params = transformer_fast.derive(self.params, cfg)
-        heads = jax.jit(lambda p, c: transformer_fast.attend_captions(p, c, cfg))(params, caption)
+        params = transformer_fast.derive(self.params, cfg, execution)
+        attend = jax.jit(lambda p, c: transformer_fast.attend_captions(p, c, cfg, execution))
+        heads = attend(params, caption)
         tables = jax.jit(lambda r: transformer_fast.halve_rope(r, cfg))(rope)
         if linears is not None:
             largest, call = None, Programs(compiler_options())
             if linears == "float8":
                 times = (jnp.full_like(timestep, t) for t in (0.1, 0.5, 1.0))
                 given = ((params, latents, t, heads, mask, tables, None) for t in times)
+                static = {"cfg": cfg, "execution": execution}
                 largest = transformer_fast.largest_of(
-                    [call(transformer_fast.observe, *x, cfg=cfg)[1] for x in given]
+                    [call(transformer_fast.observe, *x, **static)[1] for x in given]
                 )
             params = transformer_fast.quantize(params, linears, largest)
         return params, (latents, timestep, heads, mask, tables, None)
@@ -72,13 +75,13 @@ def network(
 ) -> Network:
     """A transformer, and inputs of one size."""
     cfg, grid = cfg or scale.transformer, grid or scale.grid
-    model, n = Transformer(cfg), int(np.prod(grid))
+    model, n = Transformer(cfg, scale.execution), int(np.prod(grid))
     angles = jax.random.uniform(jax.random.key(9), (1, n, cfg.width // 2), maxval=6.28)
     mask = jnp.tile(jnp.arange(scale.caption)[None] < scale.caption_used, (batch, 1))
     inputs = (
         random(batch, n, cfg.in_channels, seed=1, dtype=jnp.float32),
         jnp.full((batch, 1), 0.5),
-        random(batch, scale.caption, cfg.caption_channels, seed=2, dtype=cfg.dtype),
+        random(batch, scale.caption, cfg.caption_channels, seed=2, dtype=scale.execution.dtype),
         mask.astype(jnp.int32),
         (jnp.cos(angles), jnp.sin(angles)),
     )
@@ -103,10 +106,11 @@ def transformer(report: Report, scale: Scale) -> None:
 
 
 def _forwards(report: Report, title: str, net: Network, forms: Sequence[str]) -> None:
-    cfg, flop, options = net.model.cfg, net.flop, compiler_options() or {}
+    cfg, execution = net.model.cfg, net.model.execution
+    flop, options = net.flop, compiler_options() or {}
 
     def velocity(params: Any, *inputs: Any) -> jax.Array:
-        return transformer_fast.velocity(params, *inputs, None, cfg)
+        return transformer_fast.velocity(params, *inputs, None, cfg, execution)
 
     stored = (net.params, *net.inputs)
     report.compare(
@@ -147,7 +151,7 @@ def sampler(report: Report, scale: Scale) -> None:
                 cases.append(
                     Case(
                         f"{name}, {scale.steps} steps{named(LINEARS[form])}",
-                        _loop(cfg, scale.steps, branches),
+                        _loop(cfg, scale.execution, scale.steps, branches),
                         (params, latents[:1], *rest),
                         net.flop * scale.steps,
                         branches,
@@ -159,13 +163,15 @@ def sampler(report: Report, scale: Scale) -> None:
     report.facts["memory after sampler"] = device_memory()
 
 
-def _loop(cfg: TransformerConfig, steps: int, branches: int) -> Callable[..., jax.Array]:
+def _loop(
+    cfg: TransformerConfig, execution: ExecutionConfig, steps: int, branches: int
+) -> Callable[..., jax.Array]:
     def run(params: Any, latents: Any, heads: Any, mask: Any, rope: Any) -> jax.Array:
         times = jnp.linspace(1.0, 0.0, steps + 1)
 
         def step(i: Any, x: jax.Array) -> jax.Array:
             rows, t = jnp.tile(x, (branches, 1, 1)), jnp.full((branches, 1), times[i])
-            v = transformer_fast.velocity(params, rows, t, heads, mask, rope, None, cfg)
+            v = transformer_fast.velocity(params, rows, t, heads, mask, rope, None, cfg, execution)
             if branches == 2:
                 v = v[:1] + 3.0 * (v[1:] - v[:1])
             return x + (times[i + 1] - times[i]) * v
@@ -177,17 +183,17 @@ def _loop(cfg: TransformerConfig, steps: int, branches: int) -> Callable[..., ja
 
 def decoder(scale: Scale) -> tuple[VideoVAE, Any, tuple[Any, ...]]:
     """The VAE with random weights, and (latents, timestep) for its decoder."""
-    cfg, vae = scale.vae, VideoVAE(scale.vae)
+    cfg, vae = scale.vae, VideoVAE(scale.vae, scale.execution)
     side = cfg.spatial_factor
     video = jnp.zeros((1, cfg.temporal_factor + 1, side, side, 3))
-    latents = random(1, *scale.grid, cfg.latent_channels, seed=5, dtype=cfg.dtype)
+    latents = random(1, *scale.grid, cfg.latent_channels, seed=5, dtype=scale.execution.dtype)
     return vae, initialise(vae.init, video), (latents, jnp.full((1,), 0.05))
 
 
 def vae(report: Report, scale: Scale) -> None:
     """Decoding and encoding the whole video at once."""
     module, params, inputs = decoder(scale)
-    exact_module = VideoVAE(dataclasses.replace(scale.vae, dtype="float32"))
+    exact_module = VideoVAE(scale.vae)
 
     def decode(params: Any, latents: Any, t: Any) -> Any:
         return module.apply({"params": params}, latents, t, method="decode")
@@ -201,7 +207,7 @@ def vae(report: Report, scale: Scale) -> None:
 
     arguments = (params, *inputs)
     flop, options = count_flop(decode, *arguments), convolution.compiler_options() or {}
-    reference = None if scale.vae.dtype == "float32" else exact
+    reference = None if scale.execution.dtype == "float32" else exact
     forms = {"decode": options, "decode, without compiler options": {}}
     report.compare(
         "vae",
@@ -219,7 +225,8 @@ def vae(report: Report, scale: Scale) -> None:
     )
     t, h, w = scale.grid
     side, length = scale.vae.spatial_factor, scale.vae.temporal_factor
-    video = random(1, (t - 1) * length + 1, h * side, w * side, 3, seed=6, dtype=scale.vae.dtype)
+    shape, dtype = (1, (t - 1) * length + 1, h * side, w * side, 3), scale.execution.dtype
+    video = random(*shape, seed=6, dtype=dtype)
     flop = count_flop(encode, params, video)
     report.compare("vae", [Case("encode", encode, (params, video), flop, options=options)])
     report.facts["memory after vae"] = device_memory()
@@ -227,7 +234,7 @@ def vae(report: Report, scale: Scale) -> None:
 
 def text(report: Report, scale: Scale) -> None:
     """The text encoder on one prompt, and on a prompt and its negative."""
-    model = T5Encoder(scale.text)
+    model = T5Encoder(scale.text, scale.execution)
     ids = jnp.ones((1, scale.caption), jnp.int32)
     params = initialise(model.init, ids, ids)
     for batch in (1, 2):
@@ -256,11 +263,12 @@ def startup(report: Report, scale: Scale) -> None:
     from jax.experimental import serialize_executable
     from jax.experimental.compilation_cache import compilation_cache
 
-    cfg, (params, inputs) = scale.transformer, network(scale).fast()
+    cfg, execution = scale.transformer, scale.execution
+    params, inputs = network(scale).fast()
     arguments = (params, *inputs[:-1])
 
     def velocity(params: Any, *inputs: Any) -> jax.Array:
-        return transformer_fast.velocity(params, *inputs, None, cfg)
+        return transformer_fast.velocity(params, *inputs, None, cfg, execution)
 
     def ready(name: str, make: Callable[[], Any]) -> Any:
         begin = time.perf_counter()

@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=out, help="path without its ending")
     given = parser.parse_args(arguments)
     pipe = LTXPipeline.from_pretrained(given.checkpoint, given.text_encoder)
-    reconstruct = autoencoder.reconstructor(pipe.checkpoint, pipe.vae)
+    reconstruct = autoencoder.reconstructor(pipe.checkpoint, pipe.vae, pipe.execution)
     benchmark = WorldBenchmark(pipe, reconstruct, pipe.vae.temporal_factor, pipe.options)
     asked = [] if given.prompt else benchmark.draw_prompts(given.scenes)
     prompts = given.prompt or [one.caption for one in asked]

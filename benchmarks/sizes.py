@@ -11,7 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ltx_jax.config import BlockConfig, DType, Linears, T5Config, TransformerConfig, VAEConfig
+from ltx_jax.config import (
+    BlockConfig,
+    DType,
+    ExecutionConfig,
+    Linears,
+    T5Config,
+    TransformerConfig,
+    VAEConfig,
+)
 from ltx_jax.runtime import sharding
 
 # Per function, not in XLA_FLAGS: there an unknown name ends the process.
@@ -62,8 +70,6 @@ def vae_config(channels: int = 128, latent_channels: int = 128, depth: int = 5) 
         encoder_base_channels=channels,
         decoder_base_channels=channels,
         timestep_conditioning=True,
-        dtype="bfloat16",
-        param_dtype="bfloat16",
     )
 
 
@@ -89,9 +95,10 @@ class Scale:
     grid: tuple[int, int, int] = (16, 16, 24)
     more_grids: tuple[tuple[int, int, int], ...] = ((16, 22, 38),)  # 121 frames of 704 x 1216
     steps: int = 20
-    transformer: TransformerConfig = TransformerConfig(dtype="bfloat16", param_dtype="bfloat16")
+    transformer: TransformerConfig = TransformerConfig()
     vae: VAEConfig = vae_config()
-    text: T5Config = T5Config(dtype="bfloat16", param_dtype="bfloat16")
+    text: T5Config = T5Config()
+    execution: ExecutionConfig = ExecutionConfig(dtype="bfloat16", param_dtype="bfloat16")
     vae_clip: tuple[int, int, int] = (17, 256, 256)  # of training
     discriminator_channels: int = 64
     large: tuple[int, int] = (48, 128)  # layers, and channels of a head, of the 13B model
@@ -99,12 +106,8 @@ class Scale:
 
     def of(self, dtype: DType) -> "Scale":
         """The same sizes in another precision."""
-
-        def cast(cfg: Any) -> Any:
-            return dataclasses.replace(cfg, dtype=dtype, param_dtype=dtype)
-
-        networks = {name: cast(getattr(self, name)) for name in ("transformer", "vae", "text")}
-        return dataclasses.replace(self, **networks)
+        execution = dataclasses.replace(self.execution, dtype=dtype, param_dtype=dtype)
+        return dataclasses.replace(self, execution=execution)
 
 
 def pick(scale: Scale, *axes: tuple[Sequence[str], Sequence[str]]) -> Iterator[list[list[str]]]:
@@ -142,8 +145,6 @@ TINY = Scale(
         in_channels=8,
         out_channels=8,
         caption_channels=32,
-        dtype="bfloat16",
-        param_dtype="bfloat16",
     ),
     vae=vae_config(channels=8, latent_channels=8, depth=1),
     text=T5Config(
@@ -153,8 +154,6 @@ TINY = Scale(
         d_ff=64,
         num_layers=2,
         num_heads=4,
-        dtype="bfloat16",
-        param_dtype="bfloat16",
     ),
 )
 

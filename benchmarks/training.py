@@ -14,6 +14,7 @@ from ltx_jax.config import (
     BucketConfig,
     DataConfig,
     DiscriminatorConfig,
+    ExecutionConfig,
     FlowConfig,
     MeshConfig,
     TrainTransformer,
@@ -46,11 +47,12 @@ def train(report: Report, scale: Scale) -> None:
 def flow_stage(scale: Scale, remat: Remat, batch: int) -> TrainTransformer:
     """Latents of the scale's grid, the first frame given, captions stored."""
     channels = 128  # of the released VAE, whose latents these are
-    changes = dict(in_channels=channels, out_channels=channels, param_dtype="float32", remat=remat)
+    execution = dataclasses.replace(scale.execution, param_dtype="float32", remat=remat)
     t, h, w = scale.grid
     size = BucketConfig((t - 1) * 8 + 1, h * 32, w * 32, batch_size=batch)
     return TrainTransformer(
-        model=dataclasses.replace(scale.transformer, **changes),
+        model=dataclasses.replace(scale.transformer, in_channels=channels, out_channels=channels),
+        execution=execution,
         vae="none",
         captions="cached",
         max_caption_tokens=scale.caption,
@@ -63,9 +65,11 @@ def vae_stage(scale: Scale, remat: Remat, batch: int) -> TrainVAE:
     """All terms but LPIPS, which takes weights of others; the discriminator plays at once."""
     size = BucketConfig(*scale.vae_clip, batch_size=batch)
     return TrainVAE(
-        model=dataclasses.replace(scale.vae, param_dtype="float32", remat=remat),
+        model=scale.vae,
+        execution=dataclasses.replace(scale.execution, param_dtype="float32", remat=remat),
         loss=VAELossConfig(dwt_weight=0.5, gan_weight=0.1, disc_start=0.0),
-        discriminator=DiscriminatorConfig(scale.discriminator_channels, dtype=scale.vae.dtype),
+        discriminator=DiscriminatorConfig(scale.discriminator_channels),
+        disc_execution=ExecutionConfig(dtype=scale.execution.dtype),
         data=DataConfig(buckets=(size,)),
     )
 
@@ -127,7 +131,7 @@ def _measure(
     report.add(
         "training",
         name,
-        dtype=cfg.model.dtype,
+        dtype=cfg.execution.dtype,
         shapes="x".join(map(str, size)),
         median_s=median,
         fastest_s=min(samples[1:]),

@@ -28,7 +28,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 def encode(pipe: LTXPipeline, clip: np.ndarray) -> np.ndarray:
     """Normalised latents (t, h, w, c) of a clip: the mode of the posterior."""
-    model = VideoVAE(pipe.vae)
+    model = VideoVAE(pipe.vae, pipe.execution)
     pixels = jnp.asarray(clip[None], jnp.float32) / 127.5 - 1
     apply = jax.jit(lambda params, x: model.apply({"params": params}, x, method="encode"))
     return np.asarray(pipe.statistics.normalize(apply(pipe.checkpoint.vae_params, pixels).mode()))[

@@ -19,7 +19,7 @@ from ltx_jax.config import (
     BlockConfig,
     BucketConfig,
     DataConfig,
-    DiscriminatorConfig,
+    ExecutionConfig,
     MeshConfig,
     OptimConfig,
     RunConfig,
@@ -60,11 +60,10 @@ config = TrainVAE(
         ),
         latent_channels=64,
         timestep_conditioning=True,
-        remat="full",
-        dtype="bfloat16",
     ),
+    execution=ExecutionConfig(remat="full", dtype="bfloat16"),
     loss=VAELossConfig(dwt_weight=0.5, lpips_weight=0.5, gan_weight=0.1),
-    discriminator=DiscriminatorConfig(dtype="bfloat16"),
+    disc_execution=ExecutionConfig(dtype="bfloat16"),
     data=DataConfig(
         source="data/clips", buckets=BUCKETS, random_start=True, random_crop=True, threads=16
     ),

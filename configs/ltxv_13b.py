@@ -23,9 +23,8 @@ config = dataclasses.replace(
         num_layers=48,
         attention_head_dim=128,
         causal_temporal_positioning=True,
-        remat="full",
-        dtype="bfloat16",
     ),
+    execution=dataclasses.replace(base.execution, remat="full"),
     optim=OptimConfig(peak_lr=6e-5, warmup_steps=2000, ema_decay=0.9999, moment_dtype="bfloat16"),
     run=dataclasses.replace(base.run, output="runs/ltxv_13b"),
 )

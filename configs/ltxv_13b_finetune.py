@@ -24,9 +24,8 @@ config = dataclasses.replace(
         num_layers=48,
         attention_head_dim=128,
         causal_temporal_positioning=True,
-        remat="full",
-        dtype="bfloat16",
     ),
+    execution=dataclasses.replace(base.execution, remat="full"),
     vae=FILE,
     data=dataclasses.replace(
         base.data, buckets=(BucketConfig(121, 512, 768, 16), BucketConfig(121, 768, 512, 16))

@@ -19,6 +19,7 @@ configs/ltxv_2b_finetune.py goes on from there.
 from ltx_jax.config import (
     BucketConfig,
     DataConfig,
+    ExecutionConfig,
     FlowConfig,
     MeshConfig,
     OptimConfig,
@@ -45,7 +46,8 @@ BUCKETS = (
 )
 
 config = TrainTransformer(
-    model=TransformerConfig(causal_temporal_positioning=True, remat="attention", dtype="bfloat16"),
+    model=TransformerConfig(causal_temporal_positioning=True),
+    execution=ExecutionConfig(remat="attention", dtype="bfloat16"),
     vae="runs/ltx_vae",
     captions="cached",
     text_encoder_path="PixArt-alpha/PixArt-XL-2-1024-MS",

@@ -18,6 +18,7 @@ is kept beside the latest, as runs/ltxv_2b_finetune/steps/N.
 from ltx_jax.config import (
     BucketConfig,
     DataConfig,
+    ExecutionConfig,
     FlowConfig,
     MeshConfig,
     OptimConfig,
@@ -28,7 +29,8 @@ from ltx_jax.config import (
 )
 
 config = TrainTransformer(
-    model=TransformerConfig(causal_temporal_positioning=True, remat="attention", dtype="bfloat16"),
+    model=TransformerConfig(causal_temporal_positioning=True),
+    execution=ExecutionConfig(remat="attention", dtype="bfloat16"),
     vae="ltxv-2b-0.9.6-dev-04-25.safetensors",
     captions="cached",
     text_encoder_path="PixArt-alpha/PixArt-XL-2-1024-MS",

@@ -10,6 +10,7 @@ and short clips given in a third of the batches.
 from ltx_jax.config import (
     BucketConfig,
     DataConfig,
+    ExecutionConfig,
     FlowConfig,
     OptimConfig,
     RunConfig,
@@ -33,8 +34,8 @@ config = TrainTransformer(
         positional_embedding_max_pos=(4.0, 256.0, 256.0),
         positional_embedding_theta=16.0,
         causal_temporal_positioning=True,
-        dtype="bfloat16",
     ),
+    execution=ExecutionConfig(dtype="bfloat16"),
     vae="runs/shapes_vae_refined",
     text_encoder=T5Config(vocab_size=384, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4),
     max_caption_tokens=128,

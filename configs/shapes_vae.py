@@ -11,6 +11,7 @@ from ltx_jax.config import (
     BucketConfig,
     DataConfig,
     DiscriminatorConfig,
+    ExecutionConfig,
     OptimConfig,
     RunConfig,
     TrainVAE,
@@ -40,8 +41,8 @@ config = TrainVAE(
         encoder_base_channels=32,
         decoder_base_channels=32,
         timestep_conditioning=True,
-        dtype="bfloat16",
     ),
+    execution=ExecutionConfig(dtype="bfloat16"),
     loss=VAELossConfig(
         # Squares weigh most what is most wrong: a small object before a large background.
         mse_weight=8.0,
@@ -51,9 +52,8 @@ config = TrainVAE(
         kl_start=300,
         kl_warmup=200,
     ),
-    discriminator=DiscriminatorConfig(
-        base_channels=32, max_channels=128, levels=3, dtype="bfloat16"
-    ),
+    discriminator=DiscriminatorConfig(base_channels=32, max_channels=128, levels=3),
+    disc_execution=ExecutionConfig(dtype="bfloat16"),
     data=DataConfig(
         buckets=(
             BucketConfig(25, 96, 96, batch_size=4, weight=0.7),

@@ -31,7 +31,7 @@ from jaxtyping import Array, Float16, Int, UInt8
 from ltx_jax import config
 from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.checkpoints.load import load_checkpoint
-from ltx_jax.config import BucketConfig, TrainTransformer, VAEConfig
+from ltx_jax.config import BucketConfig, ExecutionConfig, TrainTransformer, VAEConfig
 from ltx_jax.data.loader import open_source
 from ltx_jax.data.read_ahead import read_ahead
 from ltx_jax.data.sources import Encoding, Example, Source, StoredLatents
@@ -189,7 +189,7 @@ def _text_encoder(cfg: TrainTransformer, mesh: Mesh) -> TextEncoder | None:
         raise ValueError("captions to be cached need a text encoder (--text_encoder_path)")
     return TextEncoder.load(
         cfg.text_encoder_path,
-        dtype=cfg.model.dtype,
+        dtype=cfg.execution.dtype,
         max_tokens=cfg.max_caption_tokens,
         mesh=mesh,
     )
@@ -271,7 +271,8 @@ class _Encoder:
         self._cfg, self._sources, self._text_encoder = cfg, sources, text_encoder
         self._params, self._keyframes, self._mesh = loaded.vae_params, keyframes, mesh
         self._factor = vae.temporal_factor
-        program = functools.partial(posteriors, VideoVAE(vae))
+        model = VideoVAE(vae, ExecutionConfig(dtype=loaded.vae_dtype))
+        program = functools.partial(posteriors, model)
         self._program = jax.jit(program, compiler_options=convolution.compiler_options())
         self.left_out = 0
 

@@ -155,8 +155,7 @@ def test_what_takes_too_long_to_make_is_given_up_and_the_rest_is_timed(tmp_path)
 
 def test_parameters_are_drawn_as_networks_draw_them():
     """Same shapes; kernels as large, to 5 % or what few values allow, and unlike."""
-    cfg = dataclasses.replace(sizes.TINY.transformer, dtype="float32", param_dtype="float32")
-    net = networks.network(sizes.TINY, cfg=cfg)
+    net = networks.network(sizes.TINY.of("float32"))
     want = sharding.unbox(net.model.init(jax.random.key(0), *net.inputs)["params"])
     assert jax.tree.map(jnp.shape, net.params) == jax.tree.map(jnp.shape, want)
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(net.params))

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ltx_jax.config import DiscriminatorConfig, MeshConfig
+from ltx_jax.config import DiscriminatorConfig, ExecutionConfig, MeshConfig
 from ltx_jax.models import convolution
 from ltx_jax.models.discriminator import Discriminator
 from ltx_jax.runtime import sharding
@@ -42,9 +42,9 @@ def test_there_is_one_logit_per_patch_and_single_frames_are_clips():
 
 
 def test_channels_double_up_to_their_limit_and_space_is_strided_before_time():
-    cfg = DiscriminatorConfig(dtype="bfloat16")
+    network = Discriminator(DiscriminatorConfig(), ExecutionConfig(dtype="bfloat16"))
     boxed = jax.eval_shape(
-        lambda x: Discriminator(cfg).init(jax.random.key(0), x), jnp.zeros((1, 9, 32, 32, 6))
+        lambda x: network.init(jax.random.key(0), x), jnp.zeros((1, 9, 32, 32, 6))
     )["params"]
     kernels = [boxed[f"conv_{i}"]["kernel"] for i in range(4)]
     assert [k.value.shape for k in kernels] == [

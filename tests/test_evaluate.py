@@ -14,6 +14,7 @@ from tiny_checkpoint import CAPTION, CHANNELS, write_checkpoint, write_text_enco
 from ltx_jax import metrics
 from ltx_jax.checkpoints import perceptual
 from ltx_jax.checkpoints.load import load_checkpoint
+from ltx_jax.config import ExecutionConfig
 from ltx_jax.data import video
 from ltx_jax.diffusion.flow import add_noise
 from ltx_jax.evaluate import autoencoder, clip_reader, metric_table
@@ -147,7 +148,8 @@ def test_reconstructions_are_those_of_the_networks(tiny, time):
     loaded = load_checkpoint(tiny / "tiny.safetensors")
     loaded.statistics = LatentStatistics(np.full(CHANNELS, 0.3, "f"), np.full(CHANNELS, 2.0, "f"))
     frames = render.clip(0, num_frames=9, height=64, width=64).frames[None]
-    made = autoencoder.reconstructor(loaded, loaded.vae, time=time, seed=5)(frames)
+    networks = loaded, loaded.vae, ExecutionConfig()
+    made = autoencoder.reconstructor(*networks, time=time, seed=5)(frames)
     pipe = LTXPipeline(loaded, dtype="float32")
     z = (np.asarray(pipe._encode(np.float32(frames) / 127.5 - 1).mode()) - 0.3) / 2
     noise = jax.random.normal(jax.random.split(jax.random.key(5))[0], z.shape)
@@ -210,7 +212,7 @@ def test_the_transformer_command_gives_the_loss_at_each_time(tiny, tmp_path):
     time = flow_validation.TIMES[4]
     times = jnp.full((1, 1), time, jnp.float32)
     caption = start.inputs.caption
-    answer = network(pipe.transformer)(
+    answer = network(pipe.transformer, pipe.execution)(
         pipe.checkpoint.transformer_params,
         add_noise(x, noise, times),
         times,

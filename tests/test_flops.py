@@ -1,6 +1,5 @@
 """Operations counted against closed forms, and those of gradients against the gradients' own."""
 
-import dataclasses
 from unittest import mock
 
 import jax
@@ -11,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from ltx_jax.checkpoints import official_config
 from ltx_jax.checkpoints.releases import RELEASED
-from ltx_jax.config import TransformerConfig
+from ltx_jax.config import ExecutionConfig, TransformerConfig
 from ltx_jax.models.transformer import Transformer
 from ltx_jax.models.vae import VideoVAE
 from ltx_jax.runtime import sharding
@@ -191,8 +190,11 @@ def test_attention_by_cudnn_is_counted_as_the_plain_form():
     assert cost(attend, "xla") == 2 * one
 
 
-def transformer_forward(cfg, n, captions=256):
-    model = Transformer(cfg)
+PLAIN = ExecutionConfig(attention="plain")
+
+
+def transformer_forward(cfg, n, execution=PLAIN, captions=256):
+    model = Transformer(cfg, execution)
     inputs = (
         shape(1, n, cfg.in_channels),
         shape(1, 1),
@@ -214,7 +216,7 @@ FORWARDS = [
 
 @pytest.mark.parametrize(("name", "sizes", "n", "parts"), FORWARDS)
 def test_the_transformers_forward_is_the_sum_of_its_parts(name, sizes, n, parts):
-    cfg = dataclasses.replace(TransformerConfig(attention="plain"), **sizes)
+    cfg = TransformerConfig(**sizes)
     width, layers, captions = cfg.width, cfg.num_layers, cfg.caption_channels
     blocks = layers * (28 * width**2 * n + 4 * n**2 * width + 4 * n * 256 * width)
     of_captions = layers * 2 * 2 * 256 * width**2
@@ -227,8 +229,8 @@ def test_the_transformers_forward_is_the_sum_of_its_parts(name, sizes, n, parts)
 
 
 def test_training_the_transformer_takes_three_forwards():
-    cfg = TransformerConfig(attention="plain", remat="full")
-    forward, params, *inputs = transformer_forward(cfg, 6144)
+    execution = ExecutionConfig(attention="plain", remat="full")
+    forward, params, *inputs = transformer_forward(TransformerConfig(), 6144, execution)
     once = count_flop(forward, params, *inputs)
     # Only the inputs themselves take no gradient.
     assert count_flop(forward, params, *inputs, gradient=0) == pytest.approx(3 * once, rel=1e-3)

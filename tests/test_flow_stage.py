@@ -306,7 +306,7 @@ def parameters_of(cfg):
         if cfg.captions == "train"
         else captions.cached(np.zeros((1, 1), np.float16), 1)
     )
-    init, _ = transformer.network(cfg.model, source)
+    init, _ = transformer.network(cfg.model, cfg.execution, source)
     return lambda key: sharding.unbox(init(key))
 
 

@@ -146,6 +146,4 @@ def test_block_lists_are_compared_with_their_defaults_written_out():
     spelt = tuple(
         dataclasses.replace(b, multiplier=b.channel_multiplier) for b in cfg.encoder_blocks
     )
-    initial._check_settings(
-        "x", dataclasses.replace(cfg, encoder_blocks=spelt, dtype="bfloat16"), cfg
-    )
+    initial._check_settings("x", dataclasses.replace(cfg, encoder_blocks=spelt), cfg)

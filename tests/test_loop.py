@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tiny_stages import load
 
-from ltx_jax.checkpoints import runs
+from ltx_jax.checkpoints import run_config, runs
 from ltx_jax.runtime import sharding
 from ltx_jax.training import initial, loop, optim, stage, state
 from ltx_jax.training.stage import Footage, Stage, Validation, Work
@@ -204,8 +204,8 @@ def test_a_profile_is_of_a_few_steps_and_changes_no_result(tiny, tmp_path):
 
 
 def test_the_trace_of_a_run_at_an_address_is_written_here():
-    assert str(loop._traces(runs.locate("gs://bucket/name"))) == "name/profile"
-    assert str(loop._traces(runs.locate("/runs/name"))) == "/runs/name/profile"
+    assert str(loop._traces(run_config.locate("gs://bucket/name"))) == "name/profile"
+    assert str(loop._traces(run_config.locate("/runs/name"))) == "/runs/name/profile"
 
 
 def test_a_run_that_fails_lets_go_of_its_folder(tiny, tmp_path):

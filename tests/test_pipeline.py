@@ -1,6 +1,7 @@
 """From prompts and media to videos, on the tiny networks of the traces."""
 
 import dataclasses
+import functools
 import logging
 
 import golden_traces
@@ -90,7 +91,7 @@ def test_masks_with_holes_are_taken_too(pipe, embeddings):
     assert not arguments.is_prefix(np.zeros((1, 7)))
     start = pipe.prepare(None, FAST, embeddings=embeddings | {"prompt_mask": mask})
     assert pipe._network(start.inputs) is pipeline.network(
-        dataclasses.replace(pipe.transformer, attention="plain")
+        pipe.transformer, dataclasses.replace(pipe.execution, attention="plain")
     )
 
 
@@ -384,7 +385,7 @@ def test_the_dtype_is_the_preferred_one_unless_told(tmp_path, monkeypatch, prefe
     official.write(tmp_path / "model.safetensors", golden_traces.checkpoint())
     for told in (None, "float32"):
         pipe = LTXPipeline.from_pretrained(tmp_path / "model.safetensors", dtype=told)
-        assert pipe.transformer.dtype == pipe.vae.dtype == (told or preferred)
+        assert pipe.execution.dtype == (told or preferred)
         stored = jax.tree.leaves(pipe.checkpoint.transformer_params)
         assert {str(x.dtype) for x in stored} == {told or "bfloat16"}
 
@@ -529,20 +530,21 @@ def test_linears_in_eight_bits_give_about_the_same_video(pipe, text_encoder, lin
 def test_calibration_sees_every_step_of_the_loop(text_encoder):
     """The largest inputs over the tokens that the sampler passes through."""
     pipe = LTXPipeline(golden_traces.checkpoint(), text_encoder, dtype="float32", fast=True)
-    params, cfg = pipe.checkpoint.transformer_params, pipe.transformer
+    params, static = pipe.checkpoint.transformer_params, (pipe.transformer, pipe.execution)
     start = pipe.prepare(PROMPTS, FAST)
     passed = [start.inputs.start]
     sampler.sample(
-        networks.fast_network(cfg),
+        networks.fast_network(*static),
         params,
         start.inputs,
         start.branches,
         callback=lambda step: passed.append(jnp.copy(step.tokens)),
     )
     caption, seen = start.inputs.caption, []
+    observe = functools.partial(transformer_fast.observe, cfg=static[0], execution=static[1])
     for x, t in zip(passed, start.inputs.times[: FAST.num_inference_steps], strict=False):
         given = (jnp.full((2, 1), t), caption.embeddings, caption.mask, start.inputs.rope, None)
-        seen.append(transformer_fast.observe(params, x, *given, cfg=cfg)[1])
+        seen.append(observe(params, x, *given)[1])
     got = calibration.largest_inputs(
         params, start.inputs, FAST.num_inference_steps, cfg, Programs()
     )

@@ -252,7 +252,7 @@ def test_a_plan_that_does_not_fit_says_what_to_change(monkeypatch):
     monkeypatch.setattr(plan.accelerators, "find", lambda name: target)
     for overrides, advice in [
         (["--mesh.data", "8"], "raise --mesh.fsdp"),
-        (["--mesh.data", "1", "--mesh.fsdp", "8"], "set --model.remat full"),
+        (["--mesh.data", "1", "--mesh.fsdp", "8"], "set --execution.remat full"),
     ]:
         lines = []
         found = plan.plan(load("vae", *overrides), "small", lines.append)

@@ -1,14 +1,12 @@
 """What a program runs on, and that the options for it keep its gradients right."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from ltx_jax.config import MeshConfig, TransformerConfig
+from ltx_jax.config import ExecutionConfig, MeshConfig, TransformerConfig
 from ltx_jax.models.transformer import Transformer
 from ltx_jax.runtime import platforms, sharding
 
@@ -68,7 +66,7 @@ def test_a_transformers_gradients_in_bfloat16_are_those_of_float32_to_rounding(s
     params = unravel(flat + 0.05 * jax.random.normal(keys[3], flat.shape))  # no zeros
 
     def gradient(dtype):
-        network = Transformer(dataclasses.replace(cfg, dtype=dtype))
+        network = Transformer(cfg, ExecutionConfig(dtype=dtype))
 
         def loss(params):
             return jnp.mean((network.apply({"params": params}, *inputs) - target) ** 2)

@@ -13,7 +13,7 @@ import pytest
 from tiny_checkpoint import random_parameters
 
 from ltx_jax import config
-from ltx_jax.checkpoints import lock, runs
+from ltx_jax.checkpoints import lock, run_config, runs
 from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.checkpoints.load import load_checkpoint, own_settings
 from ltx_jax.config import MeshConfig
@@ -50,19 +50,19 @@ def as_shapes(tree):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_configuration_comes_back_from_its_file(path, tmp_path):
     cfg = config.load(str(path))
-    runs.write_config(tmp_path, cfg)
-    assert runs.read_config(tmp_path) == cfg
-    assert runs.is_run(tmp_path)
+    run_config.write_config(tmp_path, cfg)
+    assert run_config.read_config(tmp_path) == cfg
+    assert run_config.is_run(tmp_path)
 
 
 def test_fields_that_an_old_file_lacks_take_their_defaults(tmp_path):
     cfg = tiny(tmp_path)
-    runs.write_config(tmp_path, cfg)
+    run_config.write_config(tmp_path, cfg)
     file = tmp_path / "config.json"
     content = json.loads(file.read_text())
     del content["config"]["run"]["keep"], content["config"]["loss"]
     file.write_text(json.dumps(content))
-    assert runs.read_config(tmp_path) == dataclasses.replace(cfg, loss=config.VAELossConfig())
+    assert run_config.read_config(tmp_path) == dataclasses.replace(cfg, loss=config.VAELossConfig())
 
 
 @pytest.mark.parametrize(
@@ -78,13 +78,13 @@ def test_fields_that_an_old_file_lacks_take_their_defaults(tmp_path):
     ],
 )
 def test_a_file_that_is_no_configuration_is_refused(change, message, tmp_path):
-    runs.write_config(tmp_path, tiny(tmp_path))
+    run_config.write_config(tmp_path, tiny(tmp_path))
     file = tmp_path / "config.json"
     content = json.loads(file.read_text())
     change(content)
     file.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=message):
-        runs.read_config(tmp_path)
+        run_config.read_config(tmp_path)
 
 
 def test_a_run_says_how_it_is_sampled(tmp_path):
@@ -92,7 +92,7 @@ def test_a_run_says_how_it_is_sampled(tmp_path):
     sizes = (config.BucketConfig(9, 32, 48, 1), config.BucketConfig(1, 96, 96, 1))
     data = dataclasses.replace(cfg.data, buckets=sizes, frame_rates=(12.0, 30.0, 24.0))
     flow = dataclasses.replace(cfg.flow, caption_dropout=0.0)
-    runs.write_config(tmp_path, dataclasses.replace(cfg, data=data, flow=flow))
+    run_config.write_config(tmp_path, dataclasses.replace(cfg, data=data, flow=flow))
     own = own_settings(tmp_path)
     assert (own.num_frames, own.height, own.width, own.frame_rate) == (9, 32, 48, 24.0)
     assert own.guidance_scale == 1.0  # what is never dropped cannot be guided by
@@ -101,11 +101,11 @@ def test_a_run_says_how_it_is_sampled(tmp_path):
 
 
 def test_a_folder_that_is_no_run_is_not_taken_for_one(tmp_path):
-    assert not runs.is_run(tmp_path)
+    assert not run_config.is_run(tmp_path)
     (tmp_path / "config.json").write_text('{"_class_name": "Other"}')
-    assert not runs.is_run(tmp_path)
+    assert not run_config.is_run(tmp_path)
     (tmp_path / "config.json").write_text("[]")
-    assert not runs.is_run(tmp_path)
+    assert not run_config.is_run(tmp_path)
 
 
 def test_a_run_keeps_the_last_steps_and_restores_the_latest(tmp_path):
@@ -289,7 +289,7 @@ def test_behind_an_address_the_last_to_come_holds_the_run(tmp_path, monkeypatch)
 
 
 def test_an_address_that_cannot_be_written_is_refused():
-    assert str(runs.locate("gs://bucket/run")) == "gs://bucket/run"
+    assert str(run_config.locate("gs://bucket/run")) == "gs://bucket/run"
     with pytest.raises(ValueError, match="s3://bucket/run: runs lie in folders and at gs://"):
         runs.Run(config.load(TINY, ["--run.output", "s3://bucket/run"]))
 
@@ -324,7 +324,7 @@ def test_a_run_does_not_go_on_under_another_configuration(change, message, tmp_p
     run.save(1, {"params": {"kernel": jnp.ones(3)}})
     run.close()
     free = ["--run.steps", "99", "--mesh.fsdp", "2", "--data.threads", "7", "--data.prefetch", "9"]
-    free += ["--distributed.num-processes", "2", "--model.remat", "full"]
+    free += ["--distributed.num-processes", "2", "--execution.remat", "full"]
     runs.Run(config.load(TINY, [*output, *free])).close()
     with pytest.raises(ValueError, match=message):
         runs.Run(config.load(TINY, [*output, *change]))
@@ -335,7 +335,7 @@ def test_a_run_without_a_step_begins_anew_under_another_configuration(tmp_path):
     run = transformer_run(tmp_path, plus=0)
     run.close()
     run = transformer_run(tmp_path, plus=1, accumulate=2)
-    assert runs.read_config(tmp_path / "run").optim.accumulate == 2
+    assert run_config.read_config(tmp_path / "run").optim.accumulate == 2
     assert same(runs.load_vae(tmp_path / "run").vae_params, vae_plus(1).vae_params)
     run.save(1, {"params": {"kernel": jnp.ones(3)}})
     run.close()

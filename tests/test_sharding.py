@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax.sharding import PartitionSpec as P
 
 from ltx_jax import config
-from ltx_jax.checkpoints import runs
+from ltx_jax.checkpoints import run_config
 from ltx_jax.config import MeshConfig, TrainTransformer, TrainVAE, TransformerConfig
 from ltx_jax.models.transformer import Transformer
 from ltx_jax.runtime import sharding
@@ -107,8 +107,8 @@ def test_a_kernel_is_split_by_its_outputs_or_else_by_its_inputs():
 def test_every_large_array_of_a_training_state_is_split(path, monkeypatch):
     """Parameters, average, what the optimiser keeps (Muon's too) and the discriminator's."""
     cfg, others = CONFIGS[path], {x.run.output: x for x in CONFIGS.values()}
-    monkeypatch.setattr(runs, "is_run", lambda path: path in others)
-    monkeypatch.setattr(runs, "read_config", lambda path: others[path])
+    monkeypatch.setattr(run_config, "is_run", lambda path: path in others)
+    monkeypatch.setattr(run_config, "read_config", lambda path: others[path])
     draw = {TrainVAE: vae.sketch, TrainTransformer: transformer.sketch}[type(cfg)]
     shapes = draw(cfg, make(data=1, fsdp=8)).plan.shapes
     whole = 0

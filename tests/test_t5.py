@@ -12,7 +12,7 @@ from t5_reference import TINY, reference, run, save, torch
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from ltx_jax.checkpoints import t5_files
-from ltx_jax.config import MeshConfig, T5Config
+from ltx_jax.config import ExecutionConfig, MeshConfig, T5Config
 from ltx_jax.models.t5 import T5Encoder, relative_buckets
 from ltx_jax.runtime import sharding
 
@@ -32,9 +32,9 @@ def params(directory):
     return t5_files.load_params(directory, TINY)
 
 
-@functools.partial(jax.jit, static_argnames="cfg")
-def encode(params, ids, mask, cfg=TINY):
-    return T5Encoder(cfg).apply({"params": params}, ids, mask)
+@functools.partial(jax.jit, static_argnames=("cfg", "execution"))
+def encode(params, ids, mask, cfg=TINY, execution=ExecutionConfig()):
+    return T5Encoder(cfg, execution).apply({"params": params}, ids, mask)
 
 
 def draw_ids(*shape, seed=0):
@@ -99,8 +99,7 @@ def test_padding_does_not_change_the_embeddings_of_a_prompt(params):
 
 def test_bfloat16_stays_close_to_float32(params):
     ids, mask = draw_ids(2, 12), prefix_mask([12, 5], 12)
-    cfg = dataclasses.replace(TINY, dtype="bfloat16")
-    h = encode(params, ids, mask, cfg)
+    h = encode(params, ids, mask, execution=ExecutionConfig(dtype="bfloat16"))
     assert h.dtype == jnp.bfloat16
     # 8 bits of mantissa through 3 layers with an unscaled softmax; a wrong operand is off by 1.
     assert np.abs(h.astype(np.float32) - encode(params, ids, mask)).max() < 0.15
@@ -114,7 +113,7 @@ def test_float16_survives_a_feed_forward_beyond_its_range(params):
         params["blocks"]["ff"][name] = {"kernel": kernel * 300}
     ids, mask = draw_ids(1, 8), np.ones((1, 8), np.int32)
     expected = encode(params, ids, mask)
-    h = encode(params, ids, mask, dataclasses.replace(TINY, dtype="float16"))
+    h = encode(params, ids, mask, execution=ExecutionConfig(dtype="float16"))
     assert h.dtype == jnp.float16
     assert np.abs(h.astype(np.float32) - expected).max() < 0.05  # 11 bits of mantissa
 

@@ -56,7 +56,7 @@ def test_every_step_is_that_of_the_released_pipeline(name):
         return tokens, kept
 
     tokens = sampler.sample(
-        network(pipe.transformer),
+        network(pipe.transformer, pipe.execution),
         pipe.checkpoint.transformer_params,
         start.inputs,
         start.branches,

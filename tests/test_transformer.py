@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from golden_weights import golden_state_dict
 
-from ltx_jax.config import TransformerConfig
+from ltx_jax.config import ExecutionConfig, TransformerConfig
 from ltx_jax.diffusion import positions
 from ltx_jax.models.transformer import AdaLNSingle, Skip, Transformer
 from ltx_jax.runtime import sharding
@@ -233,13 +233,13 @@ def test_released_sizes_have_the_released_number_of_parameters(cfg, count):
     assert sum(x.size for x in jax.tree.leaves(sharding.unbox(shapes(cfg)))) == count
 
 
-def shapes(cfg):
+def shapes(cfg, execution=ExecutionConfig()):
     """The parameters' shapes, with their axes; takes no memory."""
 
     def init():
         b, n, m = 1, 2, 3
         table = jnp.zeros((b, n, cfg.width // 2))
-        return Transformer(cfg).init(
+        return Transformer(cfg, execution).init(
             jax.random.key(0),
             jnp.zeros((b, n, cfg.in_channels)),
             jnp.zeros((b, n)),
@@ -341,7 +341,7 @@ def test_skipping_a_block_equals_a_network_without_it(variables, inputs, layer):
 
 def test_remat_changes_memory_not_values(variables, inputs):
     def compiled(remat):
-        model = Transformer(dataclasses.replace(TINY, remat=remat))
+        model = Transformer(TINY, ExecutionConfig(remat=remat))
         grad = jax.value_and_grad(lambda v, x: jnp.mean(model.apply(v, **x) ** 2))
         return jax.jit(grad).lower(variables, inputs).compile(compiler_options=QUICK)
 
@@ -370,7 +370,7 @@ def test_remat_attention_recomputes_all_but_attention(variables, inputs, monkeyp
     monkeypatch.setattr("ltx_jax.models.transformer.attention", attention)
 
     def calls(remat):
-        model = Transformer(dataclasses.replace(TINY, remat=remat))
+        model = Transformer(TINY, ExecutionConfig(remat=remat))
         gradient = jax.grad(lambda v, x: jnp.mean(model.apply(v, **x) ** 2))
         return str(jax.make_jaxpr(gradient)(variables, inputs)).count(" cosh ")
 
@@ -410,10 +410,10 @@ def test_a_misspelt_axis_is_an_error(mesh):
 
 
 def test_bfloat16_stays_close(variables, inputs):
-    cfg = dataclasses.replace(TINY, dtype="bfloat16", param_dtype="bfloat16")
-    assert {x.dtype for x in jax.tree.leaves(shapes(cfg))} == {jnp.dtype("bfloat16")}
+    execution = ExecutionConfig(dtype="bfloat16", param_dtype="bfloat16")
+    assert {x.dtype for x in jax.tree.leaves(shapes(TINY, execution))} == {jnp.dtype("bfloat16")}
     halved = jax.tree.map(lambda x: x.astype(jnp.bfloat16), variables)
-    got = jax.jit(Transformer(cfg).apply, compiler_options=QUICK)(halved, **inputs)
+    got = jax.jit(Transformer(TINY, execution).apply, compiler_options=QUICK)(halved, **inputs)
     want = apply(variables, **inputs)
     assert got.dtype == jnp.float32
     # Eight bits of mantissa are 0.4 %; three layers of them add up to about 1 %.

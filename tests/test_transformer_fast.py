@@ -1,13 +1,11 @@
 """The sampling form of the transformer equals the stored one."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ltx_jax.config import TransformerConfig
+from ltx_jax.config import ExecutionConfig, TransformerConfig
 from ltx_jax.diffusion import positions
 from ltx_jax.models import transformer_fast
 from ltx_jax.models.transformer import Skip, Transformer
@@ -58,23 +56,24 @@ def inputs(per_token=False):
     return draw(2, n, 8), t, draw(2, 6, 32, seed=1), mask.astype(jnp.int32), rope
 
 
-def plain(params, arguments, skip=None, cfg=CFG):
-    return jax.jit(Transformer(cfg).apply)({"params": params}, *arguments, skip)
+def plain(params, arguments, skip=None, execution=ExecutionConfig()):
+    return jax.jit(Transformer(CFG, execution).apply)({"params": params}, *arguments, skip)
 
 
-def prepared(derived, arguments, cfg=CFG):
+def prepared(derived, arguments, execution=ExecutionConfig()):
     x, t, caption, mask, rope = arguments
-    heads = transformer_fast.attend_captions(derived, caption, cfg)
-    return x, t, heads, mask, transformer_fast.halve_rope(rope, cfg)
+    heads = transformer_fast.attend_captions(derived, caption, CFG, execution)
+    return x, t, heads, mask, transformer_fast.halve_rope(rope, CFG)
 
 
-def fast(params, arguments, skip=None, cfg=CFG, largest=None):
+def fast(params, arguments, skip=None, execution=ExecutionConfig(), largest=None):
     @jax.jit
     def run(params, arguments, skip):
-        derived = transformer_fast.derive(params, cfg)
+        derived = transformer_fast.derive(params, CFG, execution)
         if largest is not None:
             derived = transformer_fast.quantize(derived, "float8", largest)
-        return transformer_fast.velocity(derived, *prepared(derived, arguments, cfg), skip, cfg)
+        given = prepared(derived, arguments, execution)
+        return transformer_fast.velocity(derived, *given, skip, CFG, execution)
 
     return run(params, arguments, skip)
 
@@ -136,9 +135,9 @@ def test_eight_bits_stay_within_their_rounding(params):
 def test_bfloat16_is_no_further_from_float32_than_the_reference_is(params):
     arguments = inputs()
     exact = np.asarray(plain(params, arguments))
-    cfg = dataclasses.replace(CFG, dtype="bfloat16")
-    ours = np.abs(np.asarray(fast(params, arguments, cfg=cfg)) - exact).mean()
-    reference = np.abs(np.asarray(plain(params, arguments, cfg=cfg)) - exact).mean()
+    execution = ExecutionConfig(dtype="bfloat16")
+    ours = np.abs(np.asarray(fast(params, arguments, execution=execution)) - exact).mean()
+    reference = np.abs(np.asarray(plain(params, arguments, execution=execution)) - exact).mean()
     assert ours < 1.5 * reference
 
 

@@ -27,7 +27,8 @@ from vae_reference import (
     tiny,
 )
 
-from ltx_jax.config import BlockConfig, VAEConfig
+from ltx_jax.checkpoints.keys import vae_boxed
+from ltx_jax.config import BlockConfig, ExecutionConfig, VAEConfig
 from ltx_jax.models import vae
 from ltx_jax.models.vae import LatentStatistics, Posterior, VideoVAE, key_noise
 from ltx_jax.runtime import sharding
@@ -281,10 +282,10 @@ def test_a_decoder_says_what_it_lacks():
 
 
 @functools.cache
-def step(cfg):
+def step(cfg, execution=ExecutionConfig()):
     """Moments, output and gradients of a loss that sees all of it."""
     video, params = jnp.asarray(normal(0, 2, 3, 16, 16, 3)), drawn_parameters(cfg)
-    model = VideoVAE(cfg)
+    model = VideoVAE(cfg, execution)
 
     def loss(params):
         posterior = model.apply({"params": params}, video, method="encode")
@@ -301,7 +302,7 @@ def test_recomputation_changes_no_gradient():
     flat = jax.tree.leaves_with_path(wanted)
     still = [jax.tree_util.keystr(path) for path, g in flat if not np.abs(g).max() > 0]
     assert still == ["['decoder']['timestep_scale_multiplier']"]  # a unit, not a weight
-    changed, _ = step(dataclasses.replace(SMALL, remat="full"))
+    changed, _ = step(SMALL, ExecutionConfig(remat="full"))
     for a, b in zip(jax.tree.leaves(changed), jax.tree.leaves(wanted), strict=True):
         # The same operations, fused differently, in float32.
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
@@ -313,7 +314,7 @@ def test_recomputation_keeps_what_it_says():
     latents = jnp.zeros((1, 2, 4, 4, 8))
 
     def convolutions(remat):
-        model = VideoVAE(dataclasses.replace(SMALL, remat=remat))
+        model = VideoVAE(SMALL, ExecutionConfig(remat=remat))
 
         def loss(params):
             return model.apply({"params": params}, latents, jnp.zeros(1), method="decode").sum()
@@ -347,7 +348,7 @@ def test_one_device_equals_eight(mesh):
 
 def test_bfloat16_follows_float32():
     exact, (moments, video) = step(SMALL)
-    rounded, (half_moments, half_video) = step(dataclasses.replace(SMALL, dtype="bfloat16"))
+    rounded, (half_moments, half_video) = step(SMALL, ExecutionConfig(dtype="bfloat16"))
     for a, b in [(half_moments.mean, moments.mean), (half_video, video)]:
         assert a.dtype == jnp.float32
         # A dozen roundings to 8 bits, on outputs of order 1.
@@ -384,5 +385,5 @@ def test_a_fresh_model_is_of_order_one_and_almost_deterministic(keys):
 
 
 def test_parameters_are_stored_in_their_own_type():
-    cfg = dataclasses.replace(SMALL, param_dtype="bfloat16")
-    assert {leaf.dtype for leaf in jax.tree.leaves(initial_shapes(cfg))} == {jnp.dtype("bfloat16")}
+    boxed = vae_boxed(SMALL, "bfloat16")
+    assert {leaf.dtype for leaf in jax.tree.leaves(boxed)} == {jnp.dtype("bfloat16")}

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from vae_reference import tiny
 
+from ltx_jax.config import ExecutionConfig
 from ltx_jax.models import vae_blocks
 
 torch = pytest.importorskip("torch")
@@ -14,6 +15,7 @@ tf = torch.nn.functional
 
 # Sums of at most a few hundred float32 products of order 1, in another order.
 TOLERANCE = 1e-5
+FLOAT32 = ExecutionConfig()
 
 
 def normal(seed, *shape):
@@ -35,7 +37,7 @@ def test_convolutions_pad_space_by_mode_and_time_by_repetition(mode, causal, str
     cfg = tiny([], [], spatial_padding_mode=mode)
     x, kernel, bias = normal(0, 2, 5, 4, 6, 3), 0.2 * normal(1, 3, 3, 3, 3, 4), normal(2, 4)
     params = {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}
-    module = vae_blocks.Conv(cfg, 4, causal, stride)
+    module = vae_blocks.Conv(cfg, FLOAT32, 4, causal, stride)
     ours = module.apply({"params": params}, jnp.asarray(x))
 
     last = [] if causal else [x[:, -1:]]
@@ -53,7 +55,7 @@ def test_norms_are_those_of_torch(norm_layer):
     x, scale, bias = 3 * normal(0, 2, 3, 4, 5, 64) + 1, normal(1, 64), normal(2, 64)
     cfg = tiny([], [], norm_layer=norm_layer)
     params = {} if norm_layer == "pixel_norm" else {"scale": jnp.asarray(scale), "bias": bias}
-    ours = vae_blocks.make_norm(cfg, "norm1").apply({"params": params}, jnp.asarray(x))
+    ours = vae_blocks.make_norm(cfg, FLOAT32, "norm1").apply({"params": params}, jnp.asarray(x))
 
     weights = torch.tensor(scale), torch.tensor(bias)
     match norm_layer:
@@ -70,7 +72,7 @@ def test_norms_take_their_statistics_in_float32():
     """The squares of these values overflow float16, and their mean is lost in bfloat16."""
     x = normal(0, 1, 2, 3, 4, 64) + 300
     for norm_layer in ("pixel_norm", "layer_norm"):
-        norm = vae_blocks.make_norm(tiny([], [], norm_layer=norm_layer), "norm1")
+        norm = vae_blocks.make_norm(tiny([], [], norm_layer=norm_layer), FLOAT32, "norm1")
         params = (
             {} if norm_layer == "pixel_norm" else {"scale": jnp.ones(64), "bias": jnp.zeros(64)}
         )
@@ -102,11 +104,11 @@ def test_downsampling_averages_groups_of_consecutive_channels_beside_the_convolu
     cfg, size = tiny([], []), int(np.prod(stride))
     x = jnp.asarray(normal(0, 2, 5 if stride[0] == 2 else 3, 4, 6, 4))
     params = conv_params(1, 4, 8 // size)
-    ours = vae_blocks.Downsample(cfg, 8, stride).apply({"params": {"conv": params}}, x)
+    ours = vae_blocks.Downsample(cfg, FLOAT32, 8, stride).apply({"params": {"conv": params}}, x)
 
     if stride[0] == 2:
         x = jnp.concatenate([x[:, :1], x], axis=1)
-    main = vae_blocks.Conv(cfg, 8 // size, True).apply({"params": params}, x)
+    main = vae_blocks.Conv(cfg, FLOAT32, 8 // size, True).apply({"params": params}, x)
     skip = np.asarray(vae_blocks.space_to_depth(x, stride))
     group = 4 * size // 8
     means = [skip[..., i * group : (i + 1) * group].mean(-1) for i in range(8)]
@@ -122,10 +124,12 @@ def test_upsampling_drops_the_first_frame_and_repeats_all_channels(stride, multi
     cfg, size = tiny([], []), int(np.prod(stride))
     x = jnp.asarray(normal(0, 2, 3, 2, 3, 16))
     params = conv_params(1, 16, size * 16 // multiplier)
-    module = vae_blocks.Upsample(cfg, 16 // multiplier, stride, residual)
+    module = vae_blocks.Upsample(cfg, FLOAT32, 16 // multiplier, stride, residual)
     ours = module.apply({"params": {"conv": params}}, x)
 
-    main = vae_blocks.Conv(cfg, size * 16 // multiplier, False).apply({"params": params}, x)
+    main = vae_blocks.Conv(cfg, FLOAT32, size * 16 // multiplier, False).apply(
+        {"params": params}, x
+    )
     wanted = np.asarray(vae_blocks.depth_to_space(main, stride))
     if residual:
         skip = np.asarray(vae_blocks.depth_to_space(x, stride))
@@ -143,7 +147,7 @@ def test_upsampling_drops_the_first_frame_and_repeats_all_channels(stride, multi
 
 def test_noise_maps_serve_all_frames_and_one_or_all_samples():
     cfg = tiny([], [])
-    block = vae_blocks.ResBlock(cfg, 4, True, inject_noise=True)
+    block = vae_blocks.ResBlock(cfg, FLOAT32, 4, True, inject_noise=True)
     x = jnp.asarray(normal(0, 2, 3, 4, 5, 4))
     zero = {"kernel": jnp.zeros((3, 3, 3, 4, 4)), "bias": jnp.zeros(4)}
     scales = {f"per_channel_scale{i}": jnp.asarray(normal(i, 4)) for i in (1, 2)}

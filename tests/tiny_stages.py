@@ -38,8 +38,7 @@ def tiny_vae():
     init = jax.jit(
         lambda key: sharding.unbox(model.init(key, video))["params"], compiler_options=QUICK
     )
-    channels = cfg.latent_channels
-    statistics = LatentStatistics(jnp.zeros(channels), jnp.ones(channels))
+    statistics = LatentStatistics.identity(cfg.latent_channels)
     return Checkpoint(vae=cfg, vae_params=init(jax.random.key(0)), statistics=statistics)
 
 

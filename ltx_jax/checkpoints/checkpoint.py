@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from ltx_jax.config import (
+    DType,
     SamplingConfig,
     SchedulerConfig,
     T5Config,
@@ -27,6 +28,8 @@ class Checkpoint:
     transformer_params: Any = None  # plain nested dicts of arrays, as the modules have them
     vae: VAEConfig | None = None
     vae_params: Any = None
+    # What the VAE computes in where clips are encoded to train on: that of the run that trained it.
+    vae_dtype: DType = "float32"
     statistics: LatentStatistics | None = None  # None: the latents are not normalised
     scheduler: SchedulerConfig = SchedulerConfig()
     allowed_inference_steps: tuple[float, ...] | None = None  # times of a distilled model

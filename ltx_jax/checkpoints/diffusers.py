@@ -83,7 +83,7 @@ def read(
         where = str(path / "transformer")
         placement.check(where, "the transformer", leaves, stored, allow_fp8=allow_fp8)
         checkpoint.transformer_params = placement.read(leaves, boxed, stored, mesh, dtype)
-        checkpoint.transformer = _with_dtype(cfg, leaves, stored, dtype)
+        checkpoint.transformer = cfg
     if said is not None:
         checkpoint.scheduler = said.scheduler
         checkpoint.allowed_inference_steps = said.allowed_inference_steps
@@ -149,12 +149,7 @@ def _read_vae(
         str(path), std, mean, cfg.latent_channels, mesh
     )
     checkpoint.vae_params = placement.read(leaves, boxed, stored, mesh, dtype)
-    checkpoint.vae = _with_dtype(cfg, leaves, stored, dtype)
-
-
-def _with_dtype(cfg: Any, leaves: list[keys.Leaf], stored: Any, dtype: DType | None) -> Any:
-    kind = np.dtype(dtype) if dtype is not None else placement.main_dtype(leaves, stored)
-    return dataclasses.replace(cfg, param_dtype=kind.name)
+    checkpoint.vae = cfg
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -43,8 +43,8 @@ def read(folder: Path, *, mesh: Mesh | None = None, dtype: DType | None = None) 
     checkpoint.settings = read_settings(folder)
     max_tokens = t5_files.max_byte_tokens(folder / TOKENIZER)
     if max_tokens is not None:
-        cfg = t5_files.read_config(folder / TEXT_ENCODER, dtype)
-        params = t5_files.load_params(folder / TEXT_ENCODER, cfg, mesh)
+        cfg = t5_files.read_config(folder / TEXT_ENCODER)
+        params = t5_files.load_params(folder / TEXT_ENCODER, cfg, mesh, dtype)
         checkpoint.text_encoder = cfg, params, max_tokens
         weights = sorted((folder / TEXT_ENCODER).glob("*.safetensors"))
         checkpoint.source_hash = tensors.fingerprint([folder / MODEL, *weights])

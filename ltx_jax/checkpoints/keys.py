@@ -5,7 +5,6 @@ the transformer stacked on a leading axis; the files have (out, in), (out, in, t
 tensor per block. Everything else lies alike.
 """
 
-import dataclasses
 import functools
 import re
 from collections.abc import Callable, Iterable
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ltx_jax.config import TransformerConfig, UpsamplerConfig, VAEConfig
+from ltx_jax.config import DType, ExecutionConfig, TransformerConfig, UpsamplerConfig, VAEConfig
 from ltx_jax.models.transformer import Transformer
 from ltx_jax.models.upsampler import LatentUpsampler
 from ltx_jax.models.vae import VideoVAE
@@ -111,37 +110,25 @@ class Leaf(NamedTuple):
         return array.transpose(self._axes) if array.ndim else array
 
 
-def transformer_boxed(cfg: TransformerConfig) -> Any:
-    """Shapes and logical axes of a transformer's parameters."""
-    return _transformer_boxed(_plain(cfg))
-
-
-def vae_boxed(cfg: VAEConfig) -> Any:
-    """Shapes and logical axes of a VAE's parameters."""
-    return _vae_boxed(_plain(cfg))
-
-
-def _plain(cfg: Any) -> Any:
-    """The configuration without what changes no parameter, so that traces are shared."""
-    return dataclasses.replace(cfg, remat="none", dtype="float32")
-
-
 @functools.lru_cache(maxsize=8)  # tracing takes a second
-def _transformer_boxed(cfg: TransformerConfig) -> Any:
+def transformer_boxed(cfg: TransformerConfig, dtype: DType = "float32") -> Any:
+    """Shapes and logical axes of a transformer's parameters, in `dtype`."""
     tokens = jax.ShapeDtypeStruct((1, 1, cfg.in_channels), np.float32)
     time = jax.ShapeDtypeStruct((1, 1), np.float32)
     caption = jax.ShapeDtypeStruct((1, 1, cfg.caption_channels), np.float32)
     table = jax.ShapeDtypeStruct((1, 1, cfg.width // 2), np.float32)
-    init = Transformer(cfg).init
+    init = Transformer(cfg, ExecutionConfig(param_dtype=dtype)).init
     shapes = jax.eval_shape(init, jax.random.key(0), tokens, time, caption, None, (table, table))
     return shapes["params"]
 
 
 @functools.lru_cache(maxsize=8)
-def _vae_boxed(cfg: VAEConfig) -> Any:
+def vae_boxed(cfg: VAEConfig, dtype: DType = "float32") -> Any:
+    """Shapes and logical axes of a VAE's parameters, in `dtype`."""
     size = cfg.patch_size * 2 ** len(cfg.encoder_blocks)  # fits whatever the blocks halve
     video = jax.ShapeDtypeStruct((1, 1, size, size, cfg.in_channels), np.float32)
-    return jax.eval_shape(VideoVAE(cfg).init, jax.random.key(0), video)["params"]
+    init = VideoVAE(cfg, ExecutionConfig(param_dtype=dtype)).init
+    return jax.eval_shape(init, jax.random.key(0), video)["params"]
 
 
 def upsampler_boxed(cfg: UpsamplerConfig) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from ltx_jax.checkpoints import diffusers, exported_folder, hub, official
+from ltx_jax.checkpoints import diffusers, exported_folder, hub, official, run_config
 from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.config import DType, SamplingConfig, UpsamplerConfig
 
@@ -43,11 +43,10 @@ def load_checkpoint(
         _refuse_others(path)
         return official.read(path, mesh=mesh, dtype=dtype, allow_fp8=allow_fp8)
     # Runs first: one of a transformer has a folder `vae` too, but only runs have their own config.
-    if _may_be_run(path):
+    if run_config.is_run(path):
         from ltx_jax.checkpoints import runs
 
-        if runs.is_run(path):
-            return _cast(runs.load_run(path, mesh=mesh), dtype)
+        return _cast(runs.load_run(path, mesh=mesh), dtype)
     if exported_folder.is_exported(path):
         return exported_folder.read(path, mesh=mesh, dtype=dtype)
     if diffusers.is_directory(path):
@@ -66,17 +65,9 @@ def own_settings(path_or_hub_id: str | Path) -> SamplingConfig | None:
         path = hub.EMBEDDED_FOLDER
     if exported_folder.is_exported(path):
         return exported_folder.read_settings(path)
-    if str(path_or_hub_id).startswith("gs://") or _may_be_run(path):
-        from ltx_jax.checkpoints import runs
-
-        if runs.is_run(path_or_hub_id):
-            return runs.own_settings(runs.read_config(path_or_hub_id))
+    if run_config.is_run(path_or_hub_id):
+        return run_config.own_settings(run_config.read_config(path_or_hub_id))
     return None
-
-
-def _may_be_run(path: Path) -> bool:
-    """Whether `runs` should be asked, which brings in Orbax."""
-    return (path / "config.json").is_file() or path.parent.name == "steps"
 
 
 def load_upsampler(
@@ -97,15 +88,10 @@ def _cast(checkpoint: Checkpoint, dtype: DType | None) -> Checkpoint:
     if dtype is None:
         return checkpoint
     changes: dict[str, Any] = {}
-    for name in ("transformer", "vae"):
-        cfg = getattr(checkpoint, name)
-        if cfg is not None:
-            changes[name] = dataclasses.replace(cfg, param_dtype=dtype)
-            params = getattr(checkpoint, f"{name}_params")
-            changes[f"{name}_params"] = jax.tree.map(lambda x: x.astype(dtype), params)
+    for name in ("transformer_params", "vae_params"):
+        changes[name] = jax.tree.map(lambda x: x.astype(dtype), getattr(checkpoint, name))
     if checkpoint.text_encoder is not None:
         cfg, params, max_tokens = checkpoint.text_encoder
-        cfg = dataclasses.replace(cfg, param_dtype=dtype)
         params = jax.tree.map(lambda x: x.astype(dtype), params)
         changes["text_encoder"] = cfg, params, max_tokens
     return dataclasses.replace(checkpoint, **changes)

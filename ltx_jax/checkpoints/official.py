@@ -3,7 +3,6 @@
 Layout as in the loaders upstream (transformer3d.py, causal_video_autoencoder.py, rf.py).
 """
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,11 +52,10 @@ def read(
         boxed = keys.transformer_boxed(configs.transformer)
         leaves = keys.transformer_leaves(boxed)
         stored = _rename(context, found.transformer, keys.TRANSFORMER_PREFIX)
-        params, kind = _read(
+        checkpoint.transformer = configs.transformer
+        checkpoint.transformer_params = _read(
             context, "the transformer", keys.TRANSFORMER_PREFIX, leaves, boxed, stored
         )
-        checkpoint.transformer_params = params
-        checkpoint.transformer = _with_dtype(configs.transformer, kind)
     if configs.vae is not None and found.vae:
         boxed = keys.vae_boxed(configs.vae)
         leaves = keys.vae_leaves(configs.vae, boxed)
@@ -67,9 +65,8 @@ def read(
             checkpoint.names[keys.VAE_PREFIX + STATISTICS_MEAN] = None
         channels = configs.vae.latent_channels
         checkpoint.statistics = read_statistics(str(path), std, mean, channels, mesh)
-        params, kind = _read(context, "the VAE", keys.VAE_PREFIX, leaves, boxed, stored)
-        checkpoint.vae_params = params
-        checkpoint.vae = _with_dtype(configs.vae, kind)
+        checkpoint.vae = configs.vae
+        checkpoint.vae_params = _read(context, "the VAE", keys.VAE_PREFIX, leaves, boxed, stored)
     if checkpoint.transformer is None and checkpoint.vae is None:
         raise ValueError(
             f"{path} is no LTX-Video checkpoint: it has none of the tensors that its config "
@@ -168,8 +165,8 @@ def _read(
     leaves: list[Leaf],
     boxed: Any,
     stored: Mapping[str, StoredTensor],
-) -> tuple[Any, np.dtype]:
-    """A network's parameters, and the dtype that most of them have."""
+) -> Any:
+    """A network's parameters."""
     placement.check(context.where, what, leaves, stored, allow_fp8=context.allow_fp8)
     if context.dtype is None:
         for leaf in leaves:
@@ -177,13 +174,7 @@ def _read(
             for name in leaf.names:
                 if stored[name].dtype != kind:
                     context.checkpoint.dtypes[prefix + name] = stored[name].dtype.name
-    params = placement.read(leaves, boxed, stored, context.mesh, context.dtype)
-    main = placement.main_dtype(leaves, stored)
-    return params, main if context.dtype is None else np.dtype(context.dtype)
-
-
-def _with_dtype(cfg: Any, kind: np.dtype) -> Any:
-    return dataclasses.replace(cfg, param_dtype=kind.name)
+    return placement.read(leaves, boxed, stored, context.mesh, context.dtype)
 
 
 def read_statistics(
@@ -251,12 +242,10 @@ def official_tensors(checkpoint: Checkpoint) -> dict[str, Pending]:
     """
     parts: list[tuple[str, list[Leaf], Any]] = []
     if checkpoint.transformer is not None:
-        cfg = official_config.stored(checkpoint.transformer)
-        leaves = keys.transformer_leaves(keys.transformer_boxed(cfg))
+        leaves = keys.transformer_leaves(keys.transformer_boxed(checkpoint.transformer))
         parts.append((keys.TRANSFORMER_PREFIX, leaves, checkpoint.transformer_params))
     if checkpoint.vae is not None:
-        cfg = official_config.stored(checkpoint.vae)
-        leaves = keys.vae_leaves(cfg, keys.vae_boxed(cfg))
+        leaves = keys.vae_leaves(checkpoint.vae, keys.vae_boxed(checkpoint.vae))
         parts.append((keys.VAE_PREFIX, leaves, checkpoint.vae_params))
     if not parts:
         raise ValueError("this checkpoint has neither a transformer nor a VAE to write")
@@ -302,8 +291,8 @@ def _flatten(params: Any) -> dict[keys.Path, Any]:
 def metadata(checkpoint: Checkpoint) -> dict[str, str]:
     """The raw metadata if it still describes the checkpoint, or with a new `config`."""
     configs = official_config.Configs(
-        official_config.stored(checkpoint.transformer),
-        official_config.stored(checkpoint.vae),
+        checkpoint.transformer,
+        checkpoint.vae,
         checkpoint.scheduler,
         checkpoint.allowed_inference_steps,
     )
@@ -336,6 +325,4 @@ def read_upsampler(
     boxed = keys.upsampler_boxed(cfg)
     leaves = keys.upsampler_leaves(boxed)
     placement.check(str(path), "a latent upsampler", leaves, file.tensors)
-    params = placement.read(leaves, boxed, file.tensors, mesh, dtype)
-    kind = placement.parameter_dtype(leaves[0], file.tensors)
-    return _with_dtype(cfg, np.dtype(dtype) if dtype is not None else kind), params
+    return cfg, placement.read(leaves, boxed, file.tensors, mesh, dtype)

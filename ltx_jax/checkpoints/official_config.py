@@ -51,8 +51,6 @@ _TRANSFORMER_DEFAULTS = {
     "attention_bias": False,
 }
 _VAE_DEFAULTS = {"patch_size": 1, "norm_layer": "group_norm", "use_quant_conv": True}
-# How we run a network is no property of a checkpoint.
-_RUNTIME = ("remat", "dtype", "param_dtype")
 
 
 class Configs(NamedTuple):
@@ -62,14 +60,6 @@ class Configs(NamedTuple):
     vae: VAEConfig | None
     scheduler: SchedulerConfig
     allowed_inference_steps: tuple[float, ...] | None
-
-
-def stored(cfg: Any) -> Any:
-    """The configuration without what a file does not say: remat and dtypes are the defaults."""
-    if cfg is None:
-        return None
-    fields = {f.name: f.default for f in dataclasses.fields(cfg) if f.name in _RUNTIME}
-    return dataclasses.replace(cfg, **fields)
 
 
 def parse(text: str, where: str) -> Configs:
@@ -233,14 +223,13 @@ def check_fixed(raw: Raw, fixed: Mapping[str, tuple[tuple[Any, ...], Any]], wher
 
 
 def build(kind: Any, values: Raw, where: str) -> Any:
-    """Makes a dataclass of those values that are its fields; remat and dtypes are not taken.
+    """Makes a dataclass of those values that are its fields.
 
     Raises:
       ValueError: naming the value that has the wrong type or that the dataclass refuses.
     """
     hints = get_type_hints(kind)
-    fields = {f.name for f in dataclasses.fields(kind)} - set(_RUNTIME)
-    taken = {key: value for key, value in values.items() if key in fields}
+    taken = {key: value for key, value in values.items() if key in hints}
     for key, value in taken.items():
         if get_origin(hints[key]) is tuple:  # whoever calls has made those
             continue
@@ -287,12 +276,11 @@ def dump(configs: Configs) -> str:
 def _dump_transformer(cfg: TransformerConfig) -> dict[str, Any]:
     fixed = {key: supported[-1] for key, (supported, _) in _TRANSFORMER_FIXED.items()}
     fixed = {key: value for key, value in fixed.items() if not key.startswith("patch_size")}
-    own = {key: value for key, value in dataclasses.asdict(cfg).items() if key not in _RUNTIME}
-    return {**fixed, **own, "cross_attention_dim": cfg.width}
+    return {**fixed, **dataclasses.asdict(cfg), "cross_attention_dim": cfg.width}
 
 
 def _dump_vae(cfg: VAEConfig) -> dict[str, Any]:
-    own = {key: value for key, value in dataclasses.asdict(cfg).items() if key not in _RUNTIME}
+    own = dataclasses.asdict(cfg)
     for name in ("encoder_blocks", "decoder_blocks"):
         own[name] = [_dump_block(block) for block in getattr(cfg, name)]
     return {"_class_name": "CausalVideoAutoencoder", "dims": 3, "scaling_factor": 1.0, **own}

@@ -119,15 +119,6 @@ def parameter_dtype(leaf: Leaf, found: Mapping[str, StoredTensor]) -> np.dtype:
     return np.dtype(wide)
 
 
-def main_dtype(leaves: Iterable[Leaf], found: Mapping[str, StoredTensor]) -> np.dtype:
-    """The dtype that most values of a network have as parameters."""
-    sizes: dict[np.dtype, int] = {}
-    for leaf in leaves:
-        kind = parameter_dtype(leaf, found)
-        sizes[kind] = sizes.get(kind, 0) + math.prod(leaf.shape)
-    return max(sizes, key=lambda kind: sizes[kind])
-
-
 def _read_leaf(
     leaf: Leaf, found: Mapping[str, StoredTensor], layout: NamedSharding | None, dtype: np.dtype
 ) -> jax.Array:

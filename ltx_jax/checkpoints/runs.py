@@ -8,10 +8,9 @@ RUN/lock            who writes it now
 RUN may be a local folder or an address, gs://.
 """
 
+import collections
 import contextlib
-import dataclasses
 import hashlib
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -26,134 +25,34 @@ from etils import epath
 from jax.sharding import Mesh, SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers
 
-from ltx_jax import config
 from ltx_jax.checkpoints import keys, tensors
 from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.checkpoints.lock import Lock, is_address
+from ltx_jax.checkpoints.run_config import (
+    CONFIG,
+    STEPS,
+    StoredVAE,
+    check_same,
+    locate,
+    own_settings,
+    read_config,
+    read_vae,
+    split,
+    write_config,
+    write_vae,
+)
 from ltx_jax.config import (
+    ExecutionConfig,
     RunConfig,
-    SamplingConfig,
     T5Config,
     TrainTransformer,
     TrainVAE,
-    VAEConfig,
 )
 from ltx_jax.models.t5 import T5Encoder
 from ltx_jax.models.vae import LatentStatistics
 from ltx_jax.runtime import sharding
 
-_KINDS: dict[str, Any] = {kind.__name__: kind for kind in (TrainVAE, TrainTransformer, VAEConfig)}
-_CONFIG = "config.json"
-_STEPS = "steps"
 _LOCK = "lock"
-# Parts of a configuration that may differ when a run goes on, but for the seed.
-_FREE = (
-    *("run.", "mesh.", "distributed.", "data.threads", "data.processes", "data.prefetch"),
-    "model.remat",
-)
-_SEED = "run.seed"
-
-
-def locate(path: str | os.PathLike[str]) -> epath.Path:
-    """A run's folder, absolute, or its address.
-
-    Raises:
-      ValueError: for an address that Orbax writes no arrays to.
-    """
-    if not is_address(path):
-        return epath.Path(path).expanduser().absolute()
-    if not os.fspath(path).startswith("gs://"):
-        raise ValueError(
-            f"{path}: runs lie in folders and at gs:// addresses, others cannot be written: mount "
-            "the place as a folder"
-        )
-    return epath.Path(path)
-
-
-def split(path: str | os.PathLike[str]) -> tuple[epath.Path, int | None]:
-    """A run's folder, and the step where a path names one: RUN, or RUN/steps/N."""
-    folder = locate(path)
-    is_step = folder.parent.name == _STEPS and folder.name.isdecimal()
-    if is_step and not (folder / _CONFIG).exists():
-        return folder.parent.parent, int(folder.name)
-    return folder, None
-
-
-def is_run(path: str | os.PathLike[str]) -> bool:
-    """Whether a folder is a run of train.py, or a step of one."""
-    try:
-        content = json.loads((split(path)[0] / _CONFIG).read_text())
-        return content.get("type") in ("TrainVAE", "TrainTransformer")
-    except (OSError, ValueError, AttributeError):
-        return False
-
-
-def write_config(folder: str | os.PathLike[str], cfg: Any) -> None:
-    """Writes a configuration with the name of its type, whole or not at all."""
-    content = {"type": type(cfg).__name__, "config": dataclasses.asdict(cfg)}
-    text = json.dumps(content, indent=2) + "\n"
-    if is_address(folder):
-        (locate(folder) / _CONFIG).write_text(text)
-    else:
-        tensors.write_atomically(Path(folder) / _CONFIG, [text.encode()])
-
-
-def read_config(path: str | os.PathLike[str]) -> Any:
-    """Reads what `write_config` wrote; fields that the file lacks take their defaults.
-
-    Args:
-      path: the folder that it was written to, or a step of that run.
-
-    Raises:
-      ValueError: if it is no such file, or names a field that does not exist.
-    """
-    file = split(path)[0] / _CONFIG
-    try:
-        content = json.loads(file.read_text())
-        kind = _KINDS[content["type"]]
-        return config.build(kind, content["config"], "config")
-    except OSError as error:
-        raise ValueError(f"{file} cannot be read: {error.strerror}") from error
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file} is no configuration of a run: {error!r}") from error
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
-
-
-def check_same(stored: Any, wanted: Any, folder: epath.Path) -> None:
-    """Refuses to go on with a run under another configuration.
-
-    What may differ is how it is run: `run` but for the seed, the mesh, processes, loader threads,
-    what is recomputed.
-
-    Raises:
-      ValueError: naming the first field that differs.
-    """
-    if type(stored) is not type(wanted):
-        raise ValueError(
-            f"{folder} holds a {type(stored).__name__} run, not {type(wanted).__name__}: "
-            "choose another --run.output"
-        )
-    pairs = zip(_flat(stored), _flat(wanted), strict=False)
-    for (name, old), (other, new) in pairs:
-        if name.startswith(_FREE) and name != _SEED:
-            continue
-        if (name, old) != (other, new):
-            raise ValueError(
-                f"{folder} was started with {name} = {old!r}, and now it is {new!r}: choose "
-                "another --run.output, or remove that folder"
-            )
-
-
-def _flat(cfg: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    items = []
-    for field in dataclasses.fields(cfg):
-        value = getattr(cfg, field.name)
-        if dataclasses.is_dataclass(value):
-            items += _flat(value, f"{prefix}{field.name}.")
-        else:
-            items.append((prefix + field.name, value))
-    return items
 
 
 class Run:
@@ -177,7 +76,7 @@ class Run:
         self._manager = _manager(self.folder, cfg.run)
 
     def _take(self) -> Lock:
-        if (self.folder / _CONFIG).exists():
+        if (self.folder / CONFIG).exists():
             # Before the first step it has learned nothing, and may have run out of memory.
             if has_step(self.folder):
                 check_same(read_config(self.folder), self._cfg, self.folder)
@@ -195,20 +94,20 @@ class Run:
         """Writes what describes the run: its configuration, and the VAE it is trained on."""
         if jax.process_index() == 0:
             write_config(self.folder, self._cfg)
-            (self.folder / _STEPS).mkdir(exist_ok=True)
+            (self.folder / STEPS).mkdir(exist_ok=True)
         if vae is not None:
             self._write_vae(vae)
 
     def _write_vae(self, checkpoint: Checkpoint) -> None:
         folder = self.folder / "vae"
-        if (folder / _CONFIG).exists() and has_step(self.folder):
+        if (folder / CONFIG).exists() and has_step(self.folder):
             return
         if checkpoint.vae is None:
             raise ValueError("this checkpoint holds no VAE")
         channels = checkpoint.vae.latent_channels
-        statistics = checkpoint.statistics or LatentStatistics(
-            np.zeros(channels, np.float32), np.ones(channels, np.float32)
-        )
+        # On the host, as Orbax takes arrays of one process alone.
+        identity = jax.tree.map(np.asarray, LatentStatistics.identity(channels))
+        statistics = checkpoint.statistics or identity
         tree = {
             "params": checkpoint.vae_params,
             "statistics": {"mean": statistics.mean, "std": statistics.std},
@@ -216,7 +115,12 @@ class Run:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(folder / "weights", tree, force=True)
         if jax.process_index() == 0:  # last: it says that the weights are complete
-            write_config(folder, checkpoint.vae)
+            dtypes = collections.Counter()
+            for x in jax.tree.leaves(checkpoint.vae_params):
+                dtypes[np.dtype(x.dtype).name] += x.size
+            [(main, _)] = dtypes.most_common(1)
+            execution = ExecutionConfig(dtype=checkpoint.vae_dtype, param_dtype=main)
+            write_vae(folder, StoredVAE(checkpoint.vae, execution))
 
     def save(self, step: int, parts: Mapping[str, Any], loss: float | None = None) -> None:
         """Begins to write named trees of arrays; they may be changed (donated) at once.
@@ -278,7 +182,7 @@ class Run:
     def _discard_unfinished(self) -> None:
         """Gives back the room that a failed save takes."""
         if jax.process_index() == 0:
-            for path in (self.folder / _STEPS).glob("*.orbax-checkpoint-tmp*"):
+            for path in (self.folder / STEPS).glob("*.orbax-checkpoint-tmp*"):
                 with contextlib.suppress(OSError):
                     path.rmtree()
 
@@ -298,7 +202,7 @@ class Run:
         finally:
             if self._lock is not None:
                 self._lock.release()
-                if not (self.folder / _CONFIG).exists():  # nothing was begun
+                if not (self.folder / CONFIG).exists():  # nothing was begun
                     self._lock.remove()
 
 
@@ -310,7 +214,7 @@ def _manager(folder: epath.Path, run: RunConfig | None = None) -> ocp.Checkpoint
     """Of a run's steps: to write them as `run` says, or to read alone."""
     if run is None:
         reading = ocp.CheckpointManagerOptions(create=False, enable_async_checkpointing=False)
-        return ocp.CheckpointManager(folder / _STEPS, options=reading)
+        return ocp.CheckpointManager(folder / STEPS, options=reading)
     policies: list[Any] = [checkpoint_managers.LatestN(run.keep)]
     if run.keep_best:
         # It keeps the last of what it sorts, so the order is from the highest loss.
@@ -328,7 +232,7 @@ def _manager(folder: epath.Path, run: RunConfig | None = None) -> ocp.Checkpoint
         best_mode="min",
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
     )
-    return ocp.CheckpointManager(folder / _STEPS, options=options)
+    return ocp.CheckpointManager(folder / STEPS, options=options)
 
 
 def _restore(
@@ -354,7 +258,7 @@ def has_step(path: str | os.PathLike[str]) -> bool:
 
     Asked of one process alone too, so not of Orbax, whose managers may wait for each other.
     """
-    steps = locate(path) / _STEPS
+    steps = locate(path) / STEPS
     return steps.exists() and any(entry.name.isdecimal() for entry in steps.iterdir())
 
 
@@ -383,9 +287,10 @@ def _placed(boxed: Any, mesh: Mesh | None) -> Any:
     )
 
 
-def _text_encoder_boxed(cfg: T5Config) -> Any:
+def _text_encoder_boxed(cfg: T5Config, execution: ExecutionConfig) -> Any:
     ids = jax.ShapeDtypeStruct((1, 1), np.int32)
-    return jax.eval_shape(T5Encoder(cfg).init, jax.random.key(0), ids, ids)["params"]
+    init = T5Encoder(cfg, execution).init
+    return jax.eval_shape(init, jax.random.key(0), ids, ids)["params"]
 
 
 def _statistics_shapes(channels: int, mesh: Mesh | None) -> Any:
@@ -417,22 +322,22 @@ def load_run(
         elif step not in kept:
             listed = ", ".join(map(str, sorted(kept)))
             raise ValueError(f"{folder} has no step {step}: it keeps {listed}")
-        part = "ema" if ema else "params"
+        part, dtype = "ema" if ema else "params", cfg.execution.param_dtype
         checkpoint = Checkpoint(metadata={"run": folder.name, "step": str(step), "weights": part})
-        checkpoint.source_hash = _fingerprint(folder / _STEPS / str(step))
+        checkpoint.source_hash = _fingerprint(folder / STEPS / str(step))
         if isinstance(cfg, TrainVAE):
             shapes = {
-                part: _placed(keys.vae_boxed(cfg.model), mesh),
+                part: _placed(keys.vae_boxed(cfg.model, dtype), mesh),
                 "statistics": _statistics_shapes(cfg.model.latent_channels, mesh),
             }
             restored = _restore(manager, shapes, folder, step)
-            checkpoint.vae = cfg.model
+            checkpoint.vae, checkpoint.vae_dtype = cfg.model, cfg.execution.dtype
             checkpoint.vae_params = restored[part]
             checkpoint.statistics = LatentStatistics(**restored["statistics"])
             return checkpoint
-        boxed = {"transformer": keys.transformer_boxed(cfg.model)}
+        boxed = {"transformer": keys.transformer_boxed(cfg.model, dtype)}
         if cfg.captions == "train":
-            boxed["text_encoder"] = _text_encoder_boxed(cfg.text_encoder)
+            boxed["text_encoder"] = _text_encoder_boxed(cfg.text_encoder, cfg.text_execution)
         restored = _restore(manager, {part: _placed(boxed, mesh)}, folder, step)[part]
     checkpoint.transformer = cfg.model
     checkpoint.transformer_params = restored["transformer"]
@@ -443,32 +348,11 @@ def load_run(
         checkpoint.text_encoder = (cfg.text_encoder, encoder, cfg.max_caption_tokens)
     vae = load_vae(folder, mesh=mesh)
     if vae is None:
-        raise ValueError(f"{folder} has lost its VAE: there is no {folder / 'vae' / _CONFIG}")
+        raise ValueError(f"{folder} has lost its VAE: there is no {folder / 'vae' / CONFIG}")
     checkpoint.vae, checkpoint.vae_params = vae.vae, vae.vae_params
+    checkpoint.vae_dtype = vae.vae_dtype
     checkpoint.statistics = vae.statistics
     return checkpoint
-
-
-def own_settings(cfg: TrainVAE | TrainTransformer) -> SamplingConfig | None:
-    """How the model of a run is sampled: videos of its largest size, guided if it can be.
-
-    None for a VAE alone.
-    """
-    if isinstance(cfg, TrainVAE):
-        return None
-    rates = sorted(cfg.data.frame_rates)
-    largest = max(cfg.data.sizes, key=lambda size: size.num_frames * size.height * size.width)
-    return SamplingConfig(
-        negative_prompt="",  # what dropped captions are
-        height=largest.height,
-        width=largest.width,
-        num_frames=largest.num_frames,
-        frame_rate=cfg.data.resample or rates[len(rates) // 2],
-        guidance_scale=3.0 if cfg.flow.caption_dropout else 1.0,
-        stg_scale=0.0,
-        image_cond_noise_scale=0.0,
-        prepare_conditions=False,  # conditions in training are clean
-    )
 
 
 def _fingerprint(folder: epath.Path) -> str:
@@ -481,14 +365,19 @@ def _fingerprint(folder: epath.Path) -> str:
 def load_vae(path: str | os.PathLike[str], *, mesh: Mesh | None = None) -> Checkpoint | None:
     """Reads the VAE that a transformer run was started with; None if it holds none."""
     folder = locate(path) / "vae"
-    if not (folder / _CONFIG).exists():
+    if not (folder / CONFIG).exists():
         return None
-    cfg = read_config(folder)
+    cfg, execution = read_vae(folder)
     shapes = {
-        "params": _placed(keys.vae_boxed(cfg), mesh),
+        "params": _placed(keys.vae_boxed(cfg, execution.param_dtype), mesh),
         "statistics": _statistics_shapes(cfg.latent_channels, mesh),
     }
     with ocp.StandardCheckpointer() as checkpointer:
         restored = checkpointer.restore(folder / "weights", shapes)
     statistics = LatentStatistics(**restored["statistics"])
-    return Checkpoint(vae=cfg, vae_params=restored["params"], statistics=statistics)
+    return Checkpoint(
+        vae=cfg,
+        vae_params=restored["params"],
+        vae_dtype=execution.dtype,
+        statistics=statistics,
+    )

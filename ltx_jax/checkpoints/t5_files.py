@@ -71,8 +71,8 @@ def max_byte_tokens(directory: Path) -> int | None:
     return int(most) if most < 10**6 else MAX_TOKENS
 
 
-def read_config(directory: Path, dtype: DType | None = "float32") -> T5Config:
-    """Reads `config.json`; parameters and computation are to be in `dtype`; None: as stored.
+def read_config(directory: Path) -> T5Config:
+    """Reads `config.json`.
 
     Raises:
       ValueError: if there is none, or if it is not that of a T5 v1.1.
@@ -97,12 +97,13 @@ def read_config(directory: Path, dtype: DType | None = "float32") -> T5Config:
     if bad:
         raise ValueError(f"{file} gives no positive number as {', '.join(bad)}")
     known = {name: raw[name] for name in (*_SIZES, *_DEFAULTED) if name in raw}
-    kind = raw.get("torch_dtype", "float32") if dtype is None else dtype
-    return T5Config(**known, dtype=kind, param_dtype=kind)
+    return T5Config(**known)
 
 
-def load_params(directory: Path, cfg: T5Config, mesh: Mesh | None = None) -> dict[str, Any]:
-    """Reads the parameters of `T5Encoder(cfg)`, each laid out on `mesh`, in `cfg.param_dtype`.
+def load_params(
+    directory: Path, cfg: T5Config, mesh: Mesh | None = None, dtype: DType | None = None
+) -> dict[str, Any]:
+    """Reads the parameters of `T5Encoder(cfg)`, each laid out on `mesh`, in `dtype` or as stored.
 
     Raises:
       ValueError: if a file is missing or damaged, or names the tensors that are missing, not
@@ -117,7 +118,7 @@ def load_params(directory: Path, cfg: T5Config, mesh: Mesh | None = None) -> dic
         if name in expected or not name.startswith(TOLERATED)
     }
     placement.check(str(directory), "the T5 encoder of its config.json", leaves, stored)
-    return placement.read(leaves, boxed, stored, mesh, cfg.param_dtype)
+    return placement.read(leaves, boxed, stored, mesh, dtype)
 
 
 def save(
@@ -160,7 +161,7 @@ def save(
         total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         _write_json(directory / "model.safetensors.index.json", index)
-    _write_json(directory / "config.json", _config_json(cfg))
+    _write_json(directory / "config.json", _config_json(cfg, arrays[leaves[0].path].dtype.name))
 
 
 def parameter_leaves(cfg: T5Config) -> list[Leaf]:
@@ -215,7 +216,7 @@ def _write_json(file: Path, content: dict[str, Any]) -> None:
     tensors.write_atomically(file, [(json.dumps(content, indent=2) + "\n").encode()])
 
 
-def _config_json(cfg: T5Config) -> dict[str, Any]:
+def _config_json(cfg: T5Config, dtype: str) -> dict[str, Any]:
     return {
         "architectures": ["T5EncoderModel"],
         "model_type": "t5",
@@ -229,5 +230,5 @@ def _config_json(cfg: T5Config) -> dict[str, Any]:
         "dropout_rate": 0.0,
         "pad_token_id": 0,
         "eos_token_id": 1,
-        "torch_dtype": cfg.param_dtype,
+        "torch_dtype": dtype,
     }

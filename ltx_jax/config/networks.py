@@ -1,12 +1,16 @@
-"""Settings of the networks and of the mesh. Field names are those of the released checkpoints."""
+"""Settings of the networks, of how a device computes them, and of the mesh.
+
+The networks' settings say what a checkpoint's parameters mean. Field names are those of the
+released checkpoints.
+"""
 
 import dataclasses
 from typing import Literal
 
 DType = Literal["float32", "bfloat16", "float16"]
-Remat = Literal["none", "dots", "full"]
+Remat = Literal["none", "dots", "full", "attention"]
 AttentionForm = Literal["auto", "plain", "cudnn", "splash"]
-Linears = Literal["float8", "int8"]  # of the large products of the transformer, when sampling
+Linears = Literal["float8", "int8"]  # of the large matmuls of the transformer, when sampling
 
 
 def require(condition: bool, message: str) -> None:
@@ -23,6 +27,19 @@ class MeshConfig:
     fsdp: int = 1  # parameters and optimiser state, and batch
     seq: int = 1  # video tokens
     tensor: int = 1  # attention heads and feed-forward width
+
+
+@dataclasses.dataclass(frozen=True)
+class ExecutionConfig:
+    """How a device computes a network, whatever its architecture: no part of a checkpoint."""
+
+    # "auto" takes the fastest form of attention on the default backend.
+    attention: AttentionForm = "auto"
+    # What the gradient recomputes: nothing, all but matmuls and convolutions, everything, or (in
+    # the transformer) all but attention.
+    remat: Remat = "none"
+    dtype: DType = "float32"  # of the computation
+    param_dtype: DType = "float32"  # of the parameters that are initialised and trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +60,6 @@ class TransformerConfig:
     causal_temporal_positioning: bool = False
     timestep_scale_multiplier: float = 1000.0
     attention_bias: bool = True
-    # How attention is computed: "auto" takes the fastest form of the default backend.
-    attention: AttentionForm = "auto"
-    # What the gradient recomputes: nothing, all but products, everything, or all but attention.
-    remat: Remat | Literal["attention"] = "none"
-    dtype: DType = "float32"  # of the computation
-    param_dtype: DType = "float32"  # of the stored parameters
 
     def __post_init__(self):
         require(self.num_layers > 0, f"num_layers must be positive, got {self.num_layers}")
@@ -106,9 +117,6 @@ class VAEConfig:
     timestep_conditioning: bool = False
     spatial_padding_mode: Literal["zeros", "replicate", "reflect", "circular"] = "zeros"
     use_quant_conv: bool = False
-    remat: Remat = "none"
-    dtype: DType = "float32"
-    param_dtype: DType = "float32"
 
     @property
     def spatial_factor(self) -> int:
@@ -140,8 +148,6 @@ class T5Config:
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
     layer_norm_epsilon: float = 1e-6
-    dtype: DType = "float32"
-    param_dtype: DType = "float32"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,8 +160,6 @@ class UpsamplerConfig:
     dims: Literal[2, 3] = 3
     spatial_upsample: bool = True
     temporal_upsample: bool = False
-    dtype: DType = "float32"
-    param_dtype: DType = "float32"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,5 +169,3 @@ class DiscriminatorConfig:
     base_channels: int = 64
     max_channels: int = 512
     levels: int = 4  # each halves rows and columns, the later ones frames too
-    dtype: DType = "float32"
-    param_dtype: DType = "float32"

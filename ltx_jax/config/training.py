@@ -6,6 +6,7 @@ from typing import Literal
 from ltx_jax.config.networks import (
     DiscriminatorConfig,
     DType,
+    ExecutionConfig,
     MeshConfig,
     T5Config,
     TransformerConfig,
@@ -253,8 +254,10 @@ class TrainVAE:
     """
 
     model: VAEConfig
+    execution: ExecutionConfig = ExecutionConfig()
     loss: VAELossConfig = VAELossConfig()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    disc_execution: ExecutionConfig = ExecutionConfig()  # dtypes of the discriminator
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig(ema_decay=0.999)
     disc_optim: OptimConfig = OptimConfig(b1=0.5, b2=0.9, weight_decay=0.0)
@@ -267,6 +270,11 @@ class TrainVAE:
             self.disc_optim.accumulate == 1,
             "disc_optim.accumulate has no effect: set optim.accumulate, which is that of both",
         )
+        require(
+            self.execution.remat != "attention",
+            "execution.remat is 'attention', which the VAE has not: take none, dots or full",
+        )
+        _require_dtypes_alone("disc_execution", self.disc_execution)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,8 +287,10 @@ class TrainTransformer:
 
     model: TransformerConfig
     vae: str  # anything `--checkpoint` of sample.py takes
+    execution: ExecutionConfig = ExecutionConfig()
     captions: Literal["train", "frozen", "cached"] = "train"
     text_encoder: T5Config = T5Config()
+    text_execution: ExecutionConfig = ExecutionConfig()  # dtypes of a text encoder that trains
     text_encoder_path: str | None = None  # a T5 folder or repository, for frozen captions
     max_caption_tokens: int = 128
     scheduler: SchedulerConfig = SchedulerConfig()
@@ -301,3 +311,11 @@ class TrainTransformer:
             self.captions != "frozen" or self.text_encoder_path is not None,
             "frozen captions need a text_encoder_path",
         )
+        _require_dtypes_alone("text_execution", self.text_execution)
+
+
+def _require_dtypes_alone(name: str, execution: ExecutionConfig) -> None:
+    """Refuses settings that the discriminator and the text encoder do not read."""
+    for field in ("attention", "remat"):
+        value, default = getattr(execution, field), getattr(ExecutionConfig, field)
+        require(value == default, f"{name}.{field} has no effect, and it is {value!r}: leave it")

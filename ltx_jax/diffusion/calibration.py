@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ltx_jax.config import SamplingConfig, TransformerConfig
+from ltx_jax.config import ExecutionConfig, SamplingConfig, TransformerConfig
 from ltx_jax.diffusion import flow, sampler
 from ltx_jax.models import transformer_fast
 
@@ -35,6 +35,7 @@ def largest_inputs(
     inputs: sampler.Inputs,
     steps: int,
     cfg: TransformerConfig,
+    execution: ExecutionConfig,
     call: Callable[..., Any],
 ) -> transformer_fast.Largest:
     """Of every large linear, in a run of `steps` without guidance.
@@ -43,7 +44,8 @@ def largest_inputs(
       params: of `fused.derive`.
       inputs: of a loop, in the form of `models.fused`.
       steps: how many of its times there are.
-      cfg: of the transformer.
+      cfg: of the transformer, and
+      execution: how it is computed.
       call: calls a jitted function, as of `sampler.sample`.
     """
     caption, x, observed = inputs.caption, inputs.start, []
@@ -51,7 +53,9 @@ def largest_inputs(
     for t, target in itertools.pairwise(times):
         time = jnp.full((len(x), 1), t)
         given = (x, time, caption.embeddings, caption.mask, inputs.rope, None)
-        velocity, seen = call(transformer_fast.observe, params, *given, cfg=cfg)
+        velocity, seen = call(
+            transformer_fast.observe, params, *given, cfg=cfg, execution=execution
+        )
         observed.append(seen)
         x = flow.euler_step(x, velocity, time, jnp.full_like(time, target))
     return transformer_fast.largest_of(observed)

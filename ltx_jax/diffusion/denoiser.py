@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import jax
 from jaxtyping import Array, Float, Key
 
-from ltx_jax.config import TransformerConfig
+from ltx_jax.config import ExecutionConfig, TransformerConfig
 from ltx_jax.models.transformer import Context, Skip, Transformer, example_inputs
 
 
@@ -58,11 +58,14 @@ class Plain:
     """The network as it is stored and trained, on any mesh."""
 
     cfg: TransformerConfig = dataclasses.field(metadata={"static": True})
+    execution: ExecutionConfig = dataclasses.field(
+        default=ExecutionConfig(), metadata={"static": True}
+    )
 
     def init(self, key: Key[Array, ""]) -> Any:
         """New parameters, each with the names of its axes."""
         x, t, context = example_inputs(self.cfg)
-        return Transformer(self.cfg).init(key, x, t, *_arguments(context))["params"]
+        return Transformer(self.cfg, self.execution).init(key, x, t, *_arguments(context))["params"]
 
     def prepare(self, stored: Any) -> Any:
         """The stored parameters themselves."""
@@ -85,7 +88,7 @@ class Plain:
         state: None = None,
     ) -> tuple[Float[Array, "r n c"], None]:
         """As in `Denoiser`."""
-        network = Transformer(self.cfg)
+        network = Transformer(self.cfg, self.execution)
         velocity: Any = network.apply({"params": params}, x, t, *_arguments(context), skip)
         return velocity, None
 

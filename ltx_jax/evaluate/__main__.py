@@ -149,6 +149,7 @@ def _add_judge(parser: argparse.ArgumentParser) -> None:
 def _run_vae(given: argparse.Namespace) -> Parts:
     from ltx_jax.checkpoints import perceptual
     from ltx_jax.checkpoints.load import load_checkpoint
+    from ltx_jax.config import ExecutionConfig
     from ltx_jax.evaluate import autoencoder, clip_reader
 
     if bool(given.vgg) != bool(given.lpips_heads):
@@ -158,11 +159,12 @@ def _run_vae(given: argparse.Namespace) -> Parts:
     loaded = load_checkpoint(given.checkpoint)
     if loaded.vae is None:
         raise ValueError(f"{given.checkpoint} holds no VAE")
-    cfg = dataclasses.replace(loaded.vae, dtype=given.dtype)
+    execution = ExecutionConfig(dtype=given.dtype)
     reconstruct = autoencoder.reconstructor(
-        loaded, cfg, time=given.decode_timestep, seed=given.seed
+        loaded, loaded.vae, execution, time=given.decode_timestep, seed=given.seed
     )
-    cut = clip_reader.ClipFormat(given.num_frames, given.height, given.width, cfg.temporal_factor)
+    factor = loaded.vae.temporal_factor
+    cut = clip_reader.ClipFormat(given.num_frames, given.height, given.width, factor)
     skipped: list[str] = []
     clips = clip_reader.read_clips(
         given.data, cut, limit=given.limit, frame_folders=given.frame_folders, skipped=skipped
@@ -217,7 +219,7 @@ def _run_shapes(given: argparse.Namespace) -> Parts:
     changes = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
     options = dataclasses.replace(options, seed=given.seed, **changes)
     pipe = LTXPipeline.from_pretrained(given.checkpoint, given.text_encoder, dtype=given.dtype)
-    reconstruct = autoencoder.reconstructor(pipe.checkpoint, pipe.vae)
+    reconstruct = autoencoder.reconstructor(pipe.checkpoint, pipe.vae, pipe.execution)
     about = {"checkpoint_hash": pipe.checkpoint.source_hash, **dataclasses.asdict(options)}
     columns = (
         rich.progress.TextColumn("{task.description}"),

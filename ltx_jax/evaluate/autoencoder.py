@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, UInt8
 
 from ltx_jax import metrics
 from ltx_jax.checkpoints.checkpoint import Checkpoint
-from ltx_jax.config import VAEConfig
+from ltx_jax.config import ExecutionConfig, VAEConfig
 from ltx_jax.diffusion.flow import add_noise
 from ltx_jax.evaluate.clip_reader import ClipFormat, EvaluationClip
 from ltx_jax.evaluate.metric_table import MetricRow, mean
@@ -29,7 +29,7 @@ Reconstruct = Callable[[Frames], Frames]
 _FLAT = tuple(itertools.product((64, 192), repeat=3))
 
 
-@functools.partial(jax.jit, static_argnames="cfg")
+@functools.partial(jax.jit, static_argnames=("cfg", "execution"))
 def _reconstruct(
     params: Any,
     statistics: LatentStatistics,
@@ -38,8 +38,9 @@ def _reconstruct(
     key: Array,
     *,
     cfg: VAEConfig,
+    execution: ExecutionConfig,
 ) -> UInt8[Array, "b t h w 3"]:
-    model, weights = VideoVAE(cfg), {"params": params}
+    model, weights = VideoVAE(cfg, execution), {"params": params}
     posterior: Any = model.apply(weights, to_float(frames), method="encode")
     z = statistics.normalize(posterior.mode())
     noise_key, map_key = jax.random.split(key)
@@ -50,25 +51,31 @@ def _reconstruct(
 
 
 def reconstructor(
-    checkpoint: Checkpoint, cfg: VAEConfig, *, time: float = 0.0, seed: int = 0
+    checkpoint: Checkpoint,
+    cfg: VAEConfig,
+    execution: ExecutionConfig,
+    *,
+    time: float = 0.0,
+    seed: int = 0,
 ) -> Reconstruct:
     """Returns the function that encodes frames to the mode of the posterior and decodes that.
 
     Args:
       checkpoint: contains the VAE's parameters.
-      cfg: the VAE's settings, with the dtype to compute in.
+      cfg: the VAE's settings.
+      execution: how it is computed.
       time: noise level of the latents, which is also the decoder's timestep. Ignored for decoders
         without timestep conditioning.
       seed: of that noise.
     """
-    channels = cfg.latent_channels
-    statistics = checkpoint.statistics or LatentStatistics(jnp.zeros(channels), jnp.ones(channels))
+    statistics = checkpoint.statistics or LatentStatistics.identity(cfg.latent_channels)
     programs = Programs(convolution.compiler_options())
     level = jnp.float32(time if cfg.timestep_conditioning else 0.0)
 
     def reconstruct(frames: Frames) -> Frames:
         arguments = (checkpoint.vae_params, statistics, jnp.asarray(frames), level)
-        return np.asarray(programs(_reconstruct, *arguments, jax.random.key(seed), cfg=cfg))
+        static = {"cfg": cfg, "execution": execution}
+        return np.asarray(programs(_reconstruct, *arguments, jax.random.key(seed), **static))
 
     return reconstruct
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from ltx_jax.config import TransformerConfig, VAEConfig
+from ltx_jax.config import ExecutionConfig, TransformerConfig, VAEConfig
 from ltx_jax.diffusion import positions
 from ltx_jax.evaluate.clip_reader import EvaluationClip
 from ltx_jax.evaluate.metric_table import MetricRow, mean
@@ -21,7 +21,7 @@ from ltx_jax.training.flow_validation import TIMES, losses_at_times
 from ltx_jax.training.vae_loss import to_float
 
 
-@functools.partial(jax.jit, static_argnames=("vae", "cfg"))
+@functools.partial(jax.jit, static_argnames=("vae", "cfg", "execution"))
 def _losses(
     params: tuple[Any, Any],
     statistics: LatentStatistics,
@@ -32,11 +32,12 @@ def _losses(
     *,
     vae: VAEConfig,
     cfg: TransformerConfig,
+    execution: ExecutionConfig,
 ) -> Float[Array, " s"]:
     vae_params, transformer_params = params
     sample_key, noise_key = jax.random.split(key)
     video = to_float(frames)
-    posterior: Any = VideoVAE(vae).apply({"params": vae_params}, video, method="encode")
+    posterior: Any = VideoVAE(vae, execution).apply({"params": vae_params}, video, method="encode")
     draw = posterior.sample(jax.random.normal(sample_key, posterior.mean.shape))
     latents = statistics.normalize(draw)
     _, t, h, w, _ = latents.shape
@@ -48,7 +49,7 @@ def _losses(
 
     def velocity(params: Any, x: Array, times: Array, caption: Any, rope: Any) -> Array:
         embeddings, mask = caption
-        return network(cfg)(params, x, times, embeddings, mask, rope, None)
+        return network(cfg, execution)(params, x, times, embeddings, mask, rope, None)
 
     return losses_at_times(velocity, transformer_params, latents, caption, rope, noise_key)
 
@@ -80,6 +81,7 @@ def figures(
             jax.random.fold_in(jax.random.key(seed), i),
             vae=pipe.vae,
             cfg=pipe.transformer,
+            execution=pipe.execution,
             compiler_options=convolution.compiler_options(),
         )
         found.setdefault(clip.kind, []).append(np.asarray(losses))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ltx_jax.config import TransformerConfig, VAEConfig
+from ltx_jax.config import ExecutionConfig, TransformerConfig, VAEConfig
 from ltx_jax.diffusion import conditioning, flow, latents, positions
 from ltx_jax.diffusion.conditioning import Encoded
 from ltx_jax.models import transformer_fast
@@ -18,10 +18,13 @@ from ltx_jax.models.vae import LatentStatistics, Posterior, VideoVAE
 from ltx_jax.runtime import sharding
 
 
-@functools.partial(jax.jit, static_argnames="cfg")
-def encode(params: Any, clip: Float[Array, "b t h w c"], *, cfg: VAEConfig) -> Posterior:
+@functools.partial(jax.jit, static_argnames=("cfg", "execution"))
+def encode(
+    params: Any, clip: Float[Array, "b t h w c"], *, cfg: VAEConfig, execution: ExecutionConfig
+) -> Posterior:
     """What the VAE makes of a clip in [-1, 1]."""
-    return VideoVAE(cfg).apply({"params": params}, clip, method="encode")  # pyright: ignore[reportReturnType]
+    vae = VideoVAE(cfg, execution)
+    return vae.apply({"params": params}, clip, method="encode")  # pyright: ignore[reportReturnType]
 
 
 class Placing(NamedTuple):
@@ -92,7 +95,7 @@ def start(
     return dataclasses.replace(prepared, tokens=laid_out), rope
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "uint8"))
+@functools.partial(jax.jit, static_argnames=("cfg", "execution", "uint8"))
 def decode(
     params: Any,
     statistics: LatentStatistics,
@@ -103,6 +106,7 @@ def decode(
     tone_ratio: Float[Array, ""],
     *,
     cfg: VAEConfig,
+    execution: ExecutionConfig,
     uint8: bool,
 ) -> Array:
     """A video (b, t, h, w, 3) of normalised latents, in [-1, 1] or as bytes.
@@ -115,7 +119,8 @@ def decode(
       timestep: noise level that a conditioned decoder is told.
       level: noise level that is added for one.
       tone_ratio: how far to pull in extreme latents.
-      cfg: of the VAE.
+      cfg: of the VAE, and
+      execution: how it is computed.
       uint8: whether the video is bytes.
     """
     b = x.shape[0]
@@ -128,7 +133,8 @@ def decode(
         return noise.draw("decoder", (b, *shape), index)
 
     times = jnp.broadcast_to(timestep, (b,)) if cfg.timestep_conditioning else None
-    clip: Any = VideoVAE(cfg).apply({"params": params}, x, times, injected, method="decode")
+    vae = VideoVAE(cfg, execution)
+    clip: Any = vae.apply({"params": params}, x, times, injected, method="decode")
     if not uint8:
         return jnp.clip(clip, -1, 1)
     return (255 * jnp.clip(clip * 0.5 + 0.5, 0, 1)).astype(jnp.uint8)

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Shaped
 
 from ltx_jax.checkpoints.checkpoint import Checkpoint
-from ltx_jax.config import DType, Linears, SamplingConfig
+from ltx_jax.config import DType, ExecutionConfig, Linears, SamplingConfig
 from ltx_jax.diffusion import calibration, flow, guidance, positions, sampler
 from ltx_jax.diffusion.conditioning import Condition
 from ltx_jax.diffusion.networks import fast_network, network, reusing_network
@@ -33,7 +33,7 @@ from ltx_jax.runtime.platforms import preferred_dtype
 
 Output = Literal["uint8", "float", "latents"]
 
-_attend_captions = jax.jit(transformer_fast.attend_captions, static_argnames="cfg")
+_attend_captions = jax.jit(transformer_fast.attend_captions, static_argnames=("cfg", "execution"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,8 +103,8 @@ class LTXPipeline:
             )
         if text_encoder is None and checkpoint.text_encoder is not None:
             cfg, params, max_tokens = checkpoint.text_encoder
-            cfg = dataclasses.replace(cfg, dtype=dtype)
-            text_encoder = TextEncoder(ByteTokenizer(), cfg, params, max_tokens, mesh)
+            computing = ExecutionConfig(dtype=dtype)
+            text_encoder = TextEncoder(ByteTokenizer(), cfg, params, max_tokens, mesh, computing)
         if text_encoder is not None and text_encoder.cfg.d_model != transformer.caption_channels:
             raise ValueError(
                 f"this text encoder makes embeddings {text_encoder.cfg.d_model} wide and the "
@@ -124,17 +124,16 @@ class LTXPipeline:
             )
         if linears is not None and not fast:
             raise ValueError(f"{linears} linears are of fast sampling: leave out fast=False")
-        self.transformer = dataclasses.replace(transformer, dtype=dtype)
-        self.vae = dataclasses.replace(vae, dtype=dtype)
+        self.transformer, self.vae = transformer, vae
+        self.execution = ExecutionConfig(dtype=dtype)
         self._fast = fast
         if fast:
-            params = transformer_fast.derive(checkpoint.transformer_params, self.transformer)
+            params = transformer_fast.derive(
+                checkpoint.transformer_params, transformer, self.execution
+            )
             checkpoint = dataclasses.replace(checkpoint, transformer_params=params)
         self.checkpoint = checkpoint
-        channels = vae.latent_channels
-        self.statistics = checkpoint.statistics or LatentStatistics(
-            jnp.zeros(channels), jnp.ones(channels)
-        )
+        self.statistics = checkpoint.statistics or LatentStatistics.identity(vae.latent_channels)
         self.text_encoder = text_encoder
         self.options = checkpoint.settings or SamplingConfig()
         self.mesh = mesh
@@ -380,6 +379,7 @@ class LTXPipeline:
                 source,
                 *(jnp.asarray(scalar, jnp.float32) for scalar in scalars),
                 cfg=self.vae,
+                execution=self.execution,
                 uint8=output == "uint8",
                 compiler_options=convolution.compiler_options(),
             )
@@ -392,6 +392,7 @@ class LTXPipeline:
             params,
             jnp.asarray(clip),
             cfg=self.vae,
+            execution=self.execution,
             compiler_options=convolution.compiler_options(),
         )
 
@@ -436,12 +437,13 @@ class LTXPipeline:
 
     def _network(self, inputs: Inputs) -> sampler.Velocity | sampler.Reusing:
         captions = [c for c in (inputs.caption, inputs.negative) if c is not None]
-        cfg = self.transformer
+        cfg, execution = self.transformer, self.execution
         if not all(arguments.is_prefix(caption.mask) for caption in captions):
-            cfg = dataclasses.replace(cfg, attention="plain")  # the fused kernels know lengths only
+            # The fused kernels know lengths only.
+            execution = dataclasses.replace(execution, attention="plain")
         if inputs.threshold is not None:
-            return reusing_network(cfg)
-        return fast_network(cfg) if self._fast else network(cfg)
+            return reusing_network(cfg, execution)
+        return fast_network(cfg, execution) if self._fast else network(cfg, execution)
 
     def _largest_inputs(self) -> transformer_fast.Largest:
         """Of the transformer's linears, on the way of a few small videos."""
@@ -454,13 +456,16 @@ class LTXPipeline:
                 start.inputs,
                 len(start.branches),
                 self.transformer,
+                self.execution,
                 functools.partial(self.programs, compiler_options=compiler_options()),
             )
 
     def _attended(self, caption: Caption) -> Caption:
         """What every layer's attention makes of captions, once for all steps."""
         params, embeddings = self.checkpoint.transformer_params, caption.embeddings
-        heads = self.programs(_attend_captions, params, embeddings, cfg=self.transformer)
+        heads = self.programs(
+            _attend_captions, params, embeddings, cfg=self.transformer, execution=self.execution
+        )
         return Caption(heads, caption.mask)
 
     def _noise(

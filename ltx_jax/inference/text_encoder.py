@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from ltx_jax.checkpoints import hub, t5_files
-from ltx_jax.config import DType, T5Config
+from ltx_jax.config import DType, ExecutionConfig, T5Config
 from ltx_jax.models.t5 import T5Encoder
 from ltx_jax.runtime import sharding
 
@@ -146,12 +146,17 @@ def _pad(
     return ids, mask
 
 
-@functools.partial(jax.jit, static_argnames="cfg")
+@functools.partial(jax.jit, static_argnames=("cfg", "execution"))
 def embed(
-    params: Any, ids: Int[Array, "b m"], mask: Int[Array, "b m"], cfg: T5Config
+    params: Any,
+    ids: Int[Array, "b m"],
+    mask: Int[Array, "b m"],
+    cfg: T5Config,
+    execution: ExecutionConfig = ExecutionConfig(),
 ) -> Float[Array, "b m d"]:
     """Embeddings of what `tokenize` gave."""
-    return T5Encoder(cfg).apply({"params": params}, ids, mask)  # pyright: ignore[reportReturnType]
+    encoder = T5Encoder(cfg, execution)
+    return encoder.apply({"params": params}, ids, mask)  # pyright: ignore[reportReturnType]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -171,6 +176,7 @@ class TextEncoder:
     params: Any
     max_tokens: int = t5_files.MAX_TOKENS
     mesh: Mesh | None = None
+    execution: ExecutionConfig = ExecutionConfig()
 
     def __post_init__(self):
         if self.max_tokens < 1:
@@ -209,7 +215,7 @@ class TextEncoder:
                 f"{root} is no text encoder: it holds neither config.json nor "
                 "text_encoder/config.json"
             )
-        cfg = t5_files.read_config(encoder, dtype)
+        cfg = t5_files.read_config(encoder)
         places = [encoder, encoder / "tokenizer"]
         if encoder.name == "text_encoder":
             places.insert(0, encoder.parent / "tokenizer")
@@ -219,8 +225,9 @@ class TextEncoder:
             raise ValueError(f"{root} holds no tokenizer: expected tokenizer/ with spiece.model")
         tokenizer = load_tokenizer(place)
         max_tokens = min(max_tokens, t5_files.max_byte_tokens(place) or max_tokens)
-        params = t5_files.load_params(encoder, cfg, mesh)
-        return cls(tokenizer, cfg, params, max_tokens, mesh)
+        params = t5_files.load_params(encoder, cfg, mesh, dtype)
+        execution = ExecutionConfig(dtype=dtype, param_dtype=dtype)
+        return cls(tokenizer, cfg, params, max_tokens, mesh, execution)
 
     @classmethod
     def _of_a_run(
@@ -232,9 +239,10 @@ class TextEncoder:
         if found is None:
             raise ValueError(f"{root} is a run without a text encoder of its own")
         cfg, params, own_max_tokens = found
-        cfg = dataclasses.replace(cfg, dtype=dtype, param_dtype=dtype)
         params = jax.tree.map(lambda x: x.astype(dtype), params)
-        return cls(ByteTokenizer(), cfg, params, min(max_tokens, own_max_tokens), mesh)
+        max_tokens = min(max_tokens, own_max_tokens)
+        execution = ExecutionConfig(dtype=dtype, param_dtype=dtype)
+        return cls(ByteTokenizer(), cfg, params, max_tokens, mesh, execution)
 
     def save(self, directory: str | Path) -> None:
         """Writes `text_encoder/` and `tokenizer/`, which transformers, diffusers and `load` read.
@@ -246,7 +254,7 @@ class TextEncoder:
         self.tokenizer.save(Path(directory) / "tokenizer", self.max_tokens)
 
     def encode(self, prompts: Sequence[str]) -> tuple[Float[Array, "b m d"], Int[Array, "b m"]]:
-        """Embeddings in `cfg.dtype`, padded right to `max_tokens`, and their mask (int32).
+        """Embeddings in `execution.dtype`, padded right to `max_tokens`, and their mask (int32).
 
         Tokens do not attend to padding; embeddings at padding are not zeroed. A prompt that is cut
         is reported in the log.
@@ -267,9 +275,9 @@ class TextEncoder:
                 )
         ids, mask = _pad(rows, self.max_tokens)
         if self.mesh is None:
-            return embed(self.params, ids, mask, self.cfg), jnp.asarray(mask)
+            return embed(self.params, ids, mask, self.cfg, self.execution), jnp.asarray(mask)
         with sharding.use_mesh(self.mesh):
-            embeds = embed(self.params, ids, mask, self.cfg)
+            embeds = embed(self.params, ids, mask, self.cfg, self.execution)
         return jax.device_put((embeds, mask), NamedSharding(self.mesh, P()))
 
     @functools.cached_property
@@ -278,8 +286,12 @@ class TextEncoder:
 
         Made of the tokenizer, the configuration and two small tensors that any training moves.
         """
-        content = (self.tokenizer.identity, self.cfg, self.max_tokens)
-        digest = hashlib.sha256(repr(content).encode())
+        # The dtypes stand where a text encoder's configuration once held them: data sets that are
+        # encoded keep their key.
+        dtypes = f"dtype={self.execution.dtype!r}, param_dtype={self.execution.param_dtype!r}"
+        network = repr(self.cfg).removesuffix(")") + f", {dtypes})"
+        content = f"({self.tokenizer.identity!r}, {network}, {self.max_tokens})"
+        digest = hashlib.sha256(content.encode())
         for leaf in (self.params["relative_attention_bias"], self.params["final_norm"]["scale"]):
             if self.mesh is not None:  # whole on every process
                 leaf = jax.device_put(leaf, NamedSharding(self.mesh, P()))

@@ -52,7 +52,6 @@ class Upsampler:
                 "two passes need an upsampler of rows and columns alone, and this one is not: take "
                 "a released spatial upscaler"
             )
-        object.__setattr__(self, "cfg", dataclasses.replace(self.cfg, dtype="float32"))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, mesh: Any = None) -> "Upsampler":

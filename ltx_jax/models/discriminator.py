@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ltx_jax.config import DiscriminatorConfig
+from ltx_jax.config import DiscriminatorConfig, ExecutionConfig
 from ltx_jax.models.convolution import Stride, convolve
 from ltx_jax.models.layers import param
 from ltx_jax.models.vae_blocks import AffineNorm
@@ -25,22 +25,23 @@ class PatchConv(nn.Module):
     checkerboard in the gradient.
     """
 
-    cfg: DiscriminatorConfig
+    execution: ExecutionConfig
     features: int
     window: int
     stride: Stride = (1, 1, 1)
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t2 h2 w2 d"]:
-        cfg = self.cfg
+        execution = self.execution
         shape = (3, self.window, self.window, x.shape[-1], self.features)
         kernel_init = param(
             (None, None, None, "conv_in", "conv_out"), nn.initializers.lecun_normal()
         )
         bias_init = param(("conv_out",), nn.initializers.zeros)
-        kernel = self.param("kernel", kernel_init, shape, cfg.param_dtype).astype(cfg.dtype)
-        bias = self.param("bias", bias_init, (self.features,), cfg.param_dtype).astype(cfg.dtype)
-        x = jnp.concatenate([x[:, :1], x, x[:, -1:]], axis=1).astype(cfg.dtype)
+        kernel = self.param("kernel", kernel_init, shape, execution.param_dtype)
+        bias = self.param("bias", bias_init, (self.features,), execution.param_dtype)
+        x = jnp.concatenate([x[:, :1], x, x[:, -1:]], axis=1).astype(execution.dtype)
+        kernel, bias = kernel.astype(x.dtype), bias.astype(x.dtype)
         return convolve(x, kernel, self.stride) + bias.reshape(1, 1, 1, 1, -1)
 
 
@@ -53,6 +54,7 @@ class Discriminator(nn.Module):
     """
 
     cfg: DiscriminatorConfig
+    execution: ExecutionConfig = ExecutionConfig()
 
     @nn.compact
     def __call__(self, video: Float[Array, "b t h w c"]) -> Float[Array, "b t2 h2 w2"]:
@@ -61,7 +63,7 @@ class Discriminator(nn.Module):
         Raises:
           ValueError: if the clip has fewer rows or columns than a patch.
         """
-        cfg, x = self.cfg, video
+        cfg, execution, x = self.cfg, self.execution, video
         if min(x.shape[2:4]) < 2**cfg.levels:
             raise ValueError(
                 f"{x.shape[2]} x {x.shape[3]} pixels are smaller than a patch of the "
@@ -70,9 +72,9 @@ class Discriminator(nn.Module):
         for level in range(cfg.levels):
             features = min(cfg.base_channels * 2**level, cfg.max_channels)
             stride = (1, 2, 2) if level < cfg.levels // 2 else (2, 2, 2)
-            x = PatchConv(cfg, features, 4, stride, name=f"conv_{level}")(x)
+            x = PatchConv(execution, features, 4, stride, name=f"conv_{level}")(x)
             if level > 0:  # the first sees brightness and contrast as they are
                 groups = max(features // _GROUP, 1)
-                x = AffineNorm(1e-6, groups, cfg.param_dtype, name=f"norm_{level}")(x)
+                x = AffineNorm(1e-6, groups, execution.param_dtype, name=f"norm_{level}")(x)
             x = constrain(nn.leaky_relu(x, _SLOPE), "batch", "frame", "row", None, None)
-        return PatchConv(cfg, 1, 3, name="conv_out")(x)[..., 0].astype(jnp.float32)
+        return PatchConv(execution, 1, 3, name="conv_out")(x)[..., 0].astype(jnp.float32)

@@ -14,7 +14,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from ltx_jax.config import T5Config
+from ltx_jax.config import ExecutionConfig, T5Config
 from ltx_jax.models.layers import RMSNorm, dot_general, param
 from ltx_jax.runtime.sharding import constrain
 
@@ -49,14 +49,19 @@ def relative_buckets(length: int, num_buckets: int, max_distance: int) -> Int[np
 
 
 def _linear(
-    cfg: T5Config, features: int, axes: tuple[str, str], scale: float, name: str, dtype: str
+    execution: ExecutionConfig,
+    features: int,
+    axes: tuple[str, str],
+    scale: float,
+    name: str,
+    dtype: str | None = None,
 ) -> nn.Dense:
     """A linear layer without bias whose sums, and so whose output, are float32."""
     return nn.Dense(
         features,
         use_bias=False,
-        dtype=dtype,
-        param_dtype=cfg.param_dtype,
+        dtype=dtype or execution.dtype,
+        param_dtype=execution.param_dtype,
         kernel_init=param(axes, nn.initializers.normal(scale)),
         dot_general=functools.partial(dot_general, preferred_element_type=jnp.float32),
         name=name,
@@ -67,12 +72,15 @@ class Embedding(nn.Module):
     """The token embeddings, float32 out."""
 
     cfg: T5Config
+    execution: ExecutionConfig = ExecutionConfig()
 
     @nn.compact
     def __call__(self, token_ids: Int[Array, "b m"]) -> Float[Array, "b m d"]:
         cfg = self.cfg
         init = param((None, "embed"), nn.initializers.normal(1.0))
-        table = self.param("embedding", init, (cfg.vocab_size, cfg.d_model), cfg.param_dtype)
+        table = self.param(
+            "embedding", init, (cfg.vocab_size, cfg.d_model), self.execution.param_dtype
+        )
         # Gathered whole, as the other parameters are by FSDP: else XLA replicates the result.
         table = constrain(table, None, None)
         token_ids = constrain(token_ids, "batch", None)
@@ -83,17 +91,18 @@ class Attention(nn.Module):
     """Self-attention with an additive bias and no scale; softmax in float32."""
 
     cfg: T5Config
+    execution: ExecutionConfig = ExecutionConfig()
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "b m d"], bias: Float[Array, "1 k m m"], mask: Int[Array, "b m"]
     ) -> Float[Array, "b m d"]:
-        cfg = self.cfg
+        cfg, execution = self.cfg, self.execution
         width = cfg.num_heads * cfg.d_kv
 
         def heads(name: str, scale: float) -> Array:
-            h = _linear(cfg, width, ("embed", "heads"), scale, name, cfg.dtype)(x)
-            return h.reshape(*x.shape[:2], cfg.num_heads, cfg.d_kv).astype(cfg.dtype)
+            h = _linear(execution, width, ("embed", "heads"), scale, name)(x)
+            return h.reshape(*x.shape[:2], cfg.num_heads, cfg.d_kv).astype(execution.dtype)
 
         # The missing scale of the scores is part of the initial deviation of the queries.
         q = heads("q", (cfg.d_model * cfg.d_kv) ** -0.5)
@@ -102,64 +111,68 @@ class Attention(nn.Module):
         scores = jnp.einsum("bnke,bmke->bknm", q, k, preferred_element_type=jnp.float32) + bias
         # Finite, so that a caption that is all padding gives numbers.
         scores = jnp.where(mask[:, None, None, :] != 0, scores, jnp.finfo(jnp.float32).min)
-        weights = jax.nn.softmax(scores, axis=-1).astype(cfg.dtype)
+        weights = jax.nn.softmax(scores, axis=-1).astype(execution.dtype)
         h = jnp.einsum("bknm,bmke->bnke", weights, v, preferred_element_type=jnp.float32)
         h = constrain(h.reshape(*x.shape[:2], width), "batch", None, "act_heads")
-        return _linear(cfg, cfg.d_model, ("heads", "embed"), width**-0.5, "o", cfg.dtype)(h)
+        return _linear(execution, cfg.d_model, ("heads", "embed"), width**-0.5, "o")(h)
 
 
 class FeedForward(nn.Module):
     """wo(gelu(wi_0 x) * wi_1 x), float32 out."""
 
     cfg: T5Config
+    execution: ExecutionConfig = ExecutionConfig()
 
     @nn.compact
     def __call__(self, x: Float[Array, "b m d"]) -> Float[Array, "b m d"]:
-        cfg = self.cfg
+        cfg, execution = self.cfg, self.execution
         axes, scale = ("embed", "mlp"), cfg.d_model**-0.5
-        gate = _linear(cfg, cfg.d_ff, axes, scale, "wi_0", cfg.dtype)(x)
-        h = nn.gelu(gate) * _linear(cfg, cfg.d_ff, axes, scale, "wi_1", cfg.dtype)(x)
+        gate = _linear(execution, cfg.d_ff, axes, scale, "wi_0")(x)
+        h = nn.gelu(gate) * _linear(execution, cfg.d_ff, axes, scale, "wi_1")(x)
         h = constrain(h, "batch", None, "act_mlp")
         # The released weights drive this product past 65504, the largest float16. bfloat16 has the
         # range of float32, and the sums are float32 anyway.
-        dtype = "float32" if cfg.dtype == "float16" else cfg.dtype
-        return _linear(cfg, cfg.d_model, ("mlp", "embed"), cfg.d_ff**-0.5, "wo", dtype)(h)
+        dtype = "float32" if execution.dtype == "float16" else execution.dtype
+        return _linear(execution, cfg.d_model, ("mlp", "embed"), cfg.d_ff**-0.5, "wo", dtype)(h)
 
 
 class Block(nn.Module):
     """One layer. Written as a scan body: carries `x` in float32, emits nothing."""
 
     cfg: T5Config
+    execution: ExecutionConfig = ExecutionConfig()
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "b m d"], bias: Float[Array, "1 k m m"], mask: Int[Array, "b m"]
     ) -> tuple[Float[Array, "b m d"], None]:
-        cfg = self.cfg
-        x = x + Attention(cfg, name="attention")(_norm(cfg, "attention_norm")(x), bias, mask)
-        x = x + FeedForward(cfg, name="ff")(_norm(cfg, "ff_norm")(x))
+        networks = self.cfg, self.execution
+        h = _norm(*networks, "attention_norm")(x)
+        x = x + Attention(*networks, name="attention")(h, bias, mask)
+        x = x + FeedForward(*networks, name="ff")(_norm(*networks, "ff_norm")(x))
         return constrain(x, "batch", None, "act_embed"), None
 
 
-def _norm(cfg: T5Config, name: str) -> RMSNorm:
-    return RMSNorm(cfg.layer_norm_epsilon, ("embed",), cfg.param_dtype, name=name)
+def _norm(cfg: T5Config, execution: ExecutionConfig, name: str) -> RMSNorm:
+    return RMSNorm(cfg.layer_norm_epsilon, ("embed",), execution.param_dtype, name=name)
 
 
 class T5Encoder(nn.Module):
-    """Token ids to embeddings in `cfg.dtype`.
+    """Token ids to embeddings in `execution.dtype`.
 
     `mask` is 1 at tokens and 0 at padding, which no token then attends to. Embeddings at padded
-    positions are not zeroed. The residual stream is float32 whatever `cfg.dtype`: the released
+    positions are not zeroed. The residual stream is float32 whatever that dtype: the released
     weights drive it past the range of float16, and bfloat16 would round it twice a layer.
     """
 
     cfg: T5Config
+    execution: ExecutionConfig = ExecutionConfig()
 
     @nn.compact
     def __call__(
         self, token_ids: Int[Array, "b m"], mask: Int[Array, "b m"]
     ) -> Float[Array, "b m d"]:
-        cfg = self.cfg
+        cfg, execution = self.cfg, self.execution
         buckets = relative_buckets(
             token_ids.shape[1],
             cfg.relative_attention_num_buckets,
@@ -169,11 +182,13 @@ class T5Encoder(nn.Module):
             "relative_attention_bias",
             param((None, "heads"), nn.initializers.normal(cfg.d_model**-0.5)),
             (cfg.relative_attention_num_buckets, cfg.num_heads),
-            cfg.param_dtype,
+            execution.param_dtype,
         )
         bias = jnp.take(table.astype(jnp.float32).T, buckets, axis=1)[None]
 
-        x = constrain(Embedding(cfg, name="shared")(token_ids), "batch", None, "act_embed")
+        x = constrain(
+            Embedding(cfg, execution, name="shared")(token_ids), "batch", None, "act_embed"
+        )
         blocks = nn.scan(
             Block,
             variable_axes={"params": 0},
@@ -182,5 +197,5 @@ class T5Encoder(nn.Module):
             length=cfg.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        x, _ = blocks(cfg, name="blocks")(x, bias, mask)
-        return _norm(cfg, "final_norm")(x).astype(cfg.dtype)
+        x, _ = blocks(cfg, execution, name="blocks")(x, bias, mask)
+        return _norm(cfg, execution, "final_norm")(x).astype(execution.dtype)

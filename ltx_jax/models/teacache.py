@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from ltx_jax.config import TransformerConfig
+from ltx_jax.config import ExecutionConfig, TransformerConfig
 from ltx_jax.models import transformer_fast
 from ltx_jax.models.attention import Mask
 from ltx_jax.models.transformer import Skip
@@ -36,10 +36,14 @@ class Kept(NamedTuple):
     change: Any
 
 
-def empty(latents: Float[Array, "b n c"], cfg: TransformerConfig) -> Kept:
+def empty(
+    latents: Float[Array, "b n c"],
+    cfg: TransformerConfig,
+    execution: ExecutionConfig = ExecutionConfig(),
+) -> Kept:
     """Before the first step, which then computes all."""
     # Ones, since the change of zeros would be no number.
-    ones = jnp.ones((*latents.shape[:2], cfg.width), cfg.dtype)
+    ones = jnp.ones((*latents.shape[:2], cfg.width), execution.dtype)
     return Kept(ones, jnp.zeros_like(ones), jnp.full((), jnp.inf))
 
 
@@ -55,6 +59,7 @@ def velocity(
     threshold: Float[Array, ""],
     last: Bool[Array, ""],
     cfg: TransformerConfig,
+    execution: ExecutionConfig = ExecutionConfig(),
 ) -> tuple[Float[Array, "b n c2"], Kept]:
     """`fused.velocity`, or about that.
 
@@ -70,14 +75,17 @@ def velocity(
       threshold: of the guessed change, at which all is computed; all samples of a batch follow the
         one that changes most. Zero computes every step.
       last: whether to compute all the same, as the last step should.
-      cfg: of the transformer.
+      cfg: of the transformer, and
+      execution: how it is computed.
     """
-    x, times = transformer_fast.embed(params, latents, timestep, cfg)
+    x, times = transformer_fast.embed(params, latents, timestep, cfg, execution)
     seen = transformer_fast.first_input(params, x, times, cfg)
     change = kept.change + _guess(seen, kept.seen)
 
     def compute(x: Array) -> tuple[Array, Array]:
-        y = transformer_fast.attend(params, x, times, captions, caption_mask, rope, skip, cfg)
+        y = transformer_fast.attend(
+            params, x, times, captions, caption_mask, rope, skip, cfg, execution
+        )
         return y, y - x
 
     def reuse(x: Array) -> tuple[Array, Array]:

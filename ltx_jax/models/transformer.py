@@ -15,7 +15,7 @@ from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Float
 
-from ltx_jax.config import STGMode, TransformerConfig
+from ltx_jax.config import ExecutionConfig, STGMode, TransformerConfig
 from ltx_jax.models.attention import Mask, attention
 from ltx_jax.models.layers import RMSNorm, TimestepEmbedder, dense, param, rms_normalize
 from ltx_jax.runtime.platforms import platform
@@ -110,8 +110,8 @@ def rotate(x: Float[Array, "b n d"], rope: Rope) -> Float[Array, "b n d"]:
     return turned.reshape(x.shape).astype(x.dtype)
 
 
-def _dense(cfg: TransformerConfig) -> Callable[..., nn.Dense]:
-    return functools.partial(dense, dtype=cfg.dtype, param_dtype=cfg.param_dtype)
+def _dense(execution: ExecutionConfig) -> Callable[..., nn.Dense]:
+    return functools.partial(dense, dtype=execution.dtype, param_dtype=execution.param_dtype)
 
 
 def _row(modulation: Array, table: Array, row: int) -> Array:
@@ -163,16 +163,17 @@ class Attention(nn.Module):
     """
 
     cfg: TransformerConfig
+    execution: ExecutionConfig = ExecutionConfig()
 
     def setup(self):
-        cfg = self.cfg
+        cfg, execution = self.cfg, self.execution
         project = functools.partial(
-            _dense(cfg), cfg.width, ("embed", "heads"), use_bias=cfg.attention_bias
+            _dense(execution), cfg.width, ("embed", "heads"), use_bias=cfg.attention_bias
         )
-        norm = functools.partial(RMSNorm, QK_NORM_EPSILON, ("heads",), cfg.param_dtype)
+        norm = functools.partial(RMSNorm, QK_NORM_EPSILON, ("heads",), execution.param_dtype)
         self.to_q, self.to_k, self.to_v = (project(name=name) for name in ("to_q", "to_k", "to_v"))
         self.q_norm, self.k_norm = norm(name="q_norm"), norm(name="k_norm")
-        self.to_out = _dense(cfg)(cfg.width, ("heads", "embed"), name="to_out")
+        self.to_out = _dense(execution)(cfg.width, ("heads", "embed"), name="to_out")
 
     def project(
         self, x: Float[Array, "b n d"], source: Float[Array, "b m d"], rope: Rope | None = None
@@ -194,7 +195,7 @@ class Attention(nn.Module):
         self, heads: Heads, mask: Mask | None = None, of_itself: bool = False
     ) -> Float[Array, "b n d"]:
         """What each query sees of the values."""
-        out = attention(*heads, mask=mask, form=self.cfg.attention, of_itself=of_itself)
+        out = attention(*heads, mask=mask, form=self.execution.attention, of_itself=of_itself)
         out = constrain(out, "batch", "token", "act_heads", None)
         return out.reshape(*out.shape[:2], -1)
 
@@ -207,21 +208,23 @@ class MLP(nn.Module):
     """Two linear layers with a tanh GELU between them: the feed-forward, and the caption's."""
 
     cfg: TransformerConfig
+    execution: ExecutionConfig
     hidden: int
     token_axis: str | None = "token"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n d"]:
-        cfg = self.cfg
-        h = _dense(cfg)(self.hidden, ("embed", "mlp"), name="linear_1")(x)
+        linear = _dense(self.execution)
+        h = linear(self.hidden, ("embed", "mlp"), name="linear_1")(x)
         h = constrain(h, "batch", self.token_axis, "act_mlp")
-        return _dense(cfg)(cfg.width, ("mlp", "embed"), name="linear_2")(_gelu(h))
+        return linear(self.cfg.width, ("mlp", "embed"), name="linear_2")(_gelu(h))
 
 
 class AdaLNSingle(nn.Module):
     """Embeds scaled times (0 to 1000), and projects that once to the modulation of all blocks."""
 
     cfg: TransformerConfig
+    execution: ExecutionConfig = ExecutionConfig()
 
     @nn.compact
     def __call__(
@@ -229,13 +232,15 @@ class AdaLNSingle(nn.Module):
     ) -> tuple[Float[Array, "b s 6 d"], Float[Array, "b s d"]]:
         """Returns the modulation (shift, scale, gate of attention, then of feed-forward), and the
         embedding itself."""
-        cfg = self.cfg
-        embedder = TimestepEmbedder(cfg.width, cfg.dtype, cfg.param_dtype, name="timestep_embedder")
+        cfg, execution = self.cfg, self.execution
+        dtypes = execution.dtype, execution.param_dtype
+        embedder = TimestepEmbedder(cfg.width, *dtypes, name="timestep_embedder")
         tokens = "token" if time.shape[1] > 1 else None
         embedded = constrain(embedder(time), "batch", tokens, "act_embed")
         # Small at first, so that every block starts close to the identity.
         small = nn.initializers.normal(0.02)
-        linear = _dense(cfg)(6 * cfg.width, ("embed", "adaln"), name="linear", kernel_init=small)
+        linear = _dense(execution)
+        linear = linear(6 * cfg.width, ("embed", "adaln"), name="linear", kernel_init=small)
         modulation = linear(nn.silu(embedded)).reshape(*time.shape, 6, cfg.width)
         return constrain(modulation, "batch", tokens, None, "act_embed"), embedded
 
@@ -244,18 +249,21 @@ class Block(nn.Module):
     """One layer, written as a scan body: carries `x`, emits nothing."""
 
     cfg: TransformerConfig
+    execution: ExecutionConfig = ExecutionConfig()
 
     def setup(self):
-        cfg = self.cfg
-        self.table = _table(self, 6, cfg)
-        self.attn1, self.attn2 = Attention(cfg, name="attn1"), Attention(cfg, name="attn2")
-        self.ff = MLP(cfg, 4 * cfg.width, name="ff")
+        cfg, execution = self.cfg, self.execution
+        self.table = _table(self, 6)
+        self.attn1 = Attention(cfg, execution, name="attn1")
+        self.attn2 = Attention(cfg, execution, name="attn2")
+        self.ff = MLP(cfg, execution, 4 * cfg.width, name="ff")
 
     def __call__(
         self, x: Float[Array, "b n d"], keep: Float[Array, " b"] | None, context: _BlockInputs
     ) -> tuple[Float[Array, "b n d"], None]:
         def part(method: Any) -> Any:
-            return nn.remat(method, prevent_cse=False) if self.cfg.remat == "attention" else method
+            recomputes = self.execution.remat == "attention"
+            return nn.remat(method, prevent_cse=False) if recomputes else method
 
         heads = part(Block._to_self)(self, x, context)
         attended = self.attn1.attend(heads, context.token_mask, of_itself=True)
@@ -293,9 +301,10 @@ class Block(nn.Module):
         return _gate_in(x, self.ff(h), context.modulation, self.table, 5)
 
 
-def _table(module: nn.Module, rows: int, cfg: TransformerConfig) -> Array:
+def _table(module: "Block | Transformer", rows: int) -> Array:
+    cfg, param_dtype = module.cfg, module.execution.param_dtype
     init = param(("adaln", "embed"), nn.initializers.normal(cfg.width**-0.5))
-    table = module.param("scale_shift_table", init, (rows, cfg.width), cfg.param_dtype)
+    table = module.param("scale_shift_table", init, (rows, cfg.width), param_dtype)
     # Whole before it meets the activations, or the partitioner moves those instead.
     return constrain(table, None, "act_embed")
 
@@ -304,6 +313,7 @@ class Transformer(nn.Module):
     """Predicts the velocity (noise minus data) of each latent token."""
 
     cfg: TransformerConfig
+    execution: ExecutionConfig = ExecutionConfig()
 
     @nn.compact
     def __call__(
@@ -328,17 +338,18 @@ class Transformer(nn.Module):
         Raises:
           ValueError: if an input does not fit the configuration.
         """
-        cfg = self.cfg
+        cfg, execution = self.cfg, self.execution
         _check(cfg, latents, caption, rope, skip)
         n = latents.shape[1]
         latents, timestep, rope, token_mask = _pad(latents, timestep, rope)
-        x = constrain(latents.astype(cfg.dtype), "batch", "token", None)
-        x = _dense(cfg)(cfg.width, (None, "embed"), name="patchify_proj")(x)
+        x = constrain(latents.astype(execution.dtype), "batch", "token", None)
+        x = _dense(execution)(cfg.width, (None, "embed"), name="patchify_proj")(x)
         x = constrain(x, "batch", "token", "act_embed")
 
         time = timestep.astype(jnp.float32) * (cfg.timestep_scale_multiplier or 1.0)
-        modulation, embedded = AdaLNSingle(cfg, name="adaln_single")(time)
-        caption = MLP(cfg, cfg.width, None, name="caption_projection")(caption.astype(cfg.dtype))
+        modulation, embedded = AdaLNSingle(cfg, execution, name="adaln_single")(time)
+        project = MLP(cfg, execution, cfg.width, None, name="caption_projection")
+        caption = project(caption.astype(execution.dtype))
         context = _BlockInputs(
             modulation=modulation,
             caption=constrain(caption, "batch", None, "act_embed"),
@@ -348,8 +359,8 @@ class Transformer(nn.Module):
             skip_mode=None if skip is None else skip.mode,
         )
         body = Block
-        if cfg.remat in _REMAT:
-            body = nn.remat(Block, prevent_cse=False, policy=_REMAT[cfg.remat])
+        if execution.remat in _REMAT:
+            body = nn.remat(Block, prevent_cse=False, policy=_REMAT[execution.remat])
         blocks = nn.scan(
             body,
             variable_axes={"params": 0},
@@ -359,16 +370,16 @@ class Transformer(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         keep = None if skip is None else skip.mask
-        x, _ = blocks(cfg, name="blocks")(x, keep, context)
+        x, _ = blocks(cfg, execution, name="blocks")(x, keep, context)
 
         # The last layer is small: in float32 the velocity is not rounded to the compute dtype.
-        x = _norm_out(x, embedded, _table(self, 2, cfg))
+        x = _norm_out(x, embedded, _table(self, 2))
         out = dense(
             cfg.out_channels,
             ("embed", None),
             name="proj_out",
             dtype="float32",
-            param_dtype=cfg.param_dtype,
+            param_dtype=execution.param_dtype,
             kernel_init=nn.initializers.normal(0.02),
         )
         return constrain(out(x), "batch", "token", None)[:, :n]

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ltx_jax.config import Linears, TransformerConfig
+from ltx_jax.config import ExecutionConfig, Linears, TransformerConfig
 from ltx_jax.models.attention import Mask, attention
 from ltx_jax.models.layers import rms_normalize, sinusoidal_embedding
 from ltx_jax.models.transformer import (
@@ -68,20 +68,25 @@ class Times(NamedTuple):
     which: Any
 
 
-def derive(params: Any, cfg: TransformerConfig) -> dict[str, Any]:
+def derive(
+    params: Any, cfg: TransformerConfig, execution: ExecutionConfig = ExecutionConfig()
+) -> dict[str, Any]:
     """The parameters of `velocity`, from those of `Transformer`.
 
     Args:
-      params: as stored; matrices come back in `cfg.dtype`, tables in float32.
-      cfg: of the transformer.
+      params: as stored; matrices come back in `execution.dtype`, tables in float32.
+      cfg: of the transformer, and
+      execution: how it is computed.
     """
     rest = {name: value for name, value in params.items() if name != "blocks"}
-    layers = tuple(_layer(params["blocks"], i, cfg) for i in range(cfg.num_layers))
-    return {"layers": layers, **_cast(rest, cfg.dtype)}
+    layers = tuple(_layer(params["blocks"], i, cfg, execution) for i in range(cfg.num_layers))
+    return {"layers": layers, **_cast(rest, execution.dtype)}
 
 
-@functools.partial(jax.jit, static_argnames="cfg")  # one program for all layers
-def _layer(blocks: Any, i: Any, cfg: TransformerConfig) -> dict[str, Any]:
+@functools.partial(jax.jit, static_argnames=("cfg", "execution"))  # one program for all layers
+def _layer(
+    blocks: Any, i: Any, cfg: TransformerConfig, execution: ExecutionConfig
+) -> dict[str, Any]:
     turned = _halves(cfg)
     p = jax.tree.map(lambda x: x[i], blocks)
 
@@ -89,7 +94,8 @@ def _layer(blocks: Any, i: Any, cfg: TransformerConfig) -> dict[str, Any]:
         kernel, bias = p["kernel"], p.get("bias", jnp.zeros(p["kernel"].shape[-1]))
         if columns is not None:
             kernel, bias = kernel[:, columns], bias[columns]
-        return {"kernel": kernel.astype(cfg.dtype), "bias": bias.astype(cfg.dtype)}
+        dtype = execution.dtype
+        return {"kernel": kernel.astype(dtype), "bias": bias.astype(dtype)}
 
     def gain(p: Any) -> Array:
         return p["scale"][turned].astype(jnp.float32)
@@ -230,11 +236,14 @@ def halve_rope(rope: Rope, cfg: TransformerConfig) -> HalvedRope:
 
 
 def attend_captions(
-    params: Any, caption: Float[Array, "b m c"], cfg: TransformerConfig
+    params: Any,
+    caption: Float[Array, "b m c"],
+    cfg: TransformerConfig,
+    execution: ExecutionConfig = ExecutionConfig(),
 ) -> CaptionHeads:
     """Keys and values of encoded captions in every layer; they serve all steps."""
     p = params["caption_projection"]
-    h = jax.nn.gelu(_linear(caption.astype(cfg.dtype), p["linear_1"]), approximate=True)
+    h = jax.nn.gelu(_linear(caption.astype(execution.dtype), p["linear_1"]), approximate=True)
     h = _linear(h, p["linear_2"])
     heads = []
     for layer in params["layers"]:
@@ -252,6 +261,7 @@ def velocity(
     rope: HalvedRope,
     skip: Skip | None,
     cfg: TransformerConfig,
+    execution: ExecutionConfig = ExecutionConfig(),
     seen: list[dict[str, Array]] | None = None,
 ) -> Float[Array, "b n c2"]:
     """The velocity in float32, as `Transformer` gives it up to rounding.
@@ -264,11 +274,12 @@ def velocity(
       caption_mask: their mask.
       rope: of `halve_rope`.
       skip: blocks to skip, for spatio-temporal guidance.
-      cfg: of the transformer.
+      cfg: of the transformer, and
+      execution: how it is computed.
       seen: gets the largest absolute input of every large linear, layer by layer.
     """
-    x, times = embed(params, latents, timestep, cfg)
-    x = attend(params, x, times, captions, caption_mask, rope, skip, cfg, seen)
+    x, times = embed(params, latents, timestep, cfg, execution)
+    x = attend(params, x, times, captions, caption_mask, rope, skip, cfg, execution, seen)
     return project(params, x, times)
 
 
@@ -277,15 +288,17 @@ def embed(
     latents: Float[Array, "b n c"],
     timestep: Float[Array, "b #n"] | FewTimes,
     cfg: TransformerConfig,
+    execution: ExecutionConfig = ExecutionConfig(),
 ) -> tuple[Float[Array, "b n d"], Times]:
     """What the layers start from."""
     each, which = timestep if isinstance(timestep, FewTimes) else (timestep, None)
     time = each.astype(jnp.float32) * (cfg.timestep_scale_multiplier or 1.0)
     p, embedder = params["adaln_single"], params["adaln_single"]["timestep_embedder"]
-    h = jax.nn.silu(_linear(sinusoidal_embedding(time).astype(cfg.dtype), embedder["linear_1"]))
+    angles = sinusoidal_embedding(time).astype(execution.dtype)
+    h = jax.nn.silu(_linear(angles, embedder["linear_1"]))
     embedded = _linear(h, embedder["linear_2"])
     rows = _linear(jax.nn.silu(embedded), p["linear"])
-    x = _linear(latents.astype(cfg.dtype), params["patchify_proj"])
+    x = _linear(latents.astype(execution.dtype), params["patchify_proj"])
     return x, Times(rows.reshape(*each.shape, 6, cfg.width), embedded, which)
 
 
@@ -325,6 +338,7 @@ def attend(
     rope: HalvedRope,
     skip: Skip | None,
     cfg: TransformerConfig,
+    execution: ExecutionConfig = ExecutionConfig(),
     seen: list[dict[str, Array]] | None = None,
 ) -> Float[Array, "b n d"]:
     """All layers; arguments as of `velocity`."""
@@ -340,7 +354,7 @@ def attend(
         h = _modulated(x, rows[0], rows[1], cfg)
         q, k, v = jnp.split(_linear(h, layer["qkv"], record, "qkv"), 3, axis=-1)
         q, k = _turned(q, layer["q_gain"], rope, cfg), _turned(k, layer["k_gain"], rope, cfg)
-        out = attention(q, k, _heads(v, cfg), form=cfg.attention).reshape(x.shape)
+        out = attention(q, k, _heads(v, cfg), form=execution.attention).reshape(x.shape)
         if skip is not None and skip.mode == "attention_values":
             out = _keep(keep, out, v)
         elif skip is not None and skip.mode == "attention_skip":
@@ -349,7 +363,8 @@ def attend(
 
         q = _linear(x, layer["caption_q"], record, "caption_q")
         q = _heads(_gained(q, layer["caption_q_gain"]).astype(q.dtype), cfg)
-        out = attention(q, *captions[i], mask=caption_mask, form=cfg.attention).reshape(x.shape)
+        out = attention(q, *captions[i], mask=caption_mask, form=execution.attention)
+        out = out.reshape(x.shape)
         x = x + _linear(out, layer["caption_out"], record, "caption_out")
 
         h = _modulated(x, rows[3], rows[4], cfg)
@@ -368,14 +383,17 @@ def project(params: Any, x: Float[Array, "b n d"], times: Times) -> Float[Array,
     return _linear(h * (1 + scale) + shift, params["proj_out"])
 
 
-@functools.partial(jax.jit, static_argnames="cfg")
+@functools.partial(jax.jit, static_argnames=("cfg", "execution"))
 def observe(
-    params: Any, *inputs: Any, cfg: TransformerConfig
+    params: Any,
+    *inputs: Any,
+    cfg: TransformerConfig,
+    execution: ExecutionConfig = ExecutionConfig(),
 ) -> tuple[Float[Array, "b n c"], list[dict[str, Array]]]:
     """`velocity` of its arguments up to `skip`, and what it lets `seen` know; `params` are of
     `derive`, before any are of eight bits."""
     seen: list[dict[str, Array]] = []
-    return velocity(params, *inputs, cfg=cfg, seen=seen), seen
+    return velocity(params, *inputs, cfg=cfg, execution=execution, seen=seen), seen
 
 
 def largest_of(observed: Sequence[list[dict[str, Array]]]) -> Largest:

@@ -14,7 +14,7 @@ from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Float, Key
 
-from ltx_jax.config import BlockConfig, VAEConfig
+from ltx_jax.config import BlockConfig, ExecutionConfig, VAEConfig
 from ltx_jax.models.convolution import Stride
 from ltx_jax.models.layers import TimestepEmbedder
 from ltx_jax.models.vae_blocks import (
@@ -80,6 +80,11 @@ class LatentStatistics:
         mean, std = self._cast(z)
         return z * std + mean
 
+    @classmethod
+    def identity(cls, channels: int) -> "LatentStatistics":
+        """Those of latents that are not normalised."""
+        return cls(jnp.zeros(channels), jnp.ones(channels))
+
     def _cast(self, z: Array) -> tuple[Array, Array]:
         shape = (1,) * (z.ndim - 1) + (-1,)
         return self.mean.astype(z.dtype).reshape(shape), self.std.astype(z.dtype).reshape(shape)
@@ -118,15 +123,16 @@ class Encoder(nn.Module):
     """Pixels to the moments of the posterior: (b, t, h, w, 2 * latent_channels), not clipped."""
 
     cfg: VAEConfig
+    execution: ExecutionConfig = ExecutionConfig()
 
     @nn.compact
     def __call__(self, video: Float[Array, "b t h w c"]) -> Float[Array, "b t2 h2 w2 c2"]:
-        cfg = self.cfg
+        cfg, execution = self.cfg, self.execution
         x = patchify(video, cfg.patch_size)
-        x = Conv(cfg, cfg.encoder_base_channels, causal=True, name="conv_in")(x)
+        x = Conv(cfg, execution, cfg.encoder_base_channels, causal=True, name="conv_in")(x)
         for i, block in enumerate(cfg.encoder_blocks):
             x = self._block(block, f"down_blocks_{i}", x)
-        x = nn.silu(make_norm(cfg, "conv_norm_out")(x))
+        x = nn.silu(make_norm(cfg, execution, "conv_norm_out")(x))
 
         latent = cfg.latent_channels
         extra = {"per_channel": latent, "uniform": 1, "constant": 1, "none": 0}
@@ -137,7 +143,7 @@ class Encoder(nn.Module):
             return jnp.zeros(shape, dtype).at[latent:].set(LOG_VAR_BIAS)
 
         features = latent + extra[cfg.latent_log_var]
-        x = Conv(cfg, features, causal=True, bias_init=bias, name="conv_out")(x)
+        x = Conv(cfg, execution, features, causal=True, bias_init=bias, name="conv_out")(x)
         x = x.astype(jnp.float32)
         mean, logvar = x[..., :latent], x[..., latent:]
         if cfg.latent_log_var in ("constant", "none"):  # the released code drops a "constant" one
@@ -145,20 +151,24 @@ class Encoder(nn.Module):
         return jnp.concatenate([mean, jnp.broadcast_to(logvar, mean.shape)], axis=-1)
 
     def _block(self, block: BlockConfig, name: str, x: Array) -> Array:
-        cfg, c = self.cfg, x.shape[-1]
+        cfg, execution, c = self.cfg, self.execution, x.shape[-1]
         wide = c * block.channel_multiplier
         match block.name:
             case "res_x":
-                return MidBlock(cfg, block, causal=True, name=name)(x)
+                return MidBlock(cfg, execution, block, causal=True, name=name)(x)
             case "res_x_y":
-                return remat(ResBlock, cfg)(cfg, wide, causal=True, name=name)(x)
+                res_block = remat(ResBlock, execution)
+                return res_block(cfg, execution, wide, causal=True, name=name)(x)
             case "compress_time" | "compress_space" | "compress_all":
-                return remat(StridedConv, cfg)(cfg, c, STRIDES[block.name], name=name)(x)
+                strided = remat(StridedConv, execution)
+                return strided(cfg, execution, c, STRIDES[block.name], name=name)(x)
             case "compress_all_x_y":
-                return remat(StridedConv, cfg)(cfg, wide, (2, 2, 2), name=name)(x)
+                strided = remat(StridedConv, execution)
+                return strided(cfg, execution, wide, (2, 2, 2), name=name)(x)
             case "compress_time_res" | "compress_space_res" | "compress_all_res":
                 stride = STRIDES[block.name.removesuffix("_res")]
-                return remat(Downsample, cfg)(cfg, wide, stride, name=name)(x)
+                downsample = remat(Downsample, execution)
+                return downsample(cfg, execution, wide, stride, name=name)(x)
             case unknown:
                 raise ValueError(f"the encoder has no block {unknown!r}; legal: {list(_ENCODER)}")
 
@@ -170,6 +180,7 @@ class Decoder(nn.Module):
     """
 
     cfg: VAEConfig
+    execution: ExecutionConfig = ExecutionConfig()
 
     @nn.compact
     def __call__(
@@ -178,7 +189,7 @@ class Decoder(nn.Module):
         timestep: Float[Array, " b"] | None = None,
         noise: Noise | None = None,
     ) -> Float[Array, "b t2 h2 w2 c2"]:
-        cfg = self.cfg
+        cfg, execution = self.cfg, self.execution
         blocks = cfg.decoder_blocks[::-1]  # the lists are written in the encoder's order
         width = cfg.decoder_base_channels * math.prod(
             b.channel_multiplier for b in blocks if b.name in ("res_x_y", *STRIDES)
@@ -188,12 +199,12 @@ class Decoder(nn.Module):
             if timestep is None:
                 raise ValueError("this decoder is conditioned on time: pass a timestep per sample")
             init = nn.initializers.constant(1000.0)
-            multiplier = self.param("timestep_scale_multiplier", init, (), cfg.param_dtype)
+            multiplier = self.param("timestep_scale_multiplier", init, (), execution.param_dtype)
             # Stored like a weight, but a unit: never trained.
             multiplier = jax.lax.stop_gradient(multiplier).astype(jnp.float32)
             time = timestep.astype(jnp.float32) * multiplier
 
-        x = Conv(cfg, width, cfg.causal_decoder, name="conv_in")(latents)
+        x = Conv(cfg, execution, width, cfg.causal_decoder, name="conv_in")(latents)
         drawn = 0
         for i, block in enumerate(blocks):
             maps = ()
@@ -205,38 +216,40 @@ class Decoder(nn.Module):
                 drawn += count
             x = self._block(block, f"up_blocks_{i}", x, time, maps)
 
-        x = make_norm(cfg, "conv_norm_out")(x)
+        x = make_norm(cfg, execution, "conv_norm_out")(x)
         if time is not None:
-            embedder = TimestepEmbedder(
-                2 * x.shape[-1], cfg.dtype, cfg.param_dtype, name="last_time_embedder"
-            )
+            dtypes = execution.dtype, execution.param_dtype
+            embedder = TimestepEmbedder(2 * x.shape[-1], *dtypes, name="last_time_embedder")
             shift, scale = modulation(self, "last_scale_shift_table", embedder(time), 2)
             x = modulate(x, shift, scale)
         features = cfg.out_channels * cfg.patch_size**2
-        x = Conv(cfg, features, cfg.causal_decoder, name="conv_out")(nn.silu(x))
+        x = Conv(cfg, execution, features, cfg.causal_decoder, name="conv_out")(nn.silu(x))
         return unpatchify(x.astype(jnp.float32), cfg.patch_size)
 
     def _block(
         self, block: BlockConfig, name: str, x: Array, time: Array | None, noise: tuple[Array, ...]
     ) -> Array:
-        cfg, c = self.cfg, x.shape[-1]
+        cfg, execution, c = self.cfg, self.execution, x.shape[-1]
         match block.name:
             case "res_x" | "attn_res_x":
-                mid = MidBlock(cfg, block, cfg.causal_decoder, block.inject_noise, name=name)
+                mid = MidBlock(
+                    cfg, execution, block, cfg.causal_decoder, block.inject_noise, name=name
+                )
                 return mid(x, time, noise)
             case "res_x_y":
                 narrow = c // block.channel_multiplier
-                res_block = remat(ResBlock, cfg)(
-                    cfg, narrow, cfg.causal_decoder, block.inject_noise, name=name
+                res_block = remat(ResBlock, execution)(
+                    cfg, execution, narrow, cfg.causal_decoder, block.inject_noise, name=name
                 )
                 return res_block(x, None, noise)
             case "compress_time" | "compress_space":
                 # The multiplier counts in the width of conv_in, and does nothing here.
-                return remat(Upsample, cfg)(cfg, c, STRIDES[block.name], name=name)(x)
+                upsample = remat(Upsample, execution)
+                return upsample(cfg, execution, c, STRIDES[block.name], name=name)(x)
             case "compress_all":
                 narrow = c // block.channel_multiplier
-                upsample = remat(Upsample, cfg)(
-                    cfg, narrow, STRIDES[block.name], block.residual, name=name
+                upsample = remat(Upsample, execution)(
+                    cfg, execution, narrow, STRIDES[block.name], block.residual, name=name
                 )
                 return upsample(x)
             case unknown:
@@ -250,16 +263,18 @@ class VideoVAE(nn.Module):
     """
 
     cfg: VAEConfig
+    execution: ExecutionConfig = ExecutionConfig()
 
     def setup(self):
-        cfg, dtypes = self.cfg, (self.cfg.dtype, self.cfg.param_dtype)
-        self.encoder = Encoder(cfg)
-        self.decoder = Decoder(cfg)
+        cfg, execution = self.cfg, self.execution
+        self.encoder = Encoder(cfg, execution)
+        self.decoder = Decoder(cfg, execution)
         if cfg.use_quant_conv:
             if cfg.latent_log_var != "per_channel":
                 raise ValueError(
                     f"use_quant_conv needs a per_channel latent_log_var, not {cfg.latent_log_var}"
                 )
+            dtypes = execution.dtype, execution.param_dtype
             self.quant_conv = PointConv(2 * cfg.latent_channels, *dtypes)
             self.post_quant_conv = PointConv(cfg.latent_channels, *dtypes)
 

@@ -14,7 +14,7 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from ltx_jax.config import BlockConfig, VAEConfig
+from ltx_jax.config import BlockConfig, ExecutionConfig, VAEConfig
 from ltx_jax.models.attention import attention
 from ltx_jax.models.convolution import Stride, convolve
 from ltx_jax.models.layers import RMSNorm, TimestepEmbedder, dense, param
@@ -58,6 +58,7 @@ class Conv(nn.Module):
     """
 
     cfg: VAEConfig
+    execution: ExecutionConfig
     features: int
     causal: bool
     stride: Stride = (1, 1, 1)
@@ -66,25 +67,25 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Video) -> Float[Array, "b t2 h2 w2 d"]:
-        cfg = self.cfg
+        cfg, execution = self.cfg, self.execution
         shape = (3, 3, 3, x.shape[-1], self.features)
         axes = (None, None, None, "conv_in", "conv_out")
-        kernel = self.param("kernel", param(axes, self.kernel_init), shape, cfg.param_dtype)
+        kernel = self.param("kernel", param(axes, self.kernel_init), shape, execution.param_dtype)
         bias = self.param(
-            "bias", param(("conv_out",), self.bias_init), (self.features,), cfg.param_dtype
+            "bias", param(("conv_out",), self.bias_init), (self.features,), execution.param_dtype
         )
-        x = x.astype(cfg.dtype)
+        x = x.astype(execution.dtype)
         first, last = x[:, :1], x[:, -1:]
         x = jnp.concatenate([first, first, x] if self.causal else [first, x, last], axis=1)
         zeros = cfg.spatial_padding_mode == "zeros"
         if not zeros:
             pad = ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0))
             x = jnp.pad(x, pad, mode=_PAD_MODES[cfg.spatial_padding_mode])
-        y = convolve(x, kernel.astype(cfg.dtype), self.stride, zeros)
+        y = convolve(x, kernel.astype(execution.dtype), self.stride, zeros)
         # Else the partitioner might split the channels as the kernel's are, and gather samples.
         y = constrain(y, "batch", "frame", "row", None, None)
         y = checkpoint_name(y, "conv")  # what remat="dots" keeps
-        return y + bias.astype(cfg.dtype).reshape(1, 1, 1, 1, -1)
+        return y + bias.astype(execution.dtype).reshape(1, 1, 1, 1, -1)
 
 
 class PointConv(nn.Module):
@@ -141,15 +142,15 @@ class AffineNorm(nn.Module):
         return (y + bias.astype(jnp.float32).reshape(1, 1, 1, 1, c)).astype(x.dtype)
 
 
-def make_norm(cfg: VAEConfig, name: str) -> nn.Module:
+def make_norm(cfg: VAEConfig, execution: ExecutionConfig, name: str) -> nn.Module:
     """The norm that the config names. Pixel norm has no parameters."""
     match cfg.norm_layer:
         case "pixel_norm":
             return RMSNorm(1e-8, name=name)
         case "group_norm":
-            return AffineNorm(1e-6, NORM_GROUPS, cfg.param_dtype, name=name)
+            return AffineNorm(1e-6, NORM_GROUPS, execution.param_dtype, name=name)
         case "layer_norm":
-            return AffineNorm(1e-6, None, cfg.param_dtype, name=name)
+            return AffineNorm(1e-6, None, execution.param_dtype, name=name)
         case unknown:
             raise ValueError(
                 f"norm_layer is {unknown!r}; known: pixel_norm, group_norm, layer_norm"
@@ -168,7 +169,7 @@ def modulation(
     """Adds the learnt table `name` of `module` to an embedding; one (b, c) array per row."""
     channels = embedding.shape[-1] // rows
     init = param((None, None), nn.initializers.normal(channels**-0.5))
-    table = module.param(name, init, (rows, channels), module.cfg.param_dtype)
+    table = module.param(name, init, (rows, channels), module.execution.param_dtype)
     values = embedding.reshape(-1, rows, channels).astype(jnp.float32) + table[None].astype(
         jnp.float32
     )
@@ -182,6 +183,7 @@ class ResBlock(nn.Module):
     """
 
     cfg: VAEConfig
+    execution: ExecutionConfig
     features: int
     causal: bool
     inject_noise: bool = False
@@ -193,29 +195,30 @@ class ResBlock(nn.Module):
         embedding: Float[Array, "b d"] | None = None,
         noise: tuple[Float[Array, "..."], ...] = (),
     ) -> Float[Array, "b t h w c2"]:
-        cfg = self.cfg
+        cfg, execution = self.cfg, self.execution
         ada = [] if embedding is None else modulation(self, "scale_shift_table", embedding, 4)
         h = self._activate("norm1", x, ada[:2])
-        h = Conv(cfg, self.features, self.causal, name="conv1")(h)
+        h = Conv(cfg, execution, self.features, self.causal, name="conv1")(h)
         h = self._inject("per_channel_scale1", h, noise[:1])
         h = self._activate("norm2", h, ada[2:])
         small = nn.initializers.variance_scaling(RESIDUAL_GAIN**2, "fan_in", "truncated_normal")
-        h = Conv(cfg, self.features, self.causal, kernel_init=small, name="conv2")(h)
+        h = Conv(cfg, execution, self.features, self.causal, kernel_init=small, name="conv2")(h)
         h = self._inject("per_channel_scale2", h, noise[1:])
         if x.shape[-1] != self.features:
-            x = AffineNorm(1e-6, None, cfg.param_dtype, name="norm3")(x)
-            x = PointConv(self.features, cfg.dtype, cfg.param_dtype, name="conv_shortcut")(x)
+            x = AffineNorm(1e-6, None, execution.param_dtype, name="norm3")(x)
+            dtypes = execution.dtype, execution.param_dtype
+            x = PointConv(self.features, *dtypes, name="conv_shortcut")(x)
         return constrain(x + h, "batch", "frame", "row", None, None)
 
     def _activate(self, norm: str, x: Array, ada: list[Array]) -> Array:
-        x = make_norm(self.cfg, norm)(x)
+        x = make_norm(self.cfg, self.execution, norm)(x)
         return nn.silu(modulate(x, *ada) if ada else x)
 
     def _inject(self, name: str, h: Array, noise: tuple[Array, ...]) -> Array:
         if not self.inject_noise:
             return h
         zeros = param((None,), nn.initializers.zeros)
-        scale = self.param(name, zeros, (self.features,), self.cfg.param_dtype)
+        scale = self.param(name, zeros, (self.features,), self.execution.param_dtype)
         for values in noise:  # one map for all frames, and for all samples if it has no batch
             values = values.reshape(-1, 1, *values.shape[-2:], 1).astype(h.dtype)
             h = h + values * scale.astype(h.dtype).reshape(1, 1, 1, 1, -1)
@@ -225,25 +228,25 @@ class ResBlock(nn.Module):
 class SelfAttention(nn.Module):
     """Attention of every position to every other, added to its input; no norm, no positions."""
 
-    cfg: VAEConfig
+    execution: ExecutionConfig
     head_dim: int
 
     @nn.compact
     def __call__(self, x: Video) -> Video:
-        cfg = self.cfg
+        param_dtype = self.execution.param_dtype
         b, c = x.shape[0], x.shape[-1]
         heads = c // self.head_dim
         width = heads * self.head_dim
-        linear = functools.partial(dense, dtype=cfg.dtype, param_dtype=cfg.param_dtype)
+        linear = functools.partial(dense, dtype=self.execution.dtype, param_dtype=param_dtype)
         tokens = x.reshape(b, -1, c)
         q, k, v = (
             linear(width, ("embed", "heads"), name=name)(tokens)
             for name in ("to_q", "to_k", "to_v")
         )
-        q = RMSNorm(1e-5, axes=("heads",), param_dtype=cfg.param_dtype, name="q_norm")(q)
-        k = RMSNorm(1e-5, axes=("heads",), param_dtype=cfg.param_dtype, name="k_norm")(k)
+        q = RMSNorm(1e-5, axes=("heads",), param_dtype=param_dtype, name="q_norm")(q)
+        k = RMSNorm(1e-5, axes=("heads",), param_dtype=param_dtype, name="k_norm")(k)
         q, k, v = (y.reshape(b, -1, heads, self.head_dim) for y in (q, k, v))
-        y = attention(q, k, v).reshape(b, -1, width)
+        y = attention(q, k, v, form=self.execution.attention).reshape(b, -1, width)
         y = linear(c, ("heads", "embed"), name="to_out")(y)
         return x + y.reshape(x.shape)
 
@@ -255,6 +258,7 @@ class MidBlock(nn.Module):
     """
 
     cfg: VAEConfig
+    execution: ExecutionConfig
     block: BlockConfig
     causal: bool
     inject_noise: bool = False
@@ -266,22 +270,22 @@ class MidBlock(nn.Module):
         time: Float[Array, " b"] | None = None,
         noise: tuple[Float[Array, "..."], ...] = (),
     ) -> Video:
-        cfg, c = self.cfg, x.shape[-1]
+        cfg, execution, c = self.cfg, self.execution, x.shape[-1]
         embedding = None
         if time is not None:
-            embedding = TimestepEmbedder(4 * c, cfg.dtype, cfg.param_dtype, name="time_embedder")(
-                time
-            )
+            dtypes = execution.dtype, execution.param_dtype
+            embedding = TimestepEmbedder(4 * c, *dtypes, name="time_embedder")(time)
         head_dim = self.block.attention_head_dim if self.block.name == "attn_res_x" else None
         if head_dim is not None and not 0 < head_dim <= c:
             raise ValueError(f"attention_head_dim is {head_dim}, with {c} channels")
         for j in range(self.block.num_layers):
-            res_block = remat(ResBlock, cfg)(
-                cfg, c, self.causal, self.inject_noise, name=f"res_blocks_{j}"
+            res_block = remat(ResBlock, execution)(
+                cfg, execution, c, self.causal, self.inject_noise, name=f"res_blocks_{j}"
             )
             x = res_block(x, embedding, noise[2 * j : 2 * j + 2])
             if head_dim is not None:
-                x = remat(SelfAttention, cfg)(cfg, head_dim, name=f"attention_blocks_{j}")(x)
+                attend = remat(SelfAttention, execution)
+                x = attend(execution, head_dim, name=f"attention_blocks_{j}")(x)
         return x
 
 
@@ -289,12 +293,15 @@ class StridedConv(nn.Module):
     """A causal convolution with a stride."""
 
     cfg: VAEConfig
+    execution: ExecutionConfig
     features: int
     stride: Stride
 
     @nn.compact
     def __call__(self, x: Video) -> Float[Array, "b t2 h2 w2 c2"]:
-        return Conv(self.cfg, self.features, causal=True, stride=self.stride, name="conv")(x)
+        return Conv(
+            self.cfg, self.execution, self.features, causal=True, stride=self.stride, name="conv"
+        )(x)
 
 
 class Downsample(nn.Module):
@@ -305,6 +312,7 @@ class Downsample(nn.Module):
     """
 
     cfg: VAEConfig
+    execution: ExecutionConfig
     features: int
     stride: Stride
 
@@ -317,7 +325,8 @@ class Downsample(nn.Module):
             x = jnp.concatenate([x[:, :1], x], axis=1)
         skip = space_to_depth(x, self.stride)
         skip = skip.reshape(*skip.shape[:-1], self.features, -1).mean(-1)
-        x = Conv(self.cfg, self.features // size, causal=True, name="conv")(x)
+        narrow = self.features // size
+        x = Conv(self.cfg, self.execution, narrow, causal=True, name="conv")(x)
         x = space_to_depth(x, self.stride) + skip.astype(x.dtype)
         return constrain(x, "batch", "frame", "row", None, None)
 
@@ -332,6 +341,7 @@ class Upsample(nn.Module):
     """
 
     cfg: VAEConfig
+    execution: ExecutionConfig
     features: int
     stride: Stride
     residual: bool = False
@@ -339,7 +349,8 @@ class Upsample(nn.Module):
     @nn.compact
     def __call__(self, x: Video) -> Float[Array, "b t2 h2 w2 c2"]:
         size, c = math.prod(self.stride), x.shape[-1]
-        y = Conv(self.cfg, size * self.features, self.cfg.causal_decoder, name="conv")(x)
+        cfg, execution = self.cfg, self.execution
+        y = Conv(cfg, execution, size * self.features, cfg.causal_decoder, name="conv")(x)
         y = depth_to_space(y, self.stride)
         if self.residual:
             if c % size or self.features % (c // size):
@@ -351,10 +362,18 @@ class Upsample(nn.Module):
         return constrain(y, "batch", "frame", "row", None, None)
 
 
-def remat(module: Any, cfg: VAEConfig) -> Any:
-    """Recomputes a block in the backward pass; "dots" keeps what its convolutions gave."""
-    if cfg.remat == "none":
-        return module
-    policies = jax.checkpoint_policies
-    keep = policies.save_only_these_names("conv") if cfg.remat == "dots" else None
-    return nn.remat(module, policy=keep)
+def remat(module: Any, execution: ExecutionConfig) -> Any:
+    """Recomputes a block in the backward pass; "dots" keeps what its convolutions gave.
+
+    Raises:
+      ValueError: for "attention", which is a form of the transformer's.
+    """
+    match execution.remat:
+        case "none":
+            return module
+        case "dots":
+            return nn.remat(module, policy=jax.checkpoint_policies.save_only_these_names("conv"))
+        case "full":
+            return nn.remat(module)
+        case unknown:
+            raise ValueError(f"the VAE has no remat {unknown!r}: take none, dots or full")

@@ -260,8 +260,8 @@ def _advice(
     limit = target.chip.memory if target.chip is not None else 0.0
     if state > limit / 2 and mesh.shape["data"] > 1:
         return "the state alone is large: raise --mesh.fsdp at the cost of --mesh.data"
-    if cfg.model.remat != "full":
-        return "set --model.remat full"
+    if cfg.execution.remat != "full":
+        return "set --execution.remat full"
     if bucket.batch_size > mesh.shape["data"] * mesh.shape["fsdp"] * cfg.optim.accumulate:
         return "raise --optim.accumulate, or lower the bucket's batch_size"
     if state > limit / 2:

@@ -73,7 +73,7 @@ def open_captions(cfg: TrainTransformer, encoding: Encoding | None, mesh: Mesh) 
 def _load(cfg: TrainTransformer, mesh: Mesh) -> TextEncoder:
     path = cfg.text_encoder_path or ""
     tokens, wanted = cfg.max_caption_tokens, cfg.model.caption_channels
-    encoder = TextEncoder.load(path, dtype=cfg.model.dtype, max_tokens=tokens, mesh=mesh)
+    encoder = TextEncoder.load(path, dtype=cfg.execution.dtype, max_tokens=tokens, mesh=mesh)
     if encoder.cfg.d_model != wanted:
         raise ValueError(
             f"the text encoder of {path} is {encoder.cfg.d_model} wide and the transformer expects "
@@ -95,13 +95,13 @@ def shapes(cfg: TrainTransformer, batch: int) -> dict[str, jax.ShapeDtypeStruct]
     mask = jax.ShapeDtypeStruct((batch, m), jnp.int32)
     if cfg.captions == "train":
         return {"ids": mask, "mask": mask}
-    dtype = jnp.float16 if cfg.captions == "cached" else cfg.model.dtype
+    dtype = jnp.float16 if cfg.captions == "cached" else cfg.execution.dtype
     return {"embeddings": jax.ShapeDtypeStruct((batch, m, width), dtype), "mask": mask}
 
 
 def trained(cfg: TrainTransformer) -> Captions:
     """A T5 over bytes whose parameters are the "text_encoder" of the state's."""
-    encoder = T5Encoder(cfg.text_encoder)
+    encoder = T5Encoder(cfg.text_encoder, cfg.text_execution)
 
     def read(captions: Sequence[str], stored: Any, dropped: Dropped, place: Place) -> Any:
         ids, mask = text_encoder.tokenize(
@@ -128,7 +128,9 @@ def frozen(encoder: TextEncoder, mesh: Mesh) -> Captions:
         ids, mask = place(text_encoder.tokenize(encoder.tokenizer, texts, encoder.max_tokens))
         with sharding.use_mesh(mesh):
             return {
-                "embeddings": text_encoder.embed(encoder.params, ids, mask, encoder.cfg),
+                "embeddings": text_encoder.embed(
+                    encoder.params, ids, mask, encoder.cfg, encoder.execution
+                ),
                 "mask": mask,
             }
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from ltx_jax.checkpoints import runs
+from ltx_jax.checkpoints import run_config
 from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.config import TrainTransformer
 from ltx_jax.data.loader import Batch
@@ -74,8 +74,9 @@ def validator(
         the step takes it.
     """
     own = dataclasses.replace(vae, transformer=cfg.model, scheduler=cfg.scheduler)
-    pipeline = LTXPipeline(own, dtype=cfg.model.dtype, mesh=mesh)
-    settings: Any = runs.own_settings(cfg)  # a transformer's run has them
+    pipeline = LTXPipeline(own, dtype=cfg.execution.dtype, mesh=mesh)
+    pipeline.execution = dataclasses.replace(cfg.execution, remat="none")
+    settings: Any = run_config.own_settings(cfg)  # a transformer's run has them
 
     everywhere = NamedSharding(mesh, P())
     measure = jax.jit(losses, out_shardings=everywhere)

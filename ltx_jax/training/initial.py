@@ -12,9 +12,6 @@ from ltx_jax.checkpoints.load import load_checkpoint
 from ltx_jax.config import BlockConfig
 from ltx_jax.training.state import Plan, TrainState
 
-# Fields of a network's configuration that its weights do not depend on.
-_FREE = ("attention", "remat", "dtype", "param_dtype")
-
 
 class Given(NamedTuple):
     """What a stage takes from a checkpoint.
@@ -86,7 +83,7 @@ def _check_settings(path: str, there: Any, here: Any) -> None:
     """The tensors may agree and the arithmetic not: heads, paddings, scales."""
     for field in dataclasses.fields(here):
         old, new = (_plain(getattr(cfg, field.name)) for cfg in (there, here))
-        if field.name not in _FREE and old != new:
+        if old != new:
             raise ValueError(
                 f"--run.init_from {path} was made with {field.name} = {old!r}, and this config has "
                 f"{new!r}: its weights mean something else here"

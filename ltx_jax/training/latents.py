@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, UInt8
 
 from ltx_jax.checkpoints.checkpoint import Checkpoint
-from ltx_jax.config import DataConfig, VAEConfig
+from ltx_jax.config import DataConfig, ExecutionConfig, VAEConfig
 from ltx_jax.data.sources import World
 from ltx_jax.models import convolution
 from ltx_jax.models.vae import LatentStatistics, Posterior, VideoVAE
@@ -26,9 +26,7 @@ _ROOM = 2**30  # bytes of moments that are remembered
 
 def sampler(loaded: Checkpoint, vae: VAEConfig) -> Callable[[Moments, Array], Array]:
     """(moments, key) -> a sample of the posterior, normalised: a part of the step."""
-    channels = vae.latent_channels
-    # Without statistics the latents are not normalised.
-    statistics = loaded.statistics or LatentStatistics(jnp.zeros(channels), jnp.ones(channels))
+    statistics = loaded.statistics or LatentStatistics.identity(vae.latent_channels)
 
     def sample(moments: Moments, key: Array) -> Array:
         mean, logvar = (moments[name].astype(jnp.float32) for name in ("mean", "logvar"))
@@ -42,7 +40,7 @@ def reader(
     loaded: Checkpoint, vae: VAEConfig, data: DataConfig, mesh: Mesh
 ) -> Callable[[Any, Place], Moments]:
     """(pixels in uint8 or stored moments, how arrays are placed) -> moments on the mesh."""
-    model = VideoVAE(vae)
+    model = VideoVAE(vae, ExecutionConfig(dtype=loaded.vae_dtype))
 
     @functools.partial(jax.jit, compiler_options=convolution.compiler_options())
     def program(params: Any, frames: Array) -> Moments:

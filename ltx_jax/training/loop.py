@@ -23,7 +23,7 @@ from ltx_jax.training.state import GRADIENTS, TrainState
 
 _MEMORY_ADVICE = (
     "raise --optim.accumulate, lower --data.batch_size, --data.num_frames or the size, set "
-    "--model.remat full, or split the model over more devices (--mesh.fsdp)"
+    "--execution.remat full, or split the model over more devices (--mesh.fsdp)"
 )
 
 

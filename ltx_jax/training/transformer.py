@@ -17,11 +17,25 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from ltx_jax.checkpoints import exported_folder, hub, official, official_config, runs
+from ltx_jax.checkpoints import (
+    exported_folder,
+    hub,
+    official,
+    official_config,
+    run_config,
+    runs,
+)
 from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.checkpoints.load import load_checkpoint
 from ltx_jax.checkpoints.releases import RELEASED
-from ltx_jax.config import BucketConfig, TrainTransformer, TrainVAE, TransformerConfig, VAEConfig
+from ltx_jax.config import (
+    BucketConfig,
+    ExecutionConfig,
+    TrainTransformer,
+    TrainVAE,
+    TransformerConfig,
+    VAEConfig,
+)
 from ltx_jax.data.loader import Batch, Loader
 from ltx_jax.diffusion import positions
 from ltx_jax.diffusion.conditioning import PREFIX
@@ -43,9 +57,11 @@ from ltx_jax.training.state import Loss, TrainState, descend, make_step, plan
 _log = logging.getLogger(__name__)
 
 
-def network(cfg: TransformerConfig, texts: Captions) -> tuple[Callable[..., Any], ...]:
+def network(
+    cfg: TransformerConfig, execution: ExecutionConfig, texts: Captions
+) -> tuple[Callable[..., Any], ...]:
     """`init(key)` and `velocity(params, tokens, times, captions, rope)` of all that is trained."""
-    transformer = Transformer(cfg)
+    transformer = Transformer(cfg, execution)
 
     def init(key: Array) -> dict[str, Any]:
         keys = jax.random.split(key)
@@ -91,8 +107,9 @@ class _Parts(NamedTuple):
 
 
 def _parts(cfg: TrainTransformer, loaded: Checkpoint, vae: VAEConfig, texts: Captions) -> _Parts:
-    init, velocity = network(cfg.model, texts)
-    _, plain = network(dataclasses.replace(cfg.model, attention="plain"), texts)
+    init, velocity = network(cfg.model, cfg.execution, texts)
+    counted = dataclasses.replace(cfg.execution, attention="plain")
+    _, plain = network(cfg.model, counted, texts)
     causal = cfg.model.causal_temporal_positioning
     geometry = Geometry(vae.temporal_factor, vae.spatial_factor, causal)
     kept = _kept(cfg, vae)
@@ -150,8 +167,8 @@ def _described_vae(path: str, channels: int) -> VAEConfig:
     Raises:
       ValueError: if there is none, and the released one has other than so many channels.
     """
-    if runs.is_run(path):
-        cfg = runs.read_config(path)
+    if run_config.is_run(path):
+        cfg = run_config.read_config(path)
         return cfg.model if isinstance(cfg, TrainVAE) else _described_vae(cfg.vae, channels)
     file = hub.EMBEDDED_FOLDER if path == hub.EMBEDDED else Path(path)
     file = file / exported_folder.MODEL if exported_folder.is_exported(file) else file
@@ -262,7 +279,12 @@ def _load_vae(cfg: TrainTransformer, mesh: Mesh) -> tuple[Checkpoint, VAEConfig]
     if loaded.vae is None:
         raise ValueError(f"{cfg.vae} holds no VAE: --vae must name a checkpoint that does")
     # What else the checkpoint holds, a transformer of many gigabytes perhaps, is let go.
-    alone = Checkpoint(vae=loaded.vae, vae_params=loaded.vae_params, statistics=loaded.statistics)
+    alone = Checkpoint(
+        vae=loaded.vae,
+        vae_params=loaded.vae_params,
+        vae_dtype=loaded.vae_dtype,
+        statistics=loaded.statistics,
+    )
     return alone, loaded.vae
 
 

@@ -56,7 +56,8 @@ def _with_clean_latents(cfg: TrainVAE) -> TrainVAE:
 
 
 def _sketch(cfg: TrainVAE, mesh: Mesh, lpips: Any) -> Sketch:
-    model, discriminator = VideoVAE(cfg.model), Discriminator(cfg.discriminator)
+    model = VideoVAE(cfg.model, cfg.execution)
+    discriminator = Discriminator(cfg.discriminator, cfg.disc_execution)
     game = cfg.loss.gan_weight > 0
     networks = Networks(model.apply, discriminator.apply if game else None)
     for bucket in cfg.data.sizes:

@@ -56,7 +56,7 @@ def validator(
       mesh: to run on.
       shared: `lpips`: its weights, where they are given.
     """
-    model = VideoVAE(cfg.model)
+    model = VideoVAE(cfg.model, cfg.execution)
     times = TIMES if cfg.model.timestep_conditioning else TIMES[:1]
     clips = functools.cache(functools.partial(held_out, cfg.run, cfg.data))
 

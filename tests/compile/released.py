@@ -13,7 +13,14 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ltx_jax.checkpoints import official_config, releases
-from ltx_jax.config import Linears, MeshConfig, SamplingConfig, TransformerConfig, VAEConfig
+from ltx_jax.config import (
+    ExecutionConfig,
+    Linears,
+    MeshConfig,
+    SamplingConfig,
+    TransformerConfig,
+    VAEConfig,
+)
 from ltx_jax.diffusion import guidance, networks, sampler
 from ltx_jax.diffusion.noise import seeded
 from ltx_jax.inference import encode_decode
@@ -26,6 +33,7 @@ from ltx_jax.runtime import sharding
 GRID = (16, 16, 24)  # of 121 frames of 512 x 768
 TOKENS, CAPTION, CHANNELS = 16 * 16 * 24, 256, 4096
 WIDTH, HIDDEN = 2048, 8192
+EXECUTION = ExecutionConfig(dtype="bfloat16", param_dtype="bfloat16")
 _RELEASED = official_config.parse(json.dumps(releases.RELEASED["2b-0.9.5"].config), "2b-0.9.5")
 
 
@@ -80,19 +88,19 @@ def laid_out(tree: Any, mesh: Any, *axes: Any) -> Any:
 
 
 def transformer(layers: int | None = None) -> TransformerConfig:
-    cfg = dataclasses.replace(_RELEASED.transformer, dtype="bfloat16", param_dtype="bfloat16")
+    cfg = _RELEASED.transformer
     return cfg if layers is None else dataclasses.replace(cfg, num_layers=layers)
 
 
 def vae() -> VAEConfig:
-    return dataclasses.replace(_RELEASED.vae, dtype="bfloat16", param_dtype="bfloat16")
+    return _RELEASED.vae
 
 
 def stored(cfg: TransformerConfig) -> Any:
     """Shapes of the transformer's parameters, with the names of their axes."""
     rope = (jnp.ones((1, 2, cfg.width // 2)),) * 2
     x, caption = jnp.zeros((1, 2, cfg.in_channels)), jnp.zeros((1, 1, CHANNELS))
-    init = functools.partial(Transformer(cfg).init, jax.random.key(0))
+    init = functools.partial(Transformer(cfg, EXECUTION).init, jax.random.key(0))
     return jax.eval_shape(init, x, jnp.ones((1, 1)), caption, None, rope)["params"]
 
 
@@ -100,7 +108,7 @@ def derived(cfg: TransformerConfig, linears: Linears | None = None) -> Any:
     """Shapes of the parameters in the form of `models.fused`."""
 
     def derive(params: Any) -> Any:
-        params = transformer_fast.derive(params, cfg)
+        params = transformer_fast.derive(params, cfg, EXECUTION)
         if linears is None:
             return params
         largest = [dict.fromkeys(transformer_fast.LINEARS, 1.0)] * cfg.num_layers
@@ -150,9 +158,8 @@ def fast_step(
     mesh, cfg = mesh_of("h200"), transformer(layers)
     params = derived(cfg, linears)
     caption = jax.ShapeDtypeStruct((1, CAPTION, CHANNELS), jnp.bfloat16)
-    heads = jax.eval_shape(
-        functools.partial(transformer_fast.attend_captions, cfg=cfg), params, caption
-    )
+    attend = functools.partial(transformer_fast.attend_captions, cfg=cfg, execution=EXECUTION)
+    heads = jax.eval_shape(attend, params, caption)
     table = jax.ShapeDtypeStruct((1, TOKENS, cfg.width // 2), jnp.float32)
     rope = jax.eval_shape(functools.partial(transformer_fast.halve_rope, cfg=cfg), (table, table))
     made, branches = inputs(cfg, heads, rope, 1)
@@ -163,7 +170,8 @@ def fast_step(
         made = dataclasses.replace(made, mask=mask, strengths=strengths)
     params, made = laid_out((params, made), mesh)
     with sharding.use_mesh(mesh):
-        velocity = networks.reusing_network(cfg) if reuse else networks.fast_network(cfg)
+        network = networks.reusing_network if reuse else networks.fast_network
+        velocity = network(cfg, EXECUTION)
         return step(mesh, params, made, branches, velocity, compiler_options())
 
 
@@ -182,14 +190,14 @@ def sharded_step(name: str, layers: int, batch: int = 1, **axes: int) -> Program
     made, branches = inputs(cfg, caption, (table, table), batch)
     with sharding.use_mesh(mesh):
         made = laid_out(made, mesh)
-        velocity = networks.network(cfg)
+        velocity = networks.network(cfg, EXECUTION)
         return step(mesh, params, made, branches, velocity, compiler_options())
 
 
 def decoder_params(cfg: VAEConfig) -> Any:
     side = cfg.spatial_factor
     video = jnp.zeros((1, cfg.temporal_factor + 1, side, side, 3))
-    init = functools.partial(VideoVAE(cfg).init, jax.random.key(0))
+    init = functools.partial(VideoVAE(cfg, EXECUTION).init, jax.random.key(0))
     return sharding.unbox(jax.eval_shape(init, video)["params"])
 
 
@@ -204,5 +212,5 @@ def decoder() -> Program:
     arguments = (decoder_params(cfg), LatentStatistics(channels, channels), latents, noise)
     with sharding.use_mesh(mesh):
         arguments = laid_out((*arguments, scalar, scalar, scalar), mesh)
-        lowered = encode_decode.decode.lower(*arguments, cfg=cfg, uint8=True)
+        lowered = encode_decode.decode.lower(*arguments, cfg=cfg, execution=EXECUTION, uint8=True)
         return Program(lowered.compile(compiler_options=convolution.compiler_options()))

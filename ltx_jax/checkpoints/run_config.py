@@ -1,0 +1,213 @@
+"""A run's configuration on disk, also as older versions wrote it, and what of it may change.
+
+Apart from `runs`, since that brings in Orbax, which takes a second.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from ltx_jax import config
+from ltx_jax.checkpoints import tensors
+from ltx_jax.checkpoints.lock import is_address
+from ltx_jax.config import ExecutionConfig, SamplingConfig, TrainTransformer, TrainVAE, VAEConfig
+
+CONFIG = "config.json"
+STEPS = "steps"
+
+_KINDS: dict[str, Any] = {kind.__name__: kind for kind in (TrainVAE, TrainTransformer)}
+_EXECUTION = tuple(field.name for field in dataclasses.fields(ExecutionConfig))
+# Where older versions kept a network's execution: among the settings of the network itself.
+_OLD_EXECUTION = {
+    "model": "execution",
+    "discriminator": "disc_execution",
+    "text_encoder": "text_execution",
+}
+
+
+class StoredVAE(NamedTuple):
+    """What the folder of a run says of the VAE that its transformer is trained on."""
+
+    cfg: VAEConfig
+    execution: ExecutionConfig
+
+
+def locate(path: str | os.PathLike[str]) -> epath.Path:
+    """A run's folder, absolute, or its address.
+
+    Raises:
+      ValueError: for an address that Orbax writes no arrays to.
+    """
+    if not is_address(path):
+        return epath.Path(path).expanduser().absolute()
+    if not os.fspath(path).startswith("gs://"):
+        raise ValueError(
+            f"{path}: runs lie in folders and at gs:// addresses, others cannot be written: mount "
+            "the place as a folder"
+        )
+    return epath.Path(path)
+
+
+def split(path: str | os.PathLike[str]) -> tuple[epath.Path, int | None]:
+    """A run's folder, and the step where a path names one: RUN, or RUN/steps/N."""
+    folder = locate(path)
+    is_step = folder.parent.name == STEPS and folder.name.isdecimal()
+    if is_step and not (folder / CONFIG).exists():
+        return folder.parent.parent, int(folder.name)
+    return folder, None
+
+
+def is_run(path: str | os.PathLike[str]) -> bool:
+    """Whether a folder is a run of train.py, or a step of one."""
+    try:
+        content = json.loads((split(path)[0] / CONFIG).read_text())
+        return content.get("type") in _KINDS
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def write_config(folder: str | os.PathLike[str], cfg: TrainVAE | TrainTransformer) -> None:
+    """Writes a configuration with the name of its type, whole or not at all."""
+    _write(folder, {"type": type(cfg).__name__, "config": dataclasses.asdict(cfg)})
+
+
+def read_config(path: str | os.PathLike[str]) -> Any:
+    """Reads what `write_config` wrote; fields that the file lacks take their defaults.
+
+    Older versions kept the settings of execution among those of the networks; both are read.
+
+    Args:
+      path: the folder that it was written to, or a step of that run.
+
+    Raises:
+      ValueError: if it is no such file, or names a field that does not exist.
+    """
+
+    def parse(content: Any) -> Any:
+        kind, raw = _KINDS[content["type"]], dict(content["config"])
+        for network, execution in _OLD_EXECUTION.items():
+            if network in raw and execution not in raw:
+                raw[network], raw[execution] = _parted(raw[network])
+        return config.build(kind, raw, "config")
+
+    return _read(path, parse)
+
+
+def write_vae(folder: str | os.PathLike[str], vae: StoredVAE) -> None:
+    """Writes the configuration of a VAE, whole or not at all."""
+    parts = {"config": dataclasses.asdict(vae.cfg), "execution": dataclasses.asdict(vae.execution)}
+    _write(folder, {"type": VAEConfig.__name__, **parts})
+
+
+def read_vae(path: str | os.PathLike[str]) -> StoredVAE:
+    """Reads what `write_vae` wrote.
+
+    Raises:
+      ValueError: as `read_config` does.
+    """
+
+    def parse(content: Any) -> StoredVAE:
+        raw, settings = _parted(content["config"])
+        settings = content.get("execution", settings)
+        return StoredVAE(
+            config.build(VAEConfig, raw, "config"),
+            config.build(ExecutionConfig, settings, "execution"),
+        )
+
+    return _read(path, parse)
+
+
+def _parted(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of a network, and those of its execution where they lie among them."""
+    network = {name: value for name, value in raw.items() if name not in _EXECUTION}
+    return network, {name: value for name, value in raw.items() if name in _EXECUTION}
+
+
+def _write(folder: str | os.PathLike[str], content: dict[str, Any]) -> None:
+    text = json.dumps(content, indent=2) + "\n"
+    if is_address(folder):
+        (locate(folder) / CONFIG).write_text(text)
+    else:
+        tensors.write_atomically(Path(folder) / CONFIG, [text.encode()])
+
+
+def _read(path: str | os.PathLike[str], parse: Any) -> Any:
+    file = split(path)[0] / CONFIG
+    try:
+        return parse(json.loads(file.read_text()))
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror}") from error
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file} is no configuration of a run: {error!r}") from error
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def own_settings(cfg: TrainVAE | TrainTransformer) -> SamplingConfig | None:
+    """How the model of a run is sampled: videos of its largest size, guided if it can be.
+
+    None for a VAE alone.
+    """
+    if isinstance(cfg, TrainVAE):
+        return None
+    rates = sorted(cfg.data.frame_rates)
+    largest = max(cfg.data.sizes, key=lambda size: size.num_frames * size.height * size.width)
+    return SamplingConfig(
+        negative_prompt="",  # what dropped captions are
+        height=largest.height,
+        width=largest.width,
+        num_frames=largest.num_frames,
+        frame_rate=cfg.data.resample or rates[len(rates) // 2],
+        guidance_scale=3.0 if cfg.flow.caption_dropout else 1.0,
+        stg_scale=0.0,
+        image_cond_noise_scale=0.0,
+        prepare_conditions=False,  # conditions in training are clean
+    )
+
+
+def may_change(name: str) -> bool:
+    """Whether a run can go on with another value of a setting, such as "execution.remat".
+
+    It can where the setting leaves what each step computes the same but for the order of its sums:
+    the mesh, processes, loader threads, attention's form, what the gradient recomputes, and `run`
+    itself. The seed is not of them, nor are dtypes: with those the steps round elsewhere, and
+    parameters of another `param_dtype` are not the ones that were saved.
+    """
+    if name == "run.seed":
+        return False
+    loader = ("data.threads", "data.processes", "data.prefetch")
+    execution = ("execution.attention", "execution.remat")
+    return name in (*loader, *execution) or name.startswith(("run.", "mesh.", "distributed."))
+
+
+def check_same(stored: Any, wanted: Any, folder: epath.Path) -> None:
+    """Refuses to go on with a run under another configuration, but for what `may_change`.
+
+    Raises:
+      ValueError: naming the first field that differs.
+    """
+    if type(stored) is not type(wanted):
+        raise ValueError(
+            f"{folder} holds a {type(stored).__name__} run, not {type(wanted).__name__}: "
+            "choose another --run.output"
+        )
+    for (name, old), (_, new) in zip(_flat(stored), _flat(wanted), strict=True):
+        if old != new and not may_change(name):
+            raise ValueError(
+                f"{folder} was started with {name} = {old!r}, and now it is {new!r}: choose "
+                "another --run.output, or remove that folder"
+            )
+
+
+def _flat(cfg: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for field in dataclasses.fields(cfg):
+        value = getattr(cfg, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _flat(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, value
