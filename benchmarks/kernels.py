@@ -260,7 +260,7 @@ def _gradients(convolve: Callable[..., jax.Array]) -> Callable[..., tuple[jax.Ar
 
 def _gradients_by_convolution(x: jax.Array, w: jax.Array, grad: jax.Array) -> tuple[Any, ...]:
     x = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
-    of_x, of_w = convolution.gradients_by_convolution(x, w, grad, zeros=True)
+    of_x, of_w = convolution.gradients_by_convolution(x, w, grad, pad=(1, 1))
     return of_x[:, 1:-1], of_w
 
 

@@ -4,8 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
+from ltx_jax.config import MeshConfig
 from ltx_jax.models import convolution
+from ltx_jax.runtime import sharding
 
 # (batch, frames, rows, columns, channels in), channels out: the shapes at which a native bfloat16
 # gradient was seen wrong, one frame, odd sizes, one row, one channel of one frame, few outputs.
@@ -25,11 +28,14 @@ def draw(shape, dtype="float32"):
     return rng.standard_normal(shape, np.float32).astype(jnp.dtype(dtype))
 
 
-def oracle(x, kernel, grad, stride, zeros):
+MODES = {"zeros": "constant", "replicate": "edge", "reflect": "reflect", "circular": "wrap"}
+
+
+def oracle(x, kernel, grad, stride=(1, 1, 1), padding="zeros"):
     """Output and gradients by the definition, in float64."""
     x, kernel, grad = (np.asarray(a, np.float64) for a in (x, kernel, grad))
-    pad = int(zeros)
-    padded = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad), (0, 0)))
+    sides = ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0))
+    padded = np.pad(x, sides, mode=MODES[padding])
     size = [
         (n - k) // s + 1
         for n, k, s in zip(padded.shape[1:4], kernel.shape[:3], stride, strict=True)
@@ -44,8 +50,13 @@ def oracle(x, kernel, grad, stride, zeros):
         if grad.shape == y.shape:
             of_kernel[offset] = np.tensordot(seen, grad, (range(4), range(4)))
             of_x[(slice(None), *window)] += grad @ kernel[offset].T
-    inside = slice(pad, -pad or None)
-    return y, of_x[:, :, inside, inside], of_kernel
+    # What a padded pixel gets belongs to the one that it repeats.
+    positions = np.pad(np.arange(x.size).reshape(x.shape), sides, mode=MODES[padding])
+    inside = (slice(None), slice(None), slice(1, -1), slice(1, -1))
+    if padding == "zeros":
+        positions, of_x = positions[inside], of_x[inside]
+    of_x = np.bincount(positions.ravel(), of_x.ravel(), x.size).reshape(x.shape)
+    return y, of_x, of_kernel
 
 
 def relative(value, expected):
@@ -54,38 +65,36 @@ def relative(value, expected):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("shape", "features"), SHAPES)
-@pytest.mark.parametrize("zeros", [True, False])
+@pytest.mark.parametrize("padding", ["zeros", "replicate"])
 def test_the_convolution_and_its_gradients_are_those_of_the_definition(
-    shape, features, zeros, dtype
+    shape, features, padding, dtype
 ):
-    if not zeros and min(shape[2:4]) < 3:
-        pytest.skip("nothing is left without padding")
     x = draw(shape, dtype)
     kernel = draw((3, 3, 3, shape[-1], features), dtype)
 
     def both(x, kernel, grad):
-        y, pull = jax.vjp(lambda *a: convolution.convolve(*a, zeros=zeros), x, kernel)
+        y, pull = jax.vjp(lambda *a: convolution.convolve(*a, padding=padding), x, kernel)
         return y, *pull(grad)
 
-    y = jax.eval_shape(lambda *a: convolution.convolve(*a, zeros=zeros), x, kernel)
+    y = jax.eval_shape(convolution.convolve, x, kernel)
     grad = draw(y.shape, dtype)
     program = jax.jit(both, compiler_options=convolution.compiler_options())
     # Sums of up to 20,000 products in float32; bfloat16 rounds the result to 8 bits, and the
     # fastest CPU form sums in bfloat16 pairs.
     tolerance = {"float32": 2e-5, "bfloat16": 1e-2}[dtype]
-    expected = oracle(x, kernel, grad, (1, 1, 1), zeros)
+    expected = oracle(x, kernel, grad, padding=padding)
     for value, wanted in zip(program(x, kernel, grad), expected, strict=True):
         assert value.dtype == dtype
         assert relative(value, wanted) < tolerance
 
 
-@pytest.mark.parametrize("zeros", [True, False])
-def test_of_few_outputs_and_many_channels_one_product_is_made(zeros, monkeypatch):
+@pytest.mark.parametrize("padding", ["zeros", "replicate"])
+def test_of_few_outputs_and_many_channels_one_product_is_made(padding, monkeypatch):
     monkeypatch.setattr(convolution, "HAS_ONEDNN", True)  # this form needs none
-    x, kernel = draw((1, 4, 3, 4, 5)), draw((3, 3, 3, 5, 192))
-    convolve = jax.jit(lambda x, kernel: convolution.convolve(x, kernel, zeros=zeros))
+    x, kernel = draw((1, 4, 3, 4, 5)), draw((3, 3, 3, 5, 480))
+    convolve = jax.jit(lambda x, kernel: convolution.convolve(x, kernel, padding=padding))
     assert "stablehlo.convolution" not in convolve.lower(x, kernel).as_text()
-    expected, _, _ = oracle(x, kernel, np.zeros(()), (1, 1, 1), zeros)
+    expected, _, _ = oracle(x, kernel, np.zeros(()), padding=padding)
     assert relative(convolve(x, kernel), expected) < 1e-6  # sums of 135 products
 
 
@@ -110,17 +119,16 @@ def test_on_gpus_small_convolutions_of_few_channels_are_products(shape, features
     assert ("stablehlo.convolution" not in text) == products
 
 
-@pytest.mark.parametrize("zeros", [True, False])
-def test_the_product_of_windows_has_the_gradients_of_the_definition(zeros):
+def test_the_product_of_windows_has_the_gradients_of_the_definition():
     x, kernel = draw((2, 5, 7, 8, 3)), draw((3, 3, 3, 3, 4))
-    form = functools.partial(convolution._on_gpu, stride=(1, 1, 1), zeros=zeros)
+    form = functools.partial(convolution._on_gpu, stride=(1, 1, 1), pad=(1, 1))
 
     def both(x, kernel, grad):
         y, pull = jax.vjp(form, x, kernel)
         return y, *pull(grad)
 
     grad = draw(jax.eval_shape(form, x, kernel).shape)
-    expected = oracle(x, kernel, grad, (1, 1, 1), zeros)
+    expected = oracle(x, kernel, grad)
     for value, wanted in zip(jax.jit(both)(x, kernel, grad), expected, strict=True):
         assert relative(value, wanted) < 1e-5  # float32 sums of a hundred products
 
@@ -141,12 +149,63 @@ def test_strides_and_other_windows_work_too(stride):
             return y, *pull(grad)
 
         grad = draw(jax.eval_shape(convolve, x, kernel).shape, dtype)
-        expected = oracle(x, kernel, grad, stride, True)
+        expected = oracle(x, kernel, grad, stride)
         program = jax.jit(both, compiler_options=convolution.compiler_options())
         # Float32 sums of a hundred products; bfloat16 rounds to 8 bits.
         tolerance = {"float32": 1e-5, "bfloat16": 1e-2}[dtype]
         for value, wanted in zip(program(x, kernel, grad), expected, strict=True):
             assert relative(value, wanted) < tolerance, (window, dtype)
+
+
+# Two rows of outputs a device, samples split and not, channels split by outputs and by inputs, what
+# does not divide, and no rows at all.
+MESHES = [
+    (dict(data=1, seq=4, fsdp=2), (2, 3, 8, 5, 8), 6),
+    (dict(data=1, seq=4, fsdp=2), (1, 3, 16, 5, 6), 3),
+    (dict(data=2, seq=2, tensor=2), (2, 3, 12, 4, 3), 4),
+    (dict(data=2, seq=4), (3, 3, 6, 4, 3), 2),
+    (dict(data=2, fsdp=4), (8, 3, 4, 4, 3), 4),
+]
+WINDOWS = [
+    ((3, 3, 3), (1, 1, 1), "zeros"),
+    ((3, 3, 3), (1, 1, 1), "replicate"),
+    ((3, 3, 3), (1, 1, 1), "reflect"),
+    ((3, 3, 3), (1, 1, 1), "circular"),
+    ((3, 3, 3), (2, 2, 2), "zeros"),
+    ((3, 3, 3), (2, 2, 2), "reflect"),
+    ((3, 4, 4), (1, 2, 2), "zeros"),
+    ((3, 4, 4), (1, 2, 2), "replicate"),
+    ((3, 4, 4), (1, 1, 1), "zeros"),
+]
+
+
+@pytest.mark.parametrize(("sizes", "shape", "features"), MESHES)
+def test_devices_convolve_rows_and_samples_as_one_does(sizes, shape, features):
+    mesh = sharding.make_mesh(MeshConfig(**sizes))
+    for window, stride, padding in WINDOWS:
+        kernel = draw((*window, shape[-1], features))
+
+        def both(x, kernel, grad, stride=stride, padding=padding):
+            y, pull = jax.vjp(lambda *a: convolution.convolve(*a, stride, padding), x, kernel)
+            return y, *pull(grad)
+
+        x = draw(shape)
+        y = jax.eval_shape(lambda *a, s=stride: convolution.convolve(*a, s), x, kernel)
+        grad = draw(y.shape)
+        with sharding.use_mesh(mesh):
+            layouts = [
+                sharding.shardings(nn.LogicallyPartitioned(array, axes), mesh)
+                for array, axes in (
+                    (x, ("batch", None, "row", None, None)),
+                    (kernel, (None, None, None, "conv_in", "conv_out")),
+                    (grad, ("batch", None, "row", None, None)),
+                )
+            ]
+            options = convolution.compiler_options()
+            program = jax.jit(both, in_shardings=layouts, compiler_options=options)
+            results = program(x, kernel, grad)
+        for value, wanted in zip(results, oracle(x, kernel, grad, stride, padding), strict=True):
+            assert relative(value, wanted) < 1e-5, (window, stride, padding)  # float32 sums
 
 
 def test_a_convolution_maps_over_a_batch_and_recomputes():

@@ -9,6 +9,7 @@ from ltx_jax.config import MeshConfig, SamplingConfig
 from ltx_jax.diffusion import sampler
 from ltx_jax.inference import encode_decode
 from ltx_jax.inference.pipeline import LTXPipeline
+from ltx_jax.models import convolution
 from ltx_jax.runtime import sharding
 from ltx_jax.runtime.compiled import Programs
 
@@ -43,14 +44,16 @@ def random():
     return np.random.default_rng(0)
 
 
-def test_decoding_is_shared_by_rows(random):
+def test_decoding_is_shared_by_rows(random, monkeypatch):
+    # The cost analysis does not see into calls of oneDNN.
+    monkeypatch.setattr(convolution, "compiler_options", lambda: None)
     latents = random.standard_normal((1, 2, 16, 1, 8), np.float32)
     alone, eight = pipeline(), pipeline(8, seq=8)
     want, got = (pipe.decode(latents, OPTIONS, output="float") for pipe in (alone, eight))
     assert want.shape == (1, 9, 512, 32, 3)
     assert want.std() > 0.05
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)  # float32 rounding
-    # An eighth of the work; of the rows at the seams, some is done twice.
+    # An eighth of the work; little is done on every device.
     assert 8 * operations(eight, encode_decode.decode) < 1.1 * operations(
         alone, encode_decode.decode
     )

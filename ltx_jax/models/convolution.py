@@ -1,4 +1,9 @@
-"""The 3-D convolution, in the form that each platform is fast at.
+"""The 3-D convolution, in the form that each platform is fast at, on every device's own rows.
+
+On a mesh each device convolves its own samples and rows, with those rows of its neighbours that the
+windows reach. XLA's partitioner is kept out of it: where it splits a sum over input channels among
+some of the devices, it adds up the parts of all devices, so that outputs and gradients come out
+several times too large (`tests/test_partitioner.py`).
 
 XLA's CPU backend needs help: its 3-D convolution is slow, and its gradient of the kernel slower
 still. With oneDNN (jax 0.11 and `compiler_options`) the 3-D convolution is three to ten times as
@@ -11,17 +16,23 @@ platform's own convolution.
 
 import functools
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
+from ltx_jax.runtime import sharding
 from ltx_jax.runtime.platforms import HAS_ONEDNN, onednn_options, platform
 
 Stride = tuple[int, int, int]  # frames, rows, columns
+Pad = tuple[int, int]  # zeros before and after rows, columns
+Padding = Literal["zeros", "replicate", "reflect", "circular"]
 
+_PAD_MODES = {"replicate": "edge", "reflect": "reflect", "circular": "wrap"}
 _LAYOUT = ("NDHWC", "DHWIO", "NDHWC")
 _FEW_CHANNELS = 128
 _FEW_OPERATIONS = 1e11  # 0.2 ms of a Hopper's products
@@ -38,18 +49,95 @@ def convolve(
     x: Float[Array, "b t h w c"],
     kernel: Float[Array, "k p q c d"],
     stride: Stride = (1, 1, 1),
-    zeros: bool = True,
+    padding: Padding = "zeros",
 ) -> Float[Array, "b t2 h2 w2 d"]:
-    """Convolves without padding in time, and with zeros (one pixel) or nothing in space.
+    """Convolves without padding in time, and with one pixel of it in space.
 
     Windows of 3 x 3 pixels keep the size; those of 4 x 4 halve an even one at a stride of 2.
     """
-    return _convolve(x, kernel, stride, zeros)
+    if jax.sharding.get_abstract_mesh().size <= 1:  # 0 without a mesh
+        return _on_device(x, kernel, stride, padding)
+    return _on_mesh(x, kernel, stride, padding)
+
+
+def _on_device(
+    x: Array, kernel: Array, stride: Stride, padding: Padding, pad_rows: bool = True
+) -> Array:
+    rows = int(pad_rows)
+    if padding == "zeros":
+        return _convolve(x, kernel, stride, (rows, 1))
+    sides = ((0, 0), (0, 0), (rows, rows), (1, 1), (0, 0))
+    return _convolve(jnp.pad(x, sides, mode=_PAD_MODES[padding]), kernel, stride, (0, 0))
+
+
+# The gradient is that of the whole, so that what waits for it is laid out as parameters and
+# activations are: no gathered kernels, no rows twice.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _on_mesh(x: Array, kernel: Array, stride: Stride, padding: Padding) -> Array:
+    layout, on_shard = _split(x.shape, kernel.shape, stride, padding)
+    return jax.shard_map(on_shard, in_specs=(layout, P()), out_specs=layout)(x, kernel)
+
+
+def _on_mesh_forward(
+    x: Array, kernel: Array, stride: Stride, padding: Padding
+) -> tuple[Array, tuple[Array, Array]]:
+    return _on_mesh(x, kernel, stride, padding), (x, kernel)
+
+
+def _on_mesh_backward(
+    stride: Stride, padding: Padding, saved: tuple[Array, Array], grad: Array
+) -> tuple[Array, Array]:
+    layout, on_shard = _split(saved[0].shape, saved[1].shape, stride, padding)
+
+    def gradients(x: Array, kernel: Array, grad: Array) -> tuple[Array, Array]:
+        return jax.vjp(on_shard, x, kernel)[1](grad)
+
+    return jax.shard_map(gradients, in_specs=(layout, P(), layout), out_specs=(layout, P()))(
+        *saved, grad
+    )
+
+
+_on_mesh.defvjp(_on_mesh_forward, _on_mesh_backward)
+
+
+def _split(
+    shape: tuple[int, ...], window: tuple[int, ...], stride: Stride, padding: Padding
+) -> tuple[P, Callable[[Array, Array], Array]]:
+    """The layout of input and output alike, and the convolution of one device's part."""
+    mesh = jax.sharding.get_abstract_mesh()
+    rows = (shape[2] + 2 - window[1]) // stride[1] + 1  # of the output
+    axes = ("batch", None, "row" if rows * stride[1] == shape[2] else None, None, None)
+    layout = sharding.spec(sharding.fit((shape[0], 1, rows, 1, 1), axes, mesh))
+    split_over = tuple(jax.tree.leaves(tuple(layout)))
+    shares_rows = "seq" in split_over and mesh.shape["seq"] > 1
+
+    def on_shard(x: Array, kernel: Array) -> Array:
+        kernel = jax.lax.pcast(kernel, split_over, to="varying")  # so its gradients are summed
+        if shares_rows:
+            x = _with_neighbours(x, window[1] - 1 - stride[1], padding)
+        return _on_device(x, kernel, stride, padding, pad_rows=not shares_rows)
+
+    return layout, on_shard
+
+
+def _with_neighbours(x: Array, after: int, padding: Padding) -> Array:
+    """A device's rows below the last one of the device above, and above the first `after` (0 or 1)
+    of the device below; at the ends of the picture what `padding` puts there."""
+    count, index = jax.lax.axis_size("seq"), jax.lax.axis_index("seq")
+    down = [(i, (i + 1) % count) for i in range(count if padding == "circular" else count - 1)]
+    up = [(j, i) for i, j in down]
+    above = jax.lax.ppermute(x[:, :, -1:], "seq", down)  # zeros where nothing is sent
+    below = jax.lax.ppermute(x[:, :, :1], "seq", up)
+    if padding in ("replicate", "reflect"):
+        i = 1 if padding == "reflect" else 0
+        above = jnp.where(index == 0, x[:, :, i : i + 1], above)
+        below = jnp.where(index == count - 1, jnp.flip(x, 2)[:, :, i : i + 1], below)
+    return jnp.concatenate([above, x, below][: 2 + after], axis=2)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _convolve(x: Array, kernel: Array, stride: Stride, zeros: bool) -> Array:
-    settings = dict(stride=stride, zeros=zeros)
+def _convolve(x: Array, kernel: Array, stride: Stride, pad: Pad) -> Array:
+    settings = dict(stride=stride, pad=pad)
     cpu = _by_onednn if HAS_ONEDNN else _sum_of_frames
     return jax.lax.platform_dependent(
         x,
@@ -61,22 +149,22 @@ def _convolve(x: Array, kernel: Array, stride: Stride, zeros: bool) -> Array:
 
 
 def _forward(
-    x: Array, kernel: Array, stride: Stride, zeros: bool
+    x: Array, kernel: Array, stride: Stride, pad: Pad
 ) -> tuple[Array, tuple[Array, Array]]:
-    return _convolve(x, kernel, stride, zeros), (x, kernel)
+    return _convolve(x, kernel, stride, pad), (x, kernel)
 
 
 def _backward(
-    stride: Stride, zeros: bool, saved: tuple[Array, Array], grad: Array
+    stride: Stride, pad: Pad, saved: tuple[Array, Array], grad: Array
 ) -> tuple[Array, Array]:
     def gradient_of(function: Any) -> Any:
-        function = functools.partial(function, stride=stride, zeros=zeros)
+        function = functools.partial(function, stride=stride, pad=pad)
         return lambda x, kernel, grad: jax.vjp(function, x, kernel)[1](grad)
 
     if not HAS_ONEDNN:
         cpu = gradient_of(_sum_of_frames)
     elif stride == (1, 1, 1):
-        cpu = functools.partial(gradients_by_convolution, zeros=zeros)
+        cpu = functools.partial(gradients_by_convolution, pad=pad)
     else:
         cpu = gradient_of(_over_cells)
     return jax.lax.platform_dependent(
@@ -87,36 +175,33 @@ def _backward(
 _convolve.defvjp(_forward, _backward)
 
 
-def _native(x: Array, kernel: Array, *, stride: Stride, zeros: bool) -> Array:
-    space = (int(zeros), int(zeros))
-    return jax.lax.conv_general_dilated(
-        x, kernel, stride, ((0, 0), space, space), dimension_numbers=_LAYOUT
-    )
+def _native(x: Array, kernel: Array, *, stride: Stride, pad: Pad) -> Array:
+    sides = ((0, 0), *((p, p) for p in pad))
+    return jax.lax.conv_general_dilated(x, kernel, stride, sides, dimension_numbers=_LAYOUT)
 
 
-def _on_gpu(x: Array, kernel: Array, *, stride: Stride, zeros: bool) -> Array:
+def _on_gpu(x: Array, kernel: Array, *, stride: Stride, pad: Pad) -> Array:
     # Small ones of few channels are slow in cuDNN unless XLA tries its algorithms one by one, which
     # takes minutes for a network of them. A product needs no trials.
     few = max(kernel.shape[-2:]) <= _FEW_CHANNELS
     small = 2 * math.prod(x.shape[:-1]) * kernel.size <= _FEW_OPERATIONS
     if stride == (1, 1, 1) and few and small:
-        return _product_of_windows(x, kernel, zeros=zeros)
-    return _native(x, kernel, stride=stride, zeros=zeros)
+        return _product_of_windows(x, kernel, pad=pad)
+    return _native(x, kernel, stride=stride, pad=pad)
 
 
-def _by_onednn(x: Array, kernel: Array, *, stride: Stride, zeros: bool) -> Array:
+def _by_onednn(x: Array, kernel: Array, *, stride: Stride, pad: Pad) -> Array:
     # At so few outputs most of the time goes into the kernel, which oneDNN lays out anew.
     if stride == (1, 1, 1) and 4 * math.prod(x.shape[:-1]) <= kernel.shape[-1]:
-        return _product_of_windows(x, kernel, zeros=zeros)
+        return _product_of_windows(x, kernel, pad=pad)
     # Apart from what follows: XLA would make additions part of oneDNN's call, and one of a
     # broadcast (injected noise) falls to a reference kernel, 15 times as slow.
-    return jax.lax.optimization_barrier(_native(x, kernel, stride=stride, zeros=zeros))
+    return jax.lax.optimization_barrier(_native(x, kernel, stride=stride, pad=pad))
 
 
-def _product_of_windows(x: Array, kernel: Array, *, zeros: bool) -> Array:
+def _product_of_windows(x: Array, kernel: Array, *, pad: Pad) -> Array:
     """One matrix product: the pixels of every window side by side, times the kernel as it lies."""
-    pad = (0, int(zeros), int(zeros))
-    x = jnp.pad(x, ((0, 0), *((p, p) for p in pad), (0, 0)))
+    x = jnp.pad(x, ((0, 0), (0, 0), *((p, p) for p in pad), (0, 0)))
     *window, c, d = kernel.shape
     t, h, w = (n - k + 1 for n, k in zip(x.shape[1:4], window, strict=True))
     pixels = [x[:, i : i + t, j : j + h, k : k + w] for i, j, k in np.ndindex(*window)]
@@ -124,7 +209,7 @@ def _product_of_windows(x: Array, kernel: Array, *, zeros: bool) -> Array:
     return windows @ kernel.reshape(math.prod(window) * c, d)
 
 
-def _sum_of_frames(x: Array, kernel: Array, *, stride: Stride, zeros: bool) -> Array:
+def _sum_of_frames(x: Array, kernel: Array, *, stride: Stride, pad: Pad) -> Array:
     """One 2-D convolution per frame of the kernel, summed in float32 as inside one kernel."""
     b, t, h, w, c = x.shape
     frames = (t - kernel.shape[0]) // stride[0] + 1
@@ -135,28 +220,28 @@ def _sum_of_frames(x: Array, kernel: Array, *, stride: Stride, zeros: bool) -> A
             seen.reshape(b * frames, h, w, c),
             taps,
             stride[1:],
-            ((int(zeros), int(zeros)),) * 2,
+            tuple((p, p) for p in pad),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
         total = y.astype(jnp.float32) + total.reshape((1,) * (y.ndim - total.ndim) + total.shape)
     return total.astype(x.dtype).reshape(b, frames, *total.shape[1:])
 
 
-def _over_cells(x: Array, kernel: Array, *, stride: Stride, zeros: bool) -> Array:
+def _over_cells(x: Array, kernel: Array, *, stride: Stride, pad: Pad) -> Array:
     """A strided convolution as one of stride 1 over cells, each with all its pixels as channels."""
     window = kernel.shape[:3]
-    pad = (0, int(zeros), int(zeros))
+    before = (0, *pad)
     outputs = [
         (n + 2 * p - k) // s + 1
-        for n, p, k, s in zip(x.shape[1:4], pad, window, stride, strict=True)
+        for n, p, k, s in zip(x.shape[1:4], before, window, stride, strict=True)
     ]
     cells = [-(-k // s) for k, s in zip(window, stride, strict=True)]  # of the window
     needed = [(n + k - 1) * s for n, k, s in zip(outputs, cells, stride, strict=True)]
-    ends = [m - n - p for m, n, p in zip(needed, x.shape[1:4], pad, strict=True)]  # or cut off
+    ends = [m - n - p for m, n, p in zip(needed, x.shape[1:4], before, strict=True)]  # or cut off
     x = jax.lax.pad(
         x,
         jnp.zeros((), x.dtype),
-        [(0, 0, 0), *((p, e, 0) for p, e in zip(pad, ends, strict=True)), (0, 0, 0)],
+        [(0, 0, 0), *((p, e, 0) for p, e in zip(before, ends, strict=True)), (0, 0, 0)],
     )
     widened = [(0, n * s - k) for n, s, k in zip(cells, stride, window, strict=True)]
     kernel = jnp.pad(kernel, (*widened, (0, 0), (0, 0)))
@@ -167,15 +252,15 @@ def _over_cells(x: Array, kernel: Array, *, stride: Stride, zeros: bool) -> Arra
     t, h, w, _, d = kernel.shape
     kernel = kernel.reshape(t // st, st, h // sh, sh, w // sw, sw, c, d)
     kernel = kernel.transpose(0, 2, 4, 1, 3, 5, 6, 7).reshape(*cells, -1, d)
-    return _convolve(x, kernel, (1, 1, 1), False)
+    return _convolve(x, kernel, (1, 1, 1), (0, 0))
 
 
 def gradients_by_convolution(
-    x: Array, kernel: Array, grad: Array, *, zeros: bool
+    x: Array, kernel: Array, grad: Array, *, pad: Pad
 ) -> tuple[Array, Array]:
     """Both gradients at stride 1, each as one forward convolution."""
     depth, rows, columns = kernel.shape[:3]
-    pad = int(zeros)
+    top, left = pad
     flipped = jnp.flip(kernel, (0, 1, 2)).swapaxes(3, 4)
     spread = grad
     if grad.shape[-1] == 1:
@@ -187,14 +272,14 @@ def gradients_by_convolution(
         spread,
         flipped,
         (1, 1, 1),
-        [(size - 1 - p, size - 1 - p) for size, p in ((depth, 0), (rows, pad), (columns, pad))],
+        [(size - 1 - p, size - 1 - p) for size, p in ((depth, 0), (rows, top), (columns, left))],
         dimension_numbers=_LAYOUT,
     )
 
     # The kernel's is a sum over samples, frames, rows and columns. Frames and rows slide as the
     # window of a convolution, samples and columns are its channels, and what meets the columns of
     # the kernel lies side by side.
-    x = jnp.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad), (0, 0)))
+    x = jnp.pad(x, ((0, 0), (0, 0), (top, top), (left, left), (0, 0)))
     b, t, h, w, d = grad.shape
     c = x.shape[-1]
     shifted = jnp.stack([x[:, :, :, i : i + w] for i in range(columns)], axis=3)

@@ -27,8 +27,6 @@ NORM_GROUPS = 32
 # identity whatever its depth.
 RESIDUAL_GAIN = 0.3
 
-_PAD_MODES = {"replicate": "edge", "reflect": "reflect", "circular": "wrap"}
-
 
 def space_to_depth(x: Video, stride: Stride) -> Float[Array, "b t2 h2 w2 c2"]:
     """Moves each stride-sized cell into channels.
@@ -77,13 +75,7 @@ class Conv(nn.Module):
         x = x.astype(execution.dtype)
         first, last = x[:, :1], x[:, -1:]
         x = jnp.concatenate([first, first, x] if self.causal else [first, x, last], axis=1)
-        zeros = cfg.spatial_padding_mode == "zeros"
-        if not zeros:
-            pad = ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0))
-            x = jnp.pad(x, pad, mode=_PAD_MODES[cfg.spatial_padding_mode])
-        y = convolve(x, kernel.astype(execution.dtype), self.stride, zeros)
-        # Else the partitioner might split the channels as the kernel's are, and gather samples.
-        y = constrain(y, "batch", "frame", "row", None, None)
+        y = convolve(x, kernel.astype(execution.dtype), self.stride, cfg.spatial_padding_mode)
         y = checkpoint_name(y, "conv")  # what remat="dots" keeps
         return y + bias.astype(execution.dtype).reshape(1, 1, 1, 1, -1)
 

@@ -136,9 +136,9 @@ def _count_equation(equation: Any, flows: list[bool], ends: _Ends) -> tuple[floa
     if not inner:
         return 0.0, through
     flop, outputs = _count(inner[0], flows, ends)
-    if name == "shard_map":  # shapes are those of one device
-        mesh = parameters["mesh"]
-        flop *= math.prod(mesh.shape[axis] for axis in parameters["newly_manual_axes"])
+    if name == "shard_map":  # shapes are those of one device; what devices do alike counts once
+        specs = [tuple(spec) for key in ("in_specs", "out_specs") for spec in parameters[key]]
+        flop *= math.prod(parameters["mesh"].shape[axis] for axis in set(jax.tree.leaves(specs)))
     return flop, outputs
 
 
