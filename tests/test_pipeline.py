@@ -546,7 +546,7 @@ def test_calibration_sees_every_step_of_the_loop(text_encoder):
         given = (jnp.full((2, 1), t), caption.embeddings, caption.mask, start.inputs.rope, None)
         seen.append(observe(params, x, *given)[1])
     got = calibration.largest_inputs(
-        params, start.inputs, FAST.num_inference_steps, cfg, Programs()
+        params, start.inputs, FAST.num_inference_steps, *static, Programs()
     )
     want = [
         {name: max(x[i][name] for x in seen) for name in transformer_fast.LINEARS}
