@@ -25,7 +25,7 @@ from ltx_jax.config import PrepareConfig
 from ltx_jax.data.filters import hashes
 from ltx_jax.prepare import duplicates
 from ltx_jax.prepare.examine import examine
-from ltx_jax.prepare.records import Clip, Reason
+from ltx_jax.prepare.records import ClipRecord, Reason
 
 RESULTS = Path(__file__).parent / "results"
 LISTED = Path(__file__).parent / "real_clips.json"  # seen by eye, on sheets of frames
@@ -67,7 +67,7 @@ def measure(sets: Iterable[Sequence[footage.Film]], cfg: PrepareConfig) -> Accur
     """Compares what is found in films with their truth; copies are looked for within each set."""
     found = Accuracy()
     for films in sets:
-        clips: dict[Path, list[Clip]] = {}
+        clips: dict[Path, list[ClipRecord]] = {}
         for film in films:
             named = [
                 dataclasses.replace(clip, source=str(film.path)) for clip in examine(film.path, cfg)
@@ -79,7 +79,7 @@ def measure(sets: Iterable[Sequence[footage.Film]], cfg: PrepareConfig) -> Accur
     return found
 
 
-def _judge(film: footage.Film, clips: list[Clip], found: Accuracy) -> None:
+def _judge(film: footage.Film, clips: list[ClipRecord], found: Accuracy) -> None:
     if film.kind.startswith("cuts"):
         starts = [clip.start for one, clip in itertools.pairwise(clips) if one.shot != clip.shot]
         left = list(film.cuts)

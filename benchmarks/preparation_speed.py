@@ -30,8 +30,8 @@ from ltx_jax.config import PrepareConfig, StoreConfig, TextConfig
 from ltx_jax.data import dataset, video
 from ltx_jax.data.filters import bars, hashes, lettering, motion, shots
 from ltx_jax.prepare import __main__ as command
-from ltx_jax.prepare import cut, examine, pipeline
-from ltx_jax.prepare.records import Clip
+from ltx_jax.prepare import beam_pipeline, clip_video, examine
+from ltx_jax.prepare.records import ClipRecord
 
 KINDS = ("pan", "things", "handheld")
 HEIGHT, WIDTH, SECONDS, RATE = 360, 640, 4, 25
@@ -83,10 +83,10 @@ def stages(given: argparse.Namespace) -> dict[str, Any]:
             del frames, pictures, lumas
             [found] = count("all of the above, in one pass", examine.examine, path, cfg)
             clip = dataclasses.replace(found, source=str(path))
-            seen = count("read pictures for text", cut.pictures, clip, cfg.pictures)
+            seen = count("read pictures for text", clip_video.sample_frames, clip, cfg.pictures)
             count("text", lettering.share, seen)
             stored = folder / f"{path.stem}.records"
-            count("cut and encode", cut.write_clips, stored, [clip], cfg.store)
+            count("cut and encode", clip_video.write_clips, stored, [clip], cfg.store)
             placed = dataclasses.replace(clip, file=str(stored), place=0)
             count("write", _write, folder / f"{path.stem}-set", placed)
     title = f"CPU seconds for a clip of {SECONDS} s, {WIDTH} x {HEIGHT}, {RATE} frames a second"
@@ -105,10 +105,12 @@ def _shots(cfg: PrepareConfig, frames: list, pictures: list) -> None:
         finder.add(frame.begin, frame.end, picture)
 
 
-def _write(folder: pathlib.Path, clip: Clip) -> None:
-    row = dataset.clip_row(cut.read_clip(clip), ["a caption"], pipeline.provenance(clip))
+def _write(folder: pathlib.Path, clip: ClipRecord) -> None:
+    row = dataset.clip_row(
+        clip_video.read_clip(clip), ["a caption"], beam_pipeline.provenance(clip)
+    )
     made = dataset.Shards(
-        folder, dataset.CLIPS, dataset.clip_features(), pipeline.media.FACTS, {"made": 1}
+        folder, dataset.CLIPS, dataset.clip_features(), beam_pipeline.media.FACTS, {"made": 1}
     )
     made.write(0, [row])
 
@@ -195,14 +197,14 @@ def memory(given: argparse.Namespace) -> dict[str, Any]:
         text=TextConfig(max_share=None), store=StoreConfig(min_side=32, shard_megabytes=8)
     )
     examined: list[float] = []
-    original = pipeline.examine
+    original = beam_pipeline.examine
 
     def counted(*arguments: Any) -> Any:
         found = original(*arguments)
         examined.append(resident())
         return found
 
-    pipeline.examine = counted
+    beam_pipeline.examine = counted
     with tempfile.TemporaryDirectory() as temporary:
         raw = pathlib.Path(temporary) / "raw"
         raw.mkdir()

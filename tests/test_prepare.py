@@ -1,4 +1,4 @@
-"""Raw videos become a data set: what is kept is right, and nothing is dropped without a word."""
+"""Data preparation: kept clips are right, and every dropped clip is listed with its reason."""
 
 import csv
 import dataclasses
@@ -24,7 +24,7 @@ from ltx_jax.config import BucketConfig, DataConfig, PrepareConfig, StoreConfig,
 from ltx_jax.data import dataset, video
 from ltx_jax.data.loader import Loader
 from ltx_jax.prepare import __main__ as command
-from ltx_jax.prepare import examine, pipeline, sources
+from ltx_jax.prepare import beam_pipeline, examine, input_files
 from ltx_jax.world import render
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -138,7 +138,7 @@ def test_a_finished_set_is_left_alone(films, prepared):
 
 
 def test_a_stopped_run_goes_on_without_doing_anything_twice(films, prepared, tmp_path, monkeypatch):
-    calls, real = [], pipeline.cut.write_clips
+    calls, real = [], beam_pipeline.clip_video.write_clips
 
     def fail_the_second_time(path, clips, store):
         calls.append([clip.name for clip in clips])
@@ -147,11 +147,11 @@ def test_a_stopped_run_goes_on_without_doing_anything_twice(films, prepared, tmp
             raise KeyboardInterrupt
         real(path, clips, store)
 
-    monkeypatch.setattr(pipeline.cut, "write_clips", fail_the_second_time)
+    monkeypatch.setattr(beam_pipeline.clip_video, "write_clips", fail_the_second_time)
     with pytest.raises(BaseException):  # noqa: B017, PT011  (Beam wraps it)
         command.prepare(CFG, [str(films.folder)], tmp_path / "set")
     examined = []
-    monkeypatch.setattr(pipeline, "examine", lambda *given: examined.append(given))
+    monkeypatch.setattr(beam_pipeline, "examine", lambda *given: examined.append(given))
     command.prepare(CFG, [str(films.folder)], tmp_path / "set")
     assert examined == []
     assert calls[0] not in calls[1:]
@@ -280,8 +280,8 @@ def test_what_must_not_be_read_is_named_in_the_table(films, tmp_path, monkeypatc
                 raise PermissionError(13, "Permission denied", str(path))
 
         monkeypatch.setattr(os, "scandir", lambda path: refuse(path) or scan(path))
-        digest = pipeline.digest
-        monkeypatch.setattr(pipeline, "digest", lambda path: refuse(path) or digest(path))
+        digest = beam_pipeline.file_digest
+        monkeypatch.setattr(beam_pipeline, "file_digest", lambda path: refuse(path) or digest(path))
     try:
         command.prepare(CFG, [str(raw)], tmp_path / "set")
         command.prepare(CFG, [str(raw / "**" / "*.mp4")], tmp_path / "pattern")
@@ -299,8 +299,8 @@ def test_a_name_with_brackets_is_no_pattern(tmp_path):
     for name in ("talk [dQw4w9Wg].mp4", "clip 1.mp4", "clip [1].mp4"):
         (tmp_path / name).touch()
     for name in ("talk [dQw4w9Wg].mp4", "clip [1].mp4"):
-        assert sources.find([str(tmp_path / name)]) == (str(tmp_path / name),)
-    assert len(sources.find([str(tmp_path / "*.mp4")])) == 3
+        assert input_files.find([str(tmp_path / name)]) == (str(tmp_path / name),)
+    assert len(input_files.find([str(tmp_path / "*.mp4")])) == 3
 
 
 def test_black_stretches_take_no_memory(tmp_path, monkeypatch):
@@ -311,7 +311,7 @@ def test_black_stretches_take_no_memory(tmp_path, monkeypatch):
 
     def noted(samples, *arguments):
         add(samples, *arguments)
-        kept.append(len(samples._kept))
+        kept.append(len(samples._samples))
 
     monkeypatch.setattr(examine._Samples, "add", noted)
     [clip] = examine.examine(tmp_path / "late.mp4", CFG)
@@ -322,8 +322,8 @@ def test_black_stretches_take_no_memory(tmp_path, monkeypatch):
 
 def test_a_caption_is_no_input_of_its_own(odd, tmp_path, monkeypatch):
     found = []
-    monkeypatch.setattr(pipeline, "run", lambda plan, paths, options: found.extend(paths))
-    monkeypatch.setattr(pipeline, "finish", lambda plan: None)
+    monkeypatch.setattr(beam_pipeline, "run", lambda plan, paths, options: found.extend(paths))
+    monkeypatch.setattr(beam_pipeline, "finish", lambda plan: None)
     command.prepare(CFG, [str(odd / "*")], tmp_path / "set")
     names = {pathlib.Path(path).name for path in found}
     assert "latin.mp4" in names
@@ -334,7 +334,7 @@ def test_a_caption_is_no_input_of_its_own(odd, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--input", "/nowhere/*.mp4"], "names no file"),
+        (["--input", "/nowhere/*.mp4"], "matches no file"),
         (["--input", "@/nowhere/list"], "cannot be read"),
         (["--input", "x", "--text.detector", "nowhere:f"], "nowhere:f is no MODULE:FUNCTION"),
         pytest.param(

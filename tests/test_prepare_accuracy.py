@@ -10,7 +10,7 @@ from benchmarks import footage, preparation
 from ltx_jax.config import PrepareConfig, StoreConfig
 from ltx_jax.data.filters import bars, hashes, motion
 from ltx_jax.prepare import duplicates
-from ltx_jax.prepare.records import Clip
+from ltx_jax.prepare.records import ClipRecord
 
 CFG = PrepareConfig(store=StoreConfig(min_side=64))
 
@@ -68,7 +68,7 @@ def test_bars_are_cut_off_to_the_pixel_and_a_dark_picture_is_left_alone():
 
 def test_the_best_of_a_group_is_kept_and_parts_of_one_shot_are_no_copies():
     def clip(source, number, height, value, shot=0):
-        return Clip(
+        return ClipRecord(
             source=source, number=number, shot=shot, crop=(0, 0, height, 100), hashes=(value,) * 4
         )
 

@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from ltx_jax.config import AestheticsConfig, CaptionsConfig, PrepareConfig, TextConfig
 from ltx_jax.data import video
 from ltx_jax.data.filters import lettering
-from ltx_jax.prepare import aesthetics, captions, judging, pretrained
-from ltx_jax.prepare.records import Clip
-from ltx_jax.prepare.shelf import Shelf
+from ltx_jax.prepare import aesthetics, captioner, pretrained, scoring
+from ltx_jax.prepare.records import ClipRecord
+from ltx_jax.prepare.result_cache import ResultCache
 
 WORDS = ["<unk>", "<pad>", "<s>", "</s>", "<image>", "USER", ":", "a", "dog", "runs", "Describe"]
 
@@ -117,7 +117,7 @@ def test_laions_heads_load(tmp_path):
         expected = module(x).detach().numpy()[:, 0]
         np.testing.assert_allclose(x.numpy() @ weight + bias, expected, atol=1e-5)
     torch.save({"other": x}, tmp_path / "wrong.pth")
-    with pytest.raises(ValueError, match=r"wrong.pth is no aesthetic head"):
+    with pytest.raises(ValueError, match=r"wrong.pth is not an aesthetic head"):
         aesthetics.load_head(str(tmp_path / "wrong.pth"))
 
 
@@ -151,7 +151,7 @@ def test_the_command_trains_a_head_on_pairs_within_labels(clip, tmp_path, capsys
     assert main(["aesthetics-train", *arguments]) == 0
     said = capsys.readouterr().out
     assert "50 pairs, 10 left out" in said
-    assert "orders 100.0 % of the held-out pairs" in said
+    assert "orders 100.0 % of the held-out pairs correctly" in said
     score = aesthetics.Scorer(clip, str(output))
     bright, dark = np.full((2, 1, 24, 24, 3), [[[[[180]]]], [[[[60]]]]], np.uint8)
     assert score(bright) > score(dark)
@@ -162,12 +162,12 @@ def test_the_command_trains_a_head_on_pairs_within_labels(clip, tmp_path, capsys
 
 def test_a_caption_is_what_the_model_writes_for_the_pictures(llava):
     cfg = CaptionsConfig(model=llava, prompt="Describe", max_tokens=6)
-    write = captions.Captioner(cfg)
+    write = captioner.Captioner(cfg)
     found = write(pictures(2))
     assert found
     assert len(found.split()) <= 6
     assert set(found.split()) <= set(WORDS)
-    assert captions.Captioner(cfg)(pictures(2)) == found
+    assert captioner.Captioner(cfg)(pictures(2)) == found
     # All the pictures are looked at: an independent call of the model writes the same.
     processor = transformers.LlavaProcessor.from_pretrained(llava)
     model = transformers.LlavaForConditionalGeneration.from_pretrained(llava)
@@ -187,7 +187,9 @@ def test_scores_and_captions_are_kept_and_models_loaded_once(clip, llava, tmp_pa
     for i in range(3):
         video.write_video(tmp_path / f"{i}.mp4", np.stack(frames[8 * i :][:8]), 8)
         known = {"digest": str(i), "number": 0, "seconds": 1.0, "crop": (0, 0, 32, 48)}
-        films.append(Clip(source=str(tmp_path / f"{i}.mp4"), captions=(("file", "told"),), **known))
+        films.append(
+            ClipRecord(source=str(tmp_path / f"{i}.mp4"), captions=(("file", "told"),), **known)
+        )
     head = tmp_path / "head.safetensors"
     save_file({"weight": torch.randn(1, 12), "bias": torch.zeros(1)}, head)
     cfg = PrepareConfig(
@@ -205,10 +207,13 @@ def test_scores_and_captions_are_kept_and_models_loaded_once(clip, llava, tmp_pa
         return found
 
     monkeypatch.setattr(pretrained, "_load", counted)
-    shelf = Shelf(tmp_path / "shelf")
-    judging.check(cfg)
+    cache = ResultCache(tmp_path / "shelf")
+    scoring.check_models(cfg)
     assert loaded == []
-    first = [*judging.judge(films[:2], cfg, shelf), *judging.judge(films[2:], cfg, shelf)]
+    first = [
+        *scoring.score_clips(films[:2], cfg, cache),
+        *scoring.score_clips(films[2:], cfg, cache),
+    ]
     assert loaded == [clip, llava]
     for judged in first:
         (model, written), told = judged.captions
@@ -221,13 +226,13 @@ def test_scores_and_captions_are_kept_and_models_loaded_once(clip, llava, tmp_pa
     monkeypatch.setattr(pretrained, "_load", None)
     strict = dataclasses.replace(cfg.aesthetics, min_score=scores[1])
     cfg = dataclasses.replace(cfg, aesthetics=strict, captions=CaptionsConfig())
-    again = judging.judge(films[:2], cfg, shelf) + judging.judge(films[2:], cfg, shelf)
+    again = scoring.score_clips(films[:2], cfg, cache) + scoring.score_clips(films[2:], cfg, cache)
     assert [judged.aesthetics for judged in again] == [judged.aesthetics for judged in first]
     assert [judged.reason for judged in again].count("aesthetics") == 1
     # Another head of the same name does.
     monkeypatch.setattr(pretrained, "_load", load)
     save_file({"weight": torch.randn(1, 12), "bias": torch.ones(1)}, head)
-    other = judging.judge(films, cfg, shelf)
+    other = scoring.score_clips(films, cfg, cache)
     assert not {judged.aesthetics for judged in other} & {judged.aesthetics for judged in first}
 
 
@@ -235,7 +240,7 @@ def test_a_model_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"the image encoder .*nothing cannot be loaded"):
         aesthetics.Encoder(str(tmp_path / "nothing"))
     with pytest.raises(ValueError, match=r"the captioner .*nothing cannot be loaded"):
-        captions.Captioner(CaptionsConfig(model=str(tmp_path / "nothing")))
+        captioner.Captioner(CaptionsConfig(model=str(tmp_path / "nothing")))
 
 
 def test_text_is_seen_and_texture_is_not_taken_for_it():

@@ -49,17 +49,17 @@ def prepare(
       ValueError: if inputs, settings and folders do not fit, or nothing is left to store.
     """
     with _installed():
-        from ltx_jax.prepare import judging, pipeline, report, sources, table
+        from ltx_jax.prepare import beam_pipeline, clip_table, html_report, input_files, scoring
 
-        judging.check(cfg)
+        scoring.check_models(cfg)
     training = _training(cfg.latents, output) if cfg.latents else None
-    paths = sources.find(inputs)
-    plan = pipeline.Plan.make(cfg, paths, output, work)
+    paths = input_files.find(inputs)
+    plan = beam_pipeline.PreparationPlan.make(cfg, paths, output, work)
     if not plan.open().complete:
-        pipeline.run(plan, paths, [*_runner(workers, beam_options), *beam_options])
-        table.write_dropped(Path(output) / "dropped.csv", pipeline.clips(plan))
-        report.write(Path(output) / "report.html", cfg, pipeline.clips(plan))
-        pipeline.finish(plan)
+        beam_pipeline.run(plan, paths, [*_runner(workers, beam_options), *beam_options])
+        clip_table.write_dropped(Path(output) / "dropped.csv", beam_pipeline.clips(plan))
+        html_report.write(Path(output) / "report.html", cfg, beam_pipeline.clips(plan))
+        beam_pipeline.finish(plan)
     if training:
         from ltx_jax.encode import encode
 

@@ -1,8 +1,9 @@
-"""Aesthetic scores: a ranking head on a frozen image encoder of `transformers`.
+"""Aesthetic scores: a linear ranking head on a frozen image encoder of `transformers`.
 
-Trained on pairs of pictures of which people liked one better (Bradley and Terry: the probability of
-that is the logistic function of the difference of scores). Pairs share a label, so that the score
-learns what makes a picture good, and not which subjects are liked. LAION's heads load as well.
+The head is trained on pairs of pictures of which people preferred one (Bradley-Terry model: the
+probability of a preference is the logistic function of the difference of scores). Both pictures of
+a pair have a label in common, so that the score reflects quality rather than popular subjects.
+LAION's heads can be used too.
 """
 
 import argparse
@@ -23,10 +24,10 @@ _BATCH = 32
 
 
 class Encoder:
-    """An image encoder: CLIP, SigLIP, or another with `get_image_features`.
+    """An image encoder: CLIP, SigLIP, or another model with `get_image_features`.
 
     Raises:
-      ValueError: if there is no such model.
+      ValueError: if the model cannot be loaded or does not encode images.
     """
 
     def __init__(self, name: str):
@@ -40,22 +41,22 @@ class Encoder:
     def __call__(
         self, pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]]
     ) -> Float32[np.ndarray, "n d"]:
-        """Embeddings of length 1."""
+        """Embeddings of pictures, each normalised to length 1."""
         inputs = self._processor(images=list(pictures), return_tensors="pt")
         inputs = inputs.to(self._device, self._model.dtype)
         with torch.inference_mode():
-            found = self._model.get_image_features(**inputs)
-        found = getattr(found, "pooler_output", found).float()
-        return torch.nn.functional.normalize(found, dim=-1).cpu().numpy()
+            embeddings = self._model.get_image_features(**inputs)
+        embeddings = getattr(embeddings, "pooler_output", embeddings).float()
+        return torch.nn.functional.normalize(embeddings, dim=-1).cpu().numpy()
 
 
 def load_head(path: str) -> tuple[Float32[np.ndarray, " d"], float]:
-    """Weight and bias of a file of ours, or of one of LAION's.
+    """Reads weight and bias of a head: a file of `aesthetics-train`, or one of LAION's.
 
-    LAION's larger head is several linear layers with nothing between them: one linear layer.
+    LAION's larger head consists of linear layers without activations, which fold into one.
 
     Raises:
-      ValueError: if it cannot be read, or holds anything else.
+      ValueError: if the file cannot be read or contains anything else.
     """
     try:
         if Path(path).suffix == ".safetensors":
@@ -68,20 +69,20 @@ def load_head(path: str) -> tuple[Float32[np.ndarray, " d"], float]:
         )
         layers = [(tensors[name], tensors[f"{name.removesuffix('weight')}bias"]) for name in names]
         if 2 * len(layers) != len(tensors):
-            raise KeyError("other tensors than weights and biases")
+            raise KeyError("it contains tensors other than weights and biases")
         weight, bias = torch.eye(layers[0][0].shape[1], dtype=torch.float64), torch.zeros(1)
         for matrix, offset in layers:
             bias = matrix.double() @ bias.double().expand(matrix.shape[1]) + offset.double()
             weight = matrix.double() @ weight
         if weight.shape[0] != 1:
-            raise KeyError(f"{weight.shape[0]} scores in place of one")
+            raise KeyError(f"it gives {weight.shape[0]} scores instead of one")
     except (OSError, KeyError, IndexError, RuntimeError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} is no aesthetic head: {error}") from error
+        raise ValueError(f"{path} is not an aesthetic head: {error}") from error
     return weight[0].float().numpy(), float(bias[0])
 
 
 class Scorer:
-    """Scores of clips.
+    """Scores clips with an encoder and a head.
 
     Raises:
       ValueError: if encoder or head cannot be loaded, or do not fit each other.
@@ -92,33 +93,38 @@ class Scorer:
         self._encoder, self._names = Encoder(encoder), (encoder, head)
 
     def __call__(self, pictures: UInt8[np.ndarray, "t h w 3"]) -> float:
-        """The mean score of pictures."""
-        found = self._encoder(list(pictures))
-        if found.shape[1] != len(self._weight):
+        """The mean score of the frames."""
+        embeddings = self._encoder(list(pictures))
+        if embeddings.shape[1] != len(self._weight):
             encoder, head = self._names
             raise ValueError(
-                f"{head} takes embeddings of {len(self._weight)}, {encoder} gives {found.shape[1]}"
+                f"{head} takes embeddings of {len(self._weight)} values, "
+                f"{encoder} gives {embeddings.shape[1]}"
             )
-        return float((found @ self._weight).mean() + self._bias)
+        return float((embeddings @ self._weight).mean() + self._bias)
 
 
 def read_pairs(path: str) -> tuple[list[tuple[str, str]], int]:
-    """Pairs (better, worse) of a table, and how many were left out as they share no label.
+    """Reads pairs of pictures from a CSV file.
 
     Args:
-      path: CSV with the columns better and worse, files beside it; where there are also
-        better_labels and worse_labels, words apart by spaces, a pair must have one in common.
+      path: CSV file with the columns better and worse, paths relative to it. If it also has the
+        columns better_labels and worse_labels (words separated by spaces), pairs without a common
+        label are left out.
+
+    Returns:
+      Pairs (better, worse), and the number of pairs that were left out.
 
     Raises:
-      ValueError: if the table cannot be used.
+      ValueError: if the table cannot be read or has fewer than two usable pairs.
     """
-    folder, pairs, left_out = Path(path).parent, [], 0
+    folder, pairs, num_skipped = Path(path).parent, [], 0
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             for row in csv.DictReader(file):
                 labels = [set((row.get(f"{x}_labels") or "").split()) for x in ("better", "worse")]
                 if any(labels) and not labels[0] & labels[1]:
-                    left_out += 1
+                    num_skipped += 1
                 else:
                     pairs.append((str(folder / row["better"]), str(folder / row["worse"])))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -127,28 +133,28 @@ def read_pairs(path: str) -> tuple[list[tuple[str, str]], int]:
         raise ValueError(f"{path} must have the columns better and worse in every row") from error
     if len(pairs) < 2:
         raise ValueError(f"{path} has {len(pairs)} pairs that share a label: too few to train on")
-    return pairs, left_out
+    return pairs, num_skipped
 
 
 def fit(
     better: Float[np.ndarray, "n d"], worse: Float[np.ndarray, "n d"], decay: float
 ) -> Float[np.ndarray, " d"]:
-    """The weight that orders pairs best: minimises mean softplus(-(s_better - s_worse)).
+    """Fits the weight of the head: minimises mean softplus(-(s_better - s_worse)).
 
     Args:
-      better: embeddings, and
-      worse: those of the other pictures.
-      decay: of the weight's squared length.
+      better: embeddings of the preferred pictures.
+      worse: embeddings of the other pictures of the pairs.
+      decay: factor of the weight's squared length in the loss.
     """
-    apart = (better - worse).astype(np.float64)
+    difference = (better - worse).astype(np.float64)
 
     def loss(weight: np.ndarray) -> tuple[float, np.ndarray]:
-        margins = apart @ weight
+        margins = difference @ weight
         value = np.logaddexp(0, -margins).mean() + decay * weight @ weight
-        slope = -apart.T @ (1 / (1 + np.exp(np.clip(margins, -50, 50)))) / len(apart)
-        return float(value), slope + 2 * decay * weight
+        gradient = -difference.T @ (1 / (1 + np.exp(np.clip(margins, -50, 50)))) / len(difference)
+        return float(value), gradient + 2 * decay * weight
 
-    return minimize(loss, np.zeros(apart.shape[1]), jac=True, method="L-BFGS-B").x
+    return minimize(loss, np.zeros(difference.shape[1]), jac=True, method="L-BFGS-B").x
 
 
 def train(
@@ -158,44 +164,56 @@ def train(
     decay: float = 1e-4,
     held_out: float = 0.2,
 ) -> tuple[Float32[np.ndarray, " d"], float, float]:
-    """Trains a head: its weight, its bias, and the share of held-out pairs that it orders rightly.
+    """Trains a head on pairs of picture files.
 
-    The bias makes the mean score 0. The last pairs are held out.
+    Args:
+      pairs: paths (better, worse).
+      encoder: the frozen image encoder.
+      decay: factor of the weight's squared length in the loss.
+      held_out: fraction of the pairs that is used for the accuracy only; the last ones.
+
+    Returns:
+      Its weight, its bias, which makes the mean score 0, and its accuracy on the held-out pairs.
 
     Raises:
       ValueError: if a picture cannot be read.
     """
     files = sorted({name for pair in pairs for name in pair})
-    found = []
+    batches = []
     for first in range(0, len(files), _BATCH):
         chunk = [video.read_media(name, num_frames=1)[0] for name in files[first : first + _BATCH]]
-        found.append(encoder(chunk))
-    embeddings = dict(zip(files, np.concatenate(found), strict=True))
+        batches.append(encoder(chunk))
+    embeddings = dict(zip(files, np.concatenate(batches), strict=True))
     better = np.stack([embeddings[one] for one, _ in pairs])
     worse = np.stack([embeddings[other] for _, other in pairs])
-    kept = len(pairs) - max(round(held_out * len(pairs)), 1)
-    weight = fit(better[:kept], worse[:kept], decay)
-    right = float(((better - worse)[kept:] @ weight > 0).mean())
+    num_train = len(pairs) - max(round(held_out * len(pairs)), 1)
+    weight = fit(better[:num_train], worse[:num_train], decay)
+    accuracy = float(((better - worse)[num_train:] @ weight > 0).mean())
     bias = -float(np.mean([value @ weight for value in embeddings.values()]))
-    return weight.astype(np.float32), bias, right
+    return weight.astype(np.float32), bias, accuracy
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Trains a head and writes it: `aesthetics-train PAIRS.csv --encoder NAME --output FILE`."""
+    """The command `aesthetics-train PAIRS.csv --encoder NAME --output FILE`: trains a head."""
     parser = argparse.ArgumentParser(
         prog="ltx_jax.prepare aesthetics-train", description="Trains an aesthetic head on pairs."
     )
     parser.add_argument("pairs", help="CSV: better, worse, and better_labels, worse_labels")
     parser.add_argument("--encoder", required=True, help="CLIP or SigLIP, by name or folder")
     parser.add_argument("--output", required=True, help="a file that ends in .safetensors")
-    parser.add_argument("--decay", type=float, default=1e-4, help="of the weight's squared length")
-    given = parser.parse_args(arguments)
-    if Path(given.output).suffix != ".safetensors":
-        raise ValueError(f"{given.output} must end in .safetensors")
-    pairs, left_out = read_pairs(given.pairs)
-    weight, bias, right = train(pairs, Encoder(given.encoder), decay=given.decay)
-    Path(given.output).parent.mkdir(parents=True, exist_ok=True)
+    parser.add_argument(
+        "--decay",
+        type=float,
+        default=1e-4,
+        help="factor of the weight's squared length in the loss",
+    )
+    args = parser.parse_args(arguments)
+    if Path(args.output).suffix != ".safetensors":
+        raise ValueError(f"{args.output} must end in .safetensors")
+    pairs, num_skipped = read_pairs(args.pairs)
+    weight, bias, accuracy = train(pairs, Encoder(args.encoder), decay=args.decay)
+    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
     tensors = {"weight": torch.from_numpy(weight[None]), "bias": torch.tensor([bias])}
-    save_file(tensors, given.output, {"encoder": given.encoder})
-    print(f"{len(pairs)} pairs, {left_out} left out for they share no label")
-    print(f"{given.output}: orders {100 * right:.1f} % of the held-out pairs rightly")
+    save_file(tensors, args.output, {"encoder": args.encoder})
+    print(f"{len(pairs)} pairs, {num_skipped} left out as they have no label in common")
+    print(f"{args.output}: orders {100 * accuracy:.1f} % of the held-out pairs correctly")

@@ -1,51 +1,57 @@
-"""Near-duplicates over a whole set: perceptual hashes, compared only where some bits agree.
+"""Finds near-duplicates in a whole data set by perceptual hashes (locality-sensitive hashing).
 
-Two clips are compared if 16 neighbouring bits of 64 agree in one of their pictures; where d bits
-differ, they do at any rate for d <= 3 in one picture, and nearly always for more, as there are
-several.
+Each hash of 64 bits is cut into four bands of 16 bits. Two clips are compared only if they agree in
+a whole band of one of their frames. Hashes within 3 bits of each other are always compared; clips
+that differ in more bits nearly always are, as each has several frames.
 """
 
 import itertools
 from collections.abc import Iterable, Iterator
 
 from ltx_jax.data.filters.hashes import distance
-from ltx_jax.prepare.records import Clip
+from ltx_jax.prepare.records import ClipRecord
 
 _BANDS = 4
-_COMPARED = 50  # with so many at most of those that agree in a band: flat pictures all agree
+_MAX_COMPARISONS = 50  # per clip and band, as the hashes of all flat pictures agree
 
 
-def bands(clip: Clip) -> Iterator[tuple[str, Clip]]:
-    """The clip under every band of its hashes; clips that share one are compared."""
+def bands(clip: ClipRecord) -> Iterator[tuple[str, ClipRecord]]:
+    """Yields the clip once under each band of its hashes, as (band, clip)."""
     width = 64 // _BANDS
     for place, value in enumerate(clip.hashes):
         for band in range(_BANDS):
             yield f"{place}.{band}.{value >> (band * width) & (1 << width) - 1:x}", clip
 
 
-def pairs(clips: Iterable[Clip], max_distance: float) -> Iterator[tuple[Clip, Clip]]:
-    """Near-duplicates among clips that share a band, better one first.
+def pairs(
+    clips: Iterable[ClipRecord], max_distance: float
+) -> Iterator[tuple[ClipRecord, ClipRecord]]:
+    """Near-duplicates among clips that agree in a band, as (better clip, other clip).
 
-    Clips of the same shot are not compared: they are parts of one thing.
+    Clips of the same shot are never duplicates of each other.
+
+    Args:
+      clips: the clips of one band.
+      max_distance: the largest number of different bits per hash, on average over the frames.
     """
     ordered = sorted(clips, key=_rank)
     for i, one in enumerate(ordered):
-        for other in ordered[i + 1 : i + 1 + _COMPARED]:
+        for other in ordered[i + 1 : i + 1 + _MAX_COMPARISONS]:
             if (one.source, one.shot) == (other.source, other.shot):
                 continue
             if distance(one.hashes, other.hashes) <= max_distance:
                 yield one, other
 
 
-def _rank(clip: Clip) -> tuple:
-    """Larger pictures come first, then longer clips, then by name."""
+def _rank(clip: ClipRecord) -> tuple:
+    """Sort key: larger pictures first, then longer clips, then by name."""
     return -clip.crop[2] * clip.crop[3], -round(clip.seconds, 1), clip.source, clip.number
 
 
-def groups(found: Iterable[tuple[Clip, Clip]]) -> dict[str, str]:
-    """Names of the clips to drop, and of the one that is kept of each group."""
+def groups(duplicate_pairs: Iterable[tuple[ClipRecord, ClipRecord]]) -> dict[str, str]:
+    """Maps the name of each clip to drop to the name of the best clip of its group (union-find)."""
     parent: dict[str, str] = {}
-    clips: dict[str, Clip] = {}
+    clips: dict[str, ClipRecord] = {}
 
     def root(name: str) -> str:
         while parent[name] != name:
@@ -53,12 +59,12 @@ def groups(found: Iterable[tuple[Clip, Clip]]) -> dict[str, str]:
             name = parent[name]
         return name
 
-    found = list(found)
-    for clip in itertools.chain.from_iterable(found):
+    duplicate_pairs = list(duplicate_pairs)
+    for clip in itertools.chain.from_iterable(duplicate_pairs):
         parent[clip.name], clips[clip.name] = clip.name, clip
-    for one, other in found:
+    for one, other in duplicate_pairs:
         parent[root(other.name)] = root(one.name)
-    best: dict[str, Clip] = {}
+    best: dict[str, ClipRecord] = {}
     for name, clip in clips.items():
         group = root(name)
         best[group] = min(best.get(group, clip), clip, key=_rank)

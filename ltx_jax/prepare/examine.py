@@ -1,4 +1,4 @@
-"""One pass through a source: its shots, clips, bars, motion and hashes. Pixels stay here."""
+"""Decodes a source once and finds its shots, clips, black bars, motion and hashes."""
 
 import bisect
 import dataclasses
@@ -15,136 +15,142 @@ from ltx_jax.data import video
 from ltx_jax.data.filters import bars, hashes, motion
 from ltx_jax.data.filters.shots import Shot, ShotFinder
 from ltx_jax.data.frames import Shown
-from ltx_jax.prepare.records import Clip, Reason
+from ltx_jax.prepare.records import ClipRecord, Reason
 
-_SMALL = 256  # pixels of the longest side that shots, motion and hashes are measured at
-_SMALL_RATE = 10.0  # pictures per second for them
-_LARGE = 1920  # and for bars
+_SMALL_SIDE = 256  # longest side in pixels of the frames for shots, motion and hashes
+_SMALL_RATE = 10.0  # frames per second for motion and hashes
+_LARGE_SIDE = 1920  # longest side and frames per second for black bars
 _LARGE_RATE = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
 class _Sample:
-    """What is kept of a frame until its clip is known."""
+    """What is stored of a frame until the end of its clip is known."""
 
-    begin: float
+    begin: float  # seconds
     small: np.ndarray  # luma, (h, w)
-    large: np.ndarray | None  # luma, of some frames
+    large: np.ndarray | None  # luma of some frames, for black bars
 
 
 class _Samples:
-    """Frames at steady times, of the shot that goes on."""
+    """Frames of the current shot, sampled at a constant rate."""
 
     def __init__(self):
-        self._kept: list[_Sample] = []
+        self._samples: list[_Sample] = []
         self._next_small = self._next_large = 0.0
 
     def add(self, frame: Shown, picture: np.ndarray) -> None:
         if frame.end <= self._next_small:
             return
-        self._next_small = _following(frame.end, _SMALL_RATE)
+        self._next_small = _next_time(frame.end, _SMALL_RATE)
         large = None
         if frame.end > self._next_large:
-            self._next_large = _following(frame.end, _LARGE_RATE)
-            large = frame.luma(_LARGE)
+            self._next_large = _next_time(frame.end, _LARGE_RATE)
+            large = frame.luma(_LARGE_SIDE)
         grey = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)
-        self._kept.append(_Sample(frame.begin, grey, large))
+        self._samples.append(_Sample(frame.begin, grey, large))
 
     def take(self, start: float, end: float) -> list[_Sample]:
-        """The samples of a part, which are forgotten with all that came before."""
-        count = bisect.bisect_left(self._kept, end - video.TICK, key=lambda kept: kept.begin)
-        taken = [kept for kept in self._kept[:count] if kept.begin >= start - video.TICK]
-        del self._kept[:count]
-        return taken
+        """Removes and returns the samples in [start, end), and discards all earlier ones."""
+        count = bisect.bisect_left(self._samples, end - video.TICK, key=lambda sample: sample.begin)
+        samples = [x for x in self._samples[:count] if x.begin >= start - video.TICK]
+        del self._samples[:count]
+        return samples
 
 
-def _following(time: float, rate: float) -> float:
-    """The next of `rate` times a second that is not before `time`."""
+def _next_time(time: float, rate: float) -> float:
+    """The first multiple of 1 / rate that is not before `time`."""
     return math.ceil(time * rate - 1e-6) / rate
 
 
-def examine(path: str | os.PathLike, cfg: PrepareConfig) -> list[Clip]:
-    """The clips of a source, in order, some of them dropped.
+def examine(path: str | os.PathLike, cfg: PrepareConfig) -> list[ClipRecord]:
+    """Finds the clips of a source, in order; some of them are already dropped.
 
-    A source that cannot be used gives one dropped clip, which says why.
+    A source that cannot be used gives one dropped clip that states the reason.
     """
     try:
         facts = video.probe(path)
-        known = Clip(
+        source = ClipRecord(
             height=facts.height,
             width=facts.width,
             seconds=facts.seconds,
             source_rate=facts.frame_rate,
             steady=facts.steady,
         )
-        refused = _refuse(known, facts, cfg)
-        return [refused] if refused else _clips(path, known, cfg)
+        dropped = _filter_source(source, facts, cfg)
+        return [dropped] if dropped else _find_clips(path, source, cfg)
     except ValueError as error:
         message = str(error).replace(os.fspath(path), "the file")
-        return [Clip().drop(Reason.FILE, message)]
+        return [ClipRecord().drop(Reason.FILE, message)]
 
 
-def _refuse(known: Clip, facts: video.Facts, cfg: PrepareConfig) -> Clip | None:
-    """The source as a dropped clip, if its facts alone rule it out."""
+def _filter_source(source: ClipRecord, facts: video.Facts, cfg: PrepareConfig) -> ClipRecord | None:
+    """Returns the source as a dropped clip if its metadata rules it out, else None."""
     store = cfg.store
     if facts.seconds == 0:
-        return known.drop(Reason.FILE, "it is a still image")
+        return source.drop(Reason.FILE, "it is a still image")
     if facts.frame_rate < store.min_frame_rate:
-        return known.drop(
+        return source.drop(
             Reason.RATE, f"{facts.frame_rate:.3g} frames per second, under {store.min_frame_rate:g}"
         )
     if min(facts.height, facts.width) < store.min_side:
-        return known.drop(Reason.SMALL, f"{facts.width} x {facts.height}")
+        return source.drop(Reason.SMALL, f"{facts.width} x {facts.height}")
     if facts.seconds < cfg.shots.min_seconds:
-        return known.drop(Reason.SHORT, f"{facts.seconds:.2f} s")
+        return source.drop(Reason.SHORT, f"{facts.seconds:.2f} s")
     return None
 
 
-def _clips(path: str | os.PathLike, known: Clip, cfg: PrepareConfig) -> list[Clip]:
-    finder, samples = ShotFinder(cfg.shots, known.source_rate), _Samples()
-    longest = cfg.shots.max_seconds
-    clips: list[Clip] = []
+def _find_clips(
+    path: str | os.PathLike, source: ClipRecord, cfg: PrepareConfig
+) -> list[ClipRecord]:
+    """Decodes the source and cuts it into clips."""
+    finder, samples = ShotFinder(cfg.shots, source.source_rate), _Samples()
+    max_seconds = cfg.shots.max_seconds
+    clips: list[ClipRecord] = []
     shot = 0
 
-    def measure(part: Shot) -> None:
-        for start, end in _split(part, longest):
+    def measure(span: Shot) -> None:
+        for start, end in _split(span, max_seconds):
             clip = dataclasses.replace(
-                known, number=len(clips), shot=shot, start=start, seconds=end - start
+                source, number=len(clips), shot=shot, start=start, seconds=end - start
             )
-            clips.append(_measured(clip, samples.take(start, end), cfg))
+            clips.append(_filter_clip(clip, samples.take(start, end), cfg))
 
     for frame in video.decode_video(path):
         if frame.oddity:
-            return [known.drop(Reason.PICTURES, frame.oddity)]
-        picture = frame.bgr(_SMALL)
-        for found in finder.add(frame.begin, frame.end, picture):
-            measure(found)
+            return [source.drop(Reason.PICTURES, frame.oddity)]
+        picture = frame.bgr(_SMALL_SIDE)
+        for finished_shot in finder.add(frame.begin, frame.end, picture):
+            measure(finished_shot)
             shot += 1
         if finder.start is None:
-            samples.take(0.0, frame.begin)  # of black, however long
+            samples.take(0.0, frame.begin)  # discards black frames, however many
         samples.add(frame, picture)
-        # Of a shot without end a part is taken at a time, so that memory does not grow with it.
+        # Long shots are cut while they are read, so that memory does not grow with their length.
         start = finder.start
-        if start is not None and frame.end - start > 2 * longest + 1:
-            measure(Shot(start, start + longest))
-            finder.start = start + longest
-    for found in finder.finish():
-        measure(found)
-    return clips or [known.drop(Reason.STILL, "all of it is black")]
+        if start is not None and frame.end - start > 2 * max_seconds + 1:
+            measure(Shot(start, start + max_seconds))
+            finder.start = start + max_seconds
+    for finished_shot in finder.finish():
+        measure(finished_shot)
+    return clips or [source.drop(Reason.STILL, "all of it is black")]
 
 
-def _split(shot: Shot, longest: float) -> list[tuple[float, float]]:
-    """Equal parts, none longer than `longest`."""
-    count = max(math.ceil((shot.end - shot.start) / longest - 1e-3), 1)
+def _split(shot: Shot, max_seconds: float) -> list[tuple[float, float]]:
+    """Cuts a shot into equal parts of at most `max_seconds`."""
+    count = max(math.ceil((shot.end - shot.start) / max_seconds - 1e-3), 1)
     ends = np.linspace(shot.start, shot.end, count + 1).tolist()
     return list(itertools.pairwise(ends))
 
 
-def _measured(clip: Clip, samples: Sequence[_Sample], cfg: PrepareConfig) -> Clip:
+def _filter_clip(clip: ClipRecord, samples: Sequence[_Sample], cfg: PrepareConfig) -> ClipRecord:
+    """Adds crop, frame rate, motion and hashes to a clip, and drops it if it fails a threshold."""
     clip = dataclasses.replace(clip, crop=(0, 0, clip.height, clip.width))
     lumas = [sample.large for sample in samples if sample.large is not None]
     if cfg.crop_bars and lumas:
-        clip = dataclasses.replace(clip, crop=_scaled(bars.find_picture(lumas), lumas[0], clip))
+        clip = dataclasses.replace(
+            clip, crop=_to_source_pixels(bars.find_picture(lumas), lumas[0], clip)
+        )
     rate = clip.source_rate / math.ceil(clip.source_rate / cfg.store.max_frame_rate)
     clip = dataclasses.replace(clip, frame_rate=rate)
     height, width = clip.crop[2:]
@@ -153,17 +159,17 @@ def _measured(clip: Clip, samples: Sequence[_Sample], cfg: PrepareConfig) -> Cli
     if min(height, width) < cfg.store.min_side:
         return clip.drop(Reason.SMALL, f"{width} x {height} between its bars")
     smalls = [_cropped(sample.small, clip) for sample in samples]
-    moves = motion.score([sample.begin for sample in samples], smalls)
-    clip = dataclasses.replace(clip, motion=round(moves, 4), hashes=hashes.hash_clip(smalls))
-    if cfg.min_motion is not None and moves < cfg.min_motion:
-        return clip.drop(Reason.STILL, f"{moves:.2f} under {cfg.min_motion:g}")
+    motion_score = motion.score([sample.begin for sample in samples], smalls)
+    clip = dataclasses.replace(clip, motion=round(motion_score, 4), hashes=hashes.hash_clip(smalls))
+    if cfg.min_motion is not None and motion_score < cfg.min_motion:
+        return clip.drop(Reason.STILL, f"{motion_score:.2f} under {cfg.min_motion:g}")
     return clip
 
 
-def _scaled(
-    box: tuple[int, int, int, int], picture: np.ndarray, clip: Clip
+def _to_source_pixels(
+    box: tuple[int, int, int, int], picture: np.ndarray, clip: ClipRecord
 ) -> tuple[int, int, int, int]:
-    """A box of a picture that may be reduced, in the source's pixels; rounded inwards."""
+    """Converts a box in a scaled-down frame to source pixels, rounding inwards."""
     down, across = clip.height / picture.shape[0], clip.width / picture.shape[1]
     top, left = math.ceil(box[0] * down), math.ceil(box[1] * across)
     bottom = math.floor((box[0] + box[2]) * down + 1e-6)
@@ -171,7 +177,8 @@ def _scaled(
     return top, left, bottom - top, right - left
 
 
-def _cropped(small: np.ndarray, clip: Clip) -> np.ndarray:
+def _cropped(small: np.ndarray, clip: ClipRecord) -> np.ndarray:
+    """The clip's crop of a scaled-down frame."""
     down, across = small.shape[0] / clip.height, small.shape[1] / clip.width
     top, left, height, width = clip.crop
     rows = slice(math.ceil(top * down), max(math.floor((top + height) * down), 1))

@@ -1,4 +1,4 @@
-"""Models of `transformers`, loaded once in a process however many threads want them."""
+"""Loads models of `transformers`, once per process even if several threads use them."""
 
 import contextlib
 import functools
@@ -13,7 +13,7 @@ _LOCK = threading.Lock()
 
 
 class Pretrained(NamedTuple):
-    """A frozen model, and what makes its inputs."""
+    """A frozen model and the processor that prepares its inputs."""
 
     processor: Any
     model: Any
@@ -21,26 +21,26 @@ class Pretrained(NamedTuple):
 
 
 def check(purpose: str, name: str) -> None:
-    """Looks whether there is such a model, without loading its weights.
+    """Checks that a model exists, without loading its weights.
 
     Raises:
-      ValueError: if there is none.
+      ValueError: if it does not exist.
     """
     with _named(purpose, name):
         transformers.AutoConfig.from_pretrained(name)
 
 
 def load(purpose: str, name: str, processor: str, model: str) -> Pretrained:
-    """A model by its name or folder, on the GPU if there is one.
+    """Loads a model onto the GPU if there is one, else onto the CPU.
 
     Args:
-      purpose: what it is used for, to name it by.
-      name: of the model.
-      processor: the class of `transformers` that loads its processor, and
-      model: the one that loads the model itself.
+      purpose: what the model is used for; appears in error messages.
+      name: name on the Hugging Face Hub, or a folder.
+      processor: name of the class in `transformers` that loads the processor.
+      model: name of the class in `transformers` that loads the model.
 
     Raises:
-      ValueError: if there is no such model.
+      ValueError: if the model cannot be loaded.
     """
     with _LOCK, _named(purpose, name):
         return _load(name, processor, model)
@@ -48,6 +48,7 @@ def load(purpose: str, name: str, processor: str, model: str) -> Pretrained:
 
 @contextlib.contextmanager
 def _named(purpose: str, name: str) -> Iterator[None]:
+    """Adds purpose and name of the model to errors."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -57,6 +58,6 @@ def _named(purpose: str, name: str) -> Iterator[None]:
 @functools.cache
 def _load(name: str, processor: str, model: str) -> Pretrained:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    made = getattr(transformers, processor).from_pretrained(name)
-    found = getattr(transformers, model).from_pretrained(name, dtype="auto")
-    return Pretrained(made, found.eval().to(device), device)
+    loaded_processor = getattr(transformers, processor).from_pretrained(name)
+    loaded_model = getattr(transformers, model).from_pretrained(name, dtype="auto")
+    return Pretrained(loaded_processor, loaded_model.eval().to(device), device)

@@ -1,4 +1,4 @@
-"""What is known of a clip on its way: one record, from the decoder to the table of dropped ones."""
+"""The record that describes a clip in every stage of data preparation, whether kept or dropped."""
 
 import dataclasses
 import enum
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class Reason(enum.StrEnum):
-    """Why something is dropped."""
+    """Why a clip or a file was dropped. The values appear in dropped.csv and in the report."""
 
     FILE = "unusable file"  # missing, empty, damaged, without a picture, ...
     PICTURES = "unusable pictures"  # interlaced, transparent, high dynamic range
@@ -21,54 +21,57 @@ class Reason(enum.StrEnum):
 
 
 @dataclasses.dataclass(frozen=True)
-class Clip:
-    """A part of a source, or all of it where it was dropped before it was cut."""
+class ClipRecord:
+    """A clip: a time span of a source file, or the whole file if it was dropped before cutting.
 
-    source: str = ""  # its path
-    digest: str = ""  # SHA-256 of the file
-    number: int = -1  # in its source, from 0; -1: the source as a whole
-    shot: int = -1
+    The field names are the keys of stored records and of a data set's provenance.
+    """
+
+    source: str = ""  # path of the file
+    digest: str = ""  # SHA-256 of the source file
+    number: int = -1  # index of the clip in its source; -1: the whole source
+    shot: int = -1  # index of the shot in its source
     start: float = 0.0  # seconds into the source
     seconds: float = 0.0
-    height: int = 0  # of the source, as shown
+    height: int = 0  # of the source in pixels, after rotation
     width: int = 0
-    crop: tuple[int, int, int, int] = (0, 0, 0, 0)  # top, left, height, width: what is kept of it
-    source_rate: float = 0.0  # frames per second, on average
-    frame_rate: float = 0.0  # as stored
-    steady: bool = True  # the source shows all frames for as long
+    crop: tuple[int, int, int, int] = (0, 0, 0, 0)  # top, left, height, width, in source pixels
+    source_rate: float = 0.0  # average frames per second of the source
+    frame_rate: float = 0.0  # frames per second of the stored clip
+    steady: bool = True  # the source has a constant frame rate
     motion: float | None = None  # percent of the diagonal per second
-    hashes: tuple[int, ...] = ()  # 64 bits each, of pictures spread over the clip
-    text: float | None = None  # share of the picture
+    hashes: tuple[int, ...] = ()  # perceptual hashes of frames spread over the clip, 64 bits each
+    text: float | None = None  # fraction of the picture that text covers
     aesthetics: float | None = None
-    # (origin, caption): of the file beside the source ("file"), or the name of a model.
+    # (origin, caption); the origin is "file" for the text file beside the source, else a model.
     captions: tuple[tuple[str, str], ...] = ()
-    reason: str = ""  # why it is dropped; empty: it is kept
+    reason: str = ""  # a `Reason` if the clip was dropped; empty if it is kept
     detail: str = ""
-    file: str = ""  # of cut clips, and
-    place: int = 0  # where in it
+    file: str = ""  # the file that contains the encoded clip, and
+    place: int = 0  # the clip's index in that file
 
     @property
     def name(self) -> str:
-        """Tells it from all others."""
+        """A unique name of the clip."""
         return f"{self.source}#{self.number}"
 
-    def drop(self, reason: Reason, detail: str = "") -> "Clip":
-        """The same, dropped, unless it is already."""
+    def drop(self, reason: Reason, detail: str = "") -> "ClipRecord":
+        """A copy marked as dropped; a clip that was dropped before keeps its first reason."""
         if self.reason:
             return self
         return dataclasses.replace(self, reason=str(reason), detail=detail)
 
     @property
     def content(self) -> list[Any]:
-        """What decides what its pixels are."""
+        """The fields that determine the clip's pixels, as part of a cache key."""
         return [self.digest, self.start, self.seconds, self.crop]
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, as JSON has it."""
+        """The record as a dict that JSON can store."""
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Clip":
+    def from_json(cls, value: dict[str, Any]) -> "ClipRecord":
         """The inverse of `to_json`."""
 
         def tuples(value: Any) -> Any:

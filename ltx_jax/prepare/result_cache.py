@@ -1,7 +1,7 @@
-"""Results of stages on disk, by the content of what they were made from.
+"""A cache of the results of stages on disk, addressed by the content of their inputs.
 
-A file has its name when it is complete: a run that was killed starts anew and takes what is there,
-and whatever made the same thing before, with the same settings, need not be done again.
+A file gets its final name once it is complete. A run that was killed therefore continues with the
+results that exist, and a later run with the same inputs and settings of a stage reuses them.
 """
 
 import hashlib
@@ -13,30 +13,30 @@ from pathlib import Path
 from typing import Any
 
 
-def digest(path: str | os.PathLike) -> str:
-    """SHA-256 of a file.
+def file_digest(path: str | os.PathLike) -> str:
+    """Computes the SHA-256 of a file.
 
     Raises:
-      OSError: if it cannot be read.
+      OSError: if the file cannot be read.
     """
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def key(*parts: Any) -> str:
-    """A name for what is made from `parts`, of JSON."""
+def cache_key(*parts: Any) -> str:
+    """The name of a result that is determined by `parts`, which JSON can encode."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-class Shelf:
-    """Files of one folder, made once each; any number of processes may share it."""
+class ResultCache:
+    """Files in one folder, each of which is made once. Several processes may share the folder."""
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder)
 
     def file(self, stage: str, name: str, make: Callable[[Path], None]) -> Path:
-        """The file of a stage, which `make` writes to a path of its own if it is not there."""
+        """Path of a stage's result; `make` writes it to a temporary path if it does not exist."""
         path = self.folder / stage / name[:2] / name
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ class Shelf:
         return path
 
     def json(self, stage: str, name: str, make: Callable[[], Any]) -> Any:
-        """What `make` gives, of JSON."""
+        """A stage's result that JSON can store: read from the cache, or computed by `make`."""
 
         def write(path: Path) -> None:
             path.write_text(json.dumps(make(), ensure_ascii=False), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What became of every clip: records in files by shard, and one table of what was dropped."""
+"""Writes and reads the records of all clips, one file per shard, and the table of dropped clips."""
 
 import csv
 import json
@@ -7,14 +7,14 @@ import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ltx_jax.prepare.records import Clip
+from ltx_jax.prepare.records import ClipRecord
 
 _COLUMNS = ("source", "number", "start", "seconds", "reason", "detail")
 _SCORES = ("motion", "text", "aesthetics")
 
 
-def write(path: Path, clips: Iterable[Clip]) -> None:
-    """Writes records, one a line; the file appears when it is complete."""
+def write(path: Path, clips: Iterable[ClipRecord]) -> None:
+    """Writes records as JSON lines, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     with temporary.open("w", encoding="utf-8") as file:
@@ -22,15 +22,15 @@ def write(path: Path, clips: Iterable[Clip]) -> None:
     os.replace(temporary, path)
 
 
-def read(path: Path) -> Iterator[Clip]:
-    """The records of a file; none where there is no such file."""
+def read(path: Path) -> Iterator[ClipRecord]:
+    """Yields the records of a file; none if the file does not exist."""
     if path.exists():
         with path.open(encoding="utf-8") as file:
-            yield from (Clip.from_json(json.loads(line)) for line in file)
+            yield from (ClipRecord.from_json(json.loads(line)) for line in file)
 
 
-def write_dropped(path: Path, clips: Iterable[Clip]) -> None:
-    """Writes the dropped clips as a table; a source that was dropped whole has number -1."""
+def write_dropped(path: Path, clips: Iterable[ClipRecord]) -> None:
+    """Writes the dropped clips as CSV; a source that was dropped as a whole has number -1."""
     columns = (*_COLUMNS, *_SCORES)
     temporary = path.with_name(f".{path.name}")
     with temporary.open("w", encoding="utf-8", newline="") as file:

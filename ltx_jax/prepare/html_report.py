@@ -1,4 +1,4 @@
-"""What a run kept and dropped, and why: a page of HTML in one file, pictures and all."""
+"""The report of a run as one HTML file: which clips were kept and dropped, and why."""
 
 import base64
 import collections
@@ -12,15 +12,15 @@ import numpy as np
 from PIL import Image
 
 from ltx_jax.config.preparation import PrepareConfig
-from ltx_jax.prepare import cut
-from ltx_jax.prepare.records import Clip, Reason
+from ltx_jax.prepare import clip_video
+from ltx_jax.prepare.records import ClipRecord, Reason
 from ltx_jax.runtime import files
 
-_SHOWN = 8  # thumbnails of what is kept, and for each reason
-_THUMBNAIL = 192  # pixels
-_COLUMN, _HIGH = 12, 120  # pixels of a histogram
-_NARROWEST = 20  # columns of one, about
-_TICKS = (0, 3, 7)  # columns of 1, 2 and 5
+_NUM_THUMBNAILS = 8  # of the clips that were kept, and of those dropped for each reason
+_THUMBNAIL = 192  # longest side, in pixels
+_COLUMN, _HEIGHT = 12, 120  # width of a column and height of a histogram, in pixels
+_MIN_COLUMNS = 20  # approximate least number of columns of a histogram
+_TICKS = (0, 3, 7)  # columns of 1, 2 and 5 within a factor of ten, which get a label
 
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1040px; color: #222;
@@ -37,25 +37,25 @@ svg { overflow: visible; } svg text { font-size: 11px; fill: #555; }
 """
 
 
-def write(path: Path, cfg: PrepareConfig, clips: Iterable[Clip]) -> None:
-    """Writes the page.
+def write(path: Path, cfg: PrepareConfig, clips: Iterable[ClipRecord]) -> None:
+    """Writes the report.
 
     Args:
-      path: of the file.
-      cfg: whose thresholds are drawn.
-      clips: all of a run, kept and dropped; they are gone through once.
+      path: path of the HTML file.
+      cfg: the settings, whose thresholds are marked in the histograms.
+      clips: all clips of the run, kept and dropped; they are iterated once.
     """
     counts: collections.Counter[str] = collections.Counter()
     seconds: dict[str, float] = collections.defaultdict(float)
-    shown: dict[str, list[Clip]] = collections.defaultdict(list)
+    examples: dict[str, list[ClipRecord]] = collections.defaultdict(list)
     scores = {name: _Histogram() for name in ("motion", "text", "aesthetics", "seconds")}
     sources = set()
     for clip in clips:
         sources.add(hash(clip.source))
         counts[clip.reason] += 1
         seconds[clip.reason] += clip.seconds
-        if len(shown[clip.reason]) < _SHOWN:
-            shown[clip.reason].append(clip)
+        if len(examples[clip.reason]) < _NUM_THUMBNAILS:
+            examples[clip.reason].append(clip)
         for name, histogram in scores.items():
             value = getattr(clip, name)
             if value is not None and clip.number >= 0:
@@ -71,11 +71,11 @@ def write(path: Path, cfg: PrepareConfig, clips: Iterable[Clip]) -> None:
         _section("Text", "share of the picture", scores["text"], cfg.text.max_share),
         _section("Aesthetics", "score", scores["aesthetics"], cfg.aesthetics.min_score),
         _section("Length", "seconds", scores["seconds"], cfg.shots.min_seconds),
-        *_gallery("Kept", shown[""]),
+        *_gallery("Kept", examples[""]),
     ]
     for reason in Reason:
-        if shown[reason]:
-            body += _gallery(f"Dropped: {reason}", shown[reason])
+        if examples[reason]:
+            body += _gallery(f"Dropped: {reason}", examples[reason])
     text = (
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>Data preparation</title>'
         f"<style>{_STYLE}</style>{''.join(body)}</html>\n"
@@ -85,37 +85,37 @@ def write(path: Path, cfg: PrepareConfig, clips: Iterable[Clip]) -> None:
 
 
 class _Histogram:
-    """Counts on a logarithmic scale, for its range is not known before the last value."""
+    """A histogram on a logarithmic scale, as the range is unknown until the last value."""
 
-    STEPS = 10  # to a factor of ten
-    _LEAST = -3  # 0.001 and less, negative values too, are one
+    STEPS = 10  # columns per factor of ten
+    _MIN_EXPONENT = -3  # all values up to 0.001, negative ones included, share a column
 
     def __init__(self):
         self.counts: collections.Counter[int] = collections.Counter()
 
     def add(self, value: float) -> None:
-        self.counts[self.place(value)] += 1
+        self.counts[self.column(value)] += 1
 
     @classmethod
-    def place(cls, value: float) -> int:
-        """The number of a value's column."""
-        return math.floor(math.log10(max(value, 10.0**cls._LEAST)) * cls.STEPS + 1e-9)
+    def column(cls, value: float) -> int:
+        """The index of a value's column."""
+        return math.floor(math.log10(max(value, 10.0**cls._MIN_EXPONENT)) * cls.STEPS + 1e-9)
 
     @classmethod
-    def value(cls, place: int) -> float:
-        """Where a column begins."""
-        return 10 ** (place / cls.STEPS)
+    def value(cls, column: int) -> float:
+        """The lower edge of a column."""
+        return 10 ** (column / cls.STEPS)
 
 
 def _stages(counts: collections.Counter[str], seconds: dict[str, float]) -> str:
-    """What was left after each reason to drop something, in the order of the stages."""
-    left, rows = counts.total(), []
+    """Table of how many clips each reason dropped and how many were left."""
+    remaining, rows = counts.total(), []
     for reason in Reason:
-        left -= counts[reason]
-        width = round(300 * left / max(counts.total(), 1))
+        remaining -= counts[reason]
+        width = round(300 * remaining / max(counts.total(), 1))
         rows.append(
             f'<tr><td>{reason}</td><td class="n">{counts[reason]}</td>'
-            f'<td class="n">{seconds[reason]:.0f}</td><td class="n">{left}</td>'
+            f'<td class="n">{seconds[reason]:.0f}</td><td class="n">{remaining}</td>'
             f'<td><span class="bar" style="width:{width}px"></span></td></tr>'
         )
     return (
@@ -127,64 +127,70 @@ def _stages(counts: collections.Counter[str], seconds: dict[str, float]) -> str:
 
 
 def _section(title: str, unit: str, histogram: _Histogram, threshold: float | None) -> str:
-    """A histogram, with its threshold as a red line."""
+    """A histogram as SVG, with its threshold as a red line."""
     if not histogram.counts:
         return ""
-    places = [*histogram.counts, min(histogram.counts) + _NARROWEST]
+    columns = [*histogram.counts, min(histogram.counts) + _MIN_COLUMNS]
     if threshold is not None:
-        places.append(histogram.place(threshold) - 1)
-    first, last = min(places), max(places)
-    most = max(histogram.counts.values())
+        columns.append(histogram.column(threshold) - 1)
+    first, last = min(columns), max(columns)
+    highest = max(histogram.counts.values())
     width = (last - first + 1) * _COLUMN
-    drawn = []
-    for place in range(first, last + 1):
-        x, value, count = (place - first) * _COLUMN, histogram.value(place), histogram.counts[place]
+    elements = []
+    for column in range(first, last + 1):
+        x, value, count = (
+            (column - first) * _COLUMN,
+            histogram.value(column),
+            histogram.counts[column],
+        )
         if count:
-            high = _HIGH * count / most
-            drawn.append(
-                f'<rect x="{x}" y="{_HIGH - high:.1f}" width="{_COLUMN - 1}" height="{high:.1f}" '
+            height = _HEIGHT * count / highest
+            elements.append(
+                f'<rect x="{x}" y="{_HEIGHT - height:.1f}" width="{_COLUMN - 1}" '
+                f'height="{height:.1f}" '
                 f'fill="#4a7fb5"><title>{value:.3g}: {count}</title></rect>'
             )
-        if place % histogram.STEPS in _TICKS:
-            drawn.append(f'<text x="{x}" y="{_HIGH + 14}">{float(f"{value:.1g}"):g}</text>')
-    drawn.append(
-        f'<line x1="0" x2="{width}" y1="{_HIGH}" y2="{_HIGH}" stroke="#999"/>'
-        f'<text x="{width + 6}" y="10">highest: {most}</text>'
+        if column % histogram.STEPS in _TICKS:
+            elements.append(f'<text x="{x}" y="{_HEIGHT + 14}">{float(f"{value:.1g}"):g}</text>')
+    elements.append(
+        f'<line x1="0" x2="{width}" y1="{_HEIGHT}" y2="{_HEIGHT}" stroke="#999"/>'
+        f'<text x="{width + 6}" y="10">highest: {highest}</text>'
     )
     note = unit
     if threshold is not None:
         x = (math.log10(max(threshold, 1e-3)) * histogram.STEPS - first) * _COLUMN
-        drawn.append(
-            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="-4" y2="{_HIGH}" stroke="#c03030" '
+        elements.append(
+            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="-4" y2="{_HEIGHT}" stroke="#c03030" '
             'stroke-width="2"/>'
         )
         note = f"{unit}; threshold {threshold:g}"
     return (
-        f'<h2>{title}</h2><p>{note}</p><svg width="{width + 100}" height="{_HIGH + 20}">'
-        f"{''.join(drawn)}</svg>"
+        f'<h2>{title}</h2><p>{note}</p><svg width="{width + 100}" height="{_HEIGHT + 20}">'
+        f"{''.join(elements)}</svg>"
     )
 
 
-def _gallery(title: str, clips: Iterable[Clip]) -> Iterator[str]:
+def _gallery(title: str, clips: Iterable[ClipRecord]) -> Iterator[str]:
+    """Thumbnails of clips, each with its file name and the reason or its caption."""
     yield f"<h2>{html.escape(title)}</h2>"
     for clip in clips:
         name = Path(clip.source).name
-        place = f" at {clip.start:.1f} s" if clip.number >= 0 else ""
-        said = clip.detail or " ".join(text for _, text in clip.captions)[:120]
+        time = f" at {clip.start:.1f} s" if clip.number >= 0 else ""
+        text = clip.detail or " ".join(caption for _, caption in clip.captions)[:120]
         picture = _thumbnail(clip)
         image = f'<img alt="" src="data:image/jpeg;base64,{picture}">' if picture else ""
         yield (
-            f"<figure>{image}<figcaption>{html.escape(name)}{place}<br>{html.escape(said)}"
+            f"<figure>{image}<figcaption>{html.escape(name)}{time}<br>{html.escape(text)}"
             "</figcaption></figure>"
         )
 
 
-def _thumbnail(clip: Clip) -> str:
-    """JPEG in base64 of a clip's middle, cut-off bars shaded; empty if it cannot be read."""
+def _thumbnail(clip: ClipRecord) -> str:
+    """The middle frame as a base64 JPEG, cropped bars shaded; empty if it cannot be read."""
     if clip.number < 0:
         return ""
     try:
-        [picture] = cut.pictures(clip, 1, bars=True)
+        [picture] = clip_video.sample_frames(clip, 1, bars=True)
     except ValueError:
         return ""
     top, left, height, width = clip.crop

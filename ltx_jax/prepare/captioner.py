@@ -1,4 +1,4 @@
-"""Captions by an image-text-to-text model of `transformers`, shown some pictures of a clip."""
+"""Writes captions of clips with an image-text-to-text model of `transformers`."""
 
 import numpy as np
 import torch
@@ -10,10 +10,10 @@ from ltx_jax.prepare import pretrained
 
 
 class Captioner:
-    """Writes captions, always the same one for the same pictures.
+    """Writes captions by greedy decoding: the same frames always give the same caption.
 
     Raises:
-      ValueError: if there is no such model.
+      ValueError: if the model cannot be loaded.
     """
 
     def __init__(self, cfg: CaptionsConfig):
@@ -23,7 +23,7 @@ class Captioner:
         )
 
     def __call__(self, pictures: UInt8[np.ndarray, "t h w 3"]) -> str:
-        """A caption on one line."""
+        """Writes a caption of the frames, on one line."""
         images = [Image.fromarray(picture) for picture in pictures]
         content = [{"type": "image"} for _ in images]
         content.append({"type": "text", "text": self._cfg.prompt})
@@ -33,9 +33,9 @@ class Captioner:
         inputs = self._processor(text=[prompt], images=[images], return_tensors="pt")
         inputs = inputs.to(self._device, self._model.dtype)
         with torch.inference_mode():
-            found = self._model.generate(
+            tokens = self._model.generate(
                 **inputs, max_new_tokens=self._cfg.max_tokens, do_sample=False
             )
-        answer = found[:, inputs["input_ids"].shape[1] :]
+        answer = tokens[:, inputs["input_ids"].shape[1] :]
         [text] = self._processor.batch_decode(answer, skip_special_tokens=True)
         return " ".join(text.split())

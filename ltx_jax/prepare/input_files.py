@@ -1,4 +1,4 @@
-"""Raw files: which there are, and the captions beside them."""
+"""Finds the raw video files of a run, and reads the captions beside them."""
 
 import glob
 import os
@@ -9,34 +9,39 @@ _CAPTION = ".txt"
 
 
 def find(inputs: Sequence[str]) -> tuple[str, ...]:
-    """Files, sorted by path.
+    """Lists the input files, sorted by path.
 
     Args:
-      inputs: patterns (`raw/**/*.mp4`), folders, files, or lists of files: `@list.txt`, with one
-        path a line. Captions and hidden files are left out; folders that must not be read are
-        named, so that they are not missed in silence.
+      inputs: patterns (`raw/**/*.mp4`), folders, files, or lists of files (`@list.txt`, with one
+        path per line).
+
+    Returns:
+      The paths, without caption files (.txt beside a file of the same stem) and hidden files.
+      Folders that cannot be read are included, so that they appear as unusable in the table of
+      dropped files.
 
     Raises:
-      ValueError: if one of them names no file.
+      ValueError: if one of the inputs matches no file.
     """
-    found: set[str] = set()
+    paths: set[str] = set()
     for text in inputs:
         files = _listed(text[1:]) if text.startswith("@") else _matching(text)
         if not files:
-            raise ValueError(f"--input {text} names no file: quote patterns, and look at the path")
-        found |= files
-    stems = {stem for stem, ending in map(os.path.splitext, found) if ending != _CAPTION}
+            raise ValueError(f"--input {text} matches no file: quote patterns, and check the path")
+        paths |= files
+    stems = {stem for stem, ending in map(os.path.splitext, paths) if ending != _CAPTION}
     media = sorted(
         path
-        for path, (stem, ending) in zip(found, map(os.path.splitext, found), strict=True)
+        for path, (stem, ending) in zip(paths, map(os.path.splitext, paths), strict=True)
         if ending != _CAPTION or stem not in stems
     )
     if not media:
-        raise ValueError(f"--input {' '.join(inputs)} names captions alone, no video")
+        raise ValueError(f"--input {' '.join(inputs)} matches caption files only, no video")
     return tuple(media)
 
 
 def _listed(path: str) -> set[str]:
+    """The paths in a list file."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -45,16 +50,17 @@ def _listed(path: str) -> set[str]:
 
 
 def _matching(text: str) -> set[str]:
-    """A file, those of a folder or a pattern; folders among them that must not be looked into."""
-    if os.path.isfile(text):  # its name may hold brackets, as yt-dlp's do
+    """Files that match a path, folder or pattern, and the folders that cannot be read."""
+    if os.path.isfile(text):  # first, as names from yt-dlp contain brackets
         return {text}
     pattern = os.path.join(glob.escape(text), "**", "*") if os.path.isdir(text) else text
     files = {path for path in glob.glob(pattern, recursive=True) if not os.path.isdir(path)}
     folders = glob.glob(os.path.join(os.path.dirname(pattern) or ".", ""), recursive=True)
-    return files | {folder.rstrip(os.sep) for folder in folders if not _is_open(folder)}
+    return files | {folder.rstrip(os.sep) for folder in folders if not _is_readable(folder)}
 
 
-def _is_open(folder: str) -> bool:
+def _is_readable(folder: str) -> bool:
+    """Whether the folder can be listed."""
     try:
         os.scandir(folder).close()
     except OSError:
@@ -63,7 +69,7 @@ def _is_open(folder: str) -> bool:
 
 
 def size(path: str) -> int:
-    """Bytes of a file; -1 if there is none."""
+    """Size of a file in bytes; -1 if it does not exist."""
     try:
         return os.path.getsize(path)
     except OSError:
@@ -71,7 +77,7 @@ def size(path: str) -> int:
 
 
 def caption(path: str) -> tuple[str, str]:
-    """The caption beside a file, and what is wrong with it where there is none."""
+    """Reads the caption beside a file: (caption, "") or, if there is none, ("", error message)."""
     file = Path(path).with_suffix(_CAPTION)
     try:
         text = " ".join(file.read_text(encoding="utf-8-sig").split())
