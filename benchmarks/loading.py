@@ -51,7 +51,7 @@ def make_clips(root: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
         path.with_suffix(".txt").write_text(clip.caption)
         medium = video.Stored(path.name, path.read_bytes())
         rows.append(dataset.clip_row(medium, [clip.caption], {}))
-    shards = dataset.Shards(stored, dataset.CLIPS, dataset.clip_features(), media.FACTS, {})
+    shards = dataset.DatasetWriter(stored, dataset.CLIPS, dataset.clip_features(), media.FACTS, {})
     shards.write(0, rows)
     shards.finish(1)
     return folder, stored
@@ -62,7 +62,7 @@ def make_latents(root: pathlib.Path) -> pathlib.Path:
     t, h, w = (LARGE.num_frames - 1) // 8 + 1, LARGE.height // 32, LARGE.width // 32
     size = (LARGE.num_frames, LARGE.height, LARGE.width)
     encoding = Encoding((size,), "none", "none", None, None, "none", "none", "none", None)
-    shards = dataset.Shards(
+    shards = dataset.DatasetWriter(
         root / "latents",
         latent_cache.KIND,
         latent_cache.latent_features(128, 4096),

@@ -109,7 +109,7 @@ def _write(folder: pathlib.Path, clip: ClipRecord) -> None:
     row = dataset.clip_row(
         clip_video.read_clip(clip), ["a caption"], beam_pipeline.provenance(clip)
     )
-    made = dataset.Shards(
+    made = dataset.DatasetWriter(
         folder, dataset.CLIPS, dataset.clip_features(), beam_pipeline.media.FACTS, {"made": 1}
     )
     made.write(0, [row])
@@ -214,7 +214,7 @@ def memory(given: argparse.Namespace) -> dict[str, Any]:
             (_, cpu, _) = spent(
                 lambda: command.prepare(cfg, [str(raw)], pathlib.Path(temporary) / "set")
             )
-        stored = len(dataset.Records(pathlib.Path(temporary) / "set").index)
+        stored = len(dataset.DatasetReader(pathlib.Path(temporary) / "set").index)
     step = max(given.clips // 10, 1)
     rows = [
         [f"{n} examined", f"{examined[n - 1]:.0f}"] for n in range(step, len(examined) + 1, step)

@@ -149,7 +149,7 @@ def encode(
     shards = list(_shards(counts, shard_size))
     data = dataclasses.asdict(cfg.data)
     embedding_width = None if text_encoder is None else text_encoder.cfg.d_model
-    made = dataset.Shards(
+    made = dataset.DatasetWriter(
         output,
         latent_cache.KIND,
         latent_cache.latent_features(loaded.vae.latent_channels, embedding_width),

@@ -1,6 +1,6 @@
-"""Figures that say how alike videos are, and how sure a counted share is.
+"""Metrics of the similarity of videos, and the confidence interval of a proportion.
 
-Videos are uint8, or floats in [-1, 1]; numpy and JAX arrays do alike, also inside a compiled step.
+Videos are uint8, or floats in [-1, 1], as numpy or JAX arrays, also inside a jitted function.
 """
 
 import math
@@ -13,15 +13,15 @@ from jaxtyping import Array, Float, Float64, Shaped
 Videos = Shaped[Array | np.ndarray, "b t h w c"]
 
 _PEAK = 2.0  # from the darkest value to the brightest
-_MIN_ERROR = _PEAK**2 * 1e-10  # mean squared; puts a ceiling of 100 dB on equal clips
+_MIN_ERROR = _PEAK**2 * 1e-10  # mean squared error that limits the PSNR to 100 dB
 _WINDOW, _SIGMA = 11, 1.5  # of SSIM, in pixels
 _FRAMES_AT_ONCE = 8
 
 
 def psnr(videos: Videos, originals: Videos) -> Float[Array, " b"]:
-    """Peak signal-to-noise ratio of each clip in dB, from the mean error of all its values.
+    """Peak signal-to-noise ratio of each clip in dB, from the mean squared error of all its values.
 
-    At most 100, which is what two equal clips have.
+    Limited to 100, the value for equal clips.
     """
     error = _centred(videos) - _centred(originals)
     mean = jnp.mean(error * error, axis=(1, 2, 3, 4))
@@ -32,8 +32,8 @@ def psnr(videos: Videos, originals: Videos) -> Float[Array, " b"]:
 def ssim(videos: Videos, originals: Videos) -> Float[Array, " b"]:
     """Structural similarity of each clip: the mean over its frames and their channels.
 
-    Wang et al. 2004: Gaussian windows of 11 x 11 pixels and deviation 1.5, K1 = 0.01, K2 = 0.03,
-    and no window reaches over the edge.
+    Wang et al. 2004: Gaussian windows of 11 x 11 pixels with deviation 1.5, K1 = 0.01, K2 = 0.03;
+    only windows inside the frame count.
 
     Raises:
       ValueError: if a frame is smaller than a window.
@@ -52,7 +52,7 @@ def _frame_ssim(x: Array, y: Array) -> Array:
     var_x = _smooth(x * x) - mean_x * mean_x
     var_y = _smooth(y * y) - mean_y * mean_y
     covariance = _smooth(x * y) - mean_x * mean_y
-    # The formula is for values from 0 up; that concerns the means alone.
+    # The formula assumes values >= 0; the shift from [-1, 1] affects the means only.
     mean_x, mean_y = mean_x + _PEAK / 2, mean_y + _PEAK / 2
     c1, c2 = (0.01 * _PEAK) ** 2, (0.03 * _PEAK) ** 2
     luminance = (2 * mean_x * mean_y + c1) / (mean_x * mean_x + mean_y * mean_y + c1)
@@ -65,8 +65,8 @@ def _smooth(frame: Array) -> Array:
     taps = np.exp(-(offsets**2) / (2 * _SIGMA**2))
     taps = (taps / taps.sum()).tolist()
     for axis in (0, 1):
-        kept = frame.shape[axis] - _WINDOW + 1
-        shifted = (jax.lax.slice_in_dim(frame, i, i + kept, axis=axis) for i in range(_WINDOW))
+        size = frame.shape[axis] - _WINDOW + 1
+        shifted = (jax.lax.slice_in_dim(frame, i, i + size, axis=axis) for i in range(_WINDOW))
         frame = sum(tap * part for tap, part in zip(taps, shifted, strict=True))  # pyright: ignore[reportAssignmentType]
     return frame
 
@@ -78,10 +78,10 @@ def _centred(video: Array | np.ndarray) -> Array:
 
 
 def flat_energy(frames: Shaped[np.ndarray, "t h w c"]) -> float:
-    """Share of a clip's energy that is not in the mean of each frame, in [0, 1].
+    """Fraction of a clip's energy outside the mean (DC) of its frames, in [0, 1].
 
-    For the reconstruction of a flat colour: 0 is flat, and what a decoder's strides leave behind
-    as a grid shows here however faint it is. Black is energy 0, so a black clip has no share.
+    It measures the reconstruction of a flat colour: 0 is perfectly flat; the faintest grid from a
+    decoder's strides makes it larger. Black has no energy, so the result for a black clip is 0.
     """
     values = (np.asarray(_centred(frames), np.float64) + 1) / 2
     energy = np.abs(np.fft.fft2(values, axes=(1, 2))) ** 2
@@ -93,21 +93,21 @@ def flat_energy(frames: Shaped[np.ndarray, "t h w c"]) -> float:
 def frechet_distance(
     features: Float[np.ndarray, "n d"], originals: Float[np.ndarray, "m d"]
 ) -> float:
-    """Distance between the Gaussians that fit two sets of features, in float64.
+    """Frechet distance between Gaussians fitted to two sets of features, in float64.
 
-    |mean difference|^2 + trace(A + B - 2 (A B)^(1/2)) of the covariances A and B: FID, or FVD with
-    features of clips. Sets smaller than d give an estimate that is too large, as always.
+    |mean difference|^2 + trace(A + B - 2 (A B)^(1/2)) with the covariances A and B: FID, or FVD if
+    the features describe clips. It is biased upwards, strongly so for sets smaller than d.
 
     Raises:
-      ValueError: for sets of fewer than two, which have no covariance.
+      ValueError: for sets of fewer than two features, which have no covariance.
     """
     if min(len(features), len(originals)) < 2:
         raise ValueError(
             f"a Frechet distance needs two clips or more, got {len(features)} and {len(originals)}"
         )
     (mean_a, root_a), (mean_b, root_b) = _gaussian(features), _gaussian(originals)
-    # trace (A B)^(1/2) is the sum of the singular values of the product of the factors, A = R^T R:
-    # unlike the square root of a matrix it stays real and exact where A and B are singular.
+    # With A = R^T R and B = S^T S, trace (A B)^(1/2) is the sum of the singular values of R S^T.
+    # Unlike a matrix square root, it stays real and exact if A and B are singular.
     cross = np.linalg.svd(root_a @ root_b.T, compute_uv=False).sum()
     spread = (root_a**2).sum() + (root_b**2).sum() - 2 * cross
     return float(max(((mean_a - mean_b) ** 2).sum() + spread, 0.0))
@@ -123,13 +123,13 @@ def _gaussian(
 
 
 def wilson(hits: int | np.integer, count: int | np.integer) -> tuple[float, float]:
-    """The 95 % interval of a share of which `hits` of `count` trials were counted (Wilson 1927)."""
+    """The 95 % confidence interval of a proportion, for `hits` in `count` trials (Wilson 1927)."""
     if not 0 <= hits <= count:
         raise ValueError(f"hits must lie between 0 and count, got {hits} of {count}")
     if count == 0:
         return 0.0, 1.0
     z = 1.959963984540054
-    share, spread = hits / count, z * z / count
-    centre = (share + spread / 2) / (1 + spread)
-    reach = math.sqrt(share * (1 - share) * spread + spread * spread / 4) / (1 + spread)
+    proportion, spread = hits / count, z * z / count
+    centre = (proportion + spread / 2) / (1 + spread)
+    reach = math.sqrt(proportion * (1 - proportion) * spread + spread * spread / 4) / (1 + spread)
     return max(centre - reach, 0.0), min(centre + reach, 1.0)

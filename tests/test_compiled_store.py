@@ -58,7 +58,7 @@ def test_another_call_is_another_program(change, tmp_path, monkeypatch):
     static, options = {"cfg": CFG}, OPTIONS
 
     def place():
-        return compiled_store.place(tmp_path, scaled, (x, noise), static, options)
+        return compiled_store.executable_path(tmp_path, scaled, (x, noise), static, options)
 
     before = place()
     assert before == place()
@@ -84,10 +84,10 @@ def test_another_call_is_another_program(change, tmp_path, monkeypatch):
 )
 def test_every_network_has_a_description(make, tmp_path):
     static = dict(velocity=make(CFG), branches=(Branches(True, False),), mode=sampler.Mode())
-    ours = compiled_store.place(tmp_path, sampler.step, arguments(), static, OPTIONS)
+    ours = compiled_store.executable_path(tmp_path, sampler.step, arguments(), static, OPTIONS)
     assert ours is not None
     other = TransformerConfig(num_layers=4)
-    changed = compiled_store.place(
+    changed = compiled_store.executable_path(
         tmp_path, sampler.step, arguments(), static | {"velocity": make(other)}, OPTIONS
     )
     assert changed != ours
@@ -100,10 +100,12 @@ def test_what_has_no_lasting_description_is_not_kept(tmp_path, mesh):
         return x * number
 
     x = jnp.ones(3)
-    assert compiled_store.place(tmp_path, jax.jit(remembers), (x,), {}, {}) is None
-    assert compiled_store.place(tmp_path, scaled, (x,), {"cfg": object()}, {}) is None
+    assert compiled_store.executable_path(tmp_path, jax.jit(remembers), (x,), {}, {}) is None
+    assert compiled_store.executable_path(tmp_path, scaled, (x,), {"cfg": object()}, {}) is None
     with jax.set_mesh(mesh):
-        assert compiled_store.place(tmp_path, scaled, arguments(), {"cfg": CFG}, {}) is None
+        assert (
+            compiled_store.executable_path(tmp_path, scaled, arguments(), {"cfg": CFG}, {}) is None
+        )
 
 
 def test_a_damaged_file_is_compiled_again(programs, tmp_path):

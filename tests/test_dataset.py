@@ -44,7 +44,7 @@ def texts(start, count):
 
 
 def start(folder, **description):
-    return dataset.Shards(folder, "texts", TEXT, INDEX, {"made": [1, "two"]} | description)
+    return dataset.DatasetWriter(folder, "texts", TEXT, INDEX, {"made": [1, "two"]} | description)
 
 
 def write(folder, lengths=(3, 2)):
@@ -69,7 +69,7 @@ def clips(tmp_path):
         path.with_suffix(".txt").write_text(f"clip {i}")
         medium = video.Stored(path.name, path.read_bytes())
         rows.append(dataset.clip_row(medium, [f"clip {i}"], {"source": "the world", "scene": i}))
-    shards = dataset.Shards(stored, dataset.CLIPS, dataset.clip_features(), media.FACTS, {})
+    shards = dataset.DatasetWriter(stored, dataset.CLIPS, dataset.clip_features(), media.FACTS, {})
     shards.write(0, rows[:3])
     shards.write(1, rows[3:])
     shards.finish(2)
@@ -98,7 +98,7 @@ def write_latents(folder, **changes):
     """Four videos and two pictures."""
     encoding = dataclasses.replace(ENCODING, **changes)
     width = None if encoding.text_encoder_id is None else 3
-    shards = dataset.Shards(
+    shards = dataset.DatasetWriter(
         folder,
         latent_cache.KIND,
         latent_cache.latent_features(2, width),
@@ -139,7 +139,7 @@ def load(cfg, seed=0):
 
 def test_examples_come_back_in_order_over_all_shards(tmp_path):
     write(tmp_path / "set", (3, 0, 2))  # a shard may turn out empty
-    records = dataset.Records(tmp_path / "set")
+    records = dataset.DatasetReader(tmp_path / "set")
     assert [records[i]["text"] for i in range(5)] == [
         f"text {i}".encode() for i in (0, 1, 2, 20, 21)
     ]
@@ -186,16 +186,16 @@ def test_a_killed_writer_goes_on_to_the_same_files(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         shards.write(1, killed())
     assert not start(folder).has(1)
-    with pytest.raises(ValueError, match="killed is not finished: run the command"):
-        dataset.Records(folder)
+    with pytest.raises(ValueError, match="killed is incomplete: run the command"):
+        dataset.DatasetReader(folder)
 
     # Again, while all is put together.
     monkeypatch.setattr(tfds.folder_dataset, "write_metadata", lambda **_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write(folder)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="killed is not finished"):
-        dataset.Records(folder)
+    with pytest.raises(ValueError, match="killed is incomplete"):
+        dataset.DatasetReader(folder)
     write_rest = start(folder)
     assert not write_rest.complete
     write_rest.finish(2)
@@ -215,7 +215,7 @@ def test_another_data_set_is_not_written_over(tmp_path):
     with pytest.raises(ValueError, match=r"settings\.inner\.rate = 0\.5, and now it is 0\.25:"):
         start(tmp_path / "deep", settings=deep | {"inner": {"rate": 0.25}})
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(ValueError, match="is not empty and no data set"):
+    with pytest.raises(ValueError, match="is neither empty nor a data set"):
         start(tmp_path)
 
 
@@ -223,8 +223,8 @@ def test_damage_is_said(tmp_path, clips):
     folder = tmp_path / "set"
     write(folder)
     np.save(folder / "index.npy", np.zeros(4, INDEX))
-    with pytest.raises(ValueError, match="set is damaged: 5 examples, 4 in its index"):
-        dataset.Records(folder)
+    with pytest.raises(ValueError, match="set is damaged: it has 5 examples, and its index has 4"):
+        dataset.DatasetReader(folder)
     (folder / "ltx_jax.json").write_text("{}")
     with pytest.raises(ValueError, match=r"ltx_jax.json does not describe a data set"):
         dataset.kind_of(folder)
@@ -252,7 +252,7 @@ def test_a_data_set_of_clips_trains_as_the_folder_they_came_from(clips):
 
 def test_one_of_several_captions_is_drawn_each_time(tmp_path, clips):
     medium = video.Stored("0", (clips[0] / "0.mp4").read_bytes())
-    shards = dataset.Shards(
+    shards = dataset.DatasetWriter(
         tmp_path / "set", dataset.CLIPS, dataset.clip_features(), media.FACTS, {}
     )
     shards.write(0, [dataset.clip_row(medium, ["one", "two", "three"], {})])
@@ -267,7 +267,7 @@ def test_one_of_several_captions_is_drawn_each_time(tmp_path, clips):
 
 def test_latents_come_back_to_the_bit(tmp_path):
     written = write_latents(tmp_path / "set")
-    records = dataset.Records(tmp_path / "set")
+    records = dataset.DatasetReader(tmp_path / "set")
     for number, expected in enumerate(written):
         check_example(latent_cache.from_row(records[number]), expected)
     loader = load(dataclasses.replace(LATENTS, source=str(tmp_path / "set")))
@@ -311,7 +311,9 @@ def test_sources_that_do_not_go_together_are_refused(tmp_path):
         return load(dataclasses.replace(LATENTS, mix=tuple(map(SourceConfig, sources))))
 
     assert len(set(mixed("one", "two").plan(0).rows)) == 2
-    with pytest.raises(ValueError, match=r"one and shapes do not go .* one holds pixels, one lat"):
+    with pytest.raises(
+        ValueError, match=r"one and shapes cannot be .* one contains pixels, the other lat"
+    ):
         mixed("one", "shapes")
     with pytest.raises(ValueError, match=r"VAEs some/vae \(0123\) and other/vae \(4567\)"):
         mixed("one", "vae")
@@ -319,9 +321,10 @@ def test_sources_that_do_not_go_together_are_refused(tmp_path):
         mixed("one", "text")
     other = DataConfig(source=str(tmp_path / "one"), num_frames=17, height=16, width=16)
     with pytest.raises(
-        ValueError, match=r"one holds latents of 9 x 16 x 16, 1 x 32 x 32, and the b.* 17 x 16 x 16"
+        ValueError,
+        match=r"one contains latents of 9 x 16 x 16, 1 x 32 x 32, but the b.* 17 x 16 x 16",
     ):
         load(other)
     buckets = (*LATENTS.buckets, BucketConfig(17, 16, 16, 2))
-    with pytest.raises(ValueError, match=r"nothing of .*one fits the bucket 17 x 16 x 16"):
+    with pytest.raises(ValueError, match=r"no example of .*one fits the bucket 17 x 16 x 16"):
         load(dataclasses.replace(LATENTS, source=str(tmp_path / "one"), buckets=buckets))

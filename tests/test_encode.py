@@ -90,7 +90,7 @@ def contents(path):
 
 
 def examples(path):
-    records = dataset.Records(path)
+    records = dataset.DatasetReader(path)
     return [latent_cache.from_row(records[i]) for i in range(len(records.index))]
 
 
@@ -312,7 +312,7 @@ def test_a_vae_is_the_same_in_another_file(tiny, tmp_path):
         (["--data.source", "{tmp}/nowhere"], "nowhere is not a folder"),
         (["--data.num_frames", "6", "--examples", "2"], "5 and 7"),
         (["--captions", "cached", "--examples", "2"], "--text_encoder_path"),
-        (["--examples", "2", "--output", "{tmp}/full"], "is not empty and no data set"),
+        (["--examples", "2", "--output", "{tmp}/full"], "is neither empty nor a data set"),
         ([], "--examples"),
     ],
 )

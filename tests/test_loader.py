@@ -16,7 +16,7 @@ import pytest
 from ltx_jax.config import BucketConfig, DataConfig, SourceConfig
 from ltx_jax.data import video
 from ltx_jax.data.loader import Loader
-from ltx_jax.data.order import Order, Shares, shuffled
+from ltx_jax.data.order import Order, WeightedChoices, shuffled
 
 ROOT = pathlib.Path(__file__).parents[1]
 PATTERNS = (("none", 0.6), ("first_frame", 0.3), ("keyframes", 0.1))
@@ -120,7 +120,7 @@ def test_a_world_may_have_some_motions_alone():
 def test_choices_are_counted_rightly_from_anywhere():
     """The closed form against counting one by one."""
     weights = (0.31, 0.0, 0.02, 1.7)
-    shares = Shares(weights, (4, 2))
+    shares = WeightedChoices(weights, (4, 2))
     options, ranks = shares.choose(0, 3000)
     counted = [np.sum(options[:i] == option) for i, option in enumerate(options)]
     np.testing.assert_array_equal(ranks, counted)
@@ -130,7 +130,7 @@ def test_choices_are_counted_rightly_from_anywhere():
         np.testing.assert_array_equal(there[1], ranks[first : first + 100])
     assert 1 not in options
     with pytest.raises(ValueError, match="weights must not all be 0"):
-        Shares((0.0, 0.0), (0,))
+        WeightedChoices((0.0, 0.0), (0,))
 
 
 def test_every_epoch_is_another_permutation():
@@ -380,7 +380,7 @@ def test_a_clip_fits_where_it_is_long_enough_and_little_is_cut_off(tmp_path, cap
     assert seen((square, single)) == [{"long"}, {"long", "short"}]
     with pytest.raises(ValueError, match=r"none of 3 clips can be used; the first: .*too short"):
         load(DataConfig(source=str(tmp_path), num_frames=25, height=16, width=16))
-    with pytest.raises(ValueError, match=r"nothing of .* fits the bucket 25 x 16 x 16"):
+    with pytest.raises(ValueError, match=r"no example of .* fits the bucket 25 x 16 x 16"):
         seen((square, BucketConfig(25, 16, 16, 2)))
 
 
@@ -455,7 +455,7 @@ def test_the_world_deals_its_clips_to_the_buckets():
 
 def test_a_batch_that_cannot_be_shared_is_refused():
     cfg = DataConfig(batch_size=6)
-    with pytest.raises(ValueError, match="a batch of 6 cannot be shared by 4 processes"):
+    with pytest.raises(ValueError, match="a batch of 6 cannot be split over 4 processes"):
         load(cfg, process_count=4)
 
 

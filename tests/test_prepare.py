@@ -35,7 +35,7 @@ SIZE = {"height": 90, "width": 160}
 
 def examples(path):
     """What a data set holds, by the names of its clips."""
-    records = dataset.Records(path)
+    records = dataset.DatasetReader(path)
     found = {}
     for i in range(len(records.index)):
         example = records[i]

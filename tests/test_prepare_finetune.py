@@ -92,7 +92,7 @@ def test_latents_are_a_stage_that_goes_on_where_it_was_stopped(
 ):
     """The same latents as those of the command, from a run that was killed while it made them."""
     arguments = ["--input", str(raw), "--output", str(tmp_path / "clips")]
-    write, written = dataset.Shards.write, []
+    write, written = dataset.DatasetWriter.write, []
 
     def stop(made, number, rows):
         if made._kind == "latents":
@@ -101,7 +101,7 @@ def test_latents_are_a_stage_that_goes_on_where_it_was_stopped(
         write(made, number, rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(dataset.Shards, "write", stop)
+        patch.setattr(dataset.DatasetWriter, "write", stop)
         assert prepare.main([f"{config_file}:with_latents", *arguments]) == 130
     finished = (tmp_path / "clips/report.html").stat().st_mtime_ns
     done(prepare.main([f"{config_file}:with_latents", *arguments]), capsys)
@@ -110,6 +110,8 @@ def test_latents_are_a_stage_that_goes_on_where_it_was_stopped(
     source = ["--data.source", str(tmp_path / "clips")]
     command = [f"{config_file}:training", *source, "--output", str(tmp_path / "latents")]
     done(encode.main(command), capsys)
-    found, wanted = (dataset.Records(tmp_path / name) for name in ("clips/latents", "latents"))
+    found, wanted = (
+        dataset.DatasetReader(tmp_path / name) for name in ("clips/latents", "latents")
+    )
     assert len(found.index) == len(wanted.index) == 2
     jax.tree.map(np.testing.assert_array_equal, found[1], wanted[1])

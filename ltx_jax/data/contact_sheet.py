@@ -1,4 +1,4 @@
-"""Clips side by side in one picture."""
+"""Contact sheets: frames of several clips in one picture."""
 
 from collections.abc import Sequence
 
@@ -14,15 +14,19 @@ def contact_sheet(
     columns: int = 6,
     scale: float | int = 1.0,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Draws one row per clip: its label, and below it `columns` frames evenly spaced in time."""
+    """Draws one row per clip: its label, and below it `columns` frames evenly spaced in time.
+
+    Raises:
+      ValueError: if there are no clips, or not as many labels.
+    """
     if not clips or len(clips) != len(labels):
         raise ValueError(f"got {len(clips)} clips and {len(labels)} labels")
     gap, font = 6, ImageFont.load_default(size=13)
     rows = []
     for clip in clips:
-        picked = clip[np.round(np.linspace(0, len(clip) - 1, min(columns, len(clip)))).astype(int)]
+        frames = clip[np.round(np.linspace(0, len(clip) - 1, min(columns, len(clip)))).astype(int)]
         size = round(clip.shape[2] * scale), round(clip.shape[1] * scale)
-        rows.append([Image.fromarray(frame).resize(size) for frame in picked])
+        rows.append([Image.fromarray(frame).resize(size) for frame in frames])
     width = max(gap + sum(frame.width + gap for frame in row) for row in rows)
     texts = [_wrapped(label, font, width - 2 * gap) for label in labels]
     heights = [

@@ -1,11 +1,11 @@
-"""Data sets in ArrayRecord files that TFDS reads without TensorFlow, and those of clips.
+"""Data sets in ArrayRecord files, which TFDS reads without TensorFlow; data sets of clips.
 
-FOLDER/ltx_jax.json                    what the set holds and how it was made
+FOLDER/ltx_jax.json                    kind of the data set, and how it was made
 FOLDER/KIND-train.array_record-*       the examples
-FOLDER/features.json, dataset_info.json   by which `tfds.builder_from_directory` opens the folder
-FOLDER/index.npy                       what is known of each example without reading it
+FOLDER/features.json, dataset_info.json   read by `tfds.builder_from_directory`
+FOLDER/index.npy                       one row per example with the facts needed without reading it
 
-The index is written last: a folder that has it is complete.
+The index is written last: a folder with an index is complete.
 """
 
 import json
@@ -26,16 +26,16 @@ _SPLIT = "train"
 
 
 def kind_of(folder: str | os.PathLike) -> str | None:
-    """What a data set of ours holds, finished or not; None where the folder is none.
+    """The kind of a data set, complete or not; None if the folder is not one of our data sets.
 
     Raises:
-      ValueError: if its description is damaged.
+      ValueError: if the description of the data set is damaged.
     """
     file = Path(folder) / _DESCRIPTION
-    return _read(file)["kind"] if file.is_file() else None
+    return _read_description(file)["kind"] if file.is_file() else None
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read_description(file: Path) -> dict[str, Any]:
     try:
         description = json.loads(file.read_text())
         if "kind" in description:
@@ -45,24 +45,24 @@ def _read(file: Path) -> dict[str, Any]:
     raise ValueError(f"{file} does not describe a data set")
 
 
-class Shards:
-    """A data set that is being written, by one process or by several that share the folder.
+class DatasetWriter:
+    """Writes a data set, in one process or in several that share the folder.
 
-    A shard appears under its name when it is complete, and one that is there is not made again: a
-    process that was killed starts anew and goes on.
+    Shards are written atomically, and shards that exist are not written again, so a process that
+    was killed can simply be restarted.
 
     Args:
-      folder: new, empty, or begun with the same description.
-      kind: what the examples are.
-      features: of TFDS, by name.
-      index: the type of what is known of an example without reading it.
-      description: for readers, JSON; whatever decides the content belongs into it.
+      folder: a new or empty folder, or one begun with the same description.
+      kind: kind of the examples.
+      features: TFDS features by name.
+      index: dtype of a row of the index.
+      description: JSON for readers. It must contain everything that determines the content.
 
     Attributes:
-      complete: whether nothing is left to do.
+      complete: whether the data set is complete.
 
     Raises:
-      ValueError: if the folder holds something else.
+      ValueError: if the folder contains something else.
     """
 
     def __init__(
@@ -77,51 +77,51 @@ class Shards:
 
         self._folder, self._kind, self._index = Path(folder), kind, index
         self._features: Any = tfds.features.FeaturesDict(features)
-        # As it comes back: tuples are lists in JSON.
-        wanted = json.loads(json.dumps({"kind": kind, **description}))
+        # The round trip turns tuples into lists, as in the file.
+        content = json.loads(json.dumps({"kind": kind, **description}))
         file = self._folder / _DESCRIPTION
         if file.exists():
-            if found := _difference(_read(file), wanted):
-                name, before, now = found
+            if difference := _difference(_read_description(file), content):
+                name, before, now = difference
                 raise ValueError(
                     f"{folder} was begun with {name} = {_short(before)}, and now it is "
                     f"{_short(now)}: choose another folder"
                 )
         elif self._folder.is_dir() and any(self._folder.iterdir()):
-            raise ValueError(f"{folder} is not empty and no data set: choose another folder")
+            raise ValueError(f"{folder} is neither empty nor a data set: choose another folder")
         else:
             self._folder.mkdir(parents=True, exist_ok=True)
-            _write(file, json.dumps(wanted, indent=2).encode() + b"\n")
+            _write(file, json.dumps(content, indent=2).encode() + b"\n")
         self.complete = (self._folder / _INDEX).exists()
 
     def _part(self, number: int, ending: str) -> Path:
         return self._folder / f"part-{number:05}.{ending}"
 
     def has(self, number: int) -> bool:
-        """Whether a shard is complete."""
+        """Whether a shard has been written."""
         return self.complete or self._part(number, "array_record").exists()
 
     def write(self, number: int, rows: Iterable[tuple[dict[str, Any], tuple]]) -> None:
-        """Writes a shard: examples by the names of the features, and their rows of the index."""
+        """Writes a shard from pairs (example by feature name, row of the index)."""
         from array_record.python.array_record_module import ArrayRecordWriter
 
         part = self._part(number, "array_record")
         temporary = part.with_name(f".{part.name}")
         writer = ArrayRecordWriter(os.fspath(temporary), "group_size:1")
-        known = []
+        index = []
         for example, facts in rows:
             writer.write(self._features.serialize_example(example))
-            known.append(facts)
+            index.append(facts)
         writer.close()
         with self._part(number, "npy").open("wb") as file:
-            np.save(file, np.array(known, self._index))
+            np.save(file, np.array(index, self._index))
         os.replace(temporary, part)
 
     def finish(self, count: int) -> None:
-        """Makes one data set of `count` shards, all of them written.
+        """Completes the data set once all of its `count` shards are written.
 
         Raises:
-          ValueError: if there is no example in them.
+          ValueError: if the shards contain no example.
         """
         import tensorflow_datasets as tfds
 
@@ -141,7 +141,7 @@ class Shards:
             name = next(names) if len(part) else None
             if name is None:
                 file.unlink(missing_ok=True)
-            elif file.exists():  # else it was renamed before the process was killed
+            elif file.exists():  # otherwise a process that was killed renamed it before
                 os.replace(file, name)
         split = tfds.core.SplitInfo(
             name=_SPLIT, shard_lengths=lengths, num_bytes=0, filename_template=template
@@ -172,8 +172,8 @@ def _difference(before: Any, now: Any, name: str = "") -> tuple[str, Any, Any] |
     if not (isinstance(before, dict) and isinstance(now, dict)):
         return None if before == now else (name.removeprefix("."), before, now)
     for key in now | before:
-        if found := _difference(before.get(key), now.get(key), f"{name}.{key}"):
-            return found
+        if difference := _difference(before.get(key), now.get(key), f"{name}.{key}"):
+            return difference
     return None
 
 
@@ -182,16 +182,16 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-class Records:
-    """A finished data set: examples by number.
+class DatasetReader:
+    """Reads the examples of a complete data set by number.
 
     Attributes:
-      folder: where it lies.
-      description: as it was written.
-      index: what is known of each example without reading it.
+      folder: path of the data set.
+      description: the description that was written.
+      index: one row per example.
 
     Raises:
-      ValueError: if it is not finished, or damaged.
+      ValueError: if the data set is incomplete or damaged.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -199,9 +199,9 @@ class Records:
 
         self.folder = Path(folder)
         if not (self.folder / _INDEX).exists():
-            raise ValueError(f"{folder} is not finished: run the command that makes it again")
+            raise ValueError(f"{folder} is incomplete: run the command that makes it again")
         try:
-            self.description = _read(self.folder / _DESCRIPTION)
+            self.description = _read_description(self.folder / _DESCRIPTION)
             self.index = np.load(self.folder / _INDEX)
             builder: Any = tfds.builder_from_directory(self.folder)  # pyright: ignore[reportCallIssue]
             self._examples = builder.as_data_source(_SPLIT)
@@ -209,15 +209,15 @@ class Records:
             raise ValueError(f"{folder} is damaged: {error}") from error
         if len(self._examples) != len(self.index):
             raise ValueError(
-                f"{folder} is damaged: {len(self._examples)} examples, {len(self.index)} in its "
-                "index"
+                f"{folder} is damaged: it has {len(self._examples)} examples, and its index has "
+                f"{len(self.index)}"
             )
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        """An example by the names of its features; text as bytes.
+        """Reads an example as a dict of its features; text is bytes.
 
         Raises:
-          ValueError: if it is damaged.
+          ValueError: if the example is damaged.
         """
         try:
             return self._examples[number]
@@ -226,12 +226,14 @@ class Records:
 
 
 def clip_features() -> dict[str, Any]:
-    """Features of a data set of the kind `CLIPS`; its index is `media.FACTS`."""
+    """TFDS features of data sets of the kind `CLIPS`, whose index has the dtype `media.FACTS`."""
     import tensorflow_datasets as tfds
 
     number = tfds.features.Scalar(np.int32)
     return {
-        "media": tfds.features.Tensor(shape=(), dtype=np.object_),  # the bytes of the file
+        "media": tfds.features.Tensor(
+            shape=(), dtype=np.object_
+        ),  # bytes of the video or image file
         "captions": tfds.features.Sequence(tfds.features.Text()),
         "provenance": tfds.features.Text(),  # JSON
         **{name: number for name in ("frames", "height", "width")},
@@ -242,15 +244,15 @@ def clip_features() -> dict[str, Any]:
 def clip_row(
     medium: video.Stored, captions: Sequence[str], provenance: dict[str, Any]
 ) -> tuple[dict[str, Any], tuple]:
-    """A clip or a picture as `Shards.write` takes it.
+    """Makes the row of a clip or picture for `DatasetWriter.write`.
 
     Args:
-      medium: the file, as any that `video` reads.
-      captions: at least one; training draws one each time.
-      provenance: where it comes from and what was done to it: source, shot, crop, scores, ...
+      medium: the video or image file in memory.
+      captions: one or more captions; training draws one of them each time.
+      provenance: JSON about the origin of the clip: source, shot, crop, scores, ...
 
     Raises:
-      ValueError: if it cannot be read, or has no caption.
+      ValueError: if the file cannot be read, or has no caption.
     """
     if not captions:
         raise ValueError(f"{medium} has no caption")
@@ -265,19 +267,19 @@ def clip_row(
 
 
 def open_clips(folder: str | os.PathLike, cfg: DataConfig) -> media.Media:
-    """The clips of a data set, as the buckets of a config cut them.
+    """Opens a data set of clips as a training source.
 
     Raises:
-      ValueError: if the data set cannot be used, or none of its clips.
+      ValueError: if the data set cannot be read, or none of its clips fits a bucket.
     """
-    records = Records(folder)
+    reader = DatasetReader(folder)
 
     def name(number: int) -> str:
         return f"example {number} of {folder}"
 
     def load(number: int) -> tuple[video.Stored, list[str]]:
-        example = records[number]
+        example = reader[number]
         captions = [caption.decode() for caption in example["captions"]]
         return video.Stored(name(number), example["media"]), captions
 
-    return media.Media(records.index, name, load, cfg)
+    return media.Media(reader.index, name, load, cfg)

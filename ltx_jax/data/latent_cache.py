@@ -1,4 +1,4 @@
-"""Data sets of latents and caption embeddings, as `ltx_jax.encode` writes them."""
+"""Data sets of stored latents and caption embeddings, which `ltx_jax.encode` writes."""
 
 import os
 from typing import Any
@@ -6,19 +6,19 @@ from typing import Any
 import numpy as np
 
 from ltx_jax.config import BucketConfig, DataConfig
-from ltx_jax.data.dataset import Records
+from ltx_jax.data.dataset import DatasetReader
 from ltx_jax.data.sources import CACHE_BYTES, Encoding, Example, StoredLatents
 
 KIND = "latents"
-INDEX = np.dtype([("bucket", np.int32)])  # the number of an example's bucket in the table
+INDEX = np.dtype([("bucket", np.int32)])  # position of an example's bucket in `Encoding.buckets`
 
 
 def latent_features(channels: int, embedding_width: int | None) -> dict[str, Any]:
-    """Features of a data set of this kind.
+    """TFDS features of a data set of latents.
 
     Args:
-      channels: of the latents, without the log-variance.
-      embedding_width: of the captions' embeddings; None for none.
+      channels: number of channels of the latents, without the log-variance.
+      embedding_width: width of the caption embeddings; None if none are stored.
     """
     import tensorflow_datasets as tfds
 
@@ -28,8 +28,8 @@ def latent_features(channels: int, embedding_width: int | None) -> dict[str, Any
 
     embedding = {} if embedding_width is None else {"embedding": tensor(None, embedding_width)}
     return {
-        # Latent frames one after the other: the clip's, its keyframes, its short clips. Channels
-        # are the mean's and then the log-variance.
+        # Concatenated latent frames: the clip's, its keyframes', its short clips'. The channels are
+        # those of the mean and then the log-variance.
         "latents": tensor(None, None, None, channels + 1),
         "keyframe_numbers": tensor(None, dtype=np.int32),
         "clip_numbers": tensor(None, dtype=np.int32),
@@ -40,15 +40,15 @@ def latent_features(channels: int, embedding_width: int | None) -> dict[str, Any
 
 
 def to_row(example: Example, bucket: int) -> tuple[dict[str, Any], tuple[int]]:
-    """An example with latents as `dataset.Shards.write` takes it.
+    """Converts an example to a row for `dataset.DatasetWriter.write`.
 
     Args:
-      example: with latents, without pixels.
-      bucket: the number of its bucket in the table.
+      example: an example with latents, without pixels.
+      bucket: position of its bucket in `Encoding.buckets`.
     """
     stored = example.latents
     if stored is None:
-        raise ValueError("an example without latents")
+        raise ValueError("the example has no latents")
     frames = np.concatenate(
         [
             np.concatenate([stored.mean, stored.logvar], axis=-1),
@@ -69,7 +69,7 @@ def to_row(example: Example, bucket: int) -> tuple[dict[str, Any], tuple[int]]:
 
 
 def from_row(row: dict[str, Any]) -> Example:
-    """The inverse of `to_row`, from what TFDS gives."""
+    """The inverse of `to_row`, from a row that TFDS read."""
     frames, keyframe_numbers, clip_numbers = (
         row[name] for name in ("latents", "keyframe_numbers", "clip_numbers")
     )
@@ -91,48 +91,48 @@ def from_row(row: dict[str, Any]) -> Example:
     )
 
 
-class Latents:
-    """The examples of a data set of latents; `encode` has cut them, and nothing is left to chance.
+class LatentSource:
+    """A training source that reads a data set of latents. Nothing about its examples is random.
 
-    They stay in memory while there is room.
+    Examples stay in memory as long as they fit into `CACHE_BYTES`.
 
     Raises:
-      ValueError: if the data set cannot be used, or has none of the config's buckets.
+      ValueError: if the data set cannot be read, or has none of the config's buckets.
     """
 
     def __init__(self, folder: str | os.PathLike, cfg: DataConfig):
-        self._records = Records(folder)
+        self._records = DatasetReader(folder)
         self.encoding = Encoding.read(self._records.description)
         table = self.encoding.buckets
-        of_examples = self._records.index["bucket"]
+        example_buckets = self._records.index["bucket"]
         self._numbers = {
-            size: np.flatnonzero(of_examples == table.index(_shape(size)))
+            size: np.flatnonzero(example_buckets == table.index(_shape(size)))
             if _shape(size) in table
             else np.array([], np.int64)
             for size in cfg.sizes
         }
         if not any(len(numbers) for numbers in self._numbers.values()):
             raise ValueError(
-                f"{folder} holds latents of {_listed(table)}, and the buckets are "
+                f"{folder} contains latents of {_listed(table)}, but the buckets are "
                 f"{_listed([_shape(size) for size in cfg.sizes])}"
             )
         self._cache: dict[int, Example] = {}
-        self._room = CACHE_BYTES
+        self._free_bytes = CACHE_BYTES
 
     def count(self, bucket: BucketConfig) -> int:
-        """How many were encoded at this size."""
+        """Number of examples that were encoded at the bucket's size."""
         return len(self._numbers[bucket])
 
     def example(self, bucket: BucketConfig, index: int, rng: np.random.Generator) -> Example:
-        """Reads an example, or takes it from memory."""
+        """Reads an example, or returns it from memory."""
         number = int(self._numbers[bucket][index])
         if number in self._cache:
             return self._cache[number]
         row = self._records[number]
         example = from_row(row)
         size = sum(value.nbytes for value in row.values() if isinstance(value, np.ndarray))
-        if size <= self._room:
-            self._room -= size
+        if size <= self._free_bytes:
+            self._free_bytes -= size
             self._cache[number] = example
         return example
 

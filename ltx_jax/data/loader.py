@@ -1,9 +1,8 @@
-"""Training batches: what a step sees, as a pure function of (seed, step), read ahead in threads
-or processes.
+"""Training batches, as a pure function of (seed, step), read ahead in threads or processes.
 
-A step draws its bucket, the bucket its pattern and its examples' sources, each source an order of
-its own in every epoch. Nothing depends on how many processes or threads there are, so that a run
-goes on from its step count alone.
+A step chooses its bucket, the bucket its condition pattern and the sources of its examples; each
+source has a new order in every epoch (`order`). Nothing depends on the number of processes or
+threads, so a run is resumed from its step count alone.
 """
 
 import contextlib
@@ -24,42 +23,42 @@ from ltx_jax.data.sources import Encoding, Example, Source, StoredLatents, World
 
 __all__ = ["Batch", "Loader", "StoredLatents", "open_source"]
 
-_ATTEMPTS = 8  # to find an example that can be read in place of one that cannot
+_ATTEMPTS = 8  # to replace an example that cannot be read by one that can
 
 _log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """One process's share of one step's examples, all of one bucket."""
+    """The part of a step's batch that one process reads; all examples belong to one bucket."""
 
     bucket: BucketConfig
-    pattern: ConditionPattern  # what the whole batch is given; "none" for pictures
+    pattern: ConditionPattern  # conditions of all videos in the batch; "none" for pictures
     captions: tuple[str, ...]
     frame_rate: Float32[np.ndarray, " b"]
-    frames: UInt8[np.ndarray, "b t h w 3"] | None = None  # pixels, or
-    latents: StoredLatents | None = None
+    frames: UInt8[np.ndarray, "b t h w 3"] | None = None  # either pixels
+    latents: StoredLatents | None = None  # or latents
     embeddings: tuple[Float16[np.ndarray, "_ c"], ...] | None = None  # of captions, unpadded
 
 
 class Loader:
-    """The batches of one process.
+    """Reads the batches of one process.
 
     Args:
-      cfg: the data.
-      patterns: what batches of videos are given, and in which shares.
-      seed: of the order and of all that is left to chance.
-      process_index: of this process.
-      process_count: of all; each reads an equal share of every batch.
+      cfg: sources, buckets and settings of reading.
+      patterns: condition patterns of batches of videos, and their weights.
+      seed: seed of the order and of all random choices.
+      process_index: index of this process.
+      process_count: number of processes; each reads an equal part of every batch.
 
     Attributes:
-      plan: step -> what it sees, over all processes.
-      encoding: what made the latents; None where batches are pixels.
-      replaced: how many examples could not be read and had another put in their place.
+      plan: step -> `order.StepPlan`: its bucket, pattern and examples, over all processes.
+      encoding: the networks that made the latents; None if batches contain pixels.
+      replaced: number of examples that could not be read and were replaced by others.
 
     Raises:
-      ValueError: if a source cannot be used, sources do not go together, nothing fits a bucket, or
-        a batch cannot be shared.
+      ValueError: if a source cannot be read, sources cannot be combined, no example fits a bucket,
+        or a batch size is not a multiple of the number of processes.
     """
 
     def __init__(
@@ -74,7 +73,7 @@ class Loader:
         for bucket in cfg.sizes:
             if bucket.batch_size % process_count:
                 raise ValueError(
-                    f"a batch of {bucket.batch_size} cannot be shared by {process_count} processes"
+                    f"a batch of {bucket.batch_size} cannot be split over {process_count} processes"
                 )
         self._cfg, self._patterns, self._seed = cfg, patterns, seed
         self._process = process_index, process_count
@@ -85,59 +84,62 @@ class Loader:
             if not any(count != 0 for count in counts):
                 paths = ", ".join(source.path for source in cfg.sources)
                 raise ValueError(
-                    f"nothing of {paths} fits the bucket {bucket.num_frames} x {bucket.height} x "
-                    f"{bucket.width}"
+                    f"no example of {paths} fits the bucket {bucket.num_frames} x "
+                    f"{bucket.height} x {bucket.width}"
                 )
         plan = order.Order(cfg, self._counts, patterns, seed).plan
-        self.plan = functools.lru_cache(cfg.prefetch + 8)(plan)  # of the steps in flight
+        self.plan = functools.lru_cache(cfg.prefetch + 8)(plan)  # caches the steps being read
         self.replaced = 0
         self._lock = threading.Lock()
 
     def batch(self, step: int) -> Batch:
-        """The batch of a step."""
-        return self._stack(step, [self._example(step, row) for row in self._share(step)])
+        """Reads the batch of a step, without reading ahead."""
+        return self._stack(step, [self._example(step, row) for row in self._own_rows(step)])
 
     def batches(self, first: int, last: int) -> Generator[Batch, None, None]:
-        """The batches of the steps [first, last), read ahead."""
-        # Two are put together in advance, so that a quick step need not wait for that either.
-        return in_background(self._made(first, last), ahead=2)
+        """Yields the batches of the steps [first, last), reading ahead."""
+        # Two batches are stacked in advance, so that a fast step does not wait for that either.
+        return in_background(self._read_batches(first, last), ahead=2)
 
-    def _made(self, first: int, last: int) -> Generator[Batch, None, None]:
+    def _read_batches(self, first: int, last: int) -> Generator[Batch, None, None]:
         if not self._cfg.processes:
-            yield from self._made_by_threads(first, last)
+            yield from self._read_by_threads(first, last)
             return
         cfg = self._cfg
         amount = dict(processes=cfg.processes, ahead=cfg.processes + cfg.prefetch)
-        begin = functools.partial(_counting, cfg, self._patterns, self._seed, *self._process)
-        with contextlib.closing(workers.read_ahead(begin, first, last, **amount)) as made:
-            for batch, replaced in made:
+        begin = functools.partial(_batch_reader, cfg, self._patterns, self._seed, *self._process)
+        reader = workers.read_ahead_in_processes(begin, first, last, **amount)
+        with contextlib.closing(reader) as batches:
+            for batch, replaced in batches:
                 self.replaced += replaced
                 yield batch
 
-    def _made_by_threads(self, first: int, last: int) -> Generator[Batch, None, None]:
-        # Steps are taken to be as large as the largest bucket's.
+    def _read_by_threads(self, first: int, last: int) -> Generator[Batch, None, None]:
+        # Every step gets as many slots as the largest batch has rows; smaller batches leave some
+        # empty.
         rows = max(bucket.batch_size for bucket in self._cfg.sizes) // self._process[1]
 
         def read(number: int) -> Example | tuple[()]:
             step, row = divmod(number, rows)
-            share = self._share(step)
-            return self._example(step, share[row]) if row < len(share) else ()
+            own = self._own_rows(step)
+            return self._example(step, own[row]) if row < len(own) else ()
 
         ahead = self._cfg.prefetch * rows
         numbers = first * rows, last * rows
         examples = read_ahead(read, *numbers, threads=self._cfg.threads, ahead=ahead)
         with contextlib.closing(examples):
             for step in range(first, last):
-                made = [next(examples) for _ in range(rows)]
-                yield self._stack(step, [one for one in made if isinstance(one, Example)])
+                slots = [next(examples) for _ in range(rows)]
+                yield self._stack(step, [one for one in slots if isinstance(one, Example)])
 
-    def _share(self, step: int) -> range:
-        """This process's rows of a step's batch."""
+    def _own_rows(self, step: int) -> range:
+        """The rows of a step's batch that this process reads."""
         size = len(self.plan(step).rows)
         index, count = self._process
         return range(index * size // count, (index + 1) * size // count)
 
     def _example(self, step: int, row: int) -> Example:
+        """Reads one row of a step's batch, or a replacement if it cannot be read."""
         plan = self.plan(step)
         source, index = plan.rows[row]
         bucket = self._cfg.sizes[plan.bucket]
@@ -164,67 +166,75 @@ class Loader:
             tuple(_each(examples, "caption")),
             np.array(_each(examples, "frame_rate"), np.float32),
             None if first.frames is None else np.stack(_each(examples, "frames")),
-            None if first.latents is None else _stacked(_each(examples, "latents")),
+            None if first.latents is None else _stack_latents(_each(examples, "latents")),
             None if first.embedding is None else tuple(_each(examples, "embedding")),
         )
 
 
-def _counting(
+def _batch_reader(
     cfg: DataConfig,
     patterns: Sequence[tuple[ConditionPattern, float]],
     seed: int,
     index: int,
     count: int,
 ) -> Callable[[int], tuple[Batch, int]]:
-    """A loader of its own: step -> its batch, and how many of its examples had to be replaced."""
+    """The function of a worker process: step -> its batch and the number of replaced examples."""
     loader = Loader(cfg, patterns, seed, process_index=index, process_count=count)
 
-    def made(step: int) -> tuple[Batch, int]:
+    def read(step: int) -> tuple[Batch, int]:
         before = loader.replaced
         return loader.batch(step), loader.replaced - before
 
-    return made
+    return read
 
 
 def _each(items: Sequence[Any], name: str) -> list[Any]:
     return [getattr(item, name) for item in items]
 
 
-def _stacked(latents: Sequence[StoredLatents]) -> StoredLatents:
+def _stack_latents(latents: Sequence[StoredLatents]) -> StoredLatents:
     names = [field.name for field in dataclasses.fields(StoredLatents)]
     return StoredLatents(**{name: np.stack(_each(latents, name)) for name in names})
 
 
 def _common_encoding(cfg: DataConfig, sources: Sequence[Source]) -> Encoding | None:
-    """What made the latents of all sources; None if all of them give pixels."""
+    """The networks that encoded the examples of all sources; None if all sources give pixels."""
     first = sources[0].encoding
     for named, source in zip(cfg.sources, sources, strict=True):
         other, both = source.encoding, f"{cfg.sources[0].path} and {named.path}"
         if first is None or other is None:
             if first is not other:
-                raise ValueError(f"{both} do not go together: one holds pixels, one latents")
+                raise ValueError(
+                    f"{both} cannot be combined: one contains pixels, the other latents"
+                )
         elif first.vae_hash != other.vae_hash:
             raise ValueError(
-                f"{both} do not go together: they were encoded by the VAEs {first.vae} "
+                f"{both} cannot be combined: they were encoded by the VAEs {first.vae} "
                 f"({first.vae_hash}) and {other.vae} ({other.vae_hash})"
             )
         elif first.text_encoder_id != other.text_encoder_id:
             raise ValueError(
-                f"{both} do not go together: their captions were encoded by {first.text_encoder} "
+                f"{both} cannot be combined: their captions were encoded by {first.text_encoder} "
                 f"({first.text_encoder_id}) and {other.text_encoder} ({other.text_encoder_id})"
             )
     return first
 
 
 def open_source(path: str, cfg: DataConfig, seed: int) -> Source:
-    """A source by its name in a config.
+    """Opens a source of training examples by its name in a config.
+
+    Args:
+      path: "shapes" or "shapes:MOTIONS" (the procedural world), a folder of clips with captions, or
+        a data set.
+      cfg: sources, buckets and settings of reading.
+      seed: seed of the procedural world.
 
     Raises:
       ValueError: if there is no such source, or none of its examples can be used.
     """
     if World.has(path):
         return World(path, cfg, seed)
-    # With PyAV and TFDS, which the world does without.
+    # These need PyAV and TFDS, which the procedural world does not.
     from ltx_jax.data import dataset, folder, latent_cache, media
 
     kind = dataset.kind_of(path)
@@ -237,5 +247,5 @@ def open_source(path: str, cfg: DataConfig, seed: int) -> Source:
             cfg,
         )
     if kind == latent_cache.KIND:
-        return latent_cache.Latents(path, cfg)
+        return latent_cache.LatentSource(path, cfg)
     return dataset.open_clips(path, cfg)

@@ -1,4 +1,4 @@
-"""Reading ahead in threads: by Grain, or by plain threads where it is not installed."""
+"""Reads ahead in threads, with Grain if it is installed."""
 
 import collections
 import contextlib
@@ -14,15 +14,15 @@ from typing import Any
 def read_ahead(
     work: Callable[[int], Any], first: int, last: int, *, threads: int, ahead: int
 ) -> Generator[Any, None, None]:
-    """`work(index)` for [first, last), in order, up to `ahead` of them begun before they are due.
+    """Yields `work(index)` for the indices [first, last), in order.
 
     Args:
-      work: gives anything but None, which Grain would skip. Threads suffice: decoders and numpy
-        release the interpreter's lock.
-      first: index, and
-      last: too, which is left out.
-      threads: at work at a time.
-      ahead: of the consumer, indices.
+      work: computes an item. It must not return None, which Grain would skip, and it should release
+        the GIL, as video decoders and numpy do.
+      first: the first index.
+      last: the end of the indices (exclusive).
+      threads: number of threads.
+      ahead: number of items that are computed before they are needed.
     """
     try:
         import grain
@@ -43,39 +43,39 @@ def _by_threads(
         pending = collections.deque(pool.submit(work, i) for i in itertools.islice(indices, ahead))
         try:
             while pending:
-                made = pending.popleft().result()
+                item = pending.popleft().result()
                 pending.extend(pool.submit(work, i) for i in itertools.islice(indices, 1))
-                yield made
+                yield item
         finally:
             for future in pending:
                 future.cancel()
 
 
 def in_background(items: Generator[Any, None, None], ahead: int) -> Generator[Any, None, None]:
-    """The same items, up to `ahead` of them made by a thread before they are due."""
-    # Not by an executor: to hand it work takes a millisecond at times, while its thread wakes up.
-    made, wanted, end = queue.SimpleQueue(), queue.SimpleQueue(), object()
+    """Yields the items of a generator, which runs up to `ahead` items ahead in a thread."""
+    # Not with an executor: submitting work can take a millisecond while its thread wakes up.
+    results, requests, end = queue.SimpleQueue(), queue.SimpleQueue(), object()
 
     def make() -> None:
         try:
-            while wanted.get():
-                made.put((next(items, end), None))
-        except BaseException as error:  # raised where the item is wanted
-            made.put((end, error))
+            while requests.get():
+                results.put((next(items, end), None))
+        except BaseException as error:  # raised again by the consumer
+            results.put((end, error))
 
     # A daemon, so that an iterator that is never closed does not keep the process alive.
     thread = threading.Thread(target=make, daemon=True)
     thread.start()
     for _ in range(ahead):
-        wanted.put(True)
+        requests.put(True)
     try:
-        while (found := made.get())[0] is not end:
-            wanted.put(True)
-            yield found[0]
-        if found[1] is not None:
-            raise found[1]
+        while (result := results.get())[0] is not end:
+            requests.put(True)
+            yield result[0]
+        if result[1] is not None:
+            raise result[1]
     finally:
-        wanted.put(False)
-        if not sys.is_finalizing():  # then threads stand still
+        requests.put(False)
+        if not sys.is_finalizing():  # during shutdown, daemon threads no longer run
             thread.join()
             items.close()

@@ -1,4 +1,4 @@
-"""Where training examples come from, one by one: what a source is, and the procedural world."""
+"""The interface of sources of training examples, and the procedural world as a source."""
 
 import dataclasses
 from typing import Any, Protocol, runtime_checkable
@@ -9,29 +9,30 @@ from jaxtyping import Float16, Int32, UInt8
 from ltx_jax.config import BucketConfig, DataConfig
 from ltx_jax.world import render, scenes
 
-CACHE_BYTES = 2 * 2**30  # of examples that a source keeps in memory
+CACHE_BYTES = 2 * 2**30  # memory for the examples that a source caches
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredLatents:
-    """Posteriors as `ltx_jax.encode` stores them: means that are not normalised, and log-variances.
+    """Posteriors of the VAE as `ltx_jax.encode` stores them, with unnormalised means.
 
-    Beside the clip itself there are condition items: images and clips cut out of it and encoded by
-    themselves, as the sampler does. Their channels are the mean's and then the one log-variance.
-    Every clip of a bucket has as many.
+    Besides the clip itself, there are condition items: single frames and short clips that were cut
+    out of the clip and encoded by themselves, as the sampler does with its conditions. Their
+    channels are those of the mean and then the log-variance. All clips of a bucket have the same
+    number of items.
     """
 
     mean: Float16[np.ndarray, "*b t h w c"]
     logvar: Float16[np.ndarray, "*b t h w 1"]
-    keyframes: Float16[np.ndarray, "*b k h w _"]  # single frames, and
-    keyframe_numbers: Int32[np.ndarray, "*b k"]  # where each lies in the clip, in pixel frames
-    clips: Float16[np.ndarray, "*b m 2 h w _"]  # of two latent frames, and
-    clip_numbers: Int32[np.ndarray, "*b m"]  # where each begins
+    keyframes: Float16[np.ndarray, "*b k h w _"]  # single frames
+    keyframe_numbers: Int32[np.ndarray, "*b k"]  # pixel frame of each in the clip
+    clips: Float16[np.ndarray, "*b m 2 h w _"]  # short clips of two latent frames
+    clip_numbers: Int32[np.ndarray, "*b m"]  # pixel frame at which each begins
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A caption with pixels, or with what `ltx_jax.encode` made of them."""
+    """A training example: a caption, and either pixels or stored latents."""
 
     caption: str
     frame_rate: float  # frames per second
@@ -42,22 +43,22 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Encoding:
-    """What made the latents and embeddings of a data set, as its description has it."""
+    """The networks that made the latents and embeddings of a data set, as in its description."""
 
-    buckets: tuple[tuple[int, int, int], ...]  # frames, height, width in pixels
-    vae: str  # the checkpoint's name, and
-    vae_hash: str  # what `ltx_jax.encode.vae_hash` makes of its weights
-    # Of the VAE's latents, per channel; None: they are not to be normalised.
+    buckets: tuple[tuple[int, int, int], ...]  # frames, height and width in pixels
+    vae: str  # name of the VAE's checkpoint
+    vae_hash: str  # hash of the VAE's weights (`ltx_jax.encode.vae_hash`)
+    # Mean and deviation of the VAE's latents per channel; None: latents are not normalised.
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
-    text_encoder: str | None  # its name; None: captions are text alone
-    text_encoder_id: str | None  # TextEncoder.identity, and
-    tokenizer_id: str | None  # that of its tokenizer
-    empty_embedding: tuple[tuple[float, ...], ...] | None  # of the empty caption, (m, c)
+    text_encoder: str | None  # name of the text encoder; None: no embeddings are stored
+    text_encoder_id: str | None  # TextEncoder.identity
+    tokenizer_id: str | None  # identity of its tokenizer
+    empty_embedding: tuple[tuple[float, ...], ...] | None  # (m, c), of the empty caption
 
     @classmethod
     def read(cls, description: dict[str, Any]) -> "Encoding":
-        """From JSON, where tuples are lists."""
+        """Reads a data set's description, a dict from JSON, in which tuples are lists."""
 
         def tuples(value: Any) -> Any:
             return tuple(map(tuples, value)) if isinstance(value, list) else value
@@ -75,56 +76,61 @@ class Encoding:
 
 @runtime_checkable
 class Source(Protocol):
-    """Examples by number."""
+    """A source of training examples, which are addressed by number."""
 
     @property
     def encoding(self) -> Encoding | None:
-        """What made its latents; None where examples are pixels."""
+        """The networks that made its latents; None if examples contain pixels."""
         ...
 
     def count(self, bucket: BucketConfig) -> int | None:
-        """How many examples fit one of the config's buckets; None if there is no end of them."""
+        """Number of examples that fit one of the config's buckets; None if endless."""
         ...
 
     def example(self, bucket: BucketConfig, index: int, rng: np.random.Generator) -> Example:
-        """Number `index` of those that fit; `rng` draws all that is left to chance.
+        """Reads an example.
+
+        Args:
+          bucket: one of the config's buckets.
+          index: number among the examples that fit the bucket.
+          rng: the only source of randomness, such as the choice of a crop.
 
         Raises:
-          ValueError: if it cannot be read.
+          ValueError: if the example cannot be read.
         """
         ...
 
 
 class World:
-    """The procedural world: an endless stream of clips, dealt out to the buckets.
+    """The procedural world as a source: an endless stream of clips, divided among the buckets.
 
     Args:
-      path: "shapes", or "shapes:rotate,orbit" for these motions alone.
-      cfg: the data.
-      seed: of the world.
+      path: "shapes", or "shapes:rotate,orbit" for these motions only.
+      cfg: buckets and frame rates.
+      seed: seed of the world.
 
     Raises:
-      ValueError: if the path names another motion.
+      ValueError: if the path names an unknown motion.
     """
 
     encoding = None
 
     def __init__(self, path: str, cfg: DataConfig, seed: int):
-        _, named, motions = path.partition(":")
-        self._motions = tuple(motions.split(",")) if named else scenes.MOTIONS
+        _, colon, motions = path.partition(":")
+        self._motions = tuple(motions.split(",")) if colon else scenes.MOTIONS
         scenes.check_motions(self._motions)
         self._cfg, self._seed = cfg, seed
 
     @staticmethod
     def has(path: str) -> bool:
-        """Whether a source's name is that of a world."""
+        """Whether a source's name denotes the procedural world."""
         return path.partition(":")[0] == "shapes"
 
     def count(self, bucket: BucketConfig) -> None:
-        """There is no end of clips of any size."""
+        """None: the world is endless at any size."""
 
     def example(self, bucket: BucketConfig, index: int, rng: np.random.Generator) -> Example:
-        """Draws a clip."""
+        """Renders a clip at one of the config's frame rates."""
         sizes = self._cfg.sizes
         frame_rate = float(rng.choice(self._cfg.frame_rates))
         clip = render.clip(

@@ -1,7 +1,7 @@
-"""Reading ahead in processes of their own, which hand arrays over in shared memory.
+"""Reads ahead in worker processes, which return arrays in shared memory.
 
-Threads share one interpreter. They suffice for decoders, which let go of it, and not for what is
-drawn by many small steps of numpy.
+Threads suffice for video decoders, which release the GIL. Work that consists of many small numpy
+operations, such as rendering the procedural world, holds the GIL and needs processes.
 """
 
 import collections
@@ -23,37 +23,37 @@ import numpy as np
 Work = Callable[[int], Any]
 
 
-def read_ahead(
+def read_ahead_in_processes(
     begin: Callable[[], Work], first: int, last: int, *, processes: int, ahead: int
 ) -> Generator[Any, None, None]:
-    """`begin()(index)` for [first, last), in order, up to `ahead` of them begun early.
+    """Yields `begin()(index)` for the indices [first, last), in order.
 
     Args:
-      begin: called once in each process, for the work that it does; it, and what the work gives,
-        can be pickled.
-      first: index, and
-      last: too, which is left out.
-      processes: at work at a time.
-      ahead: of the consumer, indices.
+      begin: called once in each process; returns the function that computes an item. `begin` and
+        the items must be picklable.
+      first: the first index.
+      last: the end of the indices (exclusive).
+      processes: number of worker processes.
+      ahead: number of items that are computed before they are needed.
 
     Raises:
       ChildProcessError: if a process dies.
     """
     indices = iter(range(first, last))
-    # Not forked: JAX has threads, and a fork would take their locks along.
+    # Spawned, not forked: JAX has threads, and a forked process would inherit their locks.
     spawn = multiprocessing.get_context("spawn")
     pending: collections.deque[Future[_Parcel]] = collections.deque()
     with ProcessPoolExecutor(processes, spawn, _begin, (begin,)) as pool:
         try:
             pending.extend(pool.submit(_pack, i) for i in itertools.islice(indices, ahead))
             while pending:
-                made = _unpack(pending[0].result())
+                item = _unpack(pending[0].result())
                 pending.popleft()
                 pending.extend(pool.submit(_pack, i) for i in itertools.islice(indices, 1))
-                yield made
+                yield item
         except BrokenProcessPool as error:
             raise ChildProcessError(
-                "a process that reads data died, perhaps for want of memory: set fewer "
+                "a process that reads data died, perhaps because memory ran out: use fewer "
                 "--data.processes"
             ) from error
         finally:
@@ -64,21 +64,21 @@ def read_ahead(
 
 
 class _Parcel(NamedTuple):
-    """A pickled object, and where its arrays' bytes lie."""
+    """A pickled object, and the shared memory with the bytes of its arrays."""
 
     pickled: bytes
-    memory: str
-    sizes: tuple[int, ...]
+    memory: str  # name of the shared memory
+    sizes: tuple[int, ...]  # bytes of each array
 
 
-_work: Callable[[], Work]  # of this process, if it is one that reads ahead
+_work: Callable[[], Work]  # returns this worker process's function; unset in the parent
 
 
 def _begin(begin: Callable[[], Work]) -> None:
     global _work
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent alone
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    _work = functools.cache(begin)  # called later, where an error finds its way to the parent
+    _work = functools.cache(begin)  # called by `_pack`, whose errors reach the parent
 
 
 def _die_with_parent() -> None:
@@ -94,7 +94,7 @@ def _pack(index: int) -> _Parcel:
     sizes = tuple(buffer.raw().nbytes for buffer in buffers)
     memory = SharedMemory(create=True, size=max(sum(sizes), 1))
     _fill(np.ndarray(memory.size, np.uint8, memory.buf), buffers, sizes)
-    memory.close()  # which no array may use any more
+    memory.close()  # no array may refer to it any more
     return _Parcel(pickled, memory.name, sizes)
 
 
@@ -104,9 +104,9 @@ def _fill(whole: np.ndarray, buffers: Sequence[pickle.PickleBuffer], sizes: Sequ
 
 
 def _unpack(parcel: _Parcel) -> Any:
-    """The object, with arrays of its own; the shared memory is freed."""
+    """Copies the object out of shared memory, and frees that."""
     memory = SharedMemory(parcel.memory)
-    # Copied by numpy, which lets other threads run meanwhile.
+    # numpy copies without the GIL, so other threads continue.
     whole = np.ndarray(memory.size, np.uint8, memory.buf).copy()
     memory.close()
     memory.unlink()
@@ -114,5 +114,5 @@ def _unpack(parcel: _Parcel) -> Any:
 
 
 def _cut(whole: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
-    """The whole in pieces; what is over is left out."""
+    """Splits an array into pieces of the given sizes; the rest is left out."""
     return np.split(whole, np.cumsum(sizes))[:-1]

@@ -84,13 +84,13 @@ class PreparationPlan:
         """The cache of the stages' results."""
         return ResultCache(self.work)
 
-    def open(self) -> dataset.Shards:
+    def open(self) -> dataset.DatasetWriter:
         """Opens the data set for writing; shards that exist are kept.
 
         Raises:
           ValueError: if the folder contains something else.
         """
-        return dataset.Shards(
+        return dataset.DatasetWriter(
             self.output,
             dataset.CLIPS,
             dataset.clip_features(),

@@ -1,4 +1,4 @@
-"""Jitted functions, compiled ahead of their first run and apart from it, and kept on disk."""
+"""Compiles jitted functions ahead of their first call, and stores the executables on disk."""
 
 import contextlib
 import os
@@ -13,13 +13,14 @@ from ltx_jax.runtime import compiled_store
 
 
 class Programs:
-    """Calls jitted functions; compiles each once per shape, and adds up the seconds that takes.
+    """Calls jitted functions, compiles each once per shape, and measures the compilation time.
 
     Attributes:
-      seconds: spent on tracing and compiling so far.
-      count: programs compiled so far.
-      compiler_options: of all programs.
-      folder: where all instances keep them (`executables`); None keeps them nowhere.
+      seconds: time spent on tracing and compiling so far.
+      count: number of programs compiled so far.
+      compiler_options: XLA's options for all programs.
+      folder: where executables are stored (`compiled_store`); None: they are not stored. A setting
+        of the whole process, made by `use_compilation_cache`, like jax's own cache.
     """
 
     folder: Path | None = None
@@ -37,33 +38,38 @@ class Programs:
         compiler_options: Mapping[str, Any] | None = None,
         **static: Any,
     ) -> Any:
-        """`function(*args, **static)`, for a function from `jax.jit` whose keywords are static.
+        """Calls `function(*args, **static)`, compiling it first if necessary.
 
-        `compiler_options` are further ones for this function, the same in every call of it.
+        Args:
+          function: result of `jax.jit`.
+          *args: its arguments.
+          compiler_options: further options for this function; the same in every call of it.
+          **static: its keyword arguments, all of them static.
 
         Raises:
-          MemoryError: on a CPU, if the program needs more memory than there is.
+          MemoryError: on a CPU, if the program needs more memory than the machine has.
         """
         leaves, tree = jax.tree.flatten(args)
         key = (function, tuple(static.items()), tree, tuple(_signature(leaf) for leaf in leaves))
         if key not in self._compiled:
             begin = time.perf_counter()
             options = self.compiler_options | dict(compiler_options or {})
-            self._compiled[key] = self._ready(function, args, static, options)
+            self._compiled[key] = self._load_or_compile(function, args, static, options)
             self.seconds += time.perf_counter() - begin
             self.count += 1
         return self._compiled[key](*args)
 
-    def _ready(
+    def _load_or_compile(
         self, function: Any, args: Any, static: Mapping[str, Any], options: Mapping[str, Any]
     ) -> Callable[..., Any]:
+        """Loads the executable from disk, or compiles and stores it."""
         path = None
         if self.folder is not None:
-            path = compiled_store.place(self.folder, function, args, static, options)
-        kept = None if path is None else compiled_store.load(path)
-        if kept is not None:
-            return kept
-        with contextlib.nullcontext() if path is None else compiled_store.compiling():
+            path = compiled_store.executable_path(self.folder, function, args, static, options)
+        executable = None if path is None else compiled_store.load(path)
+        if executable is not None:
+            return executable
+        with contextlib.nullcontext() if path is None else compiled_store.without_jax_cache():
             compiled = function.lower(*args, **static).compile(compiler_options=dict(options))
         _check_memory(compiled)
         if path is not None:
@@ -76,42 +82,46 @@ def _signature(leaf: Any) -> Any:
 
 
 def _check_memory(compiled: Any) -> None:
-    """Refuses what a CPU cannot hold: it would be killed for it without a word, or fail in a kernel
-    that does not say why."""
+    """Raises MemoryError if a program needs more memory than a CPU's machine has.
+
+    Otherwise the process would be killed without a message, or fail in a kernel with an unclear
+    one.
+    """
     analysis = compiled.memory_analysis()
     if analysis is None or jax.default_backend() != "cpu":
         return
-    needed = analysis.temp_size_in_bytes + analysis.output_size_in_bytes
-    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > present:
-        raise MemoryError(f"it needs {needed / 1e9:,.0f} GB of {present / 1e9:,.0f} GB")
+    required = analysis.temp_size_in_bytes + analysis.output_size_in_bytes
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if required > available:
+        raise MemoryError(f"it needs {required / 1e9:,.0f} GB of {available / 1e9:,.0f} GB")
 
 
-# The second is what XLA's CPU kernels say that get no memory for the scores of attention.
+# The second is the error of XLA's CPU kernels when the attention scores do not fit into memory.
 _OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "YNNPACK operation failed")
 
 
 @contextlib.contextmanager
 def explain_memory_errors(advice: str) -> Iterator[None]:
-    """Turns "out of memory", of device or host, into a MemoryError that says what to lower."""
+    """Turns out-of-memory errors of device or host into a MemoryError that ends with `advice`."""
     try:
         yield
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        known = any(sign in str(error) for sign in _OUT_OF_MEMORY)
-        if not isinstance(error, MemoryError) and not known:
+        is_out_of_memory = any(sign in str(error) for sign in _OUT_OF_MEMORY)
+        if not isinstance(error, MemoryError) and not is_out_of_memory:
             raise
         reason = str(error).splitlines()[0]
         raise MemoryError(f"out of memory ({reason}); {advice}") from error
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs under ~/.cache/ltx_jax, or where JAX_COMPILATION_CACHE_DIR says."""
+    """Stores compiled programs in
+    /.cache/ltx_jax, or in JAX_COMPILATION_CACHE_DIR if it is set."""
     folder = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
     if folder is None:
         folder = os.path.expanduser("~/.cache/ltx_jax/compiled")
         jax.config.update("jax_compilation_cache_dir", folder)
-    if "://" not in folder:  # in a bucket there is jax's cache alone
+    if "://" not in folder:  # executables are not stored in buckets; jax's own cache is
         Programs.folder = Path(folder) / "executables"
-    # Small programs too: the second run of a shape compiles nothing.
+    # Small programs are cached too, so that the second run of a shape compiles nothing.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

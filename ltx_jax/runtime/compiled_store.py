@@ -1,9 +1,9 @@
-"""Compiled programs on disk, found by what they are called with.
+"""Stores executables on disk, keyed by the call that they were compiled for.
 
-jax's own cache is keyed by the lowered program, and tracing and lowering one takes longer than
-reading what was compiled. Here the key is the call (function, shapes, options) together with all
-the code of the package and all that jax is set to, so that a second start does neither. Files hold
-code to run, like those of jax's cache: the folder has to be the user's own.
+jax's own cache is keyed by the lowered program, but tracing and lowering take longer than reading
+an executable. Here the key consists of the call (function, shapes, options), the source code of
+this package and jax's settings, so that a second start neither traces nor lowers. The files contain
+executable code, like those of jax's cache: only the user may be able to write to the folder.
 """
 
 import contextlib
@@ -25,39 +25,41 @@ from jax.experimental.compilation_cache import compilation_cache
 _PACKAGE = Path(__file__).parents[1]
 
 
-def place(
+def executable_path(
     folder: Path, function: Any, args: Any, static: Mapping[str, Any], options: Mapping[str, Any]
 ) -> Path | None:
-    """The file of a program; None if its call has no lasting description, or is not on the first
-    device alone.
+    """Path of the executable for a call.
+
+    None if the call has no description that is stable between processes, or if it does not run on
+    the first device only.
 
     Args:
-      folder: of all programs.
-      function: from `jax.jit`.
-      args: of the call.
-      static: the static keywords of the call.
-      options: the compiler's.
+      folder: folder of all executables.
+      function: result of `jax.jit`.
+      args: arguments of the call.
+      static: static keyword arguments of the call.
+      options: compiler options.
     """
     leaves, tree = jax.tree.flatten(args)
     layouts = [getattr(leaf, "sharding", None) for leaf in leaves]
-    elsewhere = any(x is not None and x.device_set != {_device()} for x in layouts)
-    if elsewhere or not jax.sharding.get_abstract_mesh().empty:
+    on_other_devices = any(x is not None and x.device_set != {_device()} for x in layouts)
+    if on_other_devices or not jax.sharding.get_abstract_mesh().empty:
         return None
     try:
         call = [_describe(x) for x in (function, dict(static), dict(options))]
     except TypeError:
         return None
     shapes = [(str(jax.typeof(x)), str(layout)) for x, layout in zip(leaves, layouts, strict=True)]
-    key = hashlib.sha256(repr((_surroundings(), call, str(tree), shapes)).encode())
+    key = hashlib.sha256(repr((_environment(), call, str(tree), shapes)).encode())
     return folder / f"{_name(inspect.unwrap(function))}-{key.hexdigest()[:32]}"
 
 
 @contextlib.contextmanager
-def compiling() -> Iterator[None]:
-    """For compiling what is to be saved: what jax's cache gives cannot be saved again on CPUs."""
+def without_jax_cache() -> Iterator[None]:
+    """Turns jax's cache off: on CPUs, an executable loaded from it cannot be serialised again."""
     before = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
     jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()  # or it goes on as it began
+    compilation_cache.reset_cache()  # the setting takes effect only after a reset
     try:
         yield
     finally:
@@ -66,7 +68,7 @@ def compiling() -> Iterator[None]:
 
 
 def load(path: Path) -> Callable[..., Any] | None:
-    """The program of a file, ready to be called; None if there is none that is whole and fits."""
+    """Loads an executable; None if there is no intact one that this machine can run."""
     try:
         digest, content = path.read_bytes().split(b"\n", 1)
     except (OSError, ValueError):
@@ -74,33 +76,33 @@ def load(path: Path) -> Callable[..., Any] | None:
     if digest != hashlib.sha256(content).hexdigest().encode():
         return None
     try:
-        kept = pickle.loads(content)
-        return serialize_executable.deserialize_and_load(*kept, execution_devices=[_device()])
-    except (jax.errors.JaxRuntimeError, ValueError):  # of a machine that is not quite like this one
+        parts = pickle.loads(content)
+        return serialize_executable.deserialize_and_load(*parts, execution_devices=[_device()])
+    except (jax.errors.JaxRuntimeError, ValueError):  # compiled on a slightly different machine
         return None
 
 
 def save(path: Path, compiled: jax.stages.Compiled) -> None:
-    """Writes a program, whole or not at all; leaves out what cannot be written."""
+    """Writes an executable atomically. Does nothing if it cannot be serialised or written."""
     try:
         content = pickle.dumps(serialize_executable.serialize(compiled))
     except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError, MemoryError):
-        return  # not every backend can, nor a program with constants or with oneDNN's calls
+        return  # some backends cannot, nor can programs with constants or calls of oneDNN
     part = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
         part.replace(path)
-    except OSError:  # a full disk, or one that cannot be written, is no reason not to sample
+    except OSError:  # a full or read-only disk must not stop the program
         with contextlib.suppress(OSError):
             part.unlink()
 
 
 def _describe(x: Any) -> Any:
-    """A text, or a tree of texts, that says the same in another process.
+    """Describes a value by a string or a tree of strings, the same in every process.
 
     Raises:
-      TypeError: if `x` cannot be told so: a function that remembers something, say.
+      TypeError: if there is no such description, as for a closure.
     """
     if x is None or isinstance(x, (str, int, float, bool)):
         return repr(x)
@@ -117,7 +119,7 @@ def _describe(x: Any) -> Any:
     function = inspect.unwrap(x) if callable(x) else x
     if getattr(function, "__closure__", ()) is None and "<" not in function.__qualname__:
         return _name(function)
-    raise TypeError(f"no lasting description of {x!r}")
+    raise TypeError(f"{x!r} has no description that is stable between processes")
 
 
 def _name(function: Any) -> str:
@@ -128,19 +130,20 @@ def _device() -> Any:
     return jax.local_devices()[0]
 
 
-def _surroundings() -> Any:
-    """All that a program depends on beside its call."""
+def _environment() -> Any:
+    """Everything besides the call that an executable depends on."""
     device = _device()
     versions = (jax.__version__, platform.python_version(), device.client.platform_version)
     config: Any = jax.config
     settings = sorted(config.values.items())
     variables = [os.environ.get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
-    precision = config.jax_default_matmul_precision  # of the context, unlike the settings
+    precision = config.jax_default_matmul_precision  # a context manager may set it
     return _code(), versions, device.device_kind, _processor(), settings, precision, variables
 
 
 @functools.cache
 def _code() -> str:
+    """Hash of the package's source code."""
     digest = hashlib.sha256()
     for path in sorted(_PACKAGE.rglob("*.py")):
         digest.update(str(path.relative_to(_PACKAGE)).encode() + path.read_bytes())
@@ -149,10 +152,10 @@ def _code() -> str:
 
 @functools.cache
 def _processor() -> str:
-    """What the CPU can do; programs for CPUs are compiled for just that."""
+    """The CPU's instruction sets, for which programs are compiled."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    told = (line for line in lines if line.startswith(("flags", "Features")))
-    return next(told, platform.platform())
+    flags = (line for line in lines if line.startswith(("flags", "Features")))
+    return next(flags, platform.platform())

@@ -1,4 +1,4 @@
-"""What programs are to run on, and what that asks of them."""
+"""The platform that programs run on, and the settings that it needs."""
 
 import os
 import sys
@@ -11,24 +11,24 @@ from ltx_jax.config import DType
 
 _CPUINFO = Path("/proc/cpuinfo")
 
-# Of jaxlib's builds, those for Linux on x86-64 come with oneDNN.
+# jaxlib contains oneDNN in its builds for Linux on x86-64.
 HAS_ONEDNN = (
     jax.__version_info__ >= (0, 11) and sys.platform == "linux" and os.uname().machine == "x86_64"
 )
 
 
 def platform() -> str:
-    """ "cpu", "gpu" or "tpu": what the current mesh is made of, or else the default backend."""
+    """Returns "cpu", "gpu" or "tpu": the platform of the current mesh, else the default backend."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     name = jax.default_backend() if device is None else device.platform
     return "gpu" if name in ("cuda", "rocm") else name
 
 
 def onednn_options() -> dict[str, Any] | None:
-    """Compiler options that let programs call oneDNN, where the current mesh is of CPUs with it.
+    """Compiler options that enable oneDNN on CPUs; None on other platforms or without oneDNN.
 
-    Convolutions are times as fast by it, and products in bfloat16 faster and right: XLA's own add
-    the gradients of biases up in bfloat16, 15 % off over 4608 tokens.
+    oneDNN makes convolutions several times faster, and bfloat16 matmuls faster and correct: XLA's
+    own matmuls accumulate the gradients of biases in bfloat16, an error of 15 % over 4608 tokens.
     """
     if platform() == "cpu" and HAS_ONEDNN:
         return {"xla_cpu_experimental_onednn_custom_call": True}
@@ -36,14 +36,14 @@ def onednn_options() -> dict[str, Any] | None:
 
 
 def preferred_dtype() -> DType:
-    """What sampling computes in unless told otherwise: bfloat16 where there are products of it.
+    """The default dtype of sampling: bfloat16, but float32 on CPUs without bfloat16 matmuls.
 
-    Of CPUs those with AMX or AVX-512 BF16 have them, by oneDNN; the others get float32.
+    CPUs with AMX or AVX-512 BF16 have them, through oneDNN.
     """
-    return "bfloat16" if platform() != "cpu" or _multiplies_bfloat16() else "float32"
+    return "bfloat16" if platform() != "cpu" or _has_bfloat16_matmul() else "float32"
 
 
-def _multiplies_bfloat16() -> bool:
+def _has_bfloat16_matmul() -> bool:
     try:
         flags = _CPUINFO.read_text().split()
     except OSError:  # not Linux

@@ -1,1 +1,1 @@
-"""What frames say of themselves: shots, bars, motion, hashes, text."""
+"""Analysis of video frames: shots, black bars, motion, perceptual hashes and text."""
