@@ -172,7 +172,7 @@ def test_words_out_of_its_world_are_named_and_sampled(page):
     page.fill("#prompt textarea", "a small red dog moves left")
     page.click("#make")
     text = page.wait_for_selector(".toast-body").inner_text()
-    assert "never read dog" in text
+    assert "does not know dog" in text
     page.wait_for_selector("#video video")
 
 

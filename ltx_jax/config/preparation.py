@@ -1,4 +1,4 @@
-"""Settings of data preparation: what is kept of raw videos, and how it is stored."""
+"""Settings of data preparation: which parts of raw videos are kept, and how they are stored."""
 
 import dataclasses
 
@@ -7,13 +7,13 @@ from ltx_jax.config.networks import require
 
 @dataclasses.dataclass(frozen=True)
 class ShotsConfig:
-    """Shots, and the clips that are cut from them."""
+    """Detection of shots, and the length of the clips cut from them."""
 
-    detect: bool = True  # off: a file is one shot
-    ratio: float = 3.0  # a cut changes the picture so many times as much as frames beside it
-    min_change: float = 8.0  # and by so much: mean of hue, saturation and luma, of 255
-    min_seconds: float = 1.0  # of a clip; what is shorter is dropped
-    max_seconds: float = 10.0  # a longer shot gives several clips
+    detect: bool = True  # False: every file is one shot
+    ratio: float = 3.0  # least change at a cut, relative to that between neighbouring frames
+    min_change: float = 8.0  # least change at a cut: mean of hue, saturation and luma, of 255
+    min_seconds: float = 1.0  # shorter clips are dropped
+    max_seconds: float = 10.0  # longer shots are cut into several clips
 
     def __post_init__(self):
         require(self.ratio > 1, f"ratio must be above 1, got {self.ratio}")
@@ -26,28 +26,28 @@ class ShotsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DuplicatesConfig:
-    """Near-duplicates: of each group the largest picture is kept, the longest of those."""
+    """Near-duplicates: the clip with the largest picture is kept, or the longest one of these."""
 
     drop: bool = True
-    max_distance: float = 10.0  # bits of 64 that differ, on average over the clip
+    max_distance: float = 10.0  # largest mean number of different bits between hashes of 64 bits
 
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """Lettering: subtitles, logos, watermarks."""
+    """Text in the picture: subtitles, logos, watermarks."""
 
-    max_share: float | None = 0.02  # of the picture; None: clips are not looked at
-    # MODULE:FUNCTION that takes frames (t, h, w, 3) and gives the share, in place of ours.
+    max_share: float | None = 0.02  # largest fraction of the picture; None: text is not detected
+    # MODULE:FUNCTION that maps frames (t, h, w, 3) to the fraction that text covers.
     detector: str = "ltx_jax.data.filters.lettering:share"
 
 
 @dataclasses.dataclass(frozen=True)
 class AestheticsConfig:
-    """A ranking head on a frozen image encoder."""
+    """Aesthetic scores by a ranking head on a frozen image encoder."""
 
-    encoder: str = ""  # a CLIP or SigLIP of transformers, by name or folder; empty: no scores
-    head: str = ""  # a file of `aesthetics-train`, or one of LAION's
-    min_score: float | None = None  # None: scored, and none dropped
+    encoder: str = ""  # name or folder of a CLIP or SigLIP model of transformers; empty: no scores
+    head: str = ""  # a file from `aesthetics-train`, or one of LAION's heads
+    min_score: float | None = None  # None: clips are scored, but none is dropped
 
     def __post_init__(self):
         require(bool(self.encoder) == bool(self.head), "aesthetics need both an encoder and a head")
@@ -55,11 +55,11 @@ class AestheticsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CaptionsConfig:
-    """Captions by a model, beside those that lie with the files (`clip.mp4`, `clip.txt`)."""
+    """Captions by a model, in addition to those beside the files (`clip.txt` for `clip.mp4`)."""
 
-    model: str = ""  # an image-text-to-text model of transformers; empty: none is written
+    model: str = ""  # name or folder of an image-text-to-text model of transformers; empty: none
     prompt: str = "Describe this video in one detailed paragraph."
-    max_tokens: int = 200  # that it writes
+    max_tokens: int = 200  # of a caption
 
     def __post_init__(self):
         require(self.max_tokens > 0, f"max_tokens must be positive, got {self.max_tokens}")
@@ -67,16 +67,18 @@ class CaptionsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class StoreConfig:
-    """The clips as they are written: H.264 in MP4."""
+    """How clips are stored: H.264 in MP4."""
 
-    crf: int = 18  # 0 is lossless but for 4:2:0; 18 looks like the original
-    max_side: int = 1920  # a larger picture is scaled down, in pixels
-    min_side: int = 128  # a smaller one is dropped
-    # Steady rates are kept if they lie between these; others are resampled by time, to the average
-    # of an unsteady file, or to the highest one.
-    min_frame_rate: float = 8.0  # a lower one is dropped
+    crf: int = (
+        18  # H.264 quality: 0 is lossless except for 4:2:0 chroma; 18 looks like the original
+    )
+    max_side: int = 1920  # pixels; larger pictures are scaled down
+    min_side: int = 128  # pixels; smaller pictures are dropped
+    # Files with a constant frame rate in this range keep it. Variable rates are resampled to their
+    # average, and rates above max_frame_rate to a half, a third, ... of themselves.
+    min_frame_rate: float = 8.0  # files with a lower rate are dropped
     max_frame_rate: float = 60.0
-    shard_megabytes: int = 256  # of input to a file of the set
+    shard_megabytes: int = 256  # megabytes of input per file of the data set
 
     def __post_init__(self):
         require(0 <= self.crf <= 51, f"crf must lie between 0 and 51, got {self.crf}")
@@ -98,21 +100,21 @@ class StoreConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PrepareConfig:
-    """Everything from raw videos to a data set: `python -m ltx_jax.prepare`."""
+    """All settings of data preparation: `python -m ltx_jax.prepare`."""
 
     shots: ShotsConfig = ShotsConfig()
-    crop_bars: bool = True  # black bars, off all clips
-    # Motion that a clip must have, in percent of the picture's diagonal per second; None: any.
+    crop_bars: bool = True  # crop black bars
+    # Least motion of a clip, in percent of the picture's diagonal per second; None: any.
     min_motion: float | None = 0.45
     duplicates: DuplicatesConfig = DuplicatesConfig()
-    # Of a clip, evenly spaced: what detectors of text, aesthetics and captions look at.
+    # Number of frames per clip that the text detector and the models see, evenly spaced.
     pictures: int = 4
     text: TextConfig = TextConfig()
     aesthetics: AestheticsConfig = AestheticsConfig()
     captions: CaptionsConfig = CaptionsConfig()
     store: StoreConfig = StoreConfig()
-    # A config of a transformer's training, configs/NAME.py: the latents and embeddings that it
-    # trains on are made of the finished set, in OUTPUT/latents. Empty: none are.
+    # A config of transformer training, configs/NAME.py: the finished data set is encoded to the
+    # latents and embeddings that it trains on, in OUTPUT/latents. Empty: they are not made.
     latents: str = ""
 
     def __post_init__(self):

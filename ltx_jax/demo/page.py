@@ -1,4 +1,4 @@
-"""The web page: what to ask for on the left, the video on the right."""
+"""The web page: prompt, pictures and settings on the left, the video on the right."""
 
 import secrets
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from ltx_jax.demo.studio import MAX_PROMPT, Picture, Studio
 from ltx_jax.diffusion.sampler import Progress
 from ltx_jax.world import grammar
 
-# Fonts of the system: the page loads nothing from elsewhere.
+# System fonts only: the page loads nothing from other servers.
 THEME = Soft(
     primary_hue="indigo",
     neutral_hue="slate",
@@ -30,10 +30,10 @@ CSS = """
 .gradio-container { max-width: 1120px !important; margin: 0 auto !important; }
 #video video { background: #0f172a; }
 """
-_UPLOAD = "10mb"  # the most that one file may have
-_WAITING = 8  # requests that may wait for their turn
-# Seconds: uploaded pictures are looked through so often, and deleted at that age.
-_LOOKED, _KEPT = 600, 3600
+_MAX_UPLOAD = "10mb"  # size of an uploaded file
+_MAX_QUEUE = 8  # requests that wait while another one is sampled
+# Uploaded pictures older than the second number are deleted every so often, in seconds.
+_CLEANUP_INTERVAL, _UPLOAD_AGE = 600, 3600
 EXAMPLES = (
     "a small red star moves left",
     "A large blue circle moves down quickly on a beige dotted background.",
@@ -44,20 +44,20 @@ EXAMPLES = (
 
 
 def launch(studio: Studio, host: str, port: int) -> gr.Blocks:
-    """Serves the page in the background: `block_thread` or `close` what comes back.
+    """Serves the page in the background; call `block_thread` or `close` of the result.
 
-    No file is served but those in Gradio's own folder (GRADIO_TEMP_DIR).
+    Only files in Gradio's own folder (GRADIO_TEMP_DIR) are served.
 
     Raises:
       OSError: if the port is taken.
     """
     page = build(studio)
-    page.queue(max_size=_WAITING, default_concurrency_limit=1)
+    page.queue(max_size=_MAX_QUEUE, default_concurrency_limit=1)
     page.launch(
         server_name=host,
         server_port=port,
         share=False,
-        max_file_size=_UPLOAD,
+        max_file_size=_MAX_UPLOAD,
         theme=THEME,
         css=CSS,
         footer_links=[],
@@ -71,10 +71,12 @@ def launch(studio: Studio, host: str, port: int) -> gr.Blocks:
 
 
 def build(studio: Studio) -> gr.Blocks:
-    """The page of a studio, ready to be launched."""
+    """Builds the page of a studio, ready to be launched."""
     is_world = studio.settings.checkpoint == hub.EMBEDDED
     with gr.Blocks(
-        title="LTX-Video in JAX", analytics_enabled=False, delete_cache=(_LOOKED, _KEPT)
+        title="LTX-Video in JAX",
+        analytics_enabled=False,
+        delete_cache=(_CLEANUP_INTERVAL, _UPLOAD_AGE),
     ) as page:
         gr.Markdown(_heading(studio, is_world))
         with gr.Row():
@@ -105,7 +107,7 @@ def build(studio: Studio) -> gr.Blocks:
                             maximum=2**32 - 1,
                             elem_id="seed",
                         )
-                        fresh = gr.Checkbox(True, label="A new seed every time")
+                        new_seed = gr.Checkbox(True, label="A new seed every time")
             with gr.Column():
                 player = gr.Video(
                     label="Video",
@@ -126,7 +128,7 @@ def build(studio: Studio) -> gr.Blocks:
                         show_line_numbers=False,
                         lines=1,
                     )
-        fields = {"prompt": prompt, "seed": seed, "fresh": fresh, **pictures, **sliders}
+        fields = {"prompt": prompt, "seed": seed, "new_seed": new_seed, **pictures, **sliders}
         gr.on(
             [button.click, prompt.submit],
             _handler(studio, fields, tuple(sliders), is_world),
@@ -148,19 +150,19 @@ def build(studio: Studio) -> gr.Blocks:
 def _handler(
     studio: Studio, fields: dict[str, Any], numbers: tuple[str, ...], is_world: bool
 ) -> Callable[..., Any]:
-    """What the button does: values of the fields -> player, details, command and seed."""
+    """The button's function: values of the fields -> player, details, command and seed."""
 
     def handle(values: dict[Any, Any], progress: gr.Progress = gr.Progress()) -> Any:
-        given: dict[str, Any] = {name: values[field] for name, field in fields.items()}
-        unknown = grammar.unknown_words(given["prompt"]) if is_world else ()
+        inputs: dict[str, Any] = {name: values[field] for name, field in fields.items()}
+        unknown = grammar.unknown_words(inputs["prompt"]) if is_world else ()
         if unknown:
-            gr.Warning(f"This model has never read {', '.join(unknown)}.")
-        seed = None if given["fresh"] else given["seed"]
-        changes = {name: _number(studio, name, given[name]) for name in numbers}
+            gr.Warning(f"This model does not know {', '.join(unknown)}.")
+        seed = None if inputs["new_seed"] else inputs["seed"]
+        changes = {name: _number(studio, name, inputs[name]) for name in numbers}
         changes["seed"] = secrets.randbelow(2**32) if seed is None else int(seed)
-        pictures = [] if given["first"] is None else [Picture(given["first"], 0)]
-        if given["later"] is not None:
-            pictures.append(Picture(given["later"], int(given["frame"])))
+        pictures = [] if inputs["first"] is None else [Picture(inputs["first"], 0)]
+        if inputs["later"] is not None:
+            pictures.append(Picture(inputs["later"], int(inputs["frame"])))
 
         def tell(step: Progress) -> None:
             what = "Denoising" if step.step < step.steps else "Decoding"
@@ -168,26 +170,26 @@ def _handler(
 
         progress(0.0, desc="Preparing; the first video of a size takes longer")
         try:
-            made = studio.make(given["prompt"], pictures, progress=tell, **changes)
+            video = studio.make(inputs["prompt"], pictures, progress=tell, **changes)
         except (ValueError, OSError, MemoryError) as error:
             raise gr.Error(str(error), duration=None, print_exception=False) from error
-        done = made.settings
+        settings = video.settings
         details = (
-            f"{done.num_frames} frames of {done.width} x {done.height}, {done.frame_rate:g} a "
-            f"second. Seed {done.seed}. Made in {made.seconds:.1f} s."
+            f"{settings.num_frames} frames of {settings.width} x {settings.height}, "
+            f"{settings.frame_rate:g} a second. Seed {settings.seed}. Made in {video.seconds:.1f} s."
         )
-        return str(made.path), details, made.command, done.seed
+        return str(video.path), details, video.command, settings.seed
 
     return handle
 
 
 def _number(studio: Studio, name: str, value: float | int) -> float | int:
-    """A slider's value as the setting of that name has it."""
+    """A slider's value, converted to the type of the setting with that name."""
     return int(value) if isinstance(getattr(studio.settings, name), int) else float(value)
 
 
 def _pictures(studio: Studio) -> dict[str, Any]:
-    """Fields for a first frame, a later one, and which that is."""
+    """Fields for a first frame, a later frame, and the number of the later frame."""
     last = studio.settings.num_frames - 1
     fields = {}
     with gr.Row():
@@ -206,14 +208,14 @@ def _pictures(studio: Studio) -> dict[str, Any]:
 
 
 def _sliders(studio: Studio) -> dict[str, Any]:
-    """Fields called as their settings; none for those that a model has step by step."""
+    """Sliders named like their settings, without those whose values differ from step to step."""
     settings, limits = studio.settings, studio.limits
     side, length = studio.spatial_factor, studio.temporal_factor
     fields: dict[str, Any] = {}
     with gr.Row():
-        for name, most in (("width", limits.width), ("height", limits.height)):
+        for name, max_value in (("width", limits.width), ("height", limits.height)):
             value, label = getattr(settings, name), name.capitalize()
-            fields[name] = gr.Slider(side, most, value, step=side, label=label, elem_id=name)
+            fields[name] = gr.Slider(side, max_value, value, step=side, label=label, elem_id=name)
     with gr.Row():
         fields["num_frames"] = gr.Slider(
             1,
@@ -254,5 +256,5 @@ def _heading(studio: Studio, is_world: bool) -> str:
 
 
 def _known_words() -> str:
-    known = grammar.vocabulary().items()
-    return "\n".join(f"- **{kind}:** {', '.join(words)}" for kind, words in known)
+    vocabulary = grammar.vocabulary().items()
+    return "\n".join(f"- **{kind}:** {', '.join(words)}" for kind, words in vocabulary)
