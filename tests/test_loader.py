@@ -113,7 +113,7 @@ def test_a_world_may_have_some_motions_alone():
     cfg = DataConfig("shapes:rotate,orbit", num_frames=9, height=16, width=16)
     captions = [caption for step in range(4) for caption in load(cfg).batch(step).captions]
     assert all(re.search("rotat|turn|spin|circle", caption) for caption in captions)
-    with pytest.raises(ValueError, match="unknown motion 'fly'; known are left"):
+    with pytest.raises(ValueError, match="unknown motion 'fly'; the motions are left"):
         load(DataConfig("shapes:orbit,fly"))
 
 
@@ -239,7 +239,7 @@ def test_a_process_that_dies_is_told_of():
     next(batches)
     [child] = multiprocessing.active_children()
     child.kill()
-    with pytest.raises(ChildProcessError, match=r"set fewer --data\.processes"):
+    with pytest.raises(ChildProcessError, match=r"use fewer --data\.processes"):
         collections.deque(batches, maxlen=0)
     assert multiprocessing.active_children() == []
 

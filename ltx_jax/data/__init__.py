@@ -8,3 +8,25 @@
 - `read_ahead`, `workers`: reading ahead in threads or processes.
 - `filters`: analysis of frames: shots, black bars, motion, hashes and text.
 """
+
+from typing import TYPE_CHECKING
+
+from ltx_jax.runtime.lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from ltx_jax.data.loader import Batch, Loader, open_source
+    from ltx_jax.data.sources import Example, Source, StoredLatents
+
+__all__ = ["Batch", "Example", "Loader", "Source", "StoredLatents", "open_source"]
+
+__getattr__ = lazy_attributes(
+    __name__,
+    {
+        "Batch": "ltx_jax.data.loader",
+        "Example": "ltx_jax.data.sources",
+        "Loader": "ltx_jax.data.loader",
+        "Source": "ltx_jax.data.sources",
+        "StoredLatents": "ltx_jax.data.sources",
+        "open_source": "ltx_jax.data.loader",
+    },
+)

@@ -176,7 +176,8 @@ def _handler(
         settings = video.settings
         details = (
             f"{settings.num_frames} frames of {settings.width} x {settings.height}, "
-            f"{settings.frame_rate:g} a second. Seed {settings.seed}. Made in {video.seconds:.1f} s."
+            f"{settings.frame_rate:g} a second. Seed {settings.seed}. "
+            f"Made in {video.seconds:.1f} s."
         )
         return str(video.path), details, video.command, settings.seed
 

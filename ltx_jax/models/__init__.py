@@ -1,0 +1,44 @@
+"""The networks, as Flax Linen modules with logical axes on every parameter.
+
+- `transformer`: the diffusion transformer; `transformer_fast`, `teacache`: its faster forms for
+  sampling.
+- `vae`, `vae_blocks`: the Video-VAE; `discriminator`: that of its adversarial loss.
+- `t5`: the text encoder; `upsampler`: the latent upsampler of two-pass sampling.
+- `lpips`, `i3d`: feature networks of losses and metrics.
+- `layers`, `attention`, `convolution`: the layers that they are built from.
+"""
+
+from typing import TYPE_CHECKING
+
+from ltx_jax.runtime.lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from ltx_jax.models.discriminator import Discriminator
+    from ltx_jax.models.lpips import LPIPS
+    from ltx_jax.models.t5 import T5Encoder
+    from ltx_jax.models.transformer import Transformer
+    from ltx_jax.models.upsampler import LatentUpsampler
+    from ltx_jax.models.vae import LatentStatistics, VideoVAE
+
+__all__ = [
+    "LPIPS",
+    "Discriminator",
+    "LatentStatistics",
+    "LatentUpsampler",
+    "T5Encoder",
+    "Transformer",
+    "VideoVAE",
+]
+
+__getattr__ = lazy_attributes(
+    __name__,
+    {
+        "Discriminator": "ltx_jax.models.discriminator",
+        "LPIPS": "ltx_jax.models.lpips",
+        "LatentStatistics": "ltx_jax.models.vae",
+        "LatentUpsampler": "ltx_jax.models.upsampler",
+        "T5Encoder": "ltx_jax.models.t5",
+        "Transformer": "ltx_jax.models.transformer",
+        "VideoVAE": "ltx_jax.models.vae",
+    },
+)

@@ -1,7 +1,7 @@
 """Multi-head attention behind one function.
 
-`attention` is where a form is chosen. The plain one is right on every platform and for every mask;
-those for one kind of accelerator stand beside it, with their conditions in `attention`.
+`attention` chooses the implementation. The plain one works on every platform and with every mask;
+the others are for one kind of accelerator each, under the conditions listed in `attention`.
 """
 
 import functools
@@ -22,9 +22,9 @@ from ltx_jax.runtime.platforms import platform
 MASK_BIAS = -10_000.0  # as in the released model; not -inf, so a fully masked row stays finite
 
 _SPLASH = "jax.experimental.pallas.ops.tpu.splash_attention"
-_LANES = 128  # of a TPU's vector registers: blocks are multiples
-_BLOCK = 512  # tokens, at most
-_GRADIENT_BLOCKS = 5  # of keys at once, at most
+_LANES = 128  # of a TPU's vector registers; block sizes are multiples of it
+_BLOCK = 512  # largest block, in tokens
+_GRADIENT_BLOCKS = 5  # largest number of key blocks that the gradient kernel takes at once
 
 Mask = Bool[Array, "b m"] | Int[Array, "b m"] | Float[Array, "b m"]
 
@@ -38,23 +38,23 @@ def attention(
     form: AttentionForm = "plain",
     of_itself: bool = False,
 ) -> Float[Array, "b n k e"]:
-    """Softmax attention, scaled by e**-0.5, scores and softmax in float32.
+    """Softmax attention with scale e**-0.5; scores and softmax are float32.
 
     Args:
-      q: queries; on a mesh, split over its axes by batch, tokens and heads.
-      k: keys; on a mesh, whole on every device that holds queries of their sample and head.
-      v: values, laid out as the keys.
-      mask: 1 for the keys to attend to and 0 for the rest; None attends to all.
-      form: "plain" takes any mask, and lowers masked scores by 10000, exactly. "cudnn" takes
-        bfloat16 or float16, and masks whose ones (at least one) all come first. "splash", for
-        TPUs, takes masks with at least one 1. "auto" is "cudnn" for such types on GPUs, "splash" on
-        TPUs, and "plain" elsewhere.
-      of_itself: the keys are of the tokens of the queries, and split as these: while attending,
-        the devices of the `seq` axis split the heads in place of the tokens (Ulysses, Jacobs et
-        al., arXiv 2309.14509).
+      q: queries; on a mesh, sharded over batch, tokens and heads.
+      k: keys; on a mesh, every device has all tokens of its samples and heads.
+      v: values, sharded like the keys.
+      mask: 1 for keys to attend to and 0 for the others; None attends to all.
+      form: "plain" accepts any mask and lowers masked scores by exactly 10000. "cudnn" accepts
+        bfloat16 and float16, and masks whose ones (at least one) all come first. "splash", for
+        TPUs, accepts masks with at least one 1. "auto" selects "cudnn" for these dtypes on GPUs,
+        "splash" on TPUs, and "plain" otherwise.
+      of_itself: self-attention: the keys belong to the same tokens as the queries and are sharded
+        like them. During attention, the devices of the `seq` axis split the heads instead of the
+        tokens (Ulysses, Jacobs et al., arXiv 2309.14509).
 
     Raises:
-      ValueError: if the devices of `seq` and `tensor` cannot split the heads for that.
+      ValueError: if the number of heads is not divisible by the devices of `seq` and `tensor`.
     """
     if form == "auto":
         half = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0
@@ -78,19 +78,19 @@ def attention(
         functools.partial(_swapped, attend) if swap else attend,
         in_specs=(queries, keys, keys, masks),
         out_specs=queries,
-        check_vma=form != "splash",  # a Pallas kernel does not say over what its output varies
+        check_vma=form != "splash",  # Pallas kernels do not declare the mesh axes of their output
     )(q, k, v, mask)
 
 
 def _swapped(attend: Callable[..., Array], q: Array, k: Array, v: Array, mask: Any) -> Array:
-    """On each device of `seq`: its part of the heads with all tokens, for its tokens back."""
+    """Attention between an all-to-all over `seq` from tokens to heads and its inverse."""
     move = functools.partial(jax.lax.all_to_all, axis_name="seq", tiled=True)
     q, k, v = (move(x, split_axis=2, concat_axis=1) for x in (q, k, v))
     return move(attend(q, k, v, mask), split_axis=1, concat_axis=2)
 
 
 def _cudnn(q: Array, k: Array, v: Array, mask: Mask | None) -> Array:
-    """The fused kernel, which never holds the scores; lengths take the place of a mask."""
+    """cuDNN's fused kernel, which never stores all scores. The mask is given as lengths."""
     lengths = None if mask is None else mask.astype(jnp.int32).sum(-1)
     return jax.nn.dot_product_attention(
         q, k, v, key_value_seq_lengths=lengths, implementation="cudnn"
@@ -98,8 +98,8 @@ def _cudnn(q: Array, k: Array, v: Array, mask: Mask | None) -> Array:
 
 
 def _splash(q: Array, k: Array, v: Array, mask: Mask | None) -> Array:
-    """The TPU's fused kernel, which never holds the scores; it takes whole blocks of tokens."""
-    # Here, because Pallas takes a second to import.
+    """The TPU's fused kernel, which never stores all scores. Tokens are padded to whole blocks."""
+    # Imported here, as Pallas takes a second to import.
     splash: Any = importlib.import_module(f"{_SPLASH}.splash_attention_kernel")
     masks: Any = importlib.import_module(f"{_SPLASH}.splash_attention_mask")
 
@@ -112,8 +112,8 @@ def _splash(q: Array, k: Array, v: Array, mask: Mask | None) -> Array:
         ids = splash.SegmentIds(_whole_blocks(queries, of_q), _whole_blocks(keys, of_k))
     q = _whole_blocks(q * q.shape[-1] ** -0.5, of_q)
     k, v = (_whole_blocks(x, of_k) for x in (k, v))
-    # One kernel computes all gradients, five products in place of seven. That of the queries comes
-    # in parts, one for so many blocks of keys as a core has room for.
+    # One kernel computes all gradients with five matmuls instead of seven. The gradient of the
+    # queries is a sum of parts, each for as many blocks of keys as fit into a core's memory.
     blocks = k.shape[1] // of_k
     together = max(n for n in range(1, _GRADIENT_BLOCKS + 1) if blocks % n == 0)
     sizes = splash.BlockSizes(
@@ -131,7 +131,7 @@ def _splash(q: Array, k: Array, v: Array, mask: Mask | None) -> Array:
 
 
 def _whole_blocks(x: Array, block: int) -> Array:
-    """Adds zeros along the second axis, up to a multiple of `block`."""
+    """Pads the second axis with zeros to a multiple of `block`."""
     widths = [(0, 0)] * x.ndim
     widths[1] = (0, -x.shape[1] % block)
     return jnp.pad(x, widths)
@@ -139,9 +139,10 @@ def _whole_blocks(x: Array, block: int) -> Array:
 
 def _plain(q: Array, k: Array, v: Array, mask: Mask | None) -> Array:
     bias = None if mask is None else (1 - mask.astype(jnp.float32)) * MASK_BIAS
-    # Heads first: XLA's CPU matmuls are several times slower with heads between the other two.
+    # Heads come first: XLA's CPU matmuls are several times slower with heads between the other
+    # axes.
     q, k, v = (transposed(x, (2, 0, 1, 3)) for x in (q, k, v))
-    # On CPU, one head at a time takes half the time and holds the scores of one head alone.
+    # On CPUs, one head at a time takes half the time, and stores the scores of one head only.
     large = q.shape[2] * k.shape[2] >= 128 * 128
     if platform() == "cpu" and large:
         out = jax.lax.map(lambda head: _attend(*head, bias), (q, k, v))
@@ -150,14 +151,14 @@ def _plain(q: Array, k: Array, v: Array, mask: Mask | None) -> Array:
     return out.transpose(1, 2, 0, 3)
 
 
-@jax.checkpoint  # the gradient keeps q, k and v, not the scores
+@jax.checkpoint  # saves q, k and v for the gradient, not the scores
 def _attend(
     q: Float[Array, "b n e"],
     k: Float[Array, "b m e"],
     v: Float[Array, "b m e"],
     bias: Float[Array, "b m"] | None,
 ) -> Float[Array, "b n e"]:
-    """One head, the scores held in full."""
+    """Attention of one head, with all scores in memory."""
     scores = jnp.einsum("bne,bme->bnm", q, k, preferred_element_type=jnp.float32)
     scores *= q.shape[-1] ** -0.5
     if bias is not None:

@@ -1,7 +1,7 @@
 """The patch discriminator of the VAE's adversarial loss, channels last.
 
-A stack of strided 3-D convolutions, as PatchGAN's in two dimensions (Isola et al., "Image-to-Image
-Translation with Conditional Adversarial Networks", arXiv 1611.07004).
+A stack of strided 3-D convolutions: the three-dimensional form of PatchGAN (Isola et al.,
+"Image-to-Image Translation with Conditional Adversarial Networks", arXiv 1611.07004).
 """
 
 import jax.numpy as jnp
@@ -15,14 +15,14 @@ from ltx_jax.models.vae_blocks import AffineNorm
 from ltx_jax.runtime.sharding import constrain
 
 _SLOPE = 0.2  # of the leaky ReLU
-_GROUP = 16  # channels that group norm takes together
+_GROUP = 16  # channels per group of the group norms
 
 
 class PatchConv(nn.Module):
-    """A convolution over three frames, the first and the last of them repeated at the ends.
+    """A convolution over three frames, padded in time by repeating the first and the last frame.
 
-    A window of 4 x 4 pixels with a stride of 2 meets every pixel equally often, and so leaves no
-    checkerboard in the gradient.
+    A window of 4 x 4 pixels with a stride of 2 covers every pixel equally often, which avoids a
+    checkerboard pattern in the gradient.
     """
 
     execution: ExecutionConfig
@@ -46,11 +46,11 @@ class PatchConv(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Clips (or pairs of clips, one behind the other in the channels) to a logit per patch.
+    """Clips (or pairs of clips, concatenated along the channels) to one logit per patch.
 
-    Every level halves rows and columns and doubles the channels; those of the second half make k+1
-    frames of 2k+1. A patch of the default four levels is 16 x 16 pixels and four frames; its logit
-    sees 78 x 78 of 19.
+    Every level halves rows and columns and doubles the channels; the second half of the levels also
+    reduces 2k+1 frames to k+1. With the default of four levels, a patch is 16 x 16 pixels and four
+    frames, and the receptive field of its logit is 78 x 78 pixels and 19 frames.
     """
 
     cfg: DiscriminatorConfig
@@ -73,7 +73,9 @@ class Discriminator(nn.Module):
             features = min(cfg.base_channels * 2**level, cfg.max_channels)
             stride = (1, 2, 2) if level < cfg.levels // 2 else (2, 2, 2)
             x = PatchConv(execution, features, 4, stride, name=f"conv_{level}")(x)
-            if level > 0:  # the first sees brightness and contrast as they are
+            if (
+                level > 0
+            ):  # no norm after the first level, which would remove brightness and contrast
                 groups = max(features // _GROUP, 1)
                 x = AffineNorm(1e-6, groups, execution.param_dtype, name=f"norm_{level}")(x)
             x = constrain(nn.leaky_relu(x, _SLOPE), "batch", "frame", "row", None, None)

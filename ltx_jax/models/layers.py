@@ -1,4 +1,4 @@
-"""Layers that several networks share."""
+"""Layers that several networks use."""
 
 import functools
 from typing import Any
@@ -14,16 +14,16 @@ from ltx_jax.runtime.platforms import platform
 def param(
     axes: tuple[str | None, ...], init: nn.initializers.Initializer
 ) -> nn.initializers.Initializer:
-    """An initialiser whose parameter carries the names of its logical axes."""
+    """Adds the names of the parameter's logical axes to an initialiser."""
     return nn.with_logical_partitioning(init, axes)
 
 
 def dot_general(x: Array, kernel: Array, dimensions: Any, **options: Any) -> Array:
-    """`jax.lax.dot_general` of a linear layer, in the form that each platform is fast at.
+    """`jax.lax.dot_general` of a linear layer, in the form that is fast on each platform.
 
-    The kernel's gradient comes from JAX as a product whose result is transposed, and XLA's CPU
-    backend leaves that one, in bfloat16, to a kernel 10 to 50 times as slow. Of a kernel that is
-    transposed beforehand it comes straight, if the compiler does not see what follows.
+    JAX computes the kernel's gradient as a matmul with a transposed result, and XLA's CPU backend
+    runs such a matmul in bfloat16 10 to 50 times slower. Transposing the kernel first, behind an
+    optimization barrier (`transposed`), avoids that slow path.
     """
     if platform() == "cpu" and kernel.dtype == jnp.bfloat16:
         kernel = transposed(kernel, (1, 0))
@@ -33,10 +33,11 @@ def dot_general(x: Array, kernel: Array, dimensions: Any, **options: Any) -> Arr
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def transposed(x: Array, axes: tuple[int, ...]) -> Array:
-    """`x.transpose(axes)`; that gradients are transposed is hidden from the compiler.
+    """`x.transpose(axes)`, whose gradient has an optimization barrier after the transposition.
 
-    The value itself needs no copy. XLA's CPU backend has products written transposed where it sees
-    that: slowly, or by oneDNN elsewhere (jax 0.11, if the transposed axes are of one size).
+    Without the barrier, XLA's CPU backend merges the transposition into the matmul that computes
+    the gradient, which is slow, or with oneDNN writes to the wrong place (jax 0.11, if the
+    transposed axes have the same size). The forward pass needs no copy.
     """
     return x.transpose(axes)
 
@@ -59,7 +60,7 @@ def dense(
     use_bias: bool = True,
     kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform(),
 ) -> nn.Dense:
-    """A linear layer with a kernel (in, out) that lies on the logical `axes`."""
+    """A linear layer whose kernel (in, out) has the given logical axes."""
     return nn.Dense(
         features,
         use_bias=use_bias,
@@ -73,12 +74,12 @@ def dense(
 
 
 def rms_normalize(x: Float[Array, "*b d"], epsilon: float) -> Float[Array, "*b d"]:
-    """Divides by the root mean square over the last axis; float32, whatever the input."""
+    """Divides by the root mean square over the last axis; always float32."""
     h = x.astype(jnp.float32)
     return h * jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + epsilon)
 
 
-# The gradient recomputes the float32 intermediates from x: kept, they would be most of the memory.
+# The gradient recomputes the float32 intermediates from x; stored, they would dominate the memory.
 @functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=2)
 def _scaled_rms(x: Array, scale: Array | None, epsilon: float) -> Array:
     h = rms_normalize(x, epsilon)
@@ -88,9 +89,9 @@ def _scaled_rms(x: Array, scale: Array | None, epsilon: float) -> Array:
 
 
 class RMSNorm(nn.Module):
-    """Divides by the root mean square over the last axis; statistics in float32.
+    """Divides by the root mean square over the last axis; statistics are float32.
 
-    `axes` names the axis of the gain; None means no gain.
+    `axes` is the logical axis of the gain; None means no gain.
     """
 
     epsilon: float
@@ -117,7 +118,7 @@ def sinusoidal_embedding(t: Float[Array, "*b"], features: int = 256) -> Float[Ar
 
 
 class TimestepEmbedder(nn.Module):
-    """Sinusoid and two-layer MLP of a scaled time, as `timestep_embedder` in the checkpoints."""
+    """Sinusoidal embedding of a scaled time and a two-layer MLP (upstream: `timestep_embedder`)."""
 
     width: int
     dtype: str

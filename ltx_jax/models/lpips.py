@@ -1,7 +1,7 @@
-"""LPIPS, the learned perceptual distance between pictures, on VGG16's features.
+"""LPIPS, a learned perceptual distance between pictures, on features of VGG16.
 
 Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric" (arXiv
-1801.03924); the arithmetic is that of the authors' package at its default settings (version 0.1).
+1801.03924); it computes the same as the authors' package with default settings (version 0.1).
 """
 
 from typing import Any
@@ -14,26 +14,27 @@ from jaxtyping import Array, Float
 
 Pictures = Float[Array, "b h w 3"]
 
-# Channels of the convolutions between two poolings.
+# Channels of the convolutions of each stage; max pooling lies between stages.
 STAGES = ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3)
 
-# ImageNet's mean and deviation, of values in [-1, 1].
+# ImageNet's mean and standard deviation, for values in [-1, 1].
 _SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
 _SCALE = np.array([0.458, 0.448, 0.450], np.float32)
-# Smallest pictures of which something is left after four poolings.
+# Smallest side of a picture, which four poolings reduce to one pixel.
 MIN_SIZE = 2 ** (len(STAGES) - 1)
 
 
 class LPIPS(nn.Module):
-    """Distance of each picture to its counterpart, both in [-1, 1]; float32.
+    """The distance of each picture from its counterpart, both with values in [-1, 1]; float32.
 
-    Parameters: `conv_S_I` as VGG16's convolution I of stage S, and `head_S` (c,), the weight of
-    each channel of the stage. They come from files (`checkpoints/perceptual.py`), not from `init`.
+    Parameters: `conv_S_I` is VGG16's convolution I of stage S, and `head_S` (c,) is the weight of
+      each
+    channel of the stage. They are read from files (`checkpoints/perceptual.py`), not initialised.
     """
 
     @nn.compact
     def __call__(self, pictures: Pictures, others: Pictures) -> Float[Array, " b"]:
-        """One distance per picture; 0 for equal ones.
+        """Computes one distance per picture; 0 for equal pictures.
 
         Raises:
           ValueError: if the pictures are smaller than `MIN_SIZE`.
@@ -59,14 +60,14 @@ class LPIPS(nn.Module):
 
 
 def _pool(x: Array) -> Array:
-    """The largest of 2 x 2 pixels; a last odd row or column does not count."""
+    """Max pooling of 2 x 2 pixels; an odd last row or column is dropped."""
     b, h, w, c = x.shape
     x = x[:, : h // 2 * 2, : w // 2 * 2]
     return jnp.max(x.reshape(b, h // 2, 2, w // 2, 2, c), axis=(2, 4))
 
 
 def _normalize(x: Array) -> Array:
-    """Unit length over the channels; zero, with a gradient of zero, stays zero."""
+    """Normalises the channels to unit length; zero stays zero, with a zero gradient."""
     square = jnp.sum(x * x, axis=-1, keepdims=True)
     return x / (jnp.sqrt(jnp.maximum(square, 1e-20)) + 1e-10)
 
@@ -74,16 +75,16 @@ def _normalize(x: Array) -> Array:
 def lpips_of_frames(
     params: Any, reconstruction: Float[Array, "b t h w 3"], video: Float[Array, "b t h w 3"]
 ) -> Float[Array, ""]:
-    """Mean over samples and frames.
+    """The mean LPIPS over samples and frames.
 
-    Frames go through one after the other and are computed again for the gradient: kept, their
-    features would take more memory than the autoencoder.
+    Frames are processed one after the other, and recomputed for the gradient: their stored features
+    would need more memory than the autoencoder.
     """
 
     @jax.checkpoint
-    def of_frame(pair: tuple[Array, Array]) -> Array:
+    def frame_distance(pair: tuple[Array, Array]) -> Array:
         distances: Any = LPIPS().apply({"params": params}, *pair)
         return jnp.mean(distances)
 
     frames = (jnp.swapaxes(reconstruction, 0, 1), jnp.swapaxes(video, 0, 1))
-    return jnp.mean(jax.lax.map(of_frame, frames))
+    return jnp.mean(jax.lax.map(frame_distance, frames))

@@ -23,11 +23,11 @@ def relative_buckets(length: int, num_buckets: int, max_distance: int) -> Int[np
     """The row of the bias table for every query (first axis) and key (second axis).
 
     The lower half of the rows is for keys at or before the query, the upper half for keys after it.
-    In each, the first half holds one distance a row, the rest grows logarithmically; all distances
-    from `max_distance` on share the last row.
+    Within each half, the first rows stand for one distance each, and the others for ranges that
+    grow logarithmically; the last row stands for all distances from `max_distance` on.
 
     Raises:
-      ValueError: if the buckets leave no room for the logarithmic part.
+      ValueError: if there are too few buckets for the logarithmic part.
     """
     half = num_buckets // 2
     exact = half // 2
@@ -39,8 +39,8 @@ def relative_buckets(length: int, num_buckets: int, max_distance: int) -> Int[np
     position = np.arange(length)
     offset = position[None, :] - position[:, None]
     distance = np.abs(offset)
-    # In float32 and in this order, as in the reference: rounding decides the rows of distances that
-    # lie on a boundary. On the host, so that a device's logarithm has no say in it.
+    # Computed in float32 and in the order of the reference, as rounding decides the rows of
+    # distances on a boundary; and on the host, as devices' logarithms differ.
     ratio = np.maximum(distance, 1).astype(np.float32) / np.float32(exact)
     steps = np.log(ratio) / np.float32(math.log(max_distance / exact)) * np.float32(half - exact)
     far = np.minimum(exact + steps.astype(np.int32), half - 1)
@@ -56,7 +56,7 @@ def _linear(
     name: str,
     dtype: str | None = None,
 ) -> nn.Dense:
-    """A linear layer without bias whose sums, and so whose output, are float32."""
+    """A linear layer without bias that accumulates and returns float32."""
     return nn.Dense(
         features,
         use_bias=False,
@@ -69,7 +69,7 @@ def _linear(
 
 
 class Embedding(nn.Module):
-    """The token embeddings, float32 out."""
+    """The token embeddings, as float32."""
 
     cfg: T5Config
     execution: ExecutionConfig = ExecutionConfig()
@@ -81,7 +81,7 @@ class Embedding(nn.Module):
         table = self.param(
             "embedding", init, (cfg.vocab_size, cfg.d_model), self.execution.param_dtype
         )
-        # Gathered whole, as the other parameters are by FSDP: else XLA replicates the result.
+        # FSDP gathers the table like other parameters; without this, XLA replicates the result.
         table = constrain(table, None, None)
         token_ids = constrain(token_ids, "batch", None)
         return jnp.take(table, token_ids, axis=0).astype(jnp.float32)
@@ -104,12 +104,12 @@ class Attention(nn.Module):
             h = _linear(execution, width, ("embed", "heads"), scale, name)(x)
             return h.reshape(*x.shape[:2], cfg.num_heads, cfg.d_kv).astype(execution.dtype)
 
-        # The missing scale of the scores is part of the initial deviation of the queries.
+        # Scores have no scale; the initial deviation of the queries makes up for it.
         q = heads("q", (cfg.d_model * cfg.d_kv) ** -0.5)
         k = heads("k", cfg.d_model**-0.5)
         v = heads("v", cfg.d_model**-0.5)
         scores = jnp.einsum("bnke,bmke->bknm", q, k, preferred_element_type=jnp.float32) + bias
-        # Finite, so that a caption that is all padding gives numbers.
+        # Finite rather than -inf, so that a caption that is all padding gives no NaN.
         scores = jnp.where(mask[:, None, None, :] != 0, scores, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(scores, axis=-1).astype(execution.dtype)
         h = jnp.einsum("bknm,bmke->bnke", weights, v, preferred_element_type=jnp.float32)
@@ -118,7 +118,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """wo(gelu(wi_0 x) * wi_1 x), float32 out."""
+    """Gated feed-forward network: wo(gelu(wi_0 x) * wi_1 x), as float32."""
 
     cfg: T5Config
     execution: ExecutionConfig = ExecutionConfig()
@@ -130,14 +130,14 @@ class FeedForward(nn.Module):
         gate = _linear(execution, cfg.d_ff, axes, scale, "wi_0")(x)
         h = nn.gelu(gate) * _linear(execution, cfg.d_ff, axes, scale, "wi_1")(x)
         h = constrain(h, "batch", None, "act_mlp")
-        # The released weights drive this product past 65504, the largest float16. bfloat16 has the
-        # range of float32, and the sums are float32 anyway.
+        # The released weights drive the output of this matmul past 65504, the largest float16.
+        # bfloat16 has the range of float32, and the matmul accumulates in float32 anyway.
         dtype = "float32" if execution.dtype == "float16" else execution.dtype
         return _linear(execution, cfg.d_model, ("mlp", "embed"), cfg.d_ff**-0.5, "wo", dtype)(h)
 
 
 class Block(nn.Module):
-    """One layer. Written as a scan body: carries `x` in float32, emits nothing."""
+    """One layer, as the body of `nn.scan`: the carry is `x` in float32; there are no outputs."""
 
     cfg: T5Config
     execution: ExecutionConfig = ExecutionConfig()
@@ -160,9 +160,9 @@ def _norm(cfg: T5Config, execution: ExecutionConfig, name: str) -> RMSNorm:
 class T5Encoder(nn.Module):
     """Token ids to embeddings in `execution.dtype`.
 
-    `mask` is 1 at tokens and 0 at padding, which no token then attends to. Embeddings at padded
-    positions are not zeroed. The residual stream is float32 whatever that dtype: the released
-    weights drive it past the range of float16, and bfloat16 would round it twice a layer.
+    `mask` is 1 at tokens and 0 at padding; no token attends to padding, but the embeddings at
+    padded positions are not zeroed. The residual stream is always float32: the released weights
+    drive it past the range of float16, and bfloat16 would round it twice per layer.
     """
 
     cfg: T5Config

@@ -1,6 +1,6 @@
-"""The latent upsampler between the passes of multi-scale sampling (latent_upsampler.py upstream).
+"""The latent upsampler between the passes of two-pass sampling (latent_upsampler.py upstream).
 
-Its convolutions are not causal and pad with zeros, in time too.
+Its convolutions are not causal, and pad space and time with zeros.
 """
 
 import math
@@ -21,12 +21,12 @@ NORM_GROUPS = 32
 
 
 class LatentUpsampler(nn.Module):
-    """Doubles rows and columns, or turns t frames into 2t-1, or both; latents not normalised.
+    """Upsamples unnormalised latents: doubles rows and columns, turns t frames into 2t-1, or both.
 
     The output is float32.
 
     Raises:
-      ValueError: if the config upsamples nothing, or time with 2-D convolutions.
+      ValueError: if neither space nor time is upsampled, or time with 2-D convolutions.
     """
 
     cfg: UpsamplerConfig
@@ -39,7 +39,7 @@ class LatentUpsampler(nn.Module):
         if not space and not time:
             raise ValueError("spatial_upsample and temporal_upsample are both off")
         if time and cfg.dims == 2:
-            raise ValueError("temporal_upsample needs 3-D convolutions, and dims is 2")
+            raise ValueError("temporal_upsample needs 3-D convolutions, but dims is 2")
         if latents.shape[-1] != cfg.in_channels:
             raise ValueError(
                 f"the latents have {latents.shape[-1]} channels, this upsampler takes "
@@ -47,7 +47,7 @@ class LatentUpsampler(nn.Module):
             )
 
         x = latents
-        if cfg.dims == 2:  # every frame on its own, so that the norms do not see the others either
+        if cfg.dims == 2:  # frames become samples, so that norms do not mix them either
             x = x.reshape(-1, 1, *x.shape[2:])
         x = _Conv(execution, cfg.mid_channels, cfg.dims, name="initial_conv")(x)
         x = nn.silu(_norm(execution, "initial_norm")(x))
@@ -56,7 +56,7 @@ class LatentUpsampler(nn.Module):
 
         stride: Stride = (1 + time, 1 + space, 1 + space)
         features = cfg.mid_channels * math.prod(stride)
-        # Frames are upsampled on their own unless time grows.
+        # Without temporal upsampling, this convolution is 2-D.
         x = _Conv(execution, features, 3 if time else 2, name="upsampler_0")(x)
         x = depth_to_space(x, stride)
         x = x[:, 1:] if time else x
@@ -85,7 +85,7 @@ class _ResBlock(nn.Module):
 
 
 class _Conv(nn.Module):
-    """3x3x3, or 3x3 on every frame; the kernel is (3, 3, 3, c, d) or (3, 3, c, d)."""
+    """A 3x3x3 or, with `dims` 2, a 3x3 convolution; kernel (3, 3, 3, c, d) or (3, 3, c, d)."""
 
     execution: ExecutionConfig
     features: int

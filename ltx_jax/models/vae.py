@@ -1,7 +1,8 @@
-"""The causal Video-VAE: pixels to latents and back, of every released version.
+"""The causal Video-VAE in all released versions: encodes pixels to latents and decodes them.
 
-Built from the block lists of the checkpoint's own config (causal_video_autoencoder.py upstream).
-A video of `temporal_factor * k + 1` frames becomes k + 1 latent frames; the first stands alone.
+It is built from the lists of blocks in a checkpoint's config (causal_video_autoencoder.py
+upstream). A video of `temporal_factor * k + 1` frames becomes k + 1 latent frames, the first of
+which encodes the first frame alone.
 """
 
 import math
@@ -31,7 +32,7 @@ from ltx_jax.models.vae_blocks import (
     remat,
 )
 
-# Called with the running index of the injection and (rows, columns), in the order of the decoder.
+# Returns the noise map of an injection, given its index in the decoder and (rows, columns).
 Noise = Callable[[int, tuple[int, int]], Float[Array, "*b h w"]]
 
 STRIDES: dict[str, Stride] = {
@@ -43,19 +44,19 @@ _ENCODER = ("res_x", "res_x_y", *STRIDES, "compress_all_x_y", *(f"{name}_res" fo
 _DECODER = ("res_x", "attn_res_x", "res_x_y", *STRIDES)
 
 LOG_VAR_RANGE = (-30.0, 20.0)
-# A fresh encoder's deviation is exp(-3.5) = 0.03, so that the decoder sees signal from the start.
+# Initial standard deviation exp(-3.5) = 0.03, so that the decoder sees a signal from the start.
 LOG_VAR_BIAS = -7.0
 
 
 @struct.dataclass
 class Posterior:
-    """A diagonal Gaussian over latents, not normalised; `logvar` has the shape of `mean`."""
+    """A diagonal Gaussian over unnormalised latents; `logvar` has the shape of `mean`."""
 
     mean: Any  # (b, t, h, w, c); Any, since the tree also carries shapes
     logvar: Any
 
     def sample(self, noise: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
-        """One draw, from standard normal `noise`."""
+        """Draws a sample, using standard normal `noise`."""
         return self.mean + jnp.exp(0.5 * self.logvar) * noise
 
     def mode(self) -> Float[Array, "b t h w c"]:
@@ -65,18 +66,18 @@ class Posterior:
 
 @struct.dataclass
 class LatentStatistics:
-    """Mean and deviation of every latent channel over a data set."""
+    """Mean and standard deviation of every latent channel over a data set."""
 
     mean: Any  # (c,)
     std: Any  # (c,)
 
     def normalize(self, z: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
-        """From the VAE's latents to those the transformer sees."""
+        """Converts the VAE's latents to the normalised latents of the transformer."""
         mean, std = self._cast(z)
         return (z - mean) / std
 
     def denormalize(self, z: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
-        """From the transformer's latents to those the VAE decodes."""
+        """Converts the transformer's normalised latents to those that the VAE decodes."""
         mean, std = self._cast(z)
         return z * std + mean
 
@@ -103,7 +104,7 @@ def key_noise(keys: Key[Array, ""] | Key[Array, " b"]) -> Noise:
 
 
 def patchify(x: Float[Array, "b t h w c"], size: int) -> Float[Array, "b t h2 w2 c2"]:
-    """Moves size x size pixels into channels: (c*size + column)*size + row.
+    """Moves cells of size x size pixels into channels: (c*size + column)*size + row.
 
     The column is the slower index, unlike in `space_to_depth`.
     """
@@ -120,7 +121,7 @@ def unpatchify(x: Float[Array, "b t h w c"], size: int) -> Float[Array, "b t h2 
 
 
 class Encoder(nn.Module):
-    """Pixels to the moments of the posterior: (b, t, h, w, 2 * latent_channels), not clipped."""
+    """Pixels to the posterior: unclipped mean and log-variance (b, t, h, w, 2 latent_channels)."""
 
     cfg: VAEConfig
     execution: ExecutionConfig = ExecutionConfig()
@@ -146,7 +147,10 @@ class Encoder(nn.Module):
         x = Conv(cfg, execution, features, causal=True, bias_init=bias, name="conv_out")(x)
         x = x.astype(jnp.float32)
         mean, logvar = x[..., :latent], x[..., latent:]
-        if cfg.latent_log_var in ("constant", "none"):  # the released code drops a "constant" one
+        if cfg.latent_log_var in (
+            "constant",
+            "none",
+        ):  # as in the released code, "constant" ignores the channel
             logvar = jnp.full_like(mean, LOG_VAR_RANGE[0])
         return jnp.concatenate([mean, jnp.broadcast_to(logvar, mean.shape)], axis=-1)
 
@@ -174,7 +178,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents (not normalised) to pixels, conditioned on their noise level if the config says so.
+    """Unnormalised latents to pixels, conditioned on their noise level if the config says so.
 
     `timestep` lies in [0, 1].
     """
@@ -200,7 +204,7 @@ class Decoder(nn.Module):
                 raise ValueError("this decoder is conditioned on time: pass a timestep per sample")
             init = nn.initializers.constant(1000.0)
             multiplier = self.param("timestep_scale_multiplier", init, (), execution.param_dtype)
-            # Stored like a weight, but a unit: never trained.
+            # Stored like a weight, but it only converts units and is never trained.
             multiplier = jax.lax.stop_gradient(multiplier).astype(jnp.float32)
             time = timestep.astype(jnp.float32) * multiplier
 
@@ -243,7 +247,7 @@ class Decoder(nn.Module):
                 )
                 return res_block(x, None, noise)
             case "compress_time" | "compress_space":
-                # The multiplier counts in the width of conv_in, and does nothing here.
+                # The channel multiplier affects the width of conv_in only, as upstream.
                 upsample = remat(Upsample, execution)
                 return upsample(cfg, execution, c, STRIDES[block.name], name=name)(x)
             case "compress_all":
@@ -257,9 +261,9 @@ class Decoder(nn.Module):
 
 
 class VideoVAE(nn.Module):
-    """Encoder and decoder; `apply({"params": p}, x, method="encode")` or `"decode"`.
+    """Encoder and decoder: `apply({"params": p}, x, method="encode")` or `method="decode"`.
 
-    Calling it encodes and decodes without noise, so that `init` makes every parameter.
+    A plain call encodes and decodes without noise, so that `init` creates all parameters.
     """
 
     cfg: VAEConfig
@@ -279,7 +283,7 @@ class VideoVAE(nn.Module):
             self.post_quant_conv = PointConv(cfg.latent_channels, *dtypes)
 
     def encode(self, video: Float[Array, "b t h w c"]) -> Posterior:
-        """Encodes pixels in [-1, 1]; the moments are float32.
+        """Encodes pixels in [-1, 1]; mean and log-variance are float32.
 
         Raises:
           ValueError: if the frames, rows or columns do not fit the compression.
@@ -297,11 +301,12 @@ class VideoVAE(nn.Module):
         timestep: Float[Array, " b"] | None = None,
         noise: Noise | None = None,
     ) -> Float[Array, "b t2 h2 w2 c2"]:
-        """Decodes latents that are not normalised; float32, about [-1, 1], not clipped.
+        """Decodes unnormalised latents to float32 pixels in about [-1, 1], unclipped.
 
         Args:
-          timestep: the noise level of each sample in [0, 1]; ignored by decoders without it.
-          noise: maps for the blocks that inject noise; None injects none.
+          latents: unnormalised latents.
+          timestep: noise level of each sample in [0, 1]; ignored without timestep conditioning.
+          noise: noise maps for the blocks that inject noise; None injects none.
 
         Raises:
           ValueError: if the channels are not the config's, or a timestep is missing.
@@ -320,10 +325,10 @@ class VideoVAE(nn.Module):
 
 
 def check_video_shape(cfg: VAEConfig, shape: tuple[int, ...]) -> None:
-    """Refuses a (b, t, h, w, c) that does not fit the encoder.
+    """Checks that a video of shape (b, t, h, w, c) fits the encoder.
 
     Raises:
-      ValueError: naming the value and the nearest legal ones.
+      ValueError: if it does not; the message names the nearest valid numbers.
     """
     _, t, h, w, c = shape
     if c != cfg.in_channels:

@@ -1,7 +1,7 @@
 """Convolutions, norms and blocks of the causal Video-VAE, channels last.
 
-Names of modules and parameters are those of the released checkpoints (causal_video_autoencoder.py
-upstream), so that a checkpoint maps onto the tree by renaming alone.
+Modules and parameters are named as in the released checkpoints (causal_video_autoencoder.py
+upstream), so that checkpoints are converted by renaming alone.
 """
 
 import functools
@@ -23,15 +23,15 @@ from ltx_jax.runtime.sharding import constrain
 Video = Float[Array, "b t h w c"]
 
 NORM_GROUPS = 32
-# The second convolution of a residual block starts small, so that a fresh stack is near the
-# identity whatever its depth.
+# Initial scale of the second convolution of a residual block: a new stack of blocks is near the
+# identity at any depth.
 RESIDUAL_GAIN = 0.3
 
 
 def space_to_depth(x: Video, stride: Stride) -> Float[Array, "b t2 h2 w2 c2"]:
-    """Moves each stride-sized cell into channels.
+    """Moves cells of the size of the stride into channels.
 
-    Output channel ((c*s_t + frame)*s_h + row)*s_w + column, as the checkpoints have it.
+    The output channel is ((c*s_t + frame)*s_h + row)*s_w + column, as in the checkpoints.
     """
     b, t, h, w, c = x.shape
     st, sh, sw = stride
@@ -50,9 +50,10 @@ def depth_to_space(x: Video, stride: Stride) -> Float[Array, "b t2 h2 w2 c2"]:
 
 
 class Conv(nn.Module):
-    """A 3x3x3 convolution that pads time by repeating the first frame, and the last if not causal.
+    """A 3x3x3 convolution that repeats the first frame as padding, and the last if not causal.
 
-    Spatial padding is the config's mode. Upstream wraps it once more (`.conv.weight`).
+    The config names the mode of spatial padding. Upstream's module has another level of names
+    (`.conv.weight`).
     """
 
     cfg: VAEConfig
@@ -76,12 +77,12 @@ class Conv(nn.Module):
         first, last = x[:, :1], x[:, -1:]
         x = jnp.concatenate([first, first, x] if self.causal else [first, x, last], axis=1)
         y = convolve(x, kernel.astype(execution.dtype), self.stride, cfg.spatial_padding_mode)
-        y = checkpoint_name(y, "conv")  # what remat="dots" keeps
+        y = checkpoint_name(y, "conv")  # remat="dots" saves these
         return y + bias.astype(execution.dtype).reshape(1, 1, 1, 1, -1)
 
 
 class PointConv(nn.Module):
-    """A 1x1x1 convolution; its kernel keeps the five dimensions of the checkpoints."""
+    """A 1x1x1 convolution; its kernel has five dimensions, as in the checkpoints."""
 
     features: int
     dtype: str
@@ -103,7 +104,7 @@ class PointConv(nn.Module):
 class AffineNorm(nn.Module):
     """Group norm (over frames, rows, columns and consecutive channels), or layer norm (channels).
 
-    `groups` None is layer norm. Statistics in float32.
+    `groups=None` selects layer norm. Statistics are float32.
 
     Raises:
       ValueError: if the groups do not divide the channels.
@@ -135,7 +136,7 @@ class AffineNorm(nn.Module):
 
 
 def make_norm(cfg: VAEConfig, execution: ExecutionConfig, name: str) -> nn.Module:
-    """The norm that the config names. Pixel norm has no parameters."""
+    """The norm named in the config. Pixel norm has no parameters."""
     match cfg.norm_layer:
         case "pixel_norm":
             return RMSNorm(1e-8, name=name)
@@ -150,7 +151,7 @@ def make_norm(cfg: VAEConfig, execution: ExecutionConfig, name: str) -> nn.Modul
 
 
 def modulate(x: Video, shift: Float[Array, "b c"], scale: Float[Array, "b c"]) -> Video:
-    """Scales by 1 + scale and shifts, per sample and channel."""
+    """Computes x * (1 + scale) + shift, per sample and channel."""
     shift, scale = (jnp.expand_dims(v, (1, 2, 3)).astype(x.dtype) for v in (shift, scale))
     return x * (1 + scale) + shift
 
@@ -158,7 +159,7 @@ def modulate(x: Video, shift: Float[Array, "b c"], scale: Float[Array, "b c"]) -
 def modulation(
     module: nn.Module, name: str, embedding: Float[Array, "b d"], rows: int
 ) -> list[Float[Array, "b c"]]:
-    """Adds the learnt table `name` of `module` to an embedding; one (b, c) array per row."""
+    """Adds the learned table `name` of `module` to an embedding; gives one (b, c) array per row."""
     channels = embedding.shape[-1] // rows
     init = param((None, None), nn.initializers.normal(channels**-0.5))
     table = module.param(name, init, (rows, channels), module.execution.param_dtype)
@@ -169,9 +170,9 @@ def modulation(
 
 
 class ResBlock(nn.Module):
-    """Twice norm, SiLU and convolution, beside a skip (a 1x1x1 convolution where widths differ).
+    """Norm, SiLU and convolution, twice, plus a skip (a 1x1x1 convolution if the widths differ).
 
-    `embedding` (b, 4c) of the time, and two noise maps (h, w) or (b, h, w), are optional.
+    The embedding (b, 4c) of the time and the two noise maps (h, w) or (b, h, w) are optional.
     """
 
     cfg: VAEConfig
@@ -218,7 +219,7 @@ class ResBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Attention of every position to every other, added to its input; no norm, no positions."""
+    """Self-attention over all positions, added to its input, without norm or position embedding."""
 
     execution: ExecutionConfig
     head_dim: int
@@ -244,9 +245,9 @@ class SelfAttention(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """Residual blocks of one width, each followed by attention if the block has a head width.
+    """Residual blocks of one width, each followed by attention if the block has a head dimension.
 
-    `time` (b,) is scaled (0 to 1000); None in the encoder and in decoders without it.
+    `time` (b,) is scaled (0 to 1000); None in the encoder and in unconditional decoders.
     """
 
     cfg: VAEConfig
@@ -297,7 +298,7 @@ class StridedConv(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Space to depth of a convolution, plus that of the input averaged over groups of channels.
+    """Space-to-depth of a convolution, plus that of the input averaged over groups of channels.
 
     Raises:
       ValueError: if the channels do not divide.
@@ -324,9 +325,9 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Depth to space of a convolution, without the first frame if time grows (k+1 to 2k+1 frames).
+    """Depth-to-space of a convolution; drops the first frame if time grows (k+1 to 2k+1 frames).
 
-    The optional residual is the depth to space of the input, its channels repeated as a whole.
+    The optional residual is the depth-to-space of the input, with its channels repeated.
 
     Raises:
       ValueError: if the channels do not divide.
@@ -355,10 +356,10 @@ class Upsample(nn.Module):
 
 
 def remat(module: Any, execution: ExecutionConfig) -> Any:
-    """Recomputes a block in the backward pass; "dots" keeps what its convolutions gave.
+    """Wraps a block for rematerialisation; "dots" saves the outputs of its convolutions.
 
     Raises:
-      ValueError: for "attention", which is a form of the transformer's.
+      ValueError: for "attention", which exists for the transformer only.
     """
     match execution.remat:
         case "none":
@@ -368,4 +369,4 @@ def remat(module: Any, execution: ExecutionConfig) -> Any:
         case "full":
             return nn.remat(module)
         case unknown:
-            raise ValueError(f"the VAE has no remat {unknown!r}: take none, dots or full")
+            raise ValueError(f"the VAE has no remat {unknown!r}: use none, dots or full")
