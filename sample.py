@@ -1,4 +1,4 @@
-"""Makes videos: `python sample.py --checkpoint FILE --prompt TEXT`, or see `--help`."""
+"""Makes videos, from a checkout: python sample.py is ltx-sample."""
 
 import sys
 

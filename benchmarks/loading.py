@@ -26,7 +26,7 @@ from ltx_jax.config import BucketConfig, DataConfig, TrainTransformer, TrainVAE
 from ltx_jax.data import dataset, latent_cache, media, video
 from ltx_jax.data.loader import Batch, Loader
 from ltx_jax.data.sources import Encoding, Example, StoredLatents
-from ltx_jax.encode import encode
+from ltx_jax.inference.encode_dataset import encode
 from ltx_jax.runtime import sharding
 from ltx_jax.training import loop, transformer, vae
 from ltx_jax.world import render

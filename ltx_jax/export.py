@@ -1,12 +1,12 @@
-"""Writes a checkpoint as others read it: python -m ltx_jax.export RUN OUT.
+"""Writes a checkpoint in the formats that other projects read: ltx-export RUN OUT
 
 OUT/model.safetensors   the official single file
 OUT/text_encoder/, OUT/tokenizer/   its own text encoder, as transformers has it
 OUT/settings.json       how it is sampled
 OUT/diffusers/          what the model classes of diffusers load
 
-OUT is a checkpoint again, complete without the last; a T5 that is not over bytes is named again
-then, `--text_encoder OUT`.
+OUT is itself a checkpoint, complete without the last folder. A T5 that was put beside the model is
+named when sampling: `--text_encoder OUT`.
 """
 
 import argparse
@@ -16,7 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
+from ltx_jax import config
 from ltx_jax.config import DType
+from ltx_jax.runtime import cli
 
 _log = logging.getLogger(__name__)
 
@@ -49,12 +51,11 @@ def export(
     """
     from ltx_jax.checkpoints import diffusers, exported_folder, official
     from ltx_jax.checkpoints.load import load_checkpoint
-    from ltx_jax.inference import outputs
     from ltx_jax.inference.text_encoder import ByteTokenizer, TextEncoder
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is no empty folder: choose another")
-    given = None if settings is None else outputs.load_settings(settings)
+    given = None if settings is None else config.load_sampling(settings)
     loaded = load_checkpoint(source, dtype=dtype)
     encoder = None
     if text_encoder is not None:
@@ -86,31 +87,27 @@ def export(
     return written
 
 
-def main(arguments: list[str] | None = None) -> int:
+@cli.command("export", interrupted="remove the output folder before exporting again")
+def main(arguments: list[str]) -> None:
     """Runs the command; returns its exit status."""
-    summary = (__doc__ or "").partition("\n")[0]
-    parser = argparse.ArgumentParser(prog="ltx_jax.export", description=summary)
-    parser.add_argument(
-        "source", help="a run of train.py, or anything sample.py's --checkpoint takes"
+    parser = argparse.ArgumentParser(
+        prog=cli.program_name("export"), description=(__doc__ or "").partition(":")[0]
     )
+    parser.add_argument("source", help="a training run, or anything that --checkpoint takes")
     parser.add_argument("out", type=Path, help="a folder that is empty or does not exist")
-    parser.add_argument("--dtype", choices=get_args(DType), help="of the weights; as they are")
+    parser.add_argument("--dtype", choices=get_args(DType), help="of the weights; default: as is")
     parser.add_argument(
         "--layouts",
         nargs="+",
         choices=get_args(Layout),
-        help="both, the second if diffusers has classes for the model",
+        help="default: official, and diffusers if it has classes for the model",
     )
-    parser.add_argument("--text_encoder", help="a T5 folder, where the source has none of its own")
-    parser.add_argument("--settings", help="of configs/sample, or a video's JSON: how to sample it")
-    given = parser.parse_args(arguments)
-    try:
-        for path in export(**vars(given)):
-            print(path)
-    except (ValueError, OSError) as error:
-        print(f"ltx_jax.export: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    parser.add_argument("--text_encoder", help="a T5 folder, if the source has none of its own")
+    parser.add_argument(
+        "--settings", help="how to sample it: a sampling config, or the JSON beside a video"
+    )
+    for path in export(**vars(parser.parse_args(arguments))):
+        print(path)
 
 
 if __name__ == "__main__":

@@ -1,366 +1,87 @@
-"""Makes videos from the command line: `python sample.py`, or `python -m ltx_jax.sample`.
+"""Makes videos from the command line: ltx-sample --prompt TEXT."""
 
-What is wrong with arguments, media or places to write is found before a network is loaded, as far
-as that does not hang on the network. A video is written whole or not at all, then a JSON beside it
-from which `--config that.json` makes it again.
-"""
-
-import contextlib
 import dataclasses
 import sys
-import time
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
-import rich.console
-import rich.progress
-
-from ltx_jax.checkpoints import hub
-from ltx_jax.checkpoints.load import own_settings
-from ltx_jax.config import MeshConfig, SampleConfig, SamplingConfig
-from ltx_jax.data import video
-from ltx_jax.data.contact_sheet import contact_sheet
-from ltx_jax.inference import outputs
-from ltx_jax.runtime import compiled, files
-from ltx_jax.world import grammar
-
-if TYPE_CHECKING:
-    from ltx_jax.inference.pipeline import LTXPipeline
-    from ltx_jax.inference.two_pass import Upsampler
+from ltx_jax import config
+from ltx_jax.config import SampleConfig, sampling_options
+from ltx_jax.runtime import cli
 
 DESCRIPTION = """Makes videos with LTX-Video.
 
-Without --checkpoint, the small model of a procedural world, in versions that ship it.
-Options may start from a file, --config configs/sample/NAME.py or the JSON beside an earlier video,
-or else from what a checkpoint says of itself; those given here come on top. They are called as in
-the official inference script."""
-PARTS: tuple[str, ...] = ("load", "text", "encode", "compile", "denoise", "decode", "write")
-EMBEDDINGS = ("prompt_embeds", "prompt_mask", "negative_embeds", "negative_mask")
+Without --checkpoint, the small model of a procedural world is used, in versions that ship it.
+--config names settings that the other options change: a config that ships (ltxv_2b_0_9_6_dev), a
+Python file, the JSON beside an earlier video, or a pipeline config of the official repository
+(YAML). Without it the settings that a checkpoint stores are used. Options are named as in the
+official inference script."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status. A user's error is one line on stderr and a 2."""
-    try:
-        run(parse(sys.argv[1:] if arguments is None else arguments))
-    except (ValueError, OSError, MemoryError) as error:
-        message = " ".join(str(error).split()) or type(error).__name__
-        print(f"sample.py: error: {message}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("sample.py: interrupted; videos already written are whole", file=sys.stderr)
-        return 130
-    return 0
+@cli.command("sample", interrupted="videos already written are complete")
+def main(arguments: list[str]) -> None:
+    """Runs the command; returns its exit status."""
+    cfg = parse(arguments)
+
+    from ltx_jax.inference.make_videos import make_videos
+
+    make_videos(cfg)
 
 
 def parse(arguments: Sequence[str]) -> SampleConfig:
-    """Reads the command line over the file that `--config` names.
+    """Reads the options; those left out come from `--config` or from the checkpoint.
 
     Raises:
       ValueError: for values out of range, and a file that does not hold sampling settings.
-      SystemExit: for --help and for options that are not understood.
+      SystemExit: for --help and for options that do not exist.
     """
     import tyro
 
-    given = tyro.cli(
+    options = tyro.cli(
         _Unchecked,
-        prog="sample.py",
+        prog=cli.program_name("sample"),
         description=DESCRIPTION,
         args=list(arguments),
         default=_Unchecked(**_fields(_defaults(arguments))),
         use_underscores=True,
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
     )
-    return SampleConfig(**_fields(given))
+    return SampleConfig(**_fields(options))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Unchecked(SampleConfig):
-    """The options before they are checked: what is wrong with them is then one plain line."""
+    """Options before they are checked, so that a wrong value is one line and no usage text."""
 
     def __post_init__(self):
         pass
 
 
-def _fields(cfg: SamplingConfig, kind: type = SampleConfig) -> dict[str, Any]:
-    return {field.name: getattr(cfg, field.name) for field in dataclasses.fields(kind)}
+def _fields(cfg: SampleConfig) -> dict[str, Any]:
+    return {field.name: getattr(cfg, field.name) for field in dataclasses.fields(SampleConfig)}
 
 
 def _defaults(arguments: Sequence[str]) -> SampleConfig:
-    """The settings that the options come on top of: of a file, or of a checkpoint itself."""
+    """The settings that options start from: of `--config`, or of the checkpoint itself."""
+    from ltx_jax.checkpoints import hub
+    from ltx_jax.checkpoints.load import own_settings
+
     file = _value(arguments, "--config")
     if file:
-        return outputs.load_settings(file)
-    name = _value(arguments, "--checkpoint")
-    own = own_settings(name or hub.EMBEDDED)
-    return SampleConfig(**({} if own is None else _fields(own, SamplingConfig)))
+        return config.load_sampling(file)
+    stored = own_settings(_value(arguments, "--checkpoint") or hub.EMBEDDED)
+    if stored is None:
+        return SampleConfig()
+    return SampleConfig(**dataclasses.asdict(sampling_options(stored)))
 
 
 def _value(arguments: Sequence[str], option: str) -> str:
-    """What an option is given, before the options are read; empty if it is not there."""
+    """An option's value, read before the other options are; empty if it is left out."""
     for i, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
         if name == option:
             return value if equals else next(iter(arguments[i + 1 : i + 2]), "")
     return ""
-
-
-def run(cfg: SampleConfig) -> None:
-    """Makes all videos that `cfg` asks for and that do not exist yet.
-
-    Raises:
-      ValueError, OSError: for wrong arguments or files.
-      MemoryError: if the device's memory does not suffice.
-    """
-    if not cfg.checkpoint:
-        raise ValueError("say which model to use: --checkpoint FILE, FOLDER or REPOSITORY")
-    embeddings = None if cfg.embeddings is None else read_embeddings(cfg.embeddings)
-    noise = None if cfg.noise is None else read_noise(cfg.noise)
-    videos = outputs.plan(cfg, 1 if embeddings is None else len(embeddings["prompt_embeds"]))
-    batches = [
-        batch
-        for batch in outputs.batches(cfg, videos)
-        if not all(outputs.done(cfg, v) for v in batch)
-    ]
-    if not batches:
-        print(f"nothing to do: all {len(videos)} videos exist", file=sys.stderr)
-        return
-    if cfg.checkpoint == hub.EMBEDDED:
-        hub.resolve(cfg.checkpoint)  # an error where none ships
-        warn_of_words([item.prompt or "" for item in videos])
-    _check_media(cfg)
-    if _decodes(cfg):
-        files.check_writable(batches[0][0].path)
-    if cfg.save_latents is not None:
-        files.check_writable(cfg.save_latents)
-    models = load(cfg)
-    clock = dict.fromkeys(PARTS, 0.0) | {"load": models.pipe.timings.get("load", 0.0)}
-    for number, batch in enumerate(batches):
-        label = f"video {number + 1}/{len(batches)}" if len(batches) > 1 else "denoising"
-        seconds = _make(cfg, models, noise, batch, embeddings, label)
-        for part, taken in seconds.items():
-            clock[part] = clock.get(part, 0.0) + taken
-    parts = ", ".join(f"{part} {taken:.1f} s" for part, taken in clock.items())
-    print(f"time: {parts}", file=sys.stderr)
-
-
-def warn_of_words(prompts: Sequence[str]) -> None:
-    """Says on stderr which words the model that ships has never read, and what it knows."""
-    unknown = grammar.unknown_words(" ".join(prompts))
-    if unknown:
-        print(f"warning: this model has never read {', '.join(unknown)}. It knows", file=sys.stderr)
-        for kind, known in grammar.vocabulary().items():
-            print(f"  {kind}: {', '.join(known)}", file=sys.stderr)
-
-
-def _decodes(cfg: SampleConfig) -> bool:
-    return cfg.output_path is not None or cfg.save_latents is None
-
-
-def read_embeddings(path: str) -> dict[str, np.ndarray]:
-    """Reads prompt_embeds, prompt_mask, and negative_embeds, negative_mask if they are there.
-
-    Raises:
-      ValueError: if the file is no such .npz.
-    """
-    if not Path(path).is_file():
-        raise ValueError(f"--embeddings: there is no file {path}")
-    try:
-        file = np.load(path, allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise ValueError("it is the .npy of a single array")
-        with file:
-            arrays = {name: file[name] for name in EMBEDDINGS if name in file}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is no .npz of embeddings: {error}") from error
-    for required in EMBEDDINGS[:2]:
-        if required not in arrays:
-            raise ValueError(f"{path} holds no {required}; expected {', '.join(EMBEDDINGS)}")
-    if arrays["prompt_embeds"].ndim != 3:
-        raise ValueError(
-            f"prompt_embeds of {path} must be (b, m, d), got {arrays['prompt_embeds'].shape}"
-        )
-    return arrays
-
-
-def read_noise(path: str) -> np.ndarray:
-    """Reads initial noise (b, t, h, w, c).
-
-    Raises:
-      ValueError: if the file is no such .npy.
-    """
-    if not Path(path).is_file():
-        raise ValueError(f"--noise: there is no file {path}")
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path} is no .npy of numbers: {error}") from error
-    if not isinstance(array, np.ndarray) or array.ndim != 5:
-        raise ValueError(f"{path} must hold one array (b, t, h, w, c) of initial noise")
-    return array
-
-
-def _check_media(cfg: SampleConfig) -> None:
-    """Opens the media, so that a damaged file is found before the networks are loaded."""
-    for path in cfg.conditioning_media_paths:
-        video.read_media(path, num_frames=1)
-    if cfg.input_media_path is not None:
-        video.read_video(cfg.input_media_path, num_frames=1)
-
-
-class Models(NamedTuple):
-    """What videos are made with: the pipeline, and the upsampler between two passes, if any."""
-
-    pipe: "LTXPipeline"
-    upsampler: "Upsampler | None"
-
-
-def load(cfg: SampleConfig) -> Models:
-    """Loads the models that the settings name, onto their mesh.
-
-    Raises:
-      ValueError: if there are no such models, or they do not fit each other.
-    """
-    from ltx_jax.inference.pipeline import LTXPipeline
-    from ltx_jax.runtime import sharding
-
-    compiled.use_compilation_cache()
-    mesh = None if cfg.mesh == MeshConfig() else sharding.make_mesh(cfg.mesh)
-    prompted = cfg.embeddings is None or cfg.linears == "float8"  # which is calibrated with prompts
-    reuses = cfg.teacache > 0 or (cfg.second_pass is not None and cfg.second_pass.teacache > 0)
-    pipe = LTXPipeline.from_pretrained(
-        cfg.checkpoint,
-        text_encoder=cfg.text_encoder if prompted else None,
-        dtype=cfg.dtype,
-        mesh=mesh,
-        fast=reuses or None,
-        linears=cfg.linears,
-    )
-    if cfg.config is not None and cfg.config.endswith(".json"):
-        before = outputs.read_json(Path(cfg.config)).get("checkpoint_hash")
-        if before not in (None, pipe.checkpoint.source_hash):
-            print(f"warning: {cfg.config} was made with another checkpoint", file=sys.stderr)
-    if cfg.spatial_upscaler is None or cfg.second_pass is None:
-        return Models(pipe, None)
-    from ltx_jax.inference.two_pass import Upsampler
-
-    return Models(pipe, Upsampler.load(cfg.spatial_upscaler, mesh=mesh))
-
-
-# Latents and clips, each None or empty where it was not asked for.
-Made = tuple[np.ndarray | None, Sequence[np.ndarray] | np.ndarray]
-
-
-def make(
-    cfg: SampleConfig,
-    models: Models,
-    prompts: list[str] | None,
-    *,
-    noise: np.ndarray | None = None,
-    first_sample: int = 0,
-    **arguments: Any,
-) -> Made:
-    """Samples a batch in one pass, or in two where the settings name an upsampler.
-
-    Args:
-      cfg: the settings.
-      models: what `load` gave for them.
-      prompts: one per video; None where embeddings are given.
-      noise: to start from, in place of the seed's.
-      first_sample: index of the first video in its run.
-      arguments: conditions, embeddings and callback, as an `LTXPipeline` takes them.
-
-    Raises:
-      ValueError: for anything that does not fit.
-      MemoryError: if the device's memory does not suffice.
-    """
-    options = SamplingConfig(**_fields(cfg, SamplingConfig))
-    pipe, decodes, second = models.pipe, _decodes(cfg), cfg.second_pass
-    if models.upsampler is None or second is None:
-        common: dict[str, Any] = dict(noise=noise, first_sample=first_sample)
-        media = cfg.input_media_path
-        latents = pipe(prompts, options, input_media=media, output="latents", **common, **arguments)
-        return latents, pipe.decode(latents, options, **common) if decodes else ()
-    from ltx_jax.inference import two_pass
-
-    made = two_pass.sample(
-        pipe,
-        models.upsampler,
-        prompts,
-        options,
-        second_pass=second,
-        downscale_factor=cfg.downscale_factor,
-        first_sample=first_sample,
-        output="uint8" if decodes else "latents",
-        **arguments,
-    )
-    return (None, made) if decodes else (made, ())
-
-
-def _make(
-    cfg: SampleConfig,
-    models: Models,
-    noise: np.ndarray | None,
-    batch: Sequence[outputs.Video],
-    embeddings: dict[str, np.ndarray] | None,
-    label: str,
-) -> dict[str, float]:
-    """Samples a batch and writes what was asked for; returns the seconds of each part."""
-    from ltx_jax.diffusion.conditioning import Condition
-
-    strengths = cfg.conditioning_strengths or (1.0,) * len(cfg.conditioning_media_paths)
-    media = zip(cfg.conditioning_media_paths, cfg.conditioning_start_frames, strengths, strict=True)
-    conditions = [Condition(path, frame, strength) for path, frame, strength in media]
-    prompts = None if embeddings is not None else [item.prompt or "" for item in batch]
-    with _bar(label) as callback:
-        latents, clips = make(
-            cfg,
-            models,
-            prompts,
-            noise=noise,
-            first_sample=batch[0].index,
-            conditions=conditions,
-            embeddings=embeddings,
-            callback=callback,
-        )
-    pipe = models.pipe
-    seconds = {part: taken for part, taken in pipe.timings.items() if part != "load"}
-    begin = time.perf_counter()
-    if cfg.save_latents is not None and latents is not None:
-        with files.whole(cfg.save_latents) as temporary, temporary.open("wb") as file:
-            np.save(file, latents)
-        print(cfg.save_latents)
-    for item, clip in zip(batch, clips, strict=False):
-        if not outputs.done(cfg, item):
-            video.write_video(item.path, clip, cfg.frame_rate)
-            outputs.write_sidecar(cfg, item, pipe.checkpoint.source_hash, seconds)
-            print(item.path)
-            if cfg.previews:
-                _write_previews(cfg, item, clip)
-    return seconds | {"write": time.perf_counter() - begin}
-
-
-def _write_previews(cfg: SampleConfig, item: outputs.Video, clip: np.ndarray) -> None:
-    gif, sheet = (item.path.with_suffix(ending) for ending in (".gif", ".png"))
-    video.write_gif(gif, clip, cfg.frame_rate)
-    scale = min(1.0, 256 / clip.shape[2])
-    video.write_image(sheet, contact_sheet([clip], [item.prompt or ""], scale=scale))
-    print(gif, sheet, sep="\n")
-
-
-@contextlib.contextmanager
-def _bar(label: str) -> Iterator[Callable[[Any], None]]:
-    """A bar on stderr while the denoising steps run; gives the pipeline's callback."""
-    columns = rich.progress.Progress.get_default_columns()
-    with rich.progress.Progress(*columns, console=rich.console.Console(stderr=True)) as bar:
-        task = bar.add_task(label, total=None)
-        try:
-            yield lambda step: bar.update(task, completed=step.step, total=step.steps)
-        except BaseException:
-            bar.live.transient = True  # an error stands alone
-            raise
 
 
 if __name__ == "__main__":

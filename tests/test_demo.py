@@ -11,6 +11,7 @@ from ltx_jax.data import video
 from ltx_jax.demo import studio as studio_module
 from ltx_jax.demo.__main__ import main
 from ltx_jax.demo.studio import Picture, Studio
+from ltx_jax.inference import make_videos
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def arguments(model):
 
 @pytest.fixture(scope="module")
 def models(arguments):
-    return sample.load(sample.parse(arguments))
+    return make_videos.load_models(sample.parse(arguments))
 
 
 @pytest.fixture
@@ -35,19 +36,19 @@ def studio(arguments, models, tmp_path):
 
 
 def test_a_video_is_the_one_that_its_command_makes(studio, tmp_path, monkeypatch):
-    steps, clips, original = [], [], sample.make
+    steps, clips, original = [], [], make_videos.sample_batch
 
     def keeping(*arguments, **more):
         latents, made = original(*arguments, **more)
         clips.append(made)
         return latents, made
 
-    monkeypatch.setattr(sample, "make", keeping)
+    monkeypatch.setattr(make_videos, "sample_batch", keeping)
     made = studio.make("a red star", progress=steps.append, seed=5, num_frames=17)
     assert [(step.step, step.steps) for step in steps] == [(1, 2), (2, 2)]
     assert video.read_video(made.path)[0].shape == (17, SETTINGS.height, SETTINGS.width, 3)
-    python, script, *arguments = shlex.split(made.command)
-    assert (python, script) == ("python", "sample.py")
+    program, *arguments = shlex.split(made.command)
+    assert program == "ltx-sample"
     assert sample.main([*arguments, "--output_path", str(tmp_path / "again.mp4")]) == 0
     studio.make("a red star", seed=6, num_frames=17)
     np.testing.assert_array_equal(clips[0], clips[1])
@@ -58,24 +59,26 @@ def test_what_the_page_starts_from_is_sampled(arguments, models, tmp_path, monke
     given = [*arguments, "--prompt", "a red star", "--first_sample", "3", "--seed", "5"]
     studio = Studio(sample.parse(given), tmp_path, arguments=given, models=models)
     assert studio.settings.prompt == "a red star"
-    clips, original = [], sample.make
+    clips, original = [], make_videos.sample_batch
 
     def keeping(*arguments, **more):
         latents, made = original(*arguments, **more)
         clips.append(made)
         return latents, made
 
-    monkeypatch.setattr(sample, "make", keeping)
+    monkeypatch.setattr(make_videos, "sample_batch", keeping)
     made = studio.make("a blue star")
     assert made.settings.prompt == "a blue star"
-    command = shlex.split(made.command)[2:]
+    command = shlex.split(made.command)[1:]
     assert sample.main([*command, "--output_path", str(tmp_path / "again.mp4")]) == 0
     np.testing.assert_array_equal(*clips)
 
 
 def test_pictures_are_put_at_their_frames(studio, monkeypatch):
     given = []
-    monkeypatch.setattr(sample, "make", lambda *_, conditions, **more: given.append(conditions))
+    monkeypatch.setattr(
+        make_videos, "sample_batch", lambda *_, conditions, **more: given.append(conditions)
+    )
     grey, white = np.full((8, 8, 3), 128, np.uint8), np.full((8, 8, 3), 255, np.uint8)
     with pytest.raises(TypeError):  # there is no video to write
         studio.make("", [Picture(grey, 0), Picture(white, 8)])
@@ -107,7 +110,7 @@ def test_what_is_too_much_is_refused_before_any_work(studio, tmp_path, changes, 
 def test_old_videos_make_room_for_new_ones(studio, tmp_path, monkeypatch):
     monkeypatch.setattr(studio_module, "KEPT", 2)
     clip = np.zeros((1, 2, 16, 16, 3), np.uint8)
-    monkeypatch.setattr(sample, "make", lambda *_, **more: (None, clip))
+    monkeypatch.setattr(make_videos, "sample_batch", lambda *_, **more: (None, clip))
     made = [studio.make("a").path for _ in range(3)]
     assert [path.exists() for path in made] == [False, True, True]
     assert len(list(tmp_path.iterdir())) == 2
@@ -136,5 +139,5 @@ def test_a_mistake_is_one_line_and_no_page_comes_up(arguments, message, capsys, 
     monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # restored afterwards
     assert main(arguments) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("ltx_jax.demo: error: ")
+    assert error.startswith("ltx-demo: error: ")
     assert message in error

@@ -16,6 +16,7 @@ from ltx_jax.checkpoints.load import load_checkpoint
 from ltx_jax.config import BucketConfig, DataConfig, SourceConfig, T5Config
 from ltx_jax.data import dataset, folder, latent_cache, video
 from ltx_jax.data.loader import Loader
+from ltx_jax.inference import encode_dataset
 from ltx_jax.inference.text_encoder import ByteTokenizer, TextEncoder
 from ltx_jax.models.t5 import T5Encoder
 from ltx_jax.models.vae import LatentStatistics, VideoVAE
@@ -45,8 +46,8 @@ def tiny():
 @pytest.fixture
 def loaded(tiny, monkeypatch):
     """Every checkpoint is the tiny VAE; programs compile quickly rather than run so."""
-    monkeypatch.setattr(encode, "load_checkpoint", lambda *_, **__: tiny)
-    monkeypatch.setattr(encode.convolution, "compiler_options", lambda: QUICK)
+    monkeypatch.setattr(encode_dataset, "load_checkpoint", lambda *_, **__: tiny)
+    monkeypatch.setattr(encode_dataset.convolution, "compiler_options", lambda: QUICK)
     return tiny
 
 
@@ -95,7 +96,7 @@ def examples(path):
 
 
 def test_what_is_stored_is_what_the_vae_gives(loaded, clips, tmp_path):
-    assert encode.encode(settings(clips), tmp_path / "out", shard_size=3, report=quiet)
+    assert encode_dataset.encode(settings(clips), tmp_path / "out", shard_size=3, report=quiet)
     model = VideoVAE(loaded.vae)
     apply = jax.jit(
         lambda params, x: model.apply({"params": params}, x, method="encode"),
@@ -136,7 +137,7 @@ def test_what_is_stored_is_what_the_vae_gives(loaded, clips, tmp_path):
 
 def test_condition_items_lie_within_their_clip():
     for num_frames, count in ((1, 4), (2, 4), (5, 2), (9, 4), (121, 4), (121, 1), (257, 7)):
-        numbers = encode.keyframe_numbers(num_frames, count).tolist()
+        numbers = encode_dataset.keyframe_numbers(num_frames, count).tolist()
         assert len(set(numbers)) == len(numbers) == min(count, num_frames - 1)
         assert all(0 < number < num_frames for number in numbers)
         if numbers:
@@ -150,7 +151,7 @@ def test_condition_items_lie_within_their_clip():
         (17, 8, [8]),
         (41, 8, [8, 16, 24, 32]),
     ):
-        drawn = [encode.clip_starts(num_frames, factor, rng) for _ in range(60)]
+        drawn = [encode_dataset.clip_starts(num_frames, factor, rng) for _ in range(60)]
         assert sorted({int(start) for starts in drawn for start in starts}) == possible
         assert {len(starts) for starts in drawn} == {min(len(possible), 1)}
         # The last frame of the item is one of the clip's.
@@ -160,7 +161,7 @@ def test_condition_items_lie_within_their_clip():
 @pytest.mark.usefixtures("loaded")
 def test_captions_are_stored_unpadded(clips, t5, tmp_path):
     cfg = settings(clips, captions="frozen", text_encoder_path=str(t5))
-    encode.encode(cfg, tmp_path / "out", report=quiet)
+    encode_dataset.encode(cfg, tmp_path / "out", report=quiet)
     encoder = TextEncoder.load(t5, dtype="float32", max_tokens=cfg.max_caption_tokens)
 
     def check(found, caption):
@@ -187,7 +188,7 @@ def test_captions_are_stored_unpadded(clips, t5, tmp_path):
 @pytest.mark.usefixtures("loaded")
 def test_a_stopped_command_goes_on_to_the_same_files(clips, tmp_path):
     cfg = settings(clips)
-    encode.encode(cfg, tmp_path / "whole", shard_size=2, report=quiet)
+    encode_dataset.encode(cfg, tmp_path / "whole", shard_size=2, report=quiet)
 
     def stop(line):
         if line.startswith("shard 2/"):
@@ -195,32 +196,32 @@ def test_a_stopped_command_goes_on_to_the_same_files(clips, tmp_path):
 
     stopped = tmp_path / "stopped"
     with pytest.raises(KeyboardInterrupt):
-        encode.encode(cfg, stopped, shard_size=2, report=stop)
+        encode_dataset.encode(cfg, stopped, shard_size=2, report=stop)
     written = {path.name: path.stat().st_mtime_ns for path in stopped.glob("part-*.array_record")}
     assert len(written) == 2
     said = []
-    assert encode.encode(cfg, stopped, shard_size=2, report=said.append)
+    assert encode_dataset.encode(cfg, stopped, shard_size=2, report=said.append)
     assert [line.split()[1] for line in said] == ["3/5", "4/5", "5/5"]
     assert contents(stopped) == contents(tmp_path / "whole")
     times = {path.stat().st_mtime_ns for path in stopped.glob("*.array_record-*")}
     assert set(written.values()) <= times
     # A finished one is left as it is.
     said.clear()
-    assert encode.encode(cfg, stopped, shard_size=2, report=said.append)
+    assert encode_dataset.encode(cfg, stopped, shard_size=2, report=said.append)
     otherwise = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, processes=2))
-    assert encode.encode(otherwise, stopped, shard_size=2, report=said.append)
+    assert encode_dataset.encode(otherwise, stopped, shard_size=2, report=said.append)
     assert said == []
     with pytest.raises(ValueError, match="was begun with keyframes = 4, and now it is 2"):
-        encode.encode(cfg, stopped, shard_size=2, keyframes=2, report=quiet)
+        encode_dataset.encode(cfg, stopped, shard_size=2, keyframes=2, report=quiet)
 
 
 @pytest.mark.usefixtures("loaded")
 def test_workers_share_the_files_and_make_those_of_one(clips, tmp_path):
     cfg = settings(clips)
-    encode.encode(cfg, tmp_path / "whole", shard_size=2, report=quiet)
+    encode_dataset.encode(cfg, tmp_path / "whole", shard_size=2, report=quiet)
     said = []
     for worker in (0, 1):
-        done = encode.encode(
+        done = encode_dataset.encode(
             cfg, tmp_path / "shared", shard_size=2, worker=(worker, 2), report=said.append
         )
         assert not done
@@ -229,7 +230,9 @@ def test_workers_share_the_files_and_make_those_of_one(clips, tmp_path):
         *("2/5", "4/5"),
     ]
     assert "2 of 5 shards are not there yet" in said[3]
-    done = encode.encode(cfg, tmp_path / "shared", shard_size=2, worker=(0, 2), report=quiet)
+    done = encode_dataset.encode(
+        cfg, tmp_path / "shared", shard_size=2, worker=(0, 2), report=quiet
+    )
     assert done
     assert contents(tmp_path / "shared") == contents(tmp_path / "whole")
 
@@ -238,8 +241,8 @@ def test_workers_share_the_files_and_make_those_of_one(clips, tmp_path):
 def test_an_endless_source_is_encoded_as_far_as_told(tmp_path):
     cfg = settings("shapes")
     with pytest.raises(ValueError, match=r"there is no end of shapes: say how many \(--examples\)"):
-        encode.encode(cfg, tmp_path / "out", report=quiet)
-    encode.encode(cfg, tmp_path / "out", examples=6, report=quiet)
+        encode_dataset.encode(cfg, tmp_path / "out", report=quiet)
+    encode_dataset.encode(cfg, tmp_path / "out", examples=6, report=quiet)
     found = examples(tmp_path / "out")
     assert [len(example.latents.mean) for example in found] == [5] * 6 + [1] * 6
     loader = Loader(DataConfig(source="shapes", buckets=BUCKETS), (("none", 1.0),), cfg.run.seed)
@@ -261,7 +264,7 @@ def test_clips_that_cannot_be_read_are_left_out_counted_and_named(clips, tmp_pat
     data[middle : middle + 4000] = np.random.default_rng(2).bytes(4000)
     (clips / "3.mp4").write_bytes(data)  # whole for one who only looks through it
     said = []
-    encode.encode(settings(clips), tmp_path / "out", report=said.append)
+    encode_dataset.encode(settings(clips), tmp_path / "out", report=said.append)
     assert said[-1] == "1 examples could not be read and are left out"
     assert "3.mp4" in caplog.text
     captions = {example.caption for example in examples(tmp_path / "out")}
@@ -270,11 +273,11 @@ def test_clips_that_cannot_be_read_are_left_out_counted_and_named(clips, tmp_pat
 
 @pytest.mark.usefixtures("loaded")
 def test_latents_are_refused_with_another_vae(tiny, clips, tmp_path):
-    encode.encode(settings(clips), tmp_path / "out", report=quiet)
+    encode_dataset.encode(settings(clips), tmp_path / "out", report=quiet)
     data = DataConfig(source=str(tmp_path / "out"), buckets=BUCKETS)
     encoding = Loader(data, (("none", 1.0),), 0).encoding
     np.testing.assert_array_equal(encoding.mean, tiny.statistics.mean)
-    encode.check_vae(encoding, tiny, "tiny")
+    encode_dataset.check_vae(encoding, tiny, "tiny")
 
     def changed(part):
         params = jax.tree.map(lambda x: x, tiny.vae_params)
@@ -282,28 +285,28 @@ def test_latents_are_refused_with_another_vae(tiny, clips, tmp_path):
         leaves[0] = leaves[0].at[0].add(1)
         return dataclasses.replace(tiny, vae_params=params | {part: tree.unflatten(leaves)})
 
-    encode.check_vae(encoding, changed("decoder"), "tiny")
+    encode_dataset.check_vae(encoding, changed("decoder"), "tiny")
     with pytest.raises(
         ValueError,
         match=rf"by the VAE tiny \({encoding.vae_hash}\), and the run's is other \(.*--vae",
     ):
-        encode.check_vae(encoding, changed("encoder"), "other")
+        encode_dataset.check_vae(encoding, changed("encoder"), "other")
     replaced = dataclasses.replace(tiny.vae, spatial_padding_mode="reflect")
     with pytest.raises(ValueError, match="the run's is other"):
-        encode.check_vae(encoding, dataclasses.replace(tiny, vae=replaced), "other")
+        encode_dataset.check_vae(encoding, dataclasses.replace(tiny, vae=replaced), "other")
     with pytest.raises(ValueError, match="holds no VAE"):
-        encode.check_vae(encoding, Checkpoint(), "other")
+        encode_dataset.check_vae(encoding, Checkpoint(), "other")
 
 
 def test_a_vae_is_the_same_in_another_file(tiny, tmp_path):
     """A run that goes on has its own copy of the VAE."""
     official.write(tmp_path / "model.safetensors", tiny)
-    expected = encode.vae_hash(tiny)
-    assert encode.vae_hash(load_checkpoint(tmp_path / "model.safetensors")) == expected
+    expected = encode_dataset.vae_hash(tiny)
+    assert encode_dataset.vae_hash(load_checkpoint(tmp_path / "model.safetensors")) == expected
     run = runs.Run(config.load(CONFIG, ["--run.output", str(tmp_path / "run")]))
     run.begin(tiny)
     run.close()
-    assert encode.vae_hash(runs.load_vae(tmp_path / "run")) == expected
+    assert encode_dataset.vae_hash(runs.load_vae(tmp_path / "run")) == expected
 
 
 @pytest.mark.parametrize(
@@ -321,8 +324,8 @@ def test_mistakes_are_one_line_and_a_status(tmp_path, capsys, arguments, message
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("mine")
     arguments = [text.replace("{tmp}", str(tmp_path)) for text in arguments]
-    command = [CONFIG, "--output", str(tmp_path / "out"), "--vae", "tiny", *arguments]
-    assert encode.main(command) == 2
+    arguments = [CONFIG, "--output", str(tmp_path / "out"), "--vae", "tiny", *arguments]
+    assert encode.main(arguments) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
@@ -333,14 +336,16 @@ def test_mistakes_are_one_line_and_a_status(tmp_path, capsys, arguments, message
 def test_what_cannot_be_encoded_is_refused(tiny, clips, tmp_path, capsys, monkeypatch):
     assert encode.main([VAE, "--output", str(tmp_path / "out")]) == 2
     assert "holds a TrainVAE: nothing to encode" in capsys.readouterr().err
-    encode.encode(settings(clips), tmp_path / "out", report=quiet)
+    encode_dataset.encode(settings(clips), tmp_path / "out", report=quiet)
     with pytest.raises(ValueError, match="out holds latents already"):
-        encode.encode(settings(tmp_path / "out"), tmp_path / "again", report=quiet)
+        encode_dataset.encode(settings(tmp_path / "out"), tmp_path / "again", report=quiet)
     cfg = settings(clips)
     mixed = dataclasses.replace(cfg.data, mix=(SourceConfig(str(clips)), SourceConfig("shapes")))
-    encode.encode(dataclasses.replace(cfg, data=mixed), tmp_path / "mix", examples=3, report=quiet)
+    encode_dataset.encode(
+        dataclasses.replace(cfg, data=mixed), tmp_path / "mix", examples=3, report=quiet
+    )
     assert len(examples(tmp_path / "mix")) == 3 + 3 + 1 + 3
     other = dataclasses.replace(tiny.vae, latent_log_var="per_channel")
-    monkeypatch.setattr(encode, "load_checkpoint", lambda *_, **__: Checkpoint(vae=other))
+    monkeypatch.setattr(encode_dataset, "load_checkpoint", lambda *_, **__: Checkpoint(vae=other))
     with pytest.raises(ValueError, match="log-variance per channel"):
-        encode.encode(cfg, tmp_path / "other", report=quiet)
+        encode_dataset.encode(cfg, tmp_path / "other", report=quiet)

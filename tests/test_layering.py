@@ -24,9 +24,8 @@ FLOORS = {
     "diffusion": 4,
     "checkpoints": 5,
     "inference": 6,
-    "encode": 7,
-    "training": 8,
-    "planning": 9,
+    "training": 7,
+    "planning": 8,
     "sample": 9,
 }
 COMMANDS = 10

@@ -4,7 +4,9 @@ import pathlib
 import re
 import subprocess
 import sys
+import sysconfig
 import tomllib
+import venv
 
 import pytest
 
@@ -49,3 +51,50 @@ def test_links_and_files_in_the_documentation_exist(page):
             assert (folder / target).exists(), target
     for target in re.findall(r"(?:configs|benchmarks|tests)/[\w/]+\.py", text):
         assert "NAME" in target or (ROOT / target).exists(), target
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The folder of the commands of a wheel, installed into a new environment.
+
+    What the package depends on comes from the environment of the tests.
+    """
+    folder = tmp_path_factory.mktemp("installed")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    venv.create(folder / "venv", with_pip=False, symlinks=True)
+    place = sysconfig.get_path("purelib", vars={"base": str(folder / "venv")})
+    (wheel,) = folder.glob("*.whl")
+    options = ["--no-deps", "--no-index", "--quiet", "--disable-pip-version-check"]
+    target = ["--python", str(folder / "venv/bin/python"), "install", *options, str(wheel)]
+    subprocess.run([sys.executable, "-m", "pip", *target], check=True, capture_output=True)
+    (pathlib.Path(place) / "tests.pth").write_text(sysconfig.get_path("purelib"))
+    return folder / "venv/bin"
+
+
+def run(program, *arguments, folder, status=0):
+    command = [str(program), *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+    assert result.returncode == status, result.stderr
+    return result
+
+
+@pytest.mark.slow
+def test_an_installed_package_has_its_commands_and_its_configs(installed, tmp_path):
+    where = "import ltx_jax.config.files as f; print(f.__file__, f.folder())"
+    for place in run(installed / "python", "-c", where, folder=tmp_path).stdout.split():
+        assert place.startswith(str(installed.parent))
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    for script in scripts:
+        assert f"usage: {script} " in run(installed / script, "--help", folder=tmp_path).stdout
+    small = ("--run.steps", 2, "--run.log_every", 1, "--run.output", "run")
+    run(installed / "ltx-train", "shapes_tiny_vae", *small, folder=tmp_path)
+    assert (tmp_path / "run/config.json").exists()
+    run(installed / "ltx-export", "run", "exported", folder=tmp_path)
+    assert (tmp_path / "exported/model.safetensors").exists()
+    options = ("--config", "shapes", "--checkpoint", "nowhere.safetensors", "--prompt", "a")
+    error = run(installed / "ltx-sample", *options, folder=tmp_path, status=2).stderr
+    assert error.startswith("ltx-sample: error: ")
+    assert "nowhere.safetensors" in error
+    error = run(installed / "ltx-train", "ltxv_2c", folder=tmp_path, status=2).stderr
+    assert "did you mean 'ltxv_2b'" in error

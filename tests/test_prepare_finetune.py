@@ -16,7 +16,7 @@ from ltx_jax import encode, export
 from ltx_jax.checkpoints.load import load_checkpoint
 from ltx_jax.data import dataset
 from ltx_jax.prepare import __main__ as prepare
-from train import main as train
+from ltx_jax.train import main as train
 
 # Of the released 2B model but for its widths and depths.
 CONFIG = """

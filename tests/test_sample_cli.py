@@ -145,7 +145,7 @@ def test_settings_survive_the_json(folder, tmp_path):
     (item,) = outputs.plan(cfg)
     item = dataclasses.replace(item, path=tmp_path / "video.mp4")
     outputs.write_sidecar(cfg, item, "hash", {})
-    again = outputs.load_settings(str(tmp_path / "video.json"))
+    again = config.load_sampling(str(tmp_path / "video.json"))
     assert dataclasses.replace(again, config=None) == cfg
 
 
@@ -389,7 +389,7 @@ def test_bad_input_is_one_message_and_leaves_nothing_behind(
     result = sample(*arguments)
     assert result.status == 2
     assert message in result.err
-    assert result.err.startswith("sample.py: error: ")
+    assert result.err.startswith("ltx-sample: error: ")
     assert "\n" not in result.err
     assert not list(tmp_path.glob("**/*seed*"))
     assert {path.name for path in tmp_path.iterdir()} <= names

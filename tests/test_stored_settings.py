@@ -38,6 +38,11 @@ def test_whole_numbers_become_real_where_the_field_is():
         (SampleConfig, {"conditioning_media_paths": "a"}, "must be a list, got 'a'"),
         (SamplingConfig, {"height": [1]}, "must be a plain value"),
         (SamplingConfig, {"height": 0}, "height must be positive, got 0"),
+        (SamplingConfig, {"height": "tall"}, r"config\.height must be a whole number, got 'tall'"),
+        (SamplingConfig, {"guidance_scale": "x"}, r"guidance_scale must be a number, got 'x'"),
+        (SamplingConfig, {"stg_mode": "none"}, "stg_mode must be one of 'attention_values', "),
+        (SampleConfig, {"dtype": "float8"}, "dtype must be one of 'float32', "),
+        (SampleConfig, {"previews": 1}, "previews must be true or false, got 1"),
     ],
 )
 def test_what_does_not_fit_is_named(kind, value, message):

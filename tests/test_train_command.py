@@ -16,7 +16,7 @@ import pytest
 
 from ltx_jax import config
 from ltx_jax.checkpoints.load import load_checkpoint
-from train import main
+from ltx_jax.train import main
 
 ROOT = pathlib.Path(__file__).parents[1]
 VAE = str(ROOT / "configs/shapes_tiny_vae.py")
@@ -130,7 +130,9 @@ def test_a_mistake_in_a_config_names_what_was_meant(tmp_path):
         head = "import dataclasses\nfrom ltx_jax.config import *\n"
         (tmp_path / f"{i}.py").write_text(f"{head}config = {line}\n")
     # In a process without the type checks of the tests, which stand before the constructors.
-    program = "import sys, train\nfor file in sys.argv[1:]: print(train.main([file]))"
+    program = (
+        "import sys\nfrom ltx_jax import train\nfor file in sys.argv[1:]: print(train.main([file]))"
+    )
     files = [str(tmp_path / f"{i}.py") for i in range(len(mistakes))]
     done = subprocess.run(
         [sys.executable, "-c", program, *files],
@@ -183,7 +185,7 @@ def test_training_needs_neither_tyro_nor_grain_nor_pyav(tmp_path):
 import sys
 for name in ("tyro", "grain", "av", "tensorboardX", "wandb", "tensorflow_datasets", "array_record"):
     sys.modules[name] = None
-import train
+from ltx_jax import train
 sys.exit(train.main([{str(tmp_path / "mine.py")!r}]))
 """
     command = [sys.executable, "-c", program]

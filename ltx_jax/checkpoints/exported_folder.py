@@ -71,7 +71,6 @@ def read_settings(folder: Path) -> SamplingConfig | None:
 
 def write_settings(folder: Path, settings: SamplingConfig) -> None:
     """Writes settings, whole or not at all; those of a `SampleConfig` beside them are left out."""
-    names = [field.name for field in dataclasses.fields(SamplingConfig)]
-    plain = SamplingConfig(**{name: getattr(settings, name) for name in names})
-    text = json.dumps({"settings": dataclasses.asdict(plain)}, indent=2) + "\n"
+    content = {"settings": dataclasses.asdict(config.sampling_options(settings))}
+    text = json.dumps(content, indent=2) + "\n"
     tensors.write_atomically(folder / SETTINGS, [text.encode()])

@@ -3,12 +3,7 @@
 Imports nothing of ours but its own parts, so that `--help` is instant.
 """
 
-import dataclasses
-import re
-import runpy
-from collections.abc import Sequence
-from typing import Any
-
+from ltx_jax.config.files import load, load_sampling, read_json, read_sampling_json
 from ltx_jax.config.from_json import build, nearest
 from ltx_jax.config.networks import (
     AttentionForm,
@@ -40,6 +35,7 @@ from ltx_jax.config.sampling import (
     SchedulerConfig,
     SkipBlocks,
     STGMode,
+    sampling_options,
 )
 from ltx_jax.config.training import (
     BucketConfig,
@@ -94,45 +90,9 @@ __all__ = [
     "VAELossConfig",
     "build",
     "load",
+    "load_sampling",
     "nearest",
+    "read_json",
+    "read_sampling_json",
+    "sampling_options",
 ]
-
-
-def load(path: str, overrides: Sequence[str] = ()) -> Any:
-    """Reads `config` from a Python file (or `file.py:name`), then applies `--group.field value`.
-
-    Raises:
-      ValueError: if the file does not define the name or sets a field that does not exist, or if
-        there are overrides and no tyro.
-    """
-    file, _, name = path.partition(":")
-    try:
-        namespace = runpy.run_path(file)
-    except TypeError as error:
-        if ".__init__()" not in str(error):
-            raise
-        raise ValueError(f"{file}: {_explain(error)}") from error
-    name = name or "config"
-    if name not in namespace:
-        raise ValueError(f"{file} defines no {name!r}")
-    default = namespace[name]
-    if not overrides:
-        return default
-    try:
-        import tyro  # the command line alone needs it
-    except ImportError as error:
-        raise ValueError(
-            f"settings on the command line ({overrides[0]}) need tyro, which is not installed: "
-            "pip install tyro, or set them in a config file"
-        ) from error
-    return tyro.cli(type(default), default=default, args=list(overrides))
-
-
-def _explain(error: TypeError) -> str:
-    """What a constructor complains about, with the field that was meant."""
-    match = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
-    kind = globals().get(match[1]) if match else None
-    if match is None or kind is None:
-        return str(error)
-    names = [field.name for field in dataclasses.fields(kind)]
-    return f"{match[1]} has no field {match[2]!r}{nearest(match[2], names)}"

@@ -38,12 +38,32 @@ def build(kind: Any, value: Any, where: str) -> Any:
         return tuple(build(t, v, where) for t, v in zip(inner, value, strict=True))
     if isinstance(value, dict | list):
         raise ValueError(f"{where} must be a plain value, got {value!r}")
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return float(value) if kind is float and whole else value
+    if not _fits(kind, value):
+        raise ValueError(f"{where} must be {_describe(kind)}, got {value!r}")
+    return float(value) if kind is float else value
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    """Whether a plain value from JSON may be of a kind; a real number may be written as a whole."""
+    if typing.get_origin(kind) is typing.Literal:
+        return value in typing.get_args(kind)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is float:
+        return number
+    if kind is int:
+        return number and (isinstance(value, int) or value.is_integer())
+    return kind is Any or isinstance(value, kind)
+
+
+def _describe(kind: Any) -> str:
+    if typing.get_origin(kind) is typing.Literal:
+        return f"one of {', '.join(map(repr, typing.get_args(kind)))}"
+    names = {float: "a number", int: "a whole number", str: "text", bool: "true or false"}
+    return names.get(kind) or ("null" if kind is types.NoneType else "an object or a list")
 
 
 def _option(kinds: tuple[Any, ...], value: Any) -> Any:
-    """The kind of a union that a value from JSON belongs to; Any where it is a plain one."""
+    """The kind of a union that a value from JSON belongs to; the first plain one if none fits."""
     if isinstance(value, dict):
         return next((kind for kind in kinds if dataclasses.is_dataclass(kind)), Any)
     if isinstance(value, list):
@@ -51,7 +71,12 @@ def _option(kinds: tuple[Any, ...], value: Any) -> Any:
         tuples = [kind for kind in kinds if typing.get_origin(kind) is tuple]
         deep = (typing.get_origin(typing.get_args(kind)[0]) is tuple for kind in tuples)
         return next((kind for kind, has in zip(tuples, deep, strict=True) if has == nested), Any)
-    return float if float in kinds else Any
+    plain = [
+        kind
+        for kind in kinds
+        if not (typing.get_origin(kind) is tuple or dataclasses.is_dataclass(kind))
+    ]
+    return next((kind for kind in plain if _fits(kind, value)), plain[0])
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

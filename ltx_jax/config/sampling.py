@@ -136,6 +136,12 @@ class SampleConfig(SamplingConfig):
         )
 
 
+def sampling_options(cfg: SamplingConfig) -> SamplingConfig:
+    """How a video is sampled, without the paths and models that a `SampleConfig` adds."""
+    names = (field.name for field in dataclasses.fields(SamplingConfig))
+    return SamplingConfig(**{name: getattr(cfg, name) for name in names})
+
+
 @dataclasses.dataclass(frozen=True)
 class SchedulerConfig:
     """How the sampler's times are laid out between 1 (noise) and 0."""

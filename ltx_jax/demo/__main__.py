@@ -1,6 +1,6 @@
-"""A web page that makes videos: python -m ltx_jax.demo [--host --port --limit] [options]
+"""A web page that makes videos: ltx-demo [--host --port --limit] [options]
 
-Every option of sample.py is taken too: the model (--checkpoint, --config, --text_encoder; without
+Every option of ltx-sample is taken too: the model (--checkpoint, --config, --text_encoder; without
 them the small model that ships), and what the fields of the page start from. The page is for
 this machine alone unless --host says otherwise; it asks for no password.
 """
@@ -13,30 +13,23 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from ltx_jax import sample
+from ltx_jax.runtime import cli
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status. A user's error is one line on stderr and a 2."""
-    given, rest = _parser().parse_known_args(arguments)
-    try:
-        # All that the page can serve lies in this folder, and is gone when it ends.
-        with tempfile.TemporaryDirectory(prefix="ltx_jax_demo_") as folder:
-            os.environ["GRADIO_TEMP_DIR"] = folder
-            _serve(given, rest, Path(folder))
-    except (ValueError, OSError, MemoryError) as error:
-        message = " ".join(str(error).split()) or type(error).__name__
-        print(f"ltx_jax.demo: error: {message}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+@cli.command("demo", interrupted="the page is closed")
+def main(arguments: list[str]) -> None:
+    """Runs the command; returns its exit status."""
+    options, rest = _parser().parse_known_args(arguments)
+    # All that the page can serve lies in this folder, and is gone when it ends.
+    with tempfile.TemporaryDirectory(prefix="ltx_jax_demo_") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        _serve(options, rest, Path(folder))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="ltx_jax.demo",
-        allow_abbrev=False,  # what sample.py takes is not ours
+        prog=cli.program_name("demo"),
+        allow_abbrev=False,  # options of ltx-sample are not ours
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -49,6 +42,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(given: argparse.Namespace, rest: Sequence[str], folder: Path) -> None:
+    from ltx_jax import sample
+
     settings = sample.parse(rest)
     try:
         from ltx_jax.demo import page

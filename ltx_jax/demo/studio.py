@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from ltx_jax import sample
 from ltx_jax.config import SampleConfig, SamplingConfig
 from ltx_jax.data import video
 from ltx_jax.diffusion.conditioning import Condition
 from ltx_jax.diffusion.sampler import Progress
+from ltx_jax.inference import make_videos
 
 MAX_PROMPT = 2000  # letters
 MAX_STEPS = 50
@@ -103,15 +103,15 @@ class Studio:
         *,
         limit: float | int = 4,
         arguments: Sequence[str] = (),
-        models: sample.Models | None = None,
+        models: make_videos.Models | None = None,
     ):
         """Loads the models that the settings name.
 
         Args:
-          settings: as sample.py takes them.
+          settings: as ltx-sample reads them.
           folder: where videos go, each into a folder of its own.
           limit: pixels of a video, in multiples of the settings'.
-          arguments: of sample.py that gave the settings, for the commands.
+          arguments: options of ltx-sample that gave the settings, for the commands shown.
           models: None loads those of the settings.
 
         Raises:
@@ -127,7 +127,7 @@ class Studio:
         )
         self.limits = Limits.of(settings, limit)
         self._folder, self._arguments = folder, tuple(arguments)
-        self._models = sample.load(self.settings) if models is None else models
+        self._models = make_videos.load_models(self.settings) if models is None else models
         self._busy = threading.Lock()
         self._made: collections.deque[Path] = collections.deque()
 
@@ -174,7 +174,7 @@ class Studio:
         conditions = [Condition(picture.pixels, picture.frame) for picture in pictures]
         begin = time.perf_counter()
         with self._busy:
-            _, clips = sample.make(
+            _, clips = make_videos.sample_batch(
                 settings,
                 self._models,
                 [prompt],
@@ -195,7 +195,7 @@ class Studio:
         return self._made[-1] / "video.mp4"
 
     def _command(self, prompt: str, pictures: Sequence[Picture], changes: dict[str, Any]) -> str:
-        words = ["python", "sample.py", *self._arguments, "--prompt", prompt]
+        words = ["ltx-sample", *self._arguments, "--prompt", prompt]
         for name, value in changes.items():
             if value != getattr(self.settings, name):
                 words += [f"--{name}", f"{value:g}" if isinstance(value, float) else str(value)]

@@ -1,4 +1,4 @@
-"""Measures a model: python -m ltx_jax.evaluate vae|transformer|shapes|judge ...
+"""Measures a model: ltx-evaluate vae|transformer|shapes|judge ...
 
 vae          PSNR, SSIM, LPIPS and rFVD of reconstructions, and the grid in flat colours
 transformer  the loss on clips it has not seen, at fixed times and with fixed noise
@@ -13,33 +13,25 @@ import dataclasses
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import rich.console
-import rich.progress
+from ltx_jax.runtime import cli
 
-from ltx_jax.evaluate import metric_table
-from ltx_jax.evaluate.metric_table import MetricRow
-from ltx_jax.runtime import files
+if TYPE_CHECKING:
+    from ltx_jax.evaluate.metric_table import MetricRow
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; returns its exit status. A user's error is one line on stderr and a 2."""
-    given = _parser().parse_args(arguments)
-    try:
-        _run(given)
-    except (ValueError, OSError, MemoryError) as error:
-        message = " ".join(str(error).split()) or type(error).__name__
-        print(f"ltx_jax.evaluate: error: {message}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("ltx_jax.evaluate: interrupted; the figures of whole rows stay", file=sys.stderr)
-        return 130
-    return 0
+@cli.command("evaluate", interrupted="the metrics measured so far are in the output files")
+def main(arguments: list[str]) -> None:
+    """Runs the command; returns its exit status."""
+    _run(_parser().parse_args(arguments))
 
 
 def _run(given: argparse.Namespace) -> None:
     """Measures part by part, and writes what there is after each."""
+    from ltx_jax.evaluate import metric_table
+    from ltx_jax.runtime import files
+
     output = given.output or Path("outputs") / f"evaluate_{given.kind}"
     title, figures = f"Evaluation: {given.kind}", []
     settings = {name: value for name, value in vars(given).items() if name not in ("output", "run")}
@@ -53,12 +45,13 @@ def _run(given: argparse.Namespace) -> None:
     print(*paths, sep="\n")
 
 
-Parts = Iterator[tuple[list[MetricRow], dict[str, Any]]]
+# Metrics, and what the table is to say of how they were measured.
+Parts = Iterator[tuple[list["MetricRow"], dict[str, Any]]]
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="ltx_jax.evaluate",
+        prog=cli.program_name("evaluate"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -199,9 +192,11 @@ def _run_transformer(given: argparse.Namespace) -> Parts:
 
 
 def _run_shapes(given: argparse.Namespace) -> Parts:
-    from ltx_jax.config import SamplingConfig
-    from ltx_jax.evaluate import autoencoder, world_table
-    from ltx_jax.inference import outputs
+    import rich.console
+    import rich.progress
+
+    from ltx_jax.config import load_sampling, sampling_options
+    from ltx_jax.evaluate import autoencoder, metric_table, world_table
     from ltx_jax.inference.pipeline import LTXPipeline
 
     rows = list(world_table.ROWS) if given.rows is None else given.rows
@@ -212,9 +207,7 @@ def _run_shapes(given: argparse.Namespace) -> Parts:
         )
     options = world_table.OPTIONS
     if given.config is not None:
-        settings = outputs.load_settings(given.config)
-        fields = (field.name for field in dataclasses.fields(SamplingConfig))
-        options = SamplingConfig(**{name: getattr(settings, name) for name in fields})
+        options = sampling_options(load_sampling(given.config))
     names = ("height", "width", "num_frames", "num_inference_steps", "frame_rate", "guidance_scale")
     changes = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
     options = dataclasses.replace(options, seed=given.seed, **changes)
@@ -264,6 +257,9 @@ def _run_judge(given: argparse.Namespace) -> Parts:
 
 def _watched(clips: Iterator[Any]) -> Iterator[Any]:
     """Counts clips on stderr."""
+    import rich.console
+    import rich.progress
+
     columns = (rich.progress.TextColumn("{task.completed:.0f} clips"),)
     console = rich.console.Console(stderr=True)
     with rich.progress.Progress(*columns, console=console, transient=True) as progress:

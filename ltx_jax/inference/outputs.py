@@ -7,7 +7,6 @@ import platform
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -27,38 +26,6 @@ class Video:
     index: int
     prompt: str | None
     path: Path
-
-
-def load_settings(path: str) -> SampleConfig:
-    """Reads the settings of a config file, or those of an earlier video from its JSON.
-
-    Raises:
-      ValueError: if the file cannot be read or holds something else.
-    """
-    if not Path(path.partition(":")[0]).is_file():
-        raise ValueError(f"--config: there is no file {path}")
-    if path.endswith(".json"):
-        settings = _settings(read_json(Path(path)), path)
-    else:
-        settings = config.load(path)
-        if not isinstance(settings, SampleConfig):
-            raise ValueError(
-                f"{path} holds a {type(settings).__name__}; sample.py takes configs/sample/*.py"
-            )
-    return dataclasses.replace(settings, config=path)
-
-
-def read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path} is not readable as JSON: {error}") from error
-
-
-def _settings(content: Any, path: str) -> SampleConfig:
-    if not isinstance(content, dict) or not isinstance(content.get("settings"), dict):
-        raise ValueError(f"{path} is no JSON of sample.py: it holds no settings")
-    return config.build(SampleConfig, content["settings"], f"{path}: settings")
 
 
 def plan(cfg: SampleConfig, rows: int = 1) -> list[Video]:
@@ -127,7 +94,7 @@ def done(cfg: SampleConfig, item: Video) -> bool:
     sidecar = item.path.with_suffix(".json")
     if cfg.prompts_file is None or not (item.path.exists() and sidecar.exists()):
         return False
-    before, now = _settings(read_json(sidecar), str(sidecar)), settings_of(cfg, item)
+    before, now = config.read_sampling_json(sidecar), settings_of(cfg, item)
     for field in dataclasses.fields(SampleConfig):
         old, new = getattr(before, field.name), getattr(now, field.name)
         if field.name not in _NOT_COMPARED and old != new:

@@ -1,4 +1,4 @@
-"""From raw videos to a data set: python -m ltx_jax.prepare CONFIG --input PATTERN --output DIR
+"""From raw videos to a data set: ltx-prepare CONFIG --input PATTERN --output DIR
 
 Cuts videos into shots and clips, crops black bars, drops what does not move, what is there twice
 and what is covered with text, scores and captions the rest, and writes it all with its provenance;
@@ -6,7 +6,7 @@ DIR is then a source of training data (`--data.source DIR`). DIR/dropped.csv say
 and why, DIR/report.html shows it.
 
 The same command goes on where one was stopped. Options of Apache Beam follow after `--`.
-`python -m ltx_jax.prepare aesthetics-train --help` trains the head that scores pictures.
+`ltx-prepare aesthetics-train --help` trains the head that scores pictures.
 """
 
 import argparse
@@ -19,10 +19,11 @@ from pathlib import Path
 
 from ltx_jax import config
 from ltx_jax.config import PrepareConfig, TrainTransformer
+from ltx_jax.runtime import cli
 
 _USAGE = (
-    "python -m ltx_jax.prepare CONFIG --input PATTERN [PATTERN ...] --output DIR [options] "
-    "[--GROUP.FIELD VALUE ...] [-- BEAM OPTIONS]"
+    "CONFIG --input PATTERN [PATTERN ...] --output DIR [options] [--GROUP.FIELD VALUE ...] "
+    "[-- BEAM OPTIONS]"
 )
 
 
@@ -61,7 +62,7 @@ def prepare(
         html_report.write(Path(output) / "report.html", cfg, beam_pipeline.clips(plan))
         beam_pipeline.finish(plan)
     if training:
-        from ltx_jax.encode import encode
+        from ltx_jax.inference.encode_dataset import encode
 
         encode(training, Path(output) / "latents")
 
@@ -103,42 +104,32 @@ def _runner(workers: int, options: Sequence[str]) -> list[str]:
     return [f"--runner={name}", f"--direct_num_workers={workers}", f"--direct_running_mode={mode}"]
 
 
-def main(arguments: list[str] | None = None) -> int:
+@cli.command("prepare", interrupted="run the same command again to continue")
+def main(arguments: list[str]) -> None:
     """Runs the command; returns its exit status."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    try:
-        return _main(arguments)
-    except (ValueError, OSError) as error:
-        print(f"ltx_jax.prepare: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("ltx_jax.prepare: interrupted; the same command goes on from there", file=sys.stderr)
-        return 130
-
-
-def _main(arguments: list[str]) -> int:
     if arguments[:1] == ["aesthetics-train"]:
         with _installed():
             from ltx_jax.prepare import aesthetics
 
         aesthetics.main(arguments[1:])
-        return 0
+        return
     at = arguments.index("--") if "--" in arguments else len(arguments)
     own, beam_options = arguments[:at], arguments[at + 1 :]
+    program = cli.program_name("prepare")
     parser = argparse.ArgumentParser(
-        prog="ltx_jax.prepare",
-        usage=_USAGE,
-        description=(__doc__ or "").partition("\n")[0],
+        prog=program,
+        usage=f"{program} {_USAGE}",
+        description=(__doc__ or "").partition(":")[0],
         allow_abbrev=False,
     )
-    parser.add_argument("config", help="what every stage does: configs/prepare/NAME.py")
+    parser.add_argument("config", help="what every stage does: `clips`, or a Python file")
     parser.add_argument("--input", nargs="+", required=True, help="patterns, folders or @list.txt")
     parser.add_argument("--output", required=True, help="a new folder, or one to go on with")
     parser.add_argument("--work", help="intermediate results; DIR/work if not given")
     parser.add_argument("--workers", type=int, default=1, help="processes on this machine")
     given, overrides = parser.parse_known_args(own)
     logging.getLogger("apache_beam").setLevel(logging.ERROR)
-    cfg = config.load(given.config, overrides)
+    cfg = config.load(given.config, overrides, program=program)
     if not isinstance(cfg, PrepareConfig):
         raise ValueError(f"{given.config} holds a {type(cfg).__name__}: nothing to prepare")
     prepare(
@@ -150,7 +141,6 @@ def _main(arguments: list[str]) -> int:
         beam_options=beam_options,
     )
     print(given.output)
-    return 0
 
 
 if __name__ == "__main__":

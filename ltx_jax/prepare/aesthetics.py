@@ -19,6 +19,7 @@ from scipy.optimize import minimize
 
 from ltx_jax.data import video
 from ltx_jax.prepare import pretrained
+from ltx_jax.runtime import cli
 
 _BATCH = 32
 
@@ -196,7 +197,8 @@ def train(
 def main(arguments: Sequence[str]) -> None:
     """The command `aesthetics-train PAIRS.csv --encoder NAME --output FILE`: trains a head."""
     parser = argparse.ArgumentParser(
-        prog="ltx_jax.prepare aesthetics-train", description="Trains an aesthetic head on pairs."
+        prog=f"{cli.program_name('prepare')} aesthetics-train",
+        description="Trains an aesthetic head on pairs.",
     )
     parser.add_argument("pairs", help="CSV: better, worse, and better_labels, worse_labels")
     parser.add_argument("--encoder", required=True, help="CLIP or SigLIP, by name or folder")

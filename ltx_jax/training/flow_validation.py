@@ -19,7 +19,7 @@ from ltx_jax.config import TrainTransformer
 from ltx_jax.data.loader import Batch
 from ltx_jax.diffusion import positions
 from ltx_jax.diffusion.flow import add_noise, velocity_of
-from ltx_jax.encode import check_vae
+from ltx_jax.inference.encode_dataset import check_vae
 from ltx_jax.inference.pipeline import LTXPipeline
 from ltx_jax.runtime import sharding
 from ltx_jax.training.captions import Captions

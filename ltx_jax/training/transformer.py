@@ -39,7 +39,7 @@ from ltx_jax.config import (
 from ltx_jax.data.loader import Batch, Loader
 from ltx_jax.diffusion import positions
 from ltx_jax.diffusion.conditioning import PREFIX
-from ltx_jax.encode import check_vae
+from ltx_jax.inference.encode_dataset import check_vae
 from ltx_jax.models.transformer import Transformer
 from ltx_jax.models.vae import check_video_shape
 from ltx_jax.runtime import sharding

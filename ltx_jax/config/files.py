@@ -1,0 +1,165 @@
+"""Config files: found by name among those that ship, or by path, and read.
+
+Python files are run. Sampling settings may also be JSON (as written beside every video) or YAML (as
+the official repository has them). A file with another ending is refused unread.
+"""
+
+import dataclasses
+import json
+import re
+import runpy
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ltx_jax.config import networks, official_yaml, preparation, sampling, training
+from ltx_jax.config.from_json import build, nearest
+from ltx_jax.config.sampling import SampleConfig
+
+_YAML = (".yaml", ".yml")
+_ENDINGS = (".py", ".json", *_YAML)
+_SCHEMA = (networks, preparation, sampling, training)
+
+
+def folder() -> Path:
+    """The folder of the configs that ship: inside an installed package, beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def names() -> dict[str, Path]:
+    """The configs that ship: each by `folder/name` and by its bare name."""
+    return dict(_names())
+
+
+def _names() -> Iterator[tuple[str, Path]]:
+    for path in sorted(folder().rglob("*.py")):
+        yield path.stem, path
+        yield path.relative_to(folder()).with_suffix("").as_posix(), path
+
+
+def find(name: str) -> Path:
+    """The file of a config.
+
+    Args:
+      name: of a config that ships (`ltxv_2b`, `sample/shapes`, `shapes`), or the path of a file.
+
+    Raises:
+      ValueError: if there is no such config (with the most similar name), or if the file's ending
+        is none of a config.
+    """
+    path = Path(name)
+    if path.suffix in _ENDINGS:
+        if path.is_file():
+            return path
+        raise ValueError(f"there is no file {name}{nearest(path.stem, names())}")
+    shipped = names()
+    if name in shipped:
+        return shipped[name]
+    if path.is_file():
+        raise ValueError(f"{name} is no config: its name must end in {', '.join(_ENDINGS)}")
+    raise ValueError(f"there is no config {name!r}{nearest(name, shipped)}")
+
+
+def load(name: str, overrides: Sequence[str] = (), *, program: str | None = None) -> Any:
+    """Reads `config` from a Python file, then applies `--group.field value`.
+
+    Args:
+      name: as `find` takes it; `FILE.py:NAME` reads another variable than `config`.
+      overrides: settings from the command line.
+      program: the command's name in their `--help`.
+
+    Raises:
+      ValueError: if there is no such file, if it is not Python, if it does not define the variable
+        or sets a field that does not exist, or if there are overrides and no tyro.
+    """
+    name, variable = _split(name)
+    file = find(name)
+    if file.suffix != ".py":
+        raise ValueError(f"{file} cannot be the config here: it must be a Python file (.py)")
+    try:
+        namespace = runpy.run_path(str(file))
+    except TypeError as error:
+        if ".__init__()" not in str(error):
+            raise
+        raise ValueError(f"{file}: {_explain(error)}") from error
+    if variable not in namespace:
+        raise ValueError(f"{file} defines no {variable!r}")
+    default = namespace[variable]
+    if not overrides:
+        return default
+    try:
+        import tyro  # the command line alone needs it
+    except ImportError as error:
+        raise ValueError(
+            f"settings on the command line ({overrides[0]}) need tyro, which is not installed: "
+            "pip install tyro, or set them in a config file"
+        ) from error
+    return tyro.cli(type(default), prog=program, default=default, args=list(overrides))
+
+
+def _split(name: str) -> tuple[str, str]:
+    """A config's name and the variable in it: FILE.py:NAME, or NAME is `config`."""
+    match = re.fullmatch(r"(.+\.py):(\w+)", name)
+    return (match[1], match[2]) if match else (name, "config")
+
+
+def _explain(error: TypeError) -> str:
+    """What a constructor complains about, with the field that was meant."""
+    match = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    kinds = [vars(module).get(match[1]) for module in _SCHEMA] if match else []
+    kind = next(filter(None, kinds), None)
+    if match is None or kind is None:
+        return str(error)
+    fields = [field.name for field in dataclasses.fields(kind)]
+    return f"{match[1]} has no field {match[2]!r}{nearest(match[2], fields)}"
+
+
+def load_sampling(name: str) -> SampleConfig:
+    """Reads sampling settings.
+
+    Args:
+      name: as `find` takes it: a Python config, the JSON beside a video, or an official pipeline
+        config in YAML.
+
+    Raises:
+      ValueError: if there is no such config, or if it holds something else.
+    """
+    file = find(_split(name)[0])
+    if file.suffix == ".json":
+        settings = read_sampling_json(file)
+    elif file.suffix in _YAML:
+        settings = official_yaml.read(file)
+    else:
+        settings = load(name)
+        if not isinstance(settings, SampleConfig):
+            raise ValueError(
+                f"{name} holds a {type(settings).__name__}: sampling takes one of configs/sample, "
+                "a JSON beside a video or an official YAML"
+            )
+    return dataclasses.replace(settings, config=str(file))
+
+
+def read_sampling_json(path: Path) -> SampleConfig:
+    """Reads the settings from the JSON beside a video.
+
+    Raises:
+      ValueError: if the file cannot be read or holds something else.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("settings"), dict):
+        raise ValueError(f"{path} holds no sampling settings, as the JSON beside a video does")
+    return build(SampleConfig, content["settings"], f"{path}: settings")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+      ValueError: if it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} is not readable as JSON: {error}") from error

@@ -1,0 +1,138 @@
+"""Pipeline configs of the official LTX-Video repository (YAML), read as our sampling settings.
+
+Keys and their meaning: configs/*.yaml and ltx_video/inference.py of Lightricks/LTX-Video.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from ltx_jax.config.from_json import build, nearest
+from ltx_jax.config.sampling import SampleConfig
+
+_log = logging.getLogger(__name__)
+
+# Keys under another name here.
+_RENAMED = {
+    "checkpoint_path": "checkpoint",
+    "text_encoder_model_name_or_path": "text_encoder",
+    "spatial_upscaler_model_path": "spatial_upscaler",
+    "downscale_factor": "downscale_factor",
+}
+# Keys of one pass of sampling. In a file for two passes they may also stand outside the passes,
+# and then hold for both.
+_OF_A_PASS = (
+    *("num_inference_steps", "skip_initial_inference_steps", "skip_final_inference_steps"),
+    *("timesteps", "guidance_scale", "stg_scale", "rescaling_scale", "guidance_timesteps"),
+    *("skip_block_list", "cfg_star_rescale", "stg_mode", "stochastic_sampling"),
+    *("decode_timestep", "decode_noise_scale", "tone_map_compression_ratio"),
+)
+# What the official pipeline takes for keys that a file leaves out, where our default differs.
+_DEFAULTS = {
+    "num_inference_steps": 20,
+    "guidance_scale": 4.5,
+    "decode_timestep": 0.0,
+    "decode_noise_scale": None,
+}
+_STG_MODES = {
+    "stg_av": "attention_values",
+    "stg_as": "attention_skip",
+    "stg_r": "residual",
+    "stg_t": "transformer_block",
+}
+_PASSES = ("first_pass", "second_pass")
+# Keys whose value is checked and then needed no longer.
+_CHECKED = ("pipeline_type", "precision", "sampler")
+# Prompts are sampled as they are written: no language model rewrites them.
+IGNORED = (
+    "prompt_enhancement_words_threshold",
+    "prompt_enhancer_image_caption_model_name_or_path",
+    "prompt_enhancer_llm_model_name_or_path",
+)
+
+
+def read(path: Path) -> SampleConfig:
+    """Reads an official pipeline config.
+
+    Raises:
+      ValueError: if the file is not YAML, has a key or value that has no counterpart here, or lacks
+        what its pipeline type needs.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is not readable as YAML: {error}") from error
+    _check_keys(content, (*_RENAMED, *_OF_A_PASS, *_PASSES, *_CHECKED, *IGNORED), str(path))
+    ignored = [key for key in IGNORED if key in content]
+    if ignored:
+        _log.warning("%s: ignored, since prompts are not rewritten: %s", path, ", ".join(ignored))
+
+    settings = {_RENAMED[key]: content[key] for key in _RENAMED if key in content}
+    settings |= _precision(content.get("precision", "bfloat16"), path)
+    if content.get("sampler") not in (None, "from_checkpoint"):
+        raise ValueError(
+            f"{path}: sampler {content['sampler']!r} is not offered: times are laid out as the "
+            "checkpoint says (from_checkpoint), or given one by one (timesteps)"
+        )
+    common = {key: content[key] for key in _OF_A_PASS if key in content}
+    match content.get("pipeline_type", "base"):
+        case "base":
+            needs, excludes = (), (*_PASSES, "downscale_factor", "spatial_upscaler_model_path")
+            settings |= _one_pass(common, path)
+        case "multi-scale":
+            needs, excludes = (*_PASSES, "downscale_factor", "spatial_upscaler_model_path"), ()
+        case kind:
+            raise ValueError(f"{path}: pipeline_type must be base or multi-scale, got {kind!r}")
+    missing = [key for key in needs if key not in content]
+    if missing:
+        raise ValueError(f"{path} is for two passes (multi-scale) and lacks {', '.join(missing)}")
+    surplus = [key for key in excludes if key in content]
+    if surplus:
+        raise ValueError(
+            f"{path} is for one pass (base) and has {', '.join(surplus)}: set pipeline_type to "
+            "multi-scale, or remove them"
+        )
+    if needs:
+        for name in _PASSES:
+            _check_keys(content[name], _OF_A_PASS, f"{path}: {name}")
+        first, second = (_one_pass(common | content[name], path) for name in _PASSES)
+        settings |= first | {"second_pass": second}
+    return build(SampleConfig, settings, str(path))
+
+
+def _check_keys(content: Any, known: tuple[str, ...], where: str) -> None:
+    if not isinstance(content, dict):
+        raise ValueError(f"{where} must hold keys with values, as official pipeline configs do")
+    for key in content:
+        if key not in known:
+            raise ValueError(f"{where} has an unknown key {key!r}{nearest(str(key), known)}")
+
+
+def _one_pass(settings: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Settings of one pass with the official defaults and our name of the STG mode."""
+    settings = _DEFAULTS | settings
+    if "stg_mode" in settings:
+        mode = str(settings["stg_mode"]).lower()
+        mode = _STG_MODES.get(mode, mode)
+        if mode not in _STG_MODES.values():
+            raise ValueError(
+                f"{path}: stg_mode must be one of {', '.join(_STG_MODES.values())}, got "
+                f"{settings['stg_mode']!r}"
+            )
+        settings["stg_mode"] = mode
+    return settings
+
+
+def _precision(value: Any, path: Path) -> dict[str, Any]:
+    """Bfloat16 is what sampling computes in anyway, where the device has fast matmuls of it."""
+    match value:
+        case "bfloat16":
+            return {}
+        case "float8_e4m3fn":
+            return {"linears": "float8"}
+    raise ValueError(
+        f"{path}: precision {value!r} is not offered: take bfloat16 or float8_e4m3fn, or set "
+        "--dtype float32"
+    )

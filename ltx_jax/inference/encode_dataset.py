@@ -1,0 +1,388 @@
+"""Encodes the clips and captions of a training config once, as a data set of latents.
+
+Every example is encoded by the config's VAE, once for each bucket that it fits, and every caption
+by its text encoder, if captions are frozen or cached. The command is `ltx-encode`.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float16, Int, UInt8
+
+from ltx_jax.checkpoints.checkpoint import Checkpoint
+from ltx_jax.checkpoints.load import load_checkpoint
+from ltx_jax.config import BucketConfig, ExecutionConfig, TrainTransformer, VAEConfig
+from ltx_jax.data.loader import open_source
+from ltx_jax.data.read_ahead import read_ahead
+from ltx_jax.data.sources import Encoding, Example, Source, StoredLatents
+from ltx_jax.inference.text_encoder import TextEncoder
+from ltx_jax.models import convolution
+from ltx_jax.models.vae import VideoVAE, check_video_shape
+from ltx_jax.runtime import sharding
+
+# What of a VAE's configuration its latents depend on.
+_OF_THE_ENCODER = (
+    *("encoder_blocks", "in_channels", "latent_channels", "patch_size", "encoder_base_channels"),
+    *("norm_layer", "latent_log_var", "spatial_padding_mode", "use_quant_conv"),
+)
+# Settings of the data that change nothing in them.
+_IN_ANY_WAY = ("threads", "processes", "prefetch")
+
+_log = logging.getLogger(__name__)
+
+
+def vae_hash(loaded: Checkpoint) -> str:
+    """Tells apart VAEs whose latents differ; a VAE in another file format or dtype is the same.
+
+    Made of the encoder's weights and configuration: the decoder may be trained further.
+
+    Raises:
+      ValueError: if the checkpoint holds no VAE.
+    """
+    if loaded.vae is None:
+        raise ValueError("this checkpoint holds no VAE")
+    settings = [(name, getattr(loaded.vae, name)) for name in _OF_THE_ENCODER]
+    digest = hashlib.sha256(repr(settings).encode())
+    for path, leaf in jax.tree.leaves_with_path(loaded.vae_params):
+        name = jax.tree_util.keystr(path)
+        if "decoder" in name:
+            continue
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            mesh = leaf.sharding.mesh  # pyright: ignore[reportAttributeAccessIssue]
+            leaf = jax.device_put(leaf, NamedSharding(mesh, P()))  # whole on every process
+        digest.update(name.encode())
+        digest.update(np.asarray(leaf, np.float32).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def check_vae(encoding: Encoding, loaded: Checkpoint, name: str) -> None:
+    """Refuses latents that another VAE has made.
+
+    Args:
+      encoding: of the data.
+      loaded: the VAE of the run, and
+      name: what it is called.
+
+    Raises:
+      ValueError: naming both.
+    """
+    found = vae_hash(loaded)
+    if found != encoding.vae_hash:
+        raise ValueError(
+            f"the data were encoded by the VAE {encoding.vae} ({encoding.vae_hash}), and the run's "
+            f"is {name} ({found}): name that one (--vae), or encode the data anew"
+        )
+
+
+class _Shard(NamedTuple):
+    """Examples [first, last) of a source, in one bucket."""
+
+    bucket: int
+    source: int
+    first: int
+    last: int
+
+
+def encode(
+    cfg: TrainTransformer,
+    output: str | Path,
+    *,
+    examples: int | None = None,
+    keyframes: int = 4,
+    shard_size: int = 256,
+    worker: tuple[int, int] = (0, 1),
+    report: Callable[[str], None] = print,
+) -> bool:
+    """Encodes all examples of a config's data, each in all buckets that it fits.
+
+    Args:
+      cfg: data, VAE and text encoder.
+      output: a folder: new, empty, or begun with the same settings.
+      examples: of every bucket, of a source that has no end; that many at most of the others.
+      keyframes: single frames of a clip that are encoded by themselves, evenly spaced, the last
+        one among them.
+      shard_size: examples to a file.
+      worker: number of this process and how many there are; each makes its share of the files,
+        and number 0 the index, once all files are there.
+      report: takes the lines of the log.
+
+    Returns:
+      Whether the data set is complete.
+
+    Raises:
+      ValueError: if data, VAE, text encoder and settings do not fit each other.
+    """
+    from ltx_jax.data import dataset, latent_cache  # with TFDS, which takes a second
+
+    mesh = sharding.make_mesh(cfg.mesh, jax.local_devices())  # workers know nothing of each other
+    loaded = load_checkpoint(cfg.vae, mesh=mesh)
+    if loaded.vae is None:
+        raise ValueError(f"{cfg.vae} holds no VAE: --vae must name a checkpoint that does")
+    if loaded.vae.latent_log_var == "per_channel":
+        raise ValueError(f"the VAE of {cfg.vae} has a log-variance per channel; one is stored")
+    sizes = [(size.num_frames, size.height, size.width) for size in cfg.data.sizes]
+    for size in sizes:
+        check_video_shape(loaded.vae, (1, *size, loaded.vae.in_channels))
+    sources = [open_source(source.path, cfg.data, cfg.run.seed) for source in cfg.data.sources]
+    text_encoder = _text_encoder(cfg, mesh)
+    counts = _counts(cfg, sources, examples)
+    shards = list(_shards(counts, shard_size))
+    data = dataclasses.asdict(cfg.data)
+    embedding_width = None if text_encoder is None else text_encoder.cfg.d_model
+    made = dataset.DatasetWriter(
+        output,
+        latent_cache.KIND,
+        latent_cache.latent_features(loaded.vae.latent_channels, embedding_width),
+        latent_cache.INDEX,
+        {
+            **dataclasses.asdict(_encoding(cfg, sizes, loaded, text_encoder)),
+            "data": {name: value for name, value in data.items() if name not in _IN_ANY_WAY},
+            "counts": counts,
+            "seed": cfg.run.seed,
+            "keyframes": keyframes,
+            "shard_size": shard_size,
+        },
+    )
+    encoder = _Encoder(cfg, loaded, loaded.vae, sources, text_encoder, keyframes, mesh)
+    for number in range(worker[0], len(shards), worker[1]):
+        if made.has(number):
+            continue
+        begin, shard = time.monotonic(), shards[number]
+        rows = (latent_cache.to_row(example, shard.bucket) for example in encoder.examples(shard))
+        made.write(number, rows)
+        speed = (shard.last - shard.first) / (time.monotonic() - begin)
+        report(f"shard {number + 1}/{len(shards)}  {speed:.3g} examples/s")
+    missing = sum(not made.has(number) for number in range(len(shards)))
+    if not missing and not made.complete and worker[0] == 0:
+        made.finish(len(shards))
+    if encoder.left_out:
+        report(f"{encoder.left_out} examples could not be read and are left out")
+    if not made.complete:
+        report(f"{missing} of {len(shards)} shards are not there yet: then run worker 0 again")
+    return made.complete
+
+
+def _text_encoder(cfg: TrainTransformer, mesh: Mesh) -> TextEncoder | None:
+    if cfg.captions == "train":
+        return None
+    if cfg.text_encoder_path is None:
+        raise ValueError("captions to be cached need a text encoder (--text_encoder_path)")
+    return TextEncoder.load(
+        cfg.text_encoder_path,
+        dtype=cfg.execution.dtype,
+        max_tokens=cfg.max_caption_tokens,
+        mesh=mesh,
+    )
+
+
+def _counts(
+    cfg: TrainTransformer, sources: Sequence[Source], examples: int | None
+) -> list[list[int]]:
+    """How many examples to encode of each bucket and source."""
+    for named, source in zip(cfg.data.sources, sources, strict=True):
+        if source.encoding is not None:
+            raise ValueError(f"{named.path} holds latents already")
+        if examples is None and any(source.count(size) is None for size in cfg.data.sizes):
+            raise ValueError(f"there is no end of {named.path}: say how many (--examples)")
+    found = [[source.count(size) for source in sources] for size in cfg.data.sizes]
+    return [[min(n for n in (count, examples) if n is not None) for count in row] for row in found]
+
+
+def _shards(counts: Sequence[Sequence[int]], size: int) -> Iterator[_Shard]:
+    for bucket, row in enumerate(counts):
+        for source, count in enumerate(row):
+            for first in range(0, count, size):
+                yield _Shard(bucket, source, first, min(first + size, count))
+
+
+def _encoding(
+    cfg: TrainTransformer,
+    sizes: Sequence[tuple[int, int, int]],
+    loaded: Checkpoint,
+    text_encoder: TextEncoder | None,
+) -> Encoding:
+    statistics = loaded.statistics
+    empty = None
+    if text_encoder is not None:
+        [embedding] = _embed(text_encoder, [""])
+        empty = tuple(map(tuple, embedding.astype(float).tolist()))
+    return Encoding(
+        buckets=tuple(sizes),
+        vae=cfg.vae,
+        vae_hash=vae_hash(loaded),
+        mean=None if statistics is None else tuple(np.asarray(statistics.mean, float).tolist()),
+        std=None if statistics is None else tuple(np.asarray(statistics.std, float).tolist()),
+        text_encoder=cfg.text_encoder_path if text_encoder is not None else None,
+        text_encoder_id=None if text_encoder is None else text_encoder.identity,
+        tokenizer_id=None if text_encoder is None else text_encoder.tokenizer.identity,
+        empty_embedding=empty,
+    )
+
+
+def _embed(text_encoder: TextEncoder, captions: Sequence[str]) -> list[Float16[np.ndarray, "m c"]]:
+    """Embeddings without their padding."""
+    embeddings, mask = jax.device_get(text_encoder.encode(captions))
+    rows = zip(embeddings.astype(np.float16), mask.sum(axis=1), strict=True)
+    return [row[:length] for row, length in rows]
+
+
+class _Cut(NamedTuple):
+    """An example in pixels, and where its short clips begin."""
+
+    frames: Any
+    caption: str
+    frame_rate: float
+    clip_starts: np.ndarray
+
+
+class _Encoder:
+    """Makes the examples of shards; `left_out` counts those that cannot be read."""
+
+    def __init__(
+        self,
+        cfg: TrainTransformer,
+        loaded: Checkpoint,
+        vae: VAEConfig,
+        sources: Sequence[Source],
+        text_encoder: TextEncoder | None,
+        keyframes: int,
+        mesh: Mesh,
+    ):
+        self._cfg, self._sources, self._text_encoder = cfg, sources, text_encoder
+        self._params, self._keyframes, self._mesh = loaded.vae_params, keyframes, mesh
+        self._factor = vae.temporal_factor
+        model = VideoVAE(vae, ExecutionConfig(dtype=loaded.vae_dtype))
+        program = functools.partial(posteriors, model)
+        self._program = jax.jit(program, compiler_options=convolution.compiler_options())
+        self.left_out = 0
+
+    def examples(self, shard: _Shard) -> Iterator[Example]:
+        """The examples of a shard."""
+        data, seed = self._cfg.data, self._cfg.run.seed
+        size, source = data.sizes[shard.bucket], self._sources[shard.source]
+        devices = math.prod(self._mesh.shape[axis] for axis in ("data", "fsdp"))
+        batch_size = -(-size.batch_size // devices) * devices
+
+        def read(index: int) -> _Cut | ValueError:
+            rng = np.random.default_rng([seed, 6, shard.bucket, shard.source, index])
+            try:
+                example = source.example(size, index, rng)
+            except ValueError as error:
+                return error
+            starts = clip_starts(size.num_frames, self._factor, rng)
+            return _Cut(example.frames, example.caption, example.frame_rate, starts)
+
+        ahead = data.prefetch * batch_size
+        found = read_ahead(read, shard.first, shard.last, threads=data.threads, ahead=ahead)
+        good = filter(self._is_good, found)
+        while batch := list(itertools.islice(good, batch_size)):
+            # One shape for all: the last batch is filled up with its last example.
+            filled = batch + batch[-1:] * (batch_size - len(batch))
+            yield from self._encode(size, filled)[: len(batch)]
+
+    def _is_good(self, found: _Cut | ValueError) -> bool:
+        if isinstance(found, ValueError):
+            self.left_out += 1
+            _log.warning("left out: %s", found)
+        return isinstance(found, _Cut)
+
+    def _encode(self, size: BucketConfig, batch: Sequence[_Cut]) -> list[Example]:
+        numbers = keyframe_numbers(size.num_frames, self._keyframes)
+        starts = np.stack([cut.clip_starts for cut in batch])
+        frames = np.stack([cut.frames for cut in batch])
+        where = NamedSharding(self._mesh, sharding.spec(("batch",)))
+        with sharding.use_mesh(self._mesh):
+            placed = jax.device_put((frames, starts), where)
+            found = jax.device_get(self._program(self._params, *placed, numbers))
+        if not all(np.isfinite(part).all() for part in found):
+            raise ValueError(f"the VAE of {self._cfg.vae} makes latents that float16 cannot hold")
+        captions = [cut.caption for cut in batch]
+        embeddings = _embed(self._text_encoder, captions) if self._text_encoder else None
+        return [
+            Example(
+                cut.caption,
+                cut.frame_rate,
+                latents=StoredLatents(
+                    mean=latents[..., :-1],
+                    logvar=latents[..., -1:],
+                    keyframes=keyframes,
+                    keyframe_numbers=numbers,
+                    clips=clips,
+                    clip_numbers=cut.clip_starts,
+                ),
+                embedding=None if embeddings is None else embeddings[i],
+            )
+            for i, (cut, latents, keyframes, clips) in enumerate(zip(batch, *found, strict=True))
+        ]
+
+
+def keyframe_numbers(num_frames: int, count: int) -> Int[np.ndarray, " k"]:
+    """Evenly spaced frames of a clip, the last one among them and the first one not."""
+    last = num_frames - 1
+    return np.round(np.linspace(0, last, min(count, last) + 1)[1:]).astype(np.int32)
+
+
+def clip_starts(num_frames: int, factor: int, rng: np.random.Generator) -> Int[np.ndarray, " m"]:
+    """Where the clip of two latent frames begins: a multiple of `factor`, not 0.
+
+    A clip that is too short for one has none.
+    """
+    places = (num_frames - 1) // factor - 1
+    return factor * rng.integers(1, places + 1, min(max(places, 0), 1), dtype=np.int32)
+
+
+def posteriors(
+    model: VideoVAE,
+    params: Any,
+    frames: UInt8[Array, "b t h w 3"],
+    starts: Int[Array, "b m"],
+    numbers: Int[Array, " k"],
+) -> tuple[Float16[Array, "b _ _ _ c"], Float16[Array, "b k _ _ c"], Float16[Array, "b m 2 _ _ c"]]:
+    """Posteriors of clips, of single frames of them, and of short clips out of them.
+
+    Each is encoded by itself, as conditions are when sampling.
+
+    Args:
+      model: the VAE, and
+      params: its parameters.
+      frames: clips.
+      starts: where the short clips begin, for each clip, and
+      numbers: which single frames, of all.
+
+    Returns:
+      Channels are the mean's and then the one log-variance.
+    """
+    cfg = model.cfg
+
+    def encode(videos: Array) -> Array:
+        """(b, items, t, h, w, 3) -> (b, items, t, h, w, c + 1)."""
+        b, items = videos.shape[:2]
+        flat = videos.reshape(-1, *videos.shape[2:]).astype(jnp.float32) / 127.5 - 1
+        if not items:
+            t = (videos.shape[2] - 1) // cfg.temporal_factor + 1
+            h, w = (side // cfg.spatial_factor for side in videos.shape[3:5])
+            return jnp.zeros((b, 0, t, h, w, cfg.latent_channels + 1), jnp.float16)
+        posterior: Any = model.apply({"params": params}, flat, method="encode")
+        found = jnp.concatenate([posterior.mean, posterior.logvar[..., :1]], axis=-1)
+        return found.astype(jnp.float16).reshape(b, items, *found.shape[1:])
+
+    times = starts[..., None] + jnp.arange(cfg.temporal_factor + 1)[None, None]
+    short = jax.vmap(lambda clip, chosen: clip[chosen])(frames, times)
+    return (
+        encode(frames[:, None])[:, 0],
+        encode(frames[:, numbers][:, :, None])[:, :, 0],
+        encode(short),
+    )
