@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -527,7 +528,7 @@ def test_writing_fails_whole(loaded, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(diffusers.tensors.os, "fsync", full)
-    with pytest.raises(ValueError, match="cannot be written: No space left"):
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ValueError, match=r"cannot write .*: No space left"):
         diffusers.write(tmp_path / "out", ours)
     assert list(tmp_path.iterdir()) == []

@@ -7,8 +7,6 @@ pipeline's class, or from the VAE's family, in others.
 
 import dataclasses
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from ltx_jax.checkpoints import (
 from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.checkpoints.tensors import Pending, StoredTensor
 from ltx_jax.config import DType, TransformerConfig
+from ltx_jax.runtime import files
 
 _WEIGHTS = "diffusion_pytorch_model"
 _INDEX = f"{_WEIGHTS}.safetensors.index.json"
@@ -241,23 +240,12 @@ def write(path: Path, checkpoint: Checkpoint, *, max_shard_bytes: int = _MAX_SHA
     configs["model_index.json"] = _model_index(checkpoint)
 
     metadata = {**official.metadata(checkpoint), "format": "pt"}
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        temporary.chmod(0o755)
+    with files.atomic_folder(path) as temporary:
         for part, entries in parts.items():
             _write_weights(temporary / part, entries, metadata, max_shard_bytes)
         for name, raw in configs.items():
             text = json.dumps({**raw, "_diffusers_version": _VERSION}, indent=2, sort_keys=True)
-            tensors.write_atomically(temporary / name, [text.encode() + b"\n"])
-        temporary.replace(path)
-        temporary = None
-    except OSError as error:
-        raise ValueError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+            files.atomic_write_text(temporary / name, f"{text}\n")
 
 
 def _model_index(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -296,4 +284,4 @@ def _write_weights(
     total = sum(tensor.nbytes for tensor in entries.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     text = json.dumps(index, indent=2, sort_keys=True)
-    tensors.write_atomically(path / _INDEX, [text.encode() + b"\n"])
+    files.atomic_write_text(path / _INDEX, f"{text}\n")

@@ -17,6 +17,7 @@ from ltx_jax import config
 from ltx_jax.checkpoints import official, t5_files, tensors
 from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.config import DType, SamplingConfig
+from ltx_jax.runtime import files
 
 MODEL = "model.safetensors"
 TEXT_ENCODER, TOKENIZER = "text_encoder", "tokenizer"
@@ -73,4 +74,4 @@ def write_settings(folder: Path, settings: SamplingConfig) -> None:
     """Writes settings, whole or not at all; those of a `SampleConfig` beside them are left out."""
     content = {"settings": dataclasses.asdict(config.sampling_options(settings))}
     text = json.dumps(content, indent=2) + "\n"
-    tensors.write_atomically(folder / SETTINGS, [text.encode()])
+    files.atomic_write_text(folder / SETTINGS, text)

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from ltx_jax import config
-from ltx_jax.checkpoints import tensors
 from ltx_jax.checkpoints.lock import is_address
 from ltx_jax.config import ExecutionConfig, SamplingConfig, TrainTransformer, TrainVAE, VAEConfig
+from ltx_jax.runtime import files
 
 CONFIG = "config.json"
 STEPS = "steps"
@@ -133,7 +133,7 @@ def _write(folder: str | os.PathLike[str], content: dict[str, Any]) -> None:
     if is_address(folder):
         (locate(folder) / CONFIG).write_text(text)
     else:
-        tensors.write_atomically(Path(folder) / CONFIG, [text.encode()])
+        files.atomic_write_text(Path(folder) / CONFIG, text)
 
 
 def _read(path: str | os.PathLike[str], parse: Any) -> Any:

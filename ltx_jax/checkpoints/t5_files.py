@@ -19,6 +19,7 @@ from ltx_jax.checkpoints.keys import Leaf
 from ltx_jax.config import DType, T5Config
 from ltx_jax.models.t5 import T5Encoder
 from ltx_jax.runtime import sharding
+from ltx_jax.runtime.files import atomic_write_text
 
 # Names, or beginnings of names, that a directory may hold beside the encoder: the second name of
 # the shared embedding, and the decoder of a whole T5.
@@ -213,7 +214,7 @@ def _stored_tensors(directory: Path) -> dict[str, tensors.StoredTensor]:
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
-    tensors.write_atomically(file, [(json.dumps(content, indent=2) + "\n").encode()])
+    atomic_write_text(file, json.dumps(content, indent=2) + "\n")
 
 
 def _config_json(cfg: T5Config, dtype: str) -> dict[str, Any]:

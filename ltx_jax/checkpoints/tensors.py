@@ -8,14 +8,14 @@ import hashlib
 import itertools
 import json
 import math
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
+
+from ltx_jax.runtime import files
 
 DTYPES: dict[str, np.dtype] = {
     name: np.dtype(kind)
@@ -218,34 +218,8 @@ def write_file(path: Path, tensors: Mapping[str, Pending], metadata: Mapping[str
                 raise ValueError(f"{name} changed while {path} was written")
             yield array.view(np.uint8)
 
-    write_atomically(path, chunks())
-
-
-def write_atomically(path: Path, chunks: Iterable[Any]) -> None:
-    """Writes bytes beside `path` and renames the result to it.
-
-    Raises:
-      ValueError: if the place cannot be written, or is full.
-    """
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            for chunk in chunks:
-                file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's files are their owner's alone
-        os.replace(temporary, path)
-        temporary = None
-    except OSError as error:
-        raise ValueError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+    with files.atomic_write(path) as temporary, temporary.open("wb") as file:
+        file.writelines(chunks())
 
 
 def fingerprint(paths: Iterable[Path]) -> str:

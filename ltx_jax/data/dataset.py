@@ -18,6 +18,7 @@ import numpy as np
 
 from ltx_jax.config import DataConfig
 from ltx_jax.data import media, video
+from ltx_jax.runtime import files
 
 _DESCRIPTION = "ltx_jax.json"
 CLIPS = "clips"
@@ -91,7 +92,7 @@ class DatasetWriter:
             raise ValueError(f"{folder} is neither empty nor a data set: choose another folder")
         else:
             self._folder.mkdir(parents=True, exist_ok=True)
-            _write(file, json.dumps(content, indent=2).encode() + b"\n")
+            files.atomic_write_text(file, json.dumps(content, indent=2) + "\n")
         self.complete = (self._folder / _INDEX).exists()
 
     def _part(self, number: int, ending: str) -> Path:
@@ -106,16 +107,18 @@ class DatasetWriter:
         from array_record.python.array_record_module import ArrayRecordWriter
 
         part = self._part(number, "array_record")
-        temporary = part.with_name(f".{part.name}")
-        writer = ArrayRecordWriter(os.fspath(temporary), "group_size:1")
-        index = []
-        for example, facts in rows:
-            writer.write(self._features.serialize_example(example))
-            index.append(facts)
-        writer.close()
-        with self._part(number, "npy").open("wb") as file:
-            np.save(file, np.array(index, self._index))
-        os.replace(temporary, part)
+        for leftover in self._folder.glob(f".{part.stem}.*"):  # of a process that was killed
+            leftover.unlink()
+        with files.atomic_write(part) as temporary:
+            writer = ArrayRecordWriter(os.fspath(temporary), "group_size:1")
+            index = []
+            for example, facts in rows:
+                writer.write(self._features.serialize_example(example))
+                index.append(facts)
+            writer.close()
+            # Before the part itself, which says that both are there.
+            with files.atomic_write(self._part(number, "npy")) as table, table.open("wb") as file:
+                np.save(file, np.array(index, self._index))
 
     def finish(self, count: int) -> None:
         """Completes the data set once all of its `count` shards are written.
@@ -152,19 +155,11 @@ class DatasetWriter:
             split_infos=[split],
             check_data=False,
         )
-        temporary = self._folder / f".{_INDEX}"
-        with temporary.open("wb") as file:
+        with files.atomic_write(self._folder / _INDEX) as temporary, temporary.open("wb") as file:
             np.save(file, np.concatenate(parts))
-        os.replace(temporary, self._folder / _INDEX)
         self.complete = True
         for number in range(count):
             self._part(number, "npy").unlink()
-
-
-def _write(file: Path, content: bytes) -> None:
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, file)
 
 
 def _difference(before: Any, now: Any, name: str = "") -> tuple[str, Any, Any] | None:

@@ -362,7 +362,7 @@ def write_video(
         raise ValueError(f"{path} must end in .mp4 (write_gif writes a GIF)")
     if not 0 <= crf <= 51:
         raise ValueError(f"crf must lie between 0 and 51, got {crf}")
-    with files.whole(path) as temporary:
+    with files.atomic_write(path) as temporary:
         options = {"movflags": "+faststart"}
         with av.open(os.fspath(temporary), "w", format="mp4", options=options) as container:
             rate = Fraction(fps).limit_denominator(1001)
@@ -409,7 +409,7 @@ def write_image(path: str | os.PathLike, picture: UInt8[np.ndarray, "h w 3"]) ->
     """Writes a picture in the format of the file's ending (PNG, JPEG, ...)."""
     if Path(path).suffix.lower() not in Image.registered_extensions():
         raise ValueError(f"{path} does not end in the name of a picture format, such as .png")
-    with files.whole(path) as temporary:
+    with files.atomic_write(path) as temporary:
         Image.fromarray(picture).save(temporary)
 
 
@@ -437,7 +437,7 @@ def write_gif(
     images = [
         Image.fromarray(frames[i]).quantize(palette=palette, dither=Image.Dither.NONE) for i in kept
     ]
-    with files.whole(path) as temporary:
+    with files.atomic_write(path) as temporary:
         images[0].save(
             temporary,
             format="GIF",

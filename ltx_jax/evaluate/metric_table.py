@@ -13,7 +13,7 @@ import rich.console
 import rich.table
 
 from ltx_jax import metrics
-from ltx_jax.checkpoints.tensors import write_atomically
+from ltx_jax.runtime import files
 
 _HEADER = ("of", "metric", "value", "95 % interval", "count")
 
@@ -116,5 +116,5 @@ def write(
     output_paths = paths(output)
     texts = json.dumps(content, indent=2), "\n".join(lines)
     for path, text in zip(output_paths, texts, strict=True):
-        write_atomically(path, [text.encode() + b"\n"])
+        files.atomic_write_text(path, f"{text}\n")
     return output_paths

@@ -256,7 +256,7 @@ def _sample_and_write(
     seconds = {part: taken for part, taken in pipe.timings.items() if part != "load"}
     begin = time.perf_counter()
     if cfg.save_latents is not None and latents is not None:
-        with files.whole(cfg.save_latents) as temporary, temporary.open("wb") as file:
+        with files.atomic_write(cfg.save_latents) as temporary, temporary.open("wb") as file:
             np.save(file, latents)
         print(cfg.save_latents)
     for item, clip in zip(batch, clips, strict=False):

@@ -145,5 +145,5 @@ def write_sidecar(
         "versions": versions,
         "seconds": {part: round(taken, 3) for part, taken in seconds.items()},
     }
-    with files.whole(item.path.with_suffix(".json")) as file:
-        file.write_text(json.dumps(content, indent=2) + "\n")
+    text = json.dumps(content, indent=2) + "\n"
+    files.atomic_write_text(item.path.with_suffix(".json"), text)

@@ -2,12 +2,11 @@
 
 import csv
 import json
-import os
-import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ltx_jax.prepare.records import ClipRecord
+from ltx_jax.runtime import files
 
 _COLUMNS = ("source", "number", "start", "seconds", "reason", "detail")
 _SCORES = ("motion", "text", "aesthetics")
@@ -15,11 +14,8 @@ _SCORES = ("motion", "text", "aesthetics")
 
 def write(path: Path, clips: Iterable[ClipRecord]) -> None:
     """Writes records as JSON lines, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with temporary.open("w", encoding="utf-8") as file:
+    with files.atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(f"{json.dumps(clip.to_json())}\n" for clip in clips)
-    os.replace(temporary, path)
 
 
 def read(path: Path) -> Iterator[ClipRecord]:
@@ -32,12 +28,13 @@ def read(path: Path) -> Iterator[ClipRecord]:
 def write_dropped(path: Path, clips: Iterable[ClipRecord]) -> None:
     """Writes the dropped clips as CSV; a source that was dropped as a whole has number -1."""
     columns = (*_COLUMNS, *_SCORES)
-    temporary = path.with_name(f".{path.name}")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
+    with (
+        files.atomic_write(path) as temporary,
+        temporary.open("w", encoding="utf-8", newline="") as file,
+    ):
         rows = csv.writer(file)
         rows.writerow(columns)
         for clip in clips:
             if clip.reason:
                 values = (getattr(clip, name) for name in columns)
                 rows.writerow("" if value is None else value for value in values)
-    os.replace(temporary, path)

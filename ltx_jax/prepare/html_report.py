@@ -80,8 +80,7 @@ def write(path: Path, cfg: PrepareConfig, clips: Iterable[ClipRecord]) -> None:
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>Data preparation</title>'
         f"<style>{_STYLE}</style>{''.join(body)}</html>\n"
     )
-    with files.whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    files.atomic_write_text(path, text)
 
 
 class _Histogram:

@@ -7,10 +7,11 @@ results that exist, and a later run with the same inputs and settings of a stage
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from ltx_jax.runtime import files
 
 
 def file_digest(path: str | os.PathLike) -> str:
@@ -39,13 +40,8 @@ class ResultCache:
         """Path of a stage's result; `make` writes it to a temporary path if it does not exist."""
         path = self.folder / stage / name[:2] / name
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{name}.{secrets.token_hex(4)}")
-            try:
+            with files.atomic_write(path) as temporary:
                 make(temporary)
-                os.replace(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
         return path
 
     def json(self, stage: str, name: str, make: Callable[[], Any]) -> Any:

@@ -22,6 +22,8 @@ import jax
 from jax.experimental import serialize_executable
 from jax.experimental.compilation_cache import compilation_cache
 
+from ltx_jax.runtime import files
+
 _PACKAGE = Path(__file__).parents[1]
 
 
@@ -88,14 +90,9 @@ def save(path: Path, compiled: jax.stages.Compiled) -> None:
         content = pickle.dumps(serialize_executable.serialize(compiled))
     except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError, MemoryError):
         return  # some backends cannot, nor can programs with constants or calls of oneDNN
-    part = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
-        part.replace(path)
-    except OSError:  # a full or read-only disk must not stop the program
-        with contextlib.suppress(OSError):
-            part.unlink()
+    # A full or read-only disk must not stop the program.
+    with contextlib.suppress(ValueError), files.atomic_write(path) as temporary:
+        temporary.write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
 
 
 def _describe(x: Any) -> Any:

@@ -1,36 +1,54 @@
-"""Files written whole or not at all."""
+"""Files and folders that appear complete or not at all."""
 
 import contextlib
 import os
+import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 
 @contextlib.contextmanager
-def whole(path: str | os.PathLike) -> Iterator[Path]:
-    """Gives a temporary name in the same folder; moves it to `path` when all went well.
+def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
+    """Gives a temporary path; the file written there replaces `path` when the block ends well.
 
-    Missing folders are made.
+    The temporary path lies in the same folder, is unique to the call and has the ending of `path`.
+    Missing folders are made. The content is on the disk (fsync) before it takes the name. After an
+    error the old file is still there, and the temporary one is gone.
 
     Raises:
-      ValueError: if the file cannot be written.
+      ValueError: if the file cannot be written, by an OSError in the block too, unless that is
+        about another file.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
+    with _naming(path):
         if path.is_dir():
-            raise IsADirectoryError(0, "it is a folder")
-        if path.parent.exists() and not path.parent.is_dir():
-            raise NotADirectoryError(0, f"{path.parent} is a file, not a folder")
-        path.parent.mkdir(parents=True, exist_ok=True)
+            raise IsADirectoryError(0, "it is a folder", str(path))
+        with _temporary(path) as temporary:
+            yield temporary
+            if temporary.exists():
+                _flush(temporary)
+                os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Gives a new temporary folder, which becomes `path` when the block ends well.
+
+    `path` may be an empty folder. The rest is as in `atomic_write`; files in the folder are on the
+    disk if they are written by that.
+    """
+    path = Path(path)
+    with _naming(path), _temporary(path) as temporary:
+        temporary.mkdir()
         yield temporary
-        if temporary.exists():
-            os.replace(temporary, path)
-    except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        os.replace(temporary, path)
+
+
+def atomic_write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a text (UTF-8) as `atomic_write` does."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def check_writable(path: str | os.PathLike) -> None:
@@ -41,10 +59,46 @@ def check_writable(path: str | os.PathLike) -> None:
     """
     missing = [folder for folder in Path(path).parents if not folder.exists()]
     try:
-        with whole(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.touch()
             temporary.unlink()
     finally:
         for folder in missing:  # the innermost first
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A path beside `path` at which nothing is left afterwards."""
+    if path.parent.exists() and not path.parent.is_dir():
+        raise NotADirectoryError(0, f"{path.parent} is a file, not a folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
+    try:
+        yield temporary
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Makes an OSError of writing `path` a ValueError that names it."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error.filename, str | bytes):
+            about = Path(os.fsdecode(error.filename))
+            if path.parent not in about.parents and about not in path.parents:
+                raise
+        raise ValueError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _flush(path: Path) -> None:
+    """Waits until a file's content is on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
