@@ -19,7 +19,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export PROMPT ?= a small red star moves left
 
 .DEFAULT_GOAL := help
-.PHONY: help sample demo test test-slow test-compile lint clean
+.PHONY: help sample demo docs test test-slow test-compile lint clean
 
 help:
 	@echo "make sample     a video from the small model that ships: PROMPT='a small red star moves left'"
@@ -28,6 +28,7 @@ help:
 	@echo "make test-slow  the tests that kill, run several processes or take gigabytes"
 	@echo "make test-compile  compile for GPUs and TPUs that are not here (5 GB of compilers)"
 	@echo "make lint       ruff and pyright"
+	@echo "make docs       the documentation as a site, in site/"
 	@echo "make clean      remove .venv and .venv-compile"
 
 $(VENV)/.python:
@@ -43,6 +44,10 @@ $(VENV)/.demo: $(VENV)/.package
 	$(PIP) --editable '.[demo]'
 	@touch $@
 
+$(VENV)/.docs: $(VENV)/.package
+	$(PIP) --editable '.[docs]'
+	@touch $@
+
 $(VENV)/.torch: $(VENV)/.python
 	$(PIP) $(TORCH)
 	@touch $@
@@ -56,10 +61,14 @@ $(VENV)/.dev: $(VENV)/.test
 	@touch $@
 
 sample: $(VENV)/.package
-	$(BIN)/python sample.py --config configs/sample/shapes.py --prompt "$$PROMPT"
+	$(BIN)/ltx-sample --config shapes --prompt "$$PROMPT"
 
 demo: $(VENV)/.demo
-	$(BIN)/python -m ltx_jax.demo
+	$(BIN)/ltx-demo
+
+# A link that does not resolve is an error.
+docs: $(VENV)/.docs
+	$(BIN)/python -m mkdocs build --strict
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n $(WORKERS) -q

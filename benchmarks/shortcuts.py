@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", help="anything sample.py takes")
+    parser.add_argument("checkpoint", help="anything ltx-sample takes")
     parser.add_argument("--text_encoder", help="a T5 folder, if the checkpoint has none of its own")
     parser.add_argument("--prompt", nargs="+", help="in place of scenes of the procedural world")
     parser.add_argument("--scenes", type=int, default=32, help="how many of them")

@@ -1,4 +1,4 @@
-"""Steps of both training stages as `train.py` runs them, on random data, on one device."""
+"""Steps of both training stages as `ltx-train` runs them, on random data, on one device."""
 
 import dataclasses
 import time

@@ -1,7 +1,7 @@
 """Trains the paper's Video-VAE on a pod, pictures and videos together: 32x32x8 pixels per latent.
 
-    python train.py configs/ltx_vae.py --plan v5p:4x4x4     what it takes, without owning it
-    python train.py configs/ltx_vae.py --data.source FOLDER_OR_DATA_SET \
+    ltx-train ltx_vae --plan v5p:4x4x4    # what it takes, without owning it
+    ltx-train ltx_vae --data.source FOLDER_OR_DATA_SET \
         --loss.vgg vgg16.safetensors --loss.lpips_heads lpips.safetensors
 
 128 channels, 1.25 B parameters in float32, computed in bfloat16; the block lists of the releases

@@ -1,7 +1,7 @@
 """Trains a milder Video-VAE than the paper's: 16x16x4 pixels per latent of 64 channels.
 
-    python train.py configs/ltx_vae_f16.py --plan v5p:4x4x4     what it takes, without owning it
-    python train.py configs/ltx_vae_f16.py --data.source FOLDER_OR_DATA_SET \
+    ltx-train ltx_vae_f16 --plan v5p:4x4x4    # what it takes, without owning it
+    ltx-train ltx_vae_f16 --data.source FOLDER_OR_DATA_SET \
         --loss.vgg vgg16.safetensors --loss.lpips_heads lpips.safetensors
 
 An eighth as many pixels per latent as in configs/ltx_vae.py (1:48 in numbers, not 1:192), so that

@@ -1,8 +1,8 @@
 """Pre-trains the 13B transformer on a pod: configs/ltxv_2b.py with a larger network.
 
-    python -m ltx_jax.encode configs/ltxv_13b.py --data.source data/clips --output data/ltxv
-    python train.py configs/ltxv_13b.py --plan v5p:4x4x4    what it takes, without owning it
-    python train.py configs/ltxv_13b.py                     on every host
+    ltx-encode ltxv_13b --data.source data/clips --output data/ltxv
+    ltx-train ltxv_13b --plan v5p:4x4x4    # what it takes, without owning it
+    ltx-train ltxv_13b                       # on every host
 
 13.0 B parameters. What differs: 48 layers twice as wide, a first moment in bfloat16, everything
 recomputed in the gradient, a lower learning rate. Made for 64 chips of TPU v5p and more; a step

@@ -1,8 +1,8 @@
 """Fine-tunes the released 13B transformer on clips of your own, on 8 GPUs of 80 GB.
 
-    python -m ltx_jax.encode configs/ltxv_13b_finetune.py --data.source data/clips --output data/own
-    python train.py configs/ltxv_13b_finetune.py
-    python sample.py --checkpoint runs/ltxv_13b_finetune --text_encoder \
+    ltx-encode ltxv_13b_finetune --data.source data/clips --output data/own
+    ltx-train ltxv_13b_finetune
+    ltx-sample --checkpoint runs/ltxv_13b_finetune --text_encoder \
         PixArt-alpha/PixArt-XL-2-1024-MS --prompt "..."
 
 As configs/ltxv_2b_finetune.py, with ltxv-13b-0.9.8-dev.safetensors. What differs: a first moment in

@@ -1,8 +1,8 @@
 """Pre-trains the 2B transformer on a pod, pictures and videos together, from stored latents.
 
-    python -m ltx_jax.encode configs/ltxv_2b.py --data.source data/clips --output data/ltxv
-    python train.py configs/ltxv_2b.py --plan v5p:4x4x4     what it takes, without owning it
-    python train.py configs/ltxv_2b.py                      on every host
+    ltx-encode ltxv_2b --data.source data/clips --output data/ltxv
+    ltx-train ltxv_2b --plan v5p:4x4x4    # what it takes, without owning it
+    ltx-train ltxv_2b                       # on every host
 
 1.9 B parameters in float32, computed in bfloat16, sharded over all devices. Made for 64 chips of
 TPU v5p and more; on 8 GPUs of 80 GB or more add `--optim.accumulate 8`. A step is 1.3 M tokens

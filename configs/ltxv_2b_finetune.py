@@ -1,8 +1,8 @@
 """Fine-tunes the released 2B transformer on clips of your own, on 8 GPUs of 80 GB.
 
-    python -m ltx_jax.encode configs/ltxv_2b_finetune.py --data.source data/clips --output data/own
-    python train.py configs/ltxv_2b_finetune.py
-    python sample.py --checkpoint runs/ltxv_2b_finetune --text_encoder \
+    ltx-encode ltxv_2b_finetune --data.source data/clips --output data/own
+    ltx-train ltxv_2b_finetune
+    ltx-sample --checkpoint runs/ltxv_2b_finetune --text_encoder \
         PixArt-alpha/PixArt-XL-2-1024-MS --prompt "..."
 
 Download ltxv-2b-0.9.6-dev-04-25.safetensors from the Hugging Face repository Lightricks/LTX-Video

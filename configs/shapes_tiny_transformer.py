@@ -1,6 +1,6 @@
 """Smoke test of the second stage on the procedural world: every code path, no quality.
 
-    python train.py configs/shapes_tiny_transformer.py
+    ltx-train shapes_tiny_transformer
 
 Needs the run of configs/shapes_tiny_vae.py. Seconds on a CPU, most of them compilation.
 """

@@ -1,6 +1,6 @@
 """Smoke test of the first stage on the procedural world: every code path, no quality.
 
-    python train.py configs/shapes_tiny_vae.py
+    ltx-train shapes_tiny_vae
 
 4x4x2 pixels per latent of 4 channels; seconds on a CPU, most of them compilation.
 """

@@ -1,6 +1,6 @@
 """The transformer of the small model that ships, with its text encoder over bytes.
 
-    python train.py configs/shapes_transformer.py
+    ltx-train shapes_transformer
 
 Needs the run of configs/shapes_vae_refined.py. 144 tokens for 25 frames of 96x96; pictures and
 clips in three sizes and three frame rates together; the first frame, the beginning, single frames

@@ -1,6 +1,6 @@
 """The VAE of the small model that ships: the procedural world at 96x96, 25 frames, 24 fps.
 
-    python train.py configs/shapes_vae.py
+    ltx-train shapes_vae
 
 16x16x8 pixels per latent of 64 channels. Meant for one CPU of few cores (Python 3.12, jax 0.11: its
 convolutions are several times as fast).

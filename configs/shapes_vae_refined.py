@@ -1,7 +1,7 @@
 """The VAE of the small model, taken further: squares decide, so that edges of shapes do.
 
-    python train.py configs/shapes_vae.py
-    python train.py configs/shapes_vae_refined.py
+    ltx-train shapes_vae
+    ltx-train shapes_vae_refined
 
 Starts from the averaged weights of the first run. Its discriminator is done: no adversarial term.
 """

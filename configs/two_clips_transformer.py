@@ -1,8 +1,8 @@
 """Fits a small transformer, with its own byte-level T5, to the two clips of a trained VAE.
 
-    python train.py configs/two_clips_transformer.py
+    ltx-train two_clips_transformer
 
-384 tokens a clip, 4.1 M parameters, float32. Afterwards `sample.py --checkpoint` takes the run.
+384 tokens a clip, 4.1 M parameters, float32. Afterwards `ltx-sample --checkpoint` takes the run.
 """
 
 from ltx_jax.config import (

@@ -1,6 +1,6 @@
 """Fits a small Video-VAE to a folder of two short clips, on a CPU.
 
-    python train.py configs/two_clips_vae.py --data.source FOLDER
+    ltx-train two_clips_vae --data.source FOLDER
 
 16x16x8 pixels per latent of 64 channels, 8.9 M parameters, float32.
 """

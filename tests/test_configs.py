@@ -43,8 +43,8 @@ def shapes(module, *arguments):
 def test_a_config_says_how_it_is_run(path):
     text = path.read_text()
     assert text.startswith('"""')
-    command = "sample.py --config" if path in SAMPLING else "train.py"
-    assert f"{command} {path.relative_to(FOLDER.parent)}" in text
+    command = "ltx-sample --config" if path in SAMPLING else "ltx-train"
+    assert f"{command} {path.stem}" in text
 
 
 @pytest.mark.parametrize("path", TRAINING, ids=name)

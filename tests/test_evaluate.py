@@ -1,4 +1,4 @@
-"""python -m ltx_jax.evaluate: what it reads, what it measures, and what it says when it cannot."""
+"""ltx-evaluate: what it reads, what it measures, and what it says when it cannot."""
 
 import json
 import pathlib

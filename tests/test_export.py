@@ -1,4 +1,4 @@
-"""python -m ltx_jax.export writes what PyTorch's side reads."""
+"""ltx-export writes what PyTorch's side reads."""
 
 import json
 

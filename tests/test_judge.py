@@ -1,6 +1,6 @@
 """The judge on clips with known objects, and on clips that show no object it could recognise.
 
-`python -m ltx_jax.evaluate judge` does the same on thousands of clips.
+`ltx-evaluate judge` does the same on thousands of clips.
 """
 
 import dataclasses

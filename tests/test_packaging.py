@@ -42,17 +42,6 @@ def test_torch_is_needed_by_tests_alone():
     assert {"jax", "flax", "optax", "orbax-checkpoint", "grain", "transformers"} <= names
 
 
-@pytest.mark.parametrize("page", ["README.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))])
-def test_links_and_files_in_the_documentation_exist(page):
-    text = (ROOT / page).read_text()
-    folder = (ROOT / page).parent
-    for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text):
-        if not target.startswith("http"):
-            assert (folder / target).exists(), target
-    for target in re.findall(r"(?:configs|benchmarks|tests)/[\w/]+\.py", text):
-        assert "NAME" in target or (ROOT / target).exists(), target
-
-
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
     """The folder of the commands of a wheel, installed into a new environment.

@@ -1,6 +1,6 @@
 """Raw videos to a data set, with the defaults of every stage.
 
-  python -m ltx_jax.prepare configs/prepare/clips.py --input 'raw/**/*' --output data/clips
+  ltx-prepare clips --input 'raw/**/*' --output data/clips
 
 Clips need captions beside them (`a.mp4`, `a.txt`), or a model that writes them
 (`--captions.model NAME`). docs/preparation.md says what every stage does.

@@ -1,6 +1,6 @@
 """LTX-Video 13B 0.9.7, the full model: two passes, guidance by the step.
 
-  python sample.py --config configs/sample/ltxv_13b_0_9_7_dev.py --prompt "A red car ..."
+  ltx-sample --config ltxv_13b_0_9_7_dev --prompt "A red car ..."
 
 Download ltxv-13b-0.9.7-dev.safetensors
 from the Hugging Face repository Lightricks/LTX-Video into this folder, or point --checkpoint at it;

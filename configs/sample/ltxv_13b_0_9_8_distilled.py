@@ -1,6 +1,6 @@
 """LTX-Video 13B 0.9.8, distilled: seven and three steps in two passes, no guidance.
 
-  python sample.py --config configs/sample/ltxv_13b_0_9_8_distilled.py --prompt "A red car ..."
+  ltx-sample --config ltxv_13b_0_9_8_distilled --prompt "A red car ..."
 
 Download ltxv-13b-0.9.8-distilled.safetensors
 from the Hugging Face repository Lightricks/LTX-Video into this folder, or point --checkpoint at it;

@@ -1,6 +1,6 @@
 """LTX-Video 2B 0.9, the first release.
 
-  python sample.py --config configs/sample/ltxv_2b_0_9.py --prompt "A red car ..."
+  ltx-sample --config ltxv_2b_0_9 --prompt "A red car ..."
 
 Download ltx-video-2b-v0.9.safetensors
 from the Hugging Face repository Lightricks/LTX-Video into this folder, or point --checkpoint at it;

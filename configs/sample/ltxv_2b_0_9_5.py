@@ -1,6 +1,6 @@
 """LTX-Video 2B 0.9.5: the first trained with keyframes.
 
-  python sample.py --config configs/sample/ltxv_2b_0_9_5.py --prompt "A red car ..."
+  ltx-sample --config ltxv_2b_0_9_5 --prompt "A red car ..."
 
 Download ltx-video-2b-v0.9.5.safetensors
 from the Hugging Face repository Lightricks/LTX-Video into this folder, or point --checkpoint at it;

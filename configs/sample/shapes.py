@@ -1,10 +1,10 @@
 """The small model of the procedural world, which ships with the package: 25 frames of 96 x 96.
 
-    python sample.py --config configs/sample/shapes.py --prompt "a small red star moves left"
+    ltx-sample --config shapes --prompt "a small red star moves left"
 
 Seconds on a CPU. What it knows: shapes, colours and motions of ltx_jax/world/scenes.py, told as in
-ltx_jax/world/grammar.py. `python -m ltx_jax.export ... --settings` stores these settings beside the
-weights, so that sample.py, the web page and the pipeline take them without this file.
+ltx_jax/world/grammar.py. `ltx-export ... --settings` stores these settings beside the
+weights, so that ltx-sample, the web page and the pipeline take them without this file.
 """
 
 from ltx_jax.config import SampleConfig

@@ -1,4 +1,4 @@
-"""Folders that `python -m ltx_jax.export` writes: a model with all that sampling it needs.
+"""Folders that `ltx-export` writes: a model with all that sampling it needs.
 
 FOLDER/model.safetensors   both networks, in the official layout
 FOLDER/text_encoder/, FOLDER/tokenizer/   its text encoder, as transformers has it

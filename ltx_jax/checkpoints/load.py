@@ -22,7 +22,7 @@ def load_checkpoint(
     allow_fp8: bool = False,
 ) -> Checkpoint:
     """Loads an official file, a diffusers folder, a repository of either, what `ltx_jax.export`
-    wrote, a run of train.py or a step of one (RUN/steps/N), also by its address (gs://), or
+    wrote, a run of ltx-train or a step of one (RUN/steps/N), also by its address (gs://), or
     "embedded", the model that ships.
 
     Args:
@@ -114,5 +114,5 @@ def _contents(path: Path) -> str:
         return f"give one of its files, such as {path / files[0]}"
     return (
         "expected an official .safetensors file, a diffusers folder (with transformer/ or vae/) "
-        "or a run of train.py"
+        "or a run of ltx-train"
     )

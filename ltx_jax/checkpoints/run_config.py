@@ -63,7 +63,7 @@ def split(path: str | os.PathLike[str]) -> tuple[epath.Path, int | None]:
 
 
 def is_run(path: str | os.PathLike[str]) -> bool:
-    """Whether a folder is a run of train.py, or a step of one."""
+    """Whether a folder is a run of ltx-train, or a step of one."""
     try:
         content = json.loads((split(path)[0] / CONFIG).read_text())
         return content.get("type") in _KINDS

@@ -1,4 +1,4 @@
-"""Run directories of train.py: what a run is made of, where it stands, and its networks.
+"""Run directories of ltx-train: what a run is made of, where it stands, and its networks.
 
 RUN/config.json     the whole configuration, so that a run describes itself
 RUN/steps/N/        Orbax: parameters, their average, and the rest of the training state

@@ -100,7 +100,7 @@ class StoreConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PrepareConfig:
-    """All settings of data preparation: `python -m ltx_jax.prepare`."""
+    """All settings of data preparation: `ltx-prepare`."""
 
     shots: ShotsConfig = ShotsConfig()
     crop_bars: bool = True  # crop black bars

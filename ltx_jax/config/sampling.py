@@ -57,10 +57,10 @@ class SamplingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig(SamplingConfig):
-    """Everything that sample.py is told: where models and media lie, beside how to sample."""
+    """Everything that ltx-sample is told: where models and media lie, beside how to sample."""
 
     config: str | None = None  # a .py or .json file that the other options start from
-    # A safetensors file, a diffusers folder, a Hugging Face repository, a run of train.py or what
+    # A safetensors file, a diffusers folder, a Hugging Face repository, a run of ltx-train or what
     # is exported from it; "embedded" is the small one, in versions that ship it.
     checkpoint: str = "embedded"
     text_encoder: str | None = None  # a T5 folder or repository; None: the checkpoint's own

@@ -247,7 +247,7 @@ class DistributedConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainVAE:
-    """The first stage: `python train.py configs/NAME.py`.
+    """The first stage: `ltx-train NAME`.
 
     The discriminator has an optimiser of its own, whose schedule begins when it does. It takes the
     micro-batches of `optim`, and has no parameter average.
@@ -286,7 +286,7 @@ class TrainTransformer:
     """
 
     model: TransformerConfig
-    vae: str  # anything `--checkpoint` of sample.py takes
+    vae: str  # anything `--checkpoint` of ltx-sample takes
     execution: ExecutionConfig = ExecutionConfig()
     captions: Literal["train", "frozen", "cached"] = "train"
     text_encoder: T5Config = T5Config()

@@ -1,4 +1,4 @@
-"""Measures models: python -m ltx_jax.evaluate vae|transformer|shapes|judge (see `__main__`).
+"""Measures models: ltx-evaluate vae|transformer|shapes|judge (see `__main__`).
 
 - `autoencoder`: reconstructions of a VAE.
 - `transformer`: the training loss on fixed clips, times and noise.

@@ -77,7 +77,7 @@ def _positive(text: str) -> int:
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", required=True, help="anything sample.py takes")
+    parser.add_argument("--checkpoint", required=True, help="anything ltx-sample takes")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
 
 

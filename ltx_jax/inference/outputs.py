@@ -1,4 +1,4 @@
-"""The videos of a run of sample.py: their names, the JSON beside each, and which exist already."""
+"""The videos of a run of ltx-sample: their names, the JSON beside each, and which exist already."""
 
 import dataclasses
 import importlib.metadata

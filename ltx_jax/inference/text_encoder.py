@@ -199,7 +199,7 @@ class TextEncoder:
         """Loads a T5 v1.1 and its tokenizer, in `dtype` (parameters and computation).
 
         Takes a directory of transformers, one with `text_encoder/` and `tokenizer/` in it, or the
-        id of either on the Hugging Face hub; or a run of train.py that trained one. One over bytes
+        id of either on the Hugging Face hub; or a run of ltx-train that trained one. One over bytes
         takes no more tokens than it was trained with. The released LTX-Video models take 256 tokens
         in bfloat16.
 

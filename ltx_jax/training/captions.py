@@ -59,7 +59,7 @@ def open_captions(cfg: TrainTransformer, encoding: Encoding | None, mesh: Mesh) 
     if empty is None:
         raise ValueError(
             "captions = 'cached', and the data hold no embeddings of captions: encode them "
-            "(python -m ltx_jax.encode), or take the text encoder itself (--captions frozen)"
+            "(ltx-encode), or take the text encoder itself (--captions frozen)"
         )
     width = cfg.model.caption_channels
     if empty.shape[1] != width:

@@ -35,7 +35,7 @@ def start_from(
     Nothing is read before the state is made, so a run that goes on does not need it any more.
 
     Args:
-      path: `run.init_from`, anything that `--checkpoint` of sample.py takes; None changes nothing.
+      path: `run.init_from`, anything that `--checkpoint` of ltx-sample takes; None changes nothing.
       planned: of the stage.
       mesh: what the weights are laid out on as they are read.
       take: picks what fits the stage; raises a ValueError if there is nothing.

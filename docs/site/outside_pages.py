@@ -1,0 +1,27 @@
+"""Shows pages of the repository outside docs/ in the site, under links that work on a forge too."""
+
+import pathlib
+import re
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+ROOT = pathlib.Path(__file__).parents[2]
+PAGES = [
+    *("CONTRIBUTING.md", "CHANGELOG.md", "ltx_jax/assets/MODEL_CARD.md"),
+    *sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("benchmarks/results/*.md")),
+]
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Adds the pages, at the site's root as they lie at the repository's."""
+    for page in PAGES:
+        files.append(File.generated(config, page, abs_src_path=str(ROOT / page)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Makes `../benchmarks/x.md` of docs/y.md, and `docs/x.md` of a page outside, relative here."""
+    if page.file.src_uri in PAGES:
+        return re.sub(r"\]\(docs/", "](", markdown)
+    return re.sub(r"\]\(\.\./(?=benchmarks/|ltx_jax/|[A-Z])", "](", markdown)
