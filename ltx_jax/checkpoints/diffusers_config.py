@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ltx_jax.checkpoints.official_config import build, check_fixed
+from ltx_jax.checkpoints.official_config import build, check_fixed, check_names
 from ltx_jax.config import SchedulerConfig, TransformerConfig
 
 Raw = Mapping[str, Any]
@@ -19,6 +19,11 @@ _TRANSFORMER_FIXED: dict[str, tuple[tuple[Any, ...], Any]] = {
     "patch_size_t": ((1,), 1),
     "qk_norm": (("rms_norm_across_heads",), "rms_norm_across_heads"),
 }
+# Fields of ours that the class has, under the same names.
+_TRANSFORMER_FIELDS = (
+    *("num_layers", "num_attention_heads", "attention_head_dim", "in_channels"),
+    *("caption_channels", "norm_eps", "attention_bias"),
+)
 # The rotary table and the multiplier of time are constants of diffusers' class and pipelines.
 _TRANSFORMER_CONSTANTS = {
     "positional_embedding_theta": 10_000.0,
@@ -48,9 +53,9 @@ def transformer(raw: Raw, where: str) -> TransformerConfig:
       ValueError: naming a value that ours does not have.
     """
     check_fixed(raw, _TRANSFORMER_FIXED, where)
-    names = ("num_layers", "num_attention_heads", "attention_head_dim", "in_channels")
-    names += ("caption_channels", "norm_eps", "attention_bias")
-    values = {name: raw[name] for name in names if name in raw}
+    fixed = (*_TRANSFORMER_FIXED, "cross_attention_dim", "out_channels")
+    check_names(raw, (*fixed, *_TRANSFORMER_FIELDS), where)
+    values = {name: raw[name] for name in _TRANSFORMER_FIELDS if name in raw}
     values["out_channels"] = raw.get("out_channels") or values.get("in_channels", 128)
     cfg = build(TransformerConfig, values, where)
     width = raw.get("cross_attention_dim", 2048)
@@ -94,6 +99,9 @@ def scheduler(raw: Raw, where: str, pipeline: str | None) -> SchedulerConfig:
       ValueError: naming a value that no sampler of ours has.
     """
     check_fixed(raw, _SCHEDULER_FIXED, where)
+    names = ("num_train_timesteps", "shift", "shift_terminal", "use_dynamic_shifting")
+    # Stochastic sampling is a setting of sampling here.
+    check_names(raw, (*_SCHEDULER_FIXED, *_DYNAMIC_SHIFT, *names, "stochastic_sampling"), where)
     if raw.get("use_dynamic_shifting", False):
         check_fixed(raw, {key: ((value,), None) for key, value in _DYNAMIC_SHIFT.items()}, where)
         terminal = raw.get("shift_terminal")

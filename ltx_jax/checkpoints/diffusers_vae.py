@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ltx_jax.checkpoints.keys import STATISTICS_MEAN, STATISTICS_STD
-from ltx_jax.checkpoints.official_config import build, check_fixed
+from ltx_jax.checkpoints.official_config import build, check_fixed, check_names
 from ltx_jax.config import BlockConfig, VAEConfig
 
 Raw = Mapping[str, Any]
@@ -49,6 +49,9 @@ _VAE_DEFAULTS: dict[str, Any] = {
     "patch_size": 4,
     "decoder_causal": False,
 }
+
+# The compression follows from the blocks, and latents are scaled by their statistics.
+_VAE_IGNORED = ("scaling_factor", "spatial_compression_ratio", "temporal_compression_ratio")
 
 
 class Group(NamedTuple):
@@ -155,6 +158,7 @@ def vae(raw: Raw, where: str) -> tuple[VAEConfig, dict[str, str]]:
       ValueError: naming a value that ours does not have, or that cannot work in diffusers either.
     """
     check_fixed(raw, _VAE_FIXED, where)
+    check_names(raw, (*_VAE_FIXED, *_VAE_DEFAULTS, *_VAE_IGNORED), where)
     known = {**_VAE_DEFAULTS, **{k: v for k, v in raw.items() if k in _VAE_DEFAULTS}}
     conditioned = bool(known["timestep_conditioning"])
     try:

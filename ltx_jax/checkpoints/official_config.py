@@ -2,12 +2,13 @@
 
 Keys, meanings and defaults are those of Transformer3DModel, CausalVideoAutoencoder,
 RectifiedFlowScheduler and LatentUpsampler upstream. A value that our networks do not have is
-refused by name; keys that nothing reads are kept in the raw metadata.
+refused by name, and so is a key that is not known: it may change what is computed. Known keys that
+nothing here reads are kept in the raw metadata.
 """
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from ltx_jax.config import (
@@ -42,6 +43,17 @@ _VAE_FIXED: dict[str, tuple[tuple[Any, ...], Any]] = {
     "normalize_latent_channels": ((False,), False),
     "patch_size_t": ((None, 1), None),
 }
+# Keys that change nothing here: what upstream's classes take and do not use, or use in training
+# alone, and what older versions of this package wrote.
+_TRANSFORMER_IGNORED = (
+    *("dropout", "norm_num_groups", "num_embeds_ada_norm", "num_vector_embeds"),
+    *("project_to_2d_pos", "upcast_attention", "use_linear_projection", "use_tpu_flash_attention"),
+    "attention",
+)
+_VAE_IGNORED = ("scaling_factor",)
+# Keys that are read by name, beside those of the tables and of our configurations.
+_TRANSFORMER_READ = ("cross_attention_dim",)
+_VAE_READ = ("blocks", "double_z")
 # Where these are absent from the file upstream takes other values than our dataclasses.
 _TRANSFORMER_DEFAULTS = {
     "num_layers": 1,
@@ -113,7 +125,9 @@ def transformer(raw: Raw, where: str = "config") -> TransformerConfig:
     Raises:
       ValueError: naming the key that is missing or has a value we do not have.
     """
+    names = (*_TRANSFORMER_FIXED, *_TRANSFORMER_READ, *_TRANSFORMER_IGNORED)
     check_fixed(raw, _TRANSFORMER_FIXED, f"{where}: transformer")
+    check_names(raw, names, f"{where}: transformer", TransformerConfig)
     values = {**_TRANSFORMER_DEFAULTS, **{k: v for k, v in raw.items() if v is not None}}
     for name in (
         "in_channels",
@@ -149,6 +163,7 @@ def vae(raw: Raw, where: str = "config") -> VAEConfig:
       ValueError: naming the key that is missing or has a value we do not have.
     """
     check_fixed(raw, _VAE_FIXED, f"{where}: vae")
+    check_names(raw, (*_VAE_FIXED, *_VAE_READ, *_VAE_IGNORED), f"{where}: vae", VAEConfig)
     values = {**_VAE_DEFAULTS, **{k: v for k, v in raw.items() if v is not None}}
     for name in ("encoder_blocks", "decoder_blocks"):
         blocks = values.get(name, values.get("blocks"))
@@ -179,6 +194,7 @@ def _block(raw: Any, where: str) -> BlockConfig:
         raise ValueError(f"{where}: {raw!r} has no num_layers")
     if name == "attn_res_x" and "attention_head_dim" not in params:
         raise ValueError(f"{where}: {raw!r} has no attention_head_dim")
+    check_names(params, (), f"{where}: {name}", BlockConfig)
     return build(BlockConfig, {"name": name, **params}, f"{where}: {name}")
 
 
@@ -188,6 +204,7 @@ def scheduler(raw: Raw, where: str = "config") -> SchedulerConfig:
     Raises:
       ValueError: naming a value that no sampler of ours has.
     """
+    check_names(raw, (), f"{where}: scheduler", SchedulerConfig)
     present = {key: value for key, value in raw.items() if value is not None}
     return build(SchedulerConfig, present, f"{where}: scheduler")
 
@@ -200,6 +217,7 @@ def upsampler(raw: Raw, where: str = "config") -> UpsamplerConfig:
     """
     if raw.get("_class_name", "LatentUpsampler") != "LatentUpsampler" or "transformer" in raw:
         raise ValueError(f"{where} is no latent upsampler: {sorted(raw)}")
+    check_names(raw, (), where, UpsamplerConfig)
     # The loader's defaults upstream are not those of the class.
     defaults = {"in_channels": 4, "mid_channels": 128, "num_blocks_per_stage": 4, "dims": 2}
     cfg = build(UpsamplerConfig, {**defaults, **raw}, where)
@@ -220,6 +238,28 @@ def check_fixed(raw: Raw, fixed: Mapping[str, tuple[tuple[Any, ...], Any]], wher
             known = " or ".join(repr(v) for v in supported if v is not None)
             said = f"is {value!r}" if key in raw else f"is missing, which means {value!r}"
             raise ValueError(f"{where} {key} {said}; supported: {known}")
+
+
+def check_names(raw: Raw, names: Iterable[str], where: str, kind: Any = None) -> None:
+    """Refuses a key that is not known; without a value (null) it counts as absent.
+
+    Args:
+      raw: what a file says.
+      names: known keys. Those that begin with an underscore always are: they are notes of the
+        tool that wrote the file.
+      where: names the place in errors.
+      kind: a dataclass whose fields are known keys, too.
+
+    Raises:
+      ValueError: naming the key and its value.
+    """
+    known = {*names, *(() if kind is None else get_type_hints(kind))}
+    for key, value in raw.items():
+        if key not in known and not key.startswith("_") and value is not None:
+            raise ValueError(
+                f"{where} has {key} = {value!r}, which no LTX-Video model up to 0.9.8 has: it may "
+                "change what is computed, so this file is not read. Newer models are not supported"
+            )
 
 
 def build(kind: Any, values: Raw, where: str) -> Any:
