@@ -325,6 +325,7 @@ def test_a_run_does_not_go_on_under_another_configuration(change, message, tmp_p
     run.close()
     free = ["--run.steps", "99", "--mesh.fsdp", "2", "--data.threads", "7", "--data.prefetch", "9"]
     free += ["--distributed.num-processes", "2", "--execution.remat", "full"]
+    free += ["--execution.attention", "plain"]
     runs.Run(config.load(TINY, [*output, *free])).close()
     with pytest.raises(ValueError, match=message):
         runs.Run(config.load(TINY, [*output, *change]))
