@@ -1,4 +1,4 @@
-"""What a checkpoint holds, wherever it came from."""
+"""A checkpoint in memory, whichever kind of file or folder it was read from."""
 
 import dataclasses
 from typing import Any
@@ -28,20 +28,20 @@ class Checkpoint:
     transformer_params: Any = None  # plain nested dicts of arrays, as the modules have them
     vae: VAEConfig | None = None
     vae_params: Any = None
-    # What the VAE computes in where clips are encoded to train on: that of the run that trained it.
+    # Dtype in which the VAE encodes clips to train on: that of the run that trained it.
     vae_dtype: DType = "float32"
     statistics: LatentStatistics | None = None  # None: the latents are not normalised
     scheduler: SchedulerConfig = SchedulerConfig()
     allowed_inference_steps: tuple[float, ...] | None = None  # times of a distilled model
     settings: SamplingConfig | None = None  # how it is sampled; None: it does not say
-    # Configuration, parameters, caption length in tokens. Runs of ours and what is exported from
-    # them hold one (with the byte tokenizer); the official layouts have no place for it.
+    # Configuration, parameters, caption length in tokens. Runs of train.py and exported folders may
+    # hold one, over bytes; the official layouts have no place for it.
     text_encoder: tuple[T5Config, Any, int] | None = None
     # Tensors of the file that no network uses, under their names in the file.
     tolerated: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)  # of the file, raw
-    # Where the file spells an official name (prefix included) otherwise; None: it has no such
-    # tensor.
+    # Official names, prefix included, to their spelling in the file where that differs; None: the
+    # file has no such tensor.
     names: dict[str, str | None] = dataclasses.field(default_factory=dict)
     # Official names whose dtype in the file is narrower than that of the parameter.
     dtypes: dict[str, str] = dataclasses.field(default_factory=dict)

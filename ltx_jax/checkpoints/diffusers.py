@@ -1,8 +1,8 @@
 """Directories as diffusers saves them: transformer/, vae/ and scheduler/, each with its config.
 
-Sharded files are read and written. What config.json cannot say (causal positions, the list of
-allowed steps) is found in the metadata of files that were written here, and is guessed from the
-pipeline's class, or from the VAE's family, in others.
+Sharded files are read and written. config.json cannot say whether positions are causal, nor list
+the allowed steps: files that this package wrote have both in their metadata; in others they are
+inferred from the pipeline's class, or from the VAE's family.
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ def read(
     pipeline = None
     if (path / "model_index.json").is_file():
         pipeline = _json(path / "model_index.json").get("_class_name")
-    # An older tool of the same name may have left these; only ours describes the model in them.
+    # Other tools write metadata too; only this package's describe the model.
     raw_metadata: dict[str, str] = {}
     files: list[Path] = []
     networks: dict[str, tuple[dict[str, Any], dict[str, StoredTensor]]] = {}
@@ -64,18 +64,20 @@ def read(
         networks[part] = (_json(config), stored)
         raw_metadata = raw_metadata or {k: v for k, v in metadata.items() if k != "format"}
         files += [config, *sorted({tensor.path for tensor in stored.values()})]
-    said = None
+    metadata_configs = None
     if "config" in raw_metadata:
-        said = official_config.parse(raw_metadata["config"], str(path))
+        metadata_configs = official_config.parse(raw_metadata["config"], str(path))
 
-    checkpoint = Checkpoint(metadata=raw_metadata if said is not None else {})
+    checkpoint = Checkpoint(metadata=raw_metadata if metadata_configs is not None else {})
     if "vae" in networks:
-        _read_vae(checkpoint, path / "vae", *networks["vae"], said, mesh, dtype, allow_fp8)
+        _read_vae(
+            checkpoint, path / "vae", *networks["vae"], metadata_configs, mesh, dtype, allow_fp8
+        )
     if "transformer" in networks:
         raw, stored = networks["transformer"]
         cfg = diffusers_config.transformer(raw, str(path / "transformer" / "config.json"))
         new_vae = any(block.name.endswith("_res") for block in _encoder(checkpoint))
-        cfg = _with_positions(cfg, said, pipeline, new_vae)
+        cfg = _with_positions(cfg, metadata_configs, pipeline, new_vae)
         boxed = keys.transformer_boxed(cfg)
         rename = keys.diffusers_transformer_name
         leaves = [leaf.renamed(rename) for leaf in keys.transformer_leaves(boxed)]
@@ -83,14 +85,16 @@ def read(
         placement.check(where, "the transformer", leaves, stored, allow_fp8=allow_fp8)
         checkpoint.transformer_params = placement.read(leaves, boxed, stored, mesh, dtype)
         checkpoint.transformer = cfg
-    if said is not None:
-        checkpoint.scheduler = said.scheduler
-        checkpoint.allowed_inference_steps = said.allowed_inference_steps
+    if metadata_configs is not None:
+        checkpoint.scheduler = metadata_configs.scheduler
+        checkpoint.allowed_inference_steps = metadata_configs.allowed_inference_steps
     if (path / _SCHEDULER).is_file():
         files.append(path / _SCHEDULER)
         raw = _json(path / _SCHEDULER)
-        # What was written from our own configuration is not guessed back.
-        if said is None or not _says(raw, diffusers_config.dump_scheduler(said.scheduler)):
+        # A file that this package wrote has our configuration in its metadata: nothing is inferred.
+        if metadata_configs is None or not _says(
+            raw, diffusers_config.dump_scheduler(metadata_configs.scheduler)
+        ):
             checkpoint.scheduler = diffusers_config.scheduler(raw, str(path / _SCHEDULER), pipeline)
     checkpoint.source_hash = tensors.fingerprint(files)
     return checkpoint
@@ -106,15 +110,15 @@ def _encoder(checkpoint: Checkpoint) -> tuple[Any, ...]:
 
 def _with_positions(
     cfg: TransformerConfig,
-    said: official_config.Configs | None,
+    metadata_configs: official_config.Configs | None,
     pipeline: str | None,
     new_vae: bool,
 ) -> TransformerConfig:
     """Decides whether positions are causal, which config.json does not say."""
-    if said is not None and said.transformer is not None:
-        own = diffusers_config.dump_transformer(said.transformer)
+    if metadata_configs is not None and metadata_configs.transformer is not None:
+        own = diffusers_config.dump_transformer(metadata_configs.transformer)
         if own == diffusers_config.dump_transformer(cfg):
-            return said.transformer
+            return metadata_configs.transformer
     # They came with 0.9.5, its pipeline and its VAE; all 13B models (48 layers) are later.
     causal = pipeline == _PIPELINES[True] or new_vae or cfg.num_layers == 48
     return dataclasses.replace(cfg, causal_temporal_positioning=causal)
@@ -125,17 +129,17 @@ def _read_vae(
     path: Path,
     raw: dict[str, Any],
     stored: dict[str, StoredTensor],
-    said: official_config.Configs | None,
+    metadata_configs: official_config.Configs | None,
     mesh: Mesh | None,
     dtype: DType | None,
     allow_fp8: bool,
 ) -> None:
     cfg, blocks = diffusers_vae.vae(raw, str(path / "config.json"))
-    if said is not None and said.vae is not None:
+    if metadata_configs is not None and metadata_configs.vae is not None:
         # Block lists have several spellings: keep the one of the file that this came from.
-        own = diffusers_vae.dump_vae(said.vae)
+        own = diffusers_vae.dump_vae(metadata_configs.vae)
         if own == diffusers_vae.dump_vae(cfg):
-            cfg, blocks = said.vae, diffusers_vae.vae_names(said.vae)
+            cfg, blocks = metadata_configs.vae, diffusers_vae.vae_names(metadata_configs.vae)
     boxed = keys.vae_boxed(cfg)
     rename = diffusers_vae.vae_renamer(blocks)
     leaves = [leaf.renamed(rename) for leaf in keys.vae_leaves(cfg, boxed)]
@@ -215,14 +219,14 @@ def write(path: Path, checkpoint: Checkpoint, *, max_shard_bytes: int = _MAX_SHA
         raise ValueError(f"{path} exists and is no empty folder: choose another")
     configs = {_SCHEDULER: diffusers_config.dump_scheduler(checkpoint.scheduler)}
     parts: dict[str, dict[str, Pending]] = {}
-    made = official.official_tensors(checkpoint)
+    by_name = official.official_tensors(checkpoint)
     if checkpoint.transformer is not None:
         configs["transformer/config.json"] = diffusers_config.dump_transformer(
             checkpoint.transformer
         )
         parts["transformer"] = {
             keys.diffusers_transformer_name(name.removeprefix(keys.TRANSFORMER_PREFIX)): tensor
-            for name, tensor in made.items()
+            for name, tensor in by_name.items()
             if name.startswith(keys.TRANSFORMER_PREFIX)
         }
     if checkpoint.vae is not None:
@@ -230,7 +234,7 @@ def write(path: Path, checkpoint: Checkpoint, *, max_shard_bytes: int = _MAX_SHA
         rename = diffusers_vae.vae_renamer(diffusers_vae.vae_names(checkpoint.vae))
         parts["vae"] = {
             rename(name.removeprefix(keys.VAE_PREFIX)): tensor
-            for name, tensor in made.items()
+            for name, tensor in by_name.items()
             if name.startswith(keys.VAE_PREFIX)
         }
         if checkpoint.statistics is None:

@@ -9,7 +9,7 @@ from ltx_jax.config import SchedulerConfig, TransformerConfig
 
 Raw = Mapping[str, Any]
 
-# As in official_config: the values of the one form that we have, and the class's own default.
+# As in official_config: the values that mean the one form we have, and the class's default.
 _TRANSFORMER_FIXED: dict[str, tuple[tuple[Any, ...], Any]] = {
     "_class_name": (("LTXVideoTransformer3DModel",), None),
     "activation_fn": (("gelu-approximate",), "gelu-approximate"),

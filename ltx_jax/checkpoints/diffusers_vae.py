@@ -2,7 +2,7 @@
 
 diffusers builds its VAE of groups, each a run of residual blocks with a resampling and a change of
 width, where the official one is a flat list of blocks. Both are translated through `Group`, which
-also says where every block of the list is found.
+also says where every block of the list lies.
 """
 
 import math
@@ -159,26 +159,26 @@ def vae(raw: Raw, where: str) -> tuple[VAEConfig, dict[str, str]]:
     """
     check_fixed(raw, _VAE_FIXED, where)
     check_names(raw, (*_VAE_FIXED, *_VAE_DEFAULTS, *_VAE_IGNORED), where)
-    known = {**_VAE_DEFAULTS, **{k: v for k, v in raw.items() if k in _VAE_DEFAULTS}}
-    conditioned = bool(known["timestep_conditioning"])
+    values = {**_VAE_DEFAULTS, **{k: v for k, v in raw.items() if k in _VAE_DEFAULTS}}
+    conditioned = bool(values["timestep_conditioning"])
     try:
-        encoder = _read_encoder(known)
-        decoder, last = _read_decoder(known, conditioned)
+        encoder = _read_encoder(values)
+        decoder, last = _read_decoder(values, conditioned)
     except (IndexError, KeyError, TypeError, ZeroDivisionError) as error:
         raise ValueError(f"{where}: its lists of blocks do not fit each other ({error})") from error
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     encoder_blocks, encoder_names = _walk(encoder, "encoder.down_blocks", decoder=False)
     decoder_blocks, decoder_names = _walk(decoder, "decoder.up_blocks", decoder=True)
-    values = {
-        **known,
+    fields = {
+        **values,
         "encoder_blocks": tuple(encoder_blocks),
         "decoder_blocks": tuple(decoder_blocks[::-1]),
-        "encoder_base_channels": known["block_out_channels"][0],
+        "encoder_base_channels": values["block_out_channels"][0],
         "decoder_base_channels": last,
-        "causal_decoder": known["decoder_causal"],
+        "causal_decoder": values["decoder_causal"],
     }
-    cfg = build(VAEConfig, values, where)
+    cfg = build(VAEConfig, fields, where)
     return cfg, {**encoder_names, **decoder_names}
 
 
@@ -342,7 +342,7 @@ def dump_vae(cfg: VAEConfig) -> dict[str, Any]:
         "scaling_factor": 1.0,
         "encoder_causal": True,
         "decoder_causal": cfg.causal_decoder,
-        # Its own reckoning takes every scaling for one of time and space.
+        # diffusers derives these as if every scaling were one of time and space.
         "spatial_compression_ratio": cfg.spatial_factor,
         "temporal_compression_ratio": cfg.temporal_factor,
     }
@@ -387,7 +387,7 @@ def _dump_decoder(half: Half, last: int) -> dict[str, Any]:
 
 
 def vae_renamer(blocks: Mapping[str, str]) -> Callable[[str], str]:
-    """A function from official names of the VAE's tensors to diffusers', given those of blocks."""
+    """Maps official names of tensors to diffusers'; `blocks` does so for the names of blocks."""
 
     def rename(name: str) -> str:
         if name in _VAE_BUFFERS:

@@ -1,4 +1,4 @@
-"""Folders that `ltx-export` writes: a model with all that sampling it needs.
+"""Folders that `ltx-export` writes: a model and everything needed to sample it.
 
 FOLDER/model.safetensors   both networks, in the official layout
 FOLDER/text_encoder/, FOLDER/tokenizer/   its text encoder, as transformers has it
@@ -25,15 +25,15 @@ SETTINGS = "settings.json"
 
 
 def is_exported(folder: Path) -> bool:
-    """Whether a folder is one of those; that of a text encoder alone has a config.json."""
+    """Whether a folder is such a one; a text encoder's has a config.json beside its model."""
     return (folder / MODEL).is_file() and not (folder / "config.json").is_file()
 
 
 def read(folder: Path, *, mesh: Mesh | None = None, dtype: DType | None = None) -> Checkpoint:
-    """Reads a folder; a text encoder of its own only if it is one over bytes.
+    """Reads a folder. Its text encoder is read only if it is one over bytes.
 
     Args:
-      folder: as above; only the model has to be there.
+      folder: as above; only the model is required.
       mesh: lays the parameters out by their logical axes; None puts them on the default device.
       dtype: of the parameters; None keeps what is stored.
 
@@ -71,7 +71,7 @@ def read_settings(folder: Path) -> SamplingConfig | None:
 
 
 def write_settings(folder: Path, settings: SamplingConfig) -> None:
-    """Writes settings, whole or not at all; those of a `SampleConfig` beside them are left out."""
+    """Writes the settings, whole or not at all, without the paths and media of a `SampleConfig`."""
     content = {"settings": dataclasses.asdict(config.sampling_options(settings))}
     text = json.dumps(content, indent=2) + "\n"
     files.atomic_write_text(folder / SETTINGS, text)

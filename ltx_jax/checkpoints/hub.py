@@ -1,4 +1,4 @@
-"""Paths, Hugging Face repositories and the model that ships: a path comes back of what is named."""
+"""Resolves a path, a Hugging Face repository or the name of the embedded model to a local path."""
 
 import re
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from pathlib import Path
 
 EMBEDDED = "embedded"  # names the model that ships with the package
 EMBEDDED_FOLDER = Path(__file__).parents[1] / "assets" / "shapes"
-# What a diffusers directory needs of a repository; the tokenizer and text encoder are found apart.
+# The files of a diffusers directory; its tokenizer and text encoder are named separately.
 CHECKPOINT_FILES = (
     "model_index.json",
     "transformer/*.json",
@@ -24,8 +24,8 @@ def resolve(path_or_id: str | Path, patterns: Sequence[str] = CHECKPOINT_FILES) 
 
     Args:
       path_or_id: "embedded" is the model of the procedural world that ships with the package.
-        Otherwise what exists here is taken as it is. Else `org/repo` for the files that fit
-        `patterns`, or `org/repo/file.safetensors` for one file.
+        Any other path that exists is returned as it is. Else it names a repository: `org/repo` for
+        the files that fit `patterns`, or `org/repo/file.safetensors` for one file.
 
     Raises:
       ValueError: if there is no such path, nor such a repository in reach; says what to download
@@ -94,8 +94,8 @@ def _offline(named: str, repository: str, file: str | None, patterns: Sequence[s
         what = f"hf download {repository} {file} --local-dir DIR"
         then = f"DIR/{file}"
     else:
-        wanted = " ".join(f"--include '{pattern}'" for pattern in patterns)
-        what, then = f"hf download {repository} {wanted} --local-dir DIR", "DIR"
+        options = " ".join(f"--include '{pattern}'" for pattern in patterns)
+        what, then = f"hf download {repository} {options} --local-dir DIR", "DIR"
     return (
         f"{named} is no local path, and Hugging Face cannot be reached (or HF_HUB_OFFLINE is set) "
         f"and its cache does not hold it. Where there is a network, run `{what}`, bring DIR here, "

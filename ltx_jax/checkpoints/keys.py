@@ -60,7 +60,7 @@ _DIFFUSERS_TRANSFORMER = {
 
 
 class Leaf(NamedTuple):
-    """One parameter and the tensors it is made of: one, or one per layer if it is stacked."""
+    """One parameter and its tensors in a file: one, or one per layer if it is stacked."""
 
     path: Path
     shape: tuple[int, ...]
@@ -104,9 +104,9 @@ class Leaf(NamedTuple):
 
     def to_stored(self, array: np.ndarray) -> np.ndarray:
         """The inverse of `from_stored`, of one layer."""
-        return array.reshape(self.stored_shape) if self._is_noise_scale else self._turn(array)
+        return array.reshape(self.stored_shape) if self._is_noise_scale else self._transposed(array)
 
-    def _turn(self, array: np.ndarray) -> np.ndarray:
+    def _transposed(self, array: np.ndarray) -> np.ndarray:
         return array.transpose(self._axes) if array.ndim else array
 
 
@@ -125,7 +125,7 @@ def transformer_boxed(cfg: TransformerConfig, dtype: DType = "float32") -> Any:
 @functools.lru_cache(maxsize=8)
 def vae_boxed(cfg: VAEConfig, dtype: DType = "float32") -> Any:
     """Shapes and logical axes of a VAE's parameters, in `dtype`."""
-    size = cfg.patch_size * 2 ** len(cfg.encoder_blocks)  # fits whatever the blocks halve
+    size = cfg.patch_size * 2 ** len(cfg.encoder_blocks)  # divisible by every block's stride
     video = jax.ShapeDtypeStruct((1, 1, size, size, cfg.in_channels), np.float32)
     init = VideoVAE(cfg, ExecutionConfig(param_dtype=dtype)).init
     return jax.eval_shape(init, jax.random.key(0), video)["params"]
@@ -222,7 +222,7 @@ def clean_vae_name(name: str) -> str:
 
 
 def is_dropped_norm(name: str, expected: Iterable[str]) -> bool:
-    """Whether upstream drops a VAE tensor in silence: one of a norm that the model lacks.
+    """Whether upstream drops a VAE tensor without a word: one of a norm that the model lacks.
 
     That is any name with "norm" in it whose parent is no module of the model. The norms without
     weights are modules too: a weight for one of those is an error upstream and here.

@@ -1,4 +1,4 @@
-"""Loading a checkpoint, whatever it is: a file, a folder, a repository, a run, the embedded one."""
+"""Loads checkpoints of every kind: a file, a folder, a repository, a run, the embedded model."""
 
 import dataclasses
 from pathlib import Path
@@ -28,14 +28,15 @@ def load_checkpoint(
     Args:
       mesh: lays the parameters out by their logical axes; None puts them on the default device.
       dtype: of the parameters; None keeps what is stored.
-      allow_fp8: takes 8-bit weights as plain values, which those of some releases are not.
+      allow_fp8: reads 8-bit weights as plain values. Those of some releases are rotated: they
+        would give noise.
 
     Raises:
       ValueError: if there is no such checkpoint, or it is damaged, incomplete or of a kind that
         is not supported; says what is wrong and what to do.
     """
     if str(path_or_hub_id).startswith("gs://"):
-        from ltx_jax.checkpoints import runs  # brings in Orbax, which takes a second
+        from ltx_jax.checkpoints import runs  # imports Orbax, which takes a second
 
         return _cast(runs.load_run(path_or_hub_id, mesh=mesh), dtype)
     path = hub.resolve(path_or_hub_id)
@@ -76,7 +77,7 @@ def load_upsampler(
     """Loads a latent upsampler's file: its configuration and its parameters.
 
     Raises:
-      ValueError: as `load` does.
+      ValueError: as `load_checkpoint` does.
     """
     path = hub.resolve(path_or_hub_id)
     _refuse_others(path)
@@ -106,7 +107,7 @@ def _refuse_others(path: Path) -> None:
 
 
 def _contents(path: Path) -> str:
-    """What a folder should have been, seen by what it holds."""
+    """Says, by what a folder holds, what should have been named in its place."""
     files = sorted(file.name for file in path.glob("*.safetensors"))
     if (path / "config.json").is_file() and path.name in ("transformer", "vae"):
         return f"it is one part of a diffusers folder, give {path.parent}"

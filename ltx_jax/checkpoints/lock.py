@@ -1,4 +1,4 @@
-"""One writer for each run."""
+"""A lock on a run's folder: one process writes it."""
 
 import contextlib
 import fcntl
@@ -12,7 +12,7 @@ _NAME = "lock"
 
 
 class Lock:
-    """Holds a run's folder for this process, until it is released or the process ends, somehow.
+    """Holds a run's folder for this process, until it is released or the process ends in any way.
 
     A local folder is locked by the operating system, which frees what a dead process held; the
     file says who that is. Where files are objects behind an address nothing can be locked: there
@@ -46,7 +46,7 @@ class Lock:
         self._descriptor = descriptor
 
     def check(self) -> None:
-        """Makes sure that this process holds the run still.
+        """Checks that this process still holds the run.
 
         Raises:
           ValueError: if another one has taken it.
@@ -61,13 +61,13 @@ class Lock:
             )
 
     def remove(self) -> None:
-        """Leaves no trace of it, nor of a folder that holds nothing else."""
+        """Deletes the lock's file, and the folder if it holds nothing else."""
         self._file.unlink(missing_ok=True)
         with contextlib.suppress(OSError, ValueError):  # other things are in it
             self._file.parent.rmdir()
 
     def release(self) -> None:
-        """Lets others have the folder; the file stays, empty."""
+        """Releases the folder; the file stays, empty."""
         if self._descriptor is None:
             return
         os.truncate(self._descriptor, 0)

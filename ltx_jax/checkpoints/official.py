@@ -27,7 +27,7 @@ _VAE_PARTS = ("encoder", "decoder", "quant_conv", "post_quant_conv", "per_channe
 def read(
     path: Path, *, mesh: Mesh | None = None, dtype: DType | None = None, allow_fp8: bool = False
 ) -> Checkpoint:
-    """Reads a file: all of it, or the network it holds.
+    """Reads a file: both networks, or the one it holds.
 
     Args:
       mesh: lays the parameters out by their logical axes; None puts them on the default device.
@@ -40,7 +40,7 @@ def read(
     """
     file = tensors.open_file(path)
     configs = _configs(file, path)
-    found, extra = _split(file.tensors, configs.transformer is not None, configs.vae is not None)
+    parts, extra = _split(file.tensors, configs.transformer is not None, configs.vae is not None)
     checkpoint = Checkpoint(
         scheduler=configs.scheduler,
         allowed_inference_steps=configs.allowed_inference_steps,
@@ -48,18 +48,18 @@ def read(
         source_hash=tensors.fingerprint([path]),
     )
     context = _Context(str(path), checkpoint, mesh, dtype, allow_fp8, extra)
-    if configs.transformer is not None and found.transformer:
+    if configs.transformer is not None and parts.transformer:
         boxed = keys.transformer_boxed(configs.transformer)
         leaves = keys.transformer_leaves(boxed)
-        stored = _rename(context, found.transformer, keys.TRANSFORMER_PREFIX)
+        stored = _rename(context, parts.transformer, keys.TRANSFORMER_PREFIX)
         checkpoint.transformer = configs.transformer
         checkpoint.transformer_params = _read(
             context, "the transformer", keys.TRANSFORMER_PREFIX, leaves, boxed, stored
         )
-    if configs.vae is not None and found.vae:
+    if configs.vae is not None and parts.vae:
         boxed = keys.vae_boxed(configs.vae)
         leaves = keys.vae_leaves(configs.vae, boxed)
-        stored = _rename(context, found.vae, keys.VAE_PREFIX, leaves)
+        stored = _rename(context, parts.vae, keys.VAE_PREFIX, leaves)
         std, mean = stored.pop(STATISTICS_STD, None), stored.pop(STATISTICS_MEAN, None)
         if std is not None and mean is None:
             checkpoint.names[keys.VAE_PREFIX + STATISTICS_MEAN] = None
@@ -94,7 +94,7 @@ def _configs(file: TensorFile, path: Path) -> official_config.Configs:
     return official_config.parse(file.metadata["config"], str(path))
 
 
-class _Found(NamedTuple):
+class _TensorsByNetwork(NamedTuple):
     transformer: dict[str, StoredTensor]
     vae: dict[str, StoredTensor]
 
@@ -110,37 +110,37 @@ class _Context(NamedTuple):
 
 def _split(
     stored: Mapping[str, StoredTensor], transformer: bool, vae: bool
-) -> tuple[_Found, dict[str, StoredTensor]]:
-    """Shares the tensors out to the networks, prefixes removed; the rest is not for us.
+) -> tuple[_TensorsByNetwork, dict[str, StoredTensor]]:
+    """Splits the tensors by network, without prefixes, and from those of neither network.
 
-    As upstream: one name with a prefix, and only names with it count for that network. Files
-    without any prefix hold bare names.
+    As upstream: if any name has a prefix, only names with one belong to a network. Files without
+    any prefix hold bare names.
     """
     if any(name.startswith(_PREFIXES) for name in stored):
-        found = _Found(
+        parts = _TensorsByNetwork(
             *(
-                # Every occurrence goes, not just the first, as upstream.
+                # Upstream removes every occurrence of the prefix, not the first alone.
                 {n.replace(prefix, ""): t for n, t in stored.items() if n.startswith(prefix)}
                 for prefix in _PREFIXES
             )
         )
-        return found, {n: t for n, t in stored.items() if not n.startswith(_PREFIXES)}
+        return parts, {n: t for n, t in stored.items() if not n.startswith(_PREFIXES)}
     if transformer and vae:
-        parts = {n: t for n, t in stored.items() if n.partition(".")[0] in _VAE_PARTS}
-        return _Found({n: t for n, t in stored.items() if n not in parts}, parts), {}
-    return _Found(dict(stored) if transformer else {}, dict(stored) if vae else {}), {}
+        own = {n: t for n, t in stored.items() if n.partition(".")[0] in _VAE_PARTS}
+        return _TensorsByNetwork({n: t for n, t in stored.items() if n not in own}, own), {}
+    return _TensorsByNetwork(dict(stored) if transformer else {}, dict(stored) if vae else {}), {}
 
 
 def _rename(
     context: _Context,
-    found: Mapping[str, StoredTensor],
+    stored: Mapping[str, StoredTensor],
     prefix: str,
     vae_leaves: list[Leaf] | None = None,
 ) -> dict[str, StoredTensor]:
-    """Tensors by official name; notes other spellings, and sets aside what nothing uses."""
+    """Tensors by official name. Records other spellings, and tensors that no network uses."""
     expected = keys.stored_shapes(vae_leaves) if vae_leaves is not None else {}
     renamed: dict[str, StoredTensor] = {}
-    for bare, tensor in found.items():
+    for bare, tensor in stored.items():
         name = bare
         if vae_leaves is not None and not bare.startswith(STATISTICS):
             name = keys.clean_vae_name(bare)
@@ -210,7 +210,7 @@ def read_statistics(
 
 
 def _keep(tensor: StoredTensor) -> np.ndarray:
-    """Small tensors are read; a large one stays on disk until somebody looks at it."""
+    """Reads a small tensor; maps a large one, which stays on disk until it is used."""
     return tensor.read() if tensor.nbytes < 1 << 20 else tensor.map()
 
 
@@ -235,7 +235,7 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def official_tensors(checkpoint: Checkpoint) -> dict[str, Pending]:
-    """All tensors that the networks of a checkpoint are made of, by official name and prefix.
+    """The tensors of a checkpoint's networks by official name, prefix included.
 
     Raises:
       ValueError: if there are none, or parameters do not fit their configuration.
@@ -264,8 +264,8 @@ def official_tensors(checkpoint: Checkpoint) -> dict[str, Pending]:
             raise ValueError(f"the parameters do not fit the configuration: {wrong[:5]}")
         for leaf in leaves:
             array = flat[leaf.path]
-            made = placement.pending(leaf, array)
-            for name, tensor in zip(leaf.names, made, strict=True):
+            pending = placement.pending(leaf, array)
+            for name, tensor in zip(leaf.names, pending, strict=True):
                 entries[prefix + name] = _narrowed(tensor, checkpoint.dtypes.get(prefix + name))
     if checkpoint.statistics is not None:
         for name, array in (
@@ -289,7 +289,7 @@ def _flatten(params: Any) -> dict[keys.Path, Any]:
 
 
 def metadata(checkpoint: Checkpoint) -> dict[str, str]:
-    """The raw metadata if it still describes the checkpoint, or with a new `config`."""
+    """The raw metadata, with a new `config` unless the old one still describes the checkpoint."""
     configs = official_config.Configs(
         checkpoint.transformer,
         checkpoint.vae,
@@ -298,13 +298,13 @@ def metadata(checkpoint: Checkpoint) -> dict[str, str]:
     )
     raw = checkpoint.metadata
     if "config" in raw:
-        said = official_config.parse(raw["config"], "the metadata")
+        stored_configs = official_config.parse(raw["config"], "the metadata")
         # A file may describe more than it holds.
-        said = said._replace(
-            transformer=said.transformer if configs.transformer is not None else None,
-            vae=said.vae if configs.vae is not None else None,
+        stored_configs = stored_configs._replace(
+            transformer=stored_configs.transformer if configs.transformer is not None else None,
+            vae=stored_configs.vae if configs.vae is not None else None,
         )
-        if said == configs:
+        if stored_configs == configs:
             return dict(raw)
     return {**raw, "config": official_config.dump(configs)}
 

@@ -21,8 +21,8 @@ from ltx_jax.config import (
 
 Raw = Mapping[str, Any]
 
-# Values that change what upstream computes, and that our networks have in one form: the values
-# that mean this form, and what upstream takes where the key is absent.
+# Keys that change what upstream computes, and for which our networks have one form alone: the
+# values that mean this form, and upstream's value where the key is absent.
 _TRANSFORMER_FIXED: dict[str, tuple[tuple[Any, ...], Any]] = {
     "_class_name": (("Transformer3DModel",), "Transformer3DModel"),
     "activation_fn": (("gelu-approximate",), "geglu"),
@@ -54,7 +54,7 @@ _VAE_IGNORED = ("scaling_factor",)
 # Keys that are read by name, beside those of the tables and of our configurations.
 _TRANSFORMER_READ = ("cross_attention_dim",)
 _VAE_READ = ("blocks", "double_z")
-# Where these are absent from the file upstream takes other values than our dataclasses.
+# Upstream's values for keys that a file lacks, where they differ from those of our dataclasses.
 _TRANSFORMER_DEFAULTS = {
     "num_layers": 1,
     "num_attention_heads": 16,
@@ -144,7 +144,7 @@ def transformer(raw: Raw, where: str = "config") -> TransformerConfig:
             f"{where}: transformer positional_embedding_max_pos is {max_pos!r}, expected 3 numbers"
         )
     values["positional_embedding_max_pos"] = tuple(float(value) for value in max_pos)
-    # Upstream skips the multiplication where this is missing.
+    # Upstream does not multiply where this is missing.
     values["timestep_scale_multiplier"] = values.get("timestep_scale_multiplier") or 1.0
     cfg = build(TransformerConfig, values, f"{where}: transformer")
     width = raw.get("cross_attention_dim", cfg.width)
@@ -235,9 +235,9 @@ def check_fixed(raw: Raw, fixed: Mapping[str, tuple[tuple[Any, ...], Any]], wher
     for key, (supported, default) in fixed.items():
         value = raw.get(key, default)
         if value not in supported:
-            known = " or ".join(repr(v) for v in supported if v is not None)
-            said = f"is {value!r}" if key in raw else f"is missing, which means {value!r}"
-            raise ValueError(f"{where} {key} {said}; supported: {known}")
+            choices = " or ".join(repr(v) for v in supported if v is not None)
+            state = f"is {value!r}" if key in raw else f"is missing, which means {value!r}"
+            raise ValueError(f"{where} {key} {state}; supported: {choices}")
 
 
 def check_names(raw: Raw, names: Iterable[str], where: str, kind: Any = None) -> None:
@@ -253,9 +253,9 @@ def check_names(raw: Raw, names: Iterable[str], where: str, kind: Any = None) ->
     Raises:
       ValueError: naming the key and its value.
     """
-    known = {*names, *(() if kind is None else get_type_hints(kind))}
+    allowed = {*names, *(() if kind is None else get_type_hints(kind))}
     for key, value in raw.items():
-        if key not in known and not key.startswith("_") and value is not None:
+        if key not in allowed and not key.startswith("_") and value is not None:
             raise ValueError(
                 f"{where} has {key} = {value!r}, which no LTX-Video model up to 0.9.8 has: it may "
                 "change what is computed, so this file is not read. Newer models are not supported"
@@ -269,9 +269,9 @@ def build(kind: Any, values: Raw, where: str) -> Any:
       ValueError: naming the value that has the wrong type or that the dataclass refuses.
     """
     hints = get_type_hints(kind)
-    taken = {key: value for key, value in values.items() if key in hints}
-    for key, value in taken.items():
-        if get_origin(hints[key]) is tuple:  # whoever calls has made those
+    fields = {key: value for key, value in values.items() if key in hints}
+    for key, value in fields.items():
+        if get_origin(hints[key]) is tuple:  # made by the caller
             continue
         # The types and the literal values that the field allows.
         choices = [c for arg in get_args(hints[key]) for c in get_args(arg) or (arg,)]
@@ -283,9 +283,9 @@ def build(kind: Any, values: Raw, where: str) -> Any:
             raise ValueError(f"{where} {key} is {value!r}; supported: {literals}")
         for scalar in (bool, int, float):
             if scalar in choices:
-                taken[key] = _number(scalar, value, f"{where} {key}")
+                fields[key] = _number(scalar, value, f"{where} {key}")
     try:
-        return kind(**taken)
+        return kind(**fields)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from error
 
@@ -298,7 +298,7 @@ def _number(kind: Any, value: Any, what: str) -> Any:
 
 
 def dump(configs: Configs) -> str:
-    """The text of the metadata's `config`, for a checkpoint that was born here."""
+    """The text of the metadata's `config`, for a checkpoint of this package."""
     raw: dict[str, Any] = {}
     if configs.transformer is not None:
         raw["transformer"] = _dump_transformer(configs.transformer)

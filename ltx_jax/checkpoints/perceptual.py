@@ -1,4 +1,4 @@
-"""Reading networks that compare videos, LPIPS and I3D, from files that the user names."""
+"""Reads the weights of LPIPS and I3D, the networks that compare videos."""
 
 from pathlib import Path
 from typing import Any
@@ -56,9 +56,9 @@ def read_i3d(path: str | Path) -> dict[str, Any]:
       ValueError: if the file cannot be used, or lacks a tensor, or a shape is wrong; names it.
     """
     file = _open(Path(path))
-    found = {name: tensor.read() for name, tensor in file.tensors.items() if name in i3d.NAMES}
+    stored = {name: tensor.read() for name, tensor in file.tensors.items() if name in i3d.NAMES}
     try:
-        return i3d.fold(found)
+        return i3d.fold(stored)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -75,11 +75,11 @@ def _open(path: Path) -> tensors.TensorFile:
 
 def _read(file: tensors.TensorFile, names: list[str], shape: tuple[int, ...]) -> np.ndarray:
     """The tensor with one of these names."""
-    found = [file.tensors[name] for name in names if name in file.tensors]
-    if not found:
+    stored = [file.tensors[name] for name in names if name in file.tensors]
+    if not stored:
         raise ValueError(f"{file.path} has no tensor {' or '.join(names)}")
-    if found[0].shape != shape:
+    if stored[0].shape != shape:
         raise ValueError(
-            f"{file.path}: {found[0].name} has shape {found[0].shape}, and {shape} is expected"
+            f"{file.path}: {stored[0].name} has shape {stored[0].shape}, and {shape} is expected"
         )
-    return found[0].read().astype(np.float32)
+    return stored[0].read().astype(np.float32)

@@ -18,11 +18,11 @@ from ltx_jax.config import DType
 from ltx_jax.runtime import sharding
 
 _FLOATS = ("F32", "F16", "BF16")
-# Rows of a tensor that are turned at a time: more of them fall out of the processor's cache.
+# Rows of a tensor that are transposed at a time: more of them do not fit into the CPU's cache.
 _TILE = 16
-# Layers that are read and turned at a time; each holds one tensor.
+# Layers that are read and transposed at a time; each holds one tensor in memory.
 _THREADS = min(4, os.cpu_count() or 1)
-# XLA takes a host buffer as it is where it begins at such an address, and copies it otherwise.
+# XLA uses a host buffer without a copy if its address is a multiple of this.
 _ALIGNMENT = 64
 
 
@@ -30,7 +30,7 @@ def check(
     where: str,
     what: str,
     leaves: Iterable[Leaf],
-    found: Mapping[str, StoredTensor],
+    stored: Mapping[str, StoredTensor],
     *,
     allow_fp8: bool = False,
 ) -> None:
@@ -40,20 +40,20 @@ def check(
       ValueError: naming the missing, unexpected and wrongly shaped or typed tensors.
     """
     shapes = {name: leaf.stored_shape for leaf in leaves for name in leaf.names}
-    missing = [name for name in shapes if name not in found]
-    unexpected = [found[name].name for name in found if name not in shapes]
+    missing = [name for name in shapes if name not in stored]
+    unexpected = [stored[name].name for name in stored if name not in shapes]
     problems = []
     if missing:
         problems.append(f"missing: {some(missing)}")
     if unexpected:
         problems.append(f"unexpected: {some(unexpected)}")
     for name, shape in shapes.items():
-        if name in found and found[name].shape != shape:
-            problems.append(f"{found[name].name} has shape {found[name].shape}, expected {shape}")
+        if name in stored and stored[name].shape != shape:
+            problems.append(f"{stored[name].name} has shape {stored[name].shape}, expected {shape}")
     if problems:
         raise ValueError(f"{where} does not hold {what}: " + "; ".join(_head(problems)))
 
-    codes = {found[name].code for name in shapes}
+    codes = {stored[name].code for name in shapes}
     if codes & set(FLOAT8) and not allow_fp8:
         raise ValueError(
             f"{where} holds {what} in 8-bit floats. Released files of this kind may hold rotated "
@@ -62,7 +62,7 @@ def check(
         )
     wrong = sorted(codes - set(_FLOATS) - set(FLOAT8))
     if wrong:
-        names = [found[name].name for name in shapes if found[name].code in wrong]
+        names = [stored[name].name for name in shapes if stored[name].code in wrong]
         raise ValueError(f"{where} holds {some(names)} as {wrong}, expected one of {_FLOATS}")
 
 
@@ -78,7 +78,7 @@ def _head(items: Sequence[str]) -> list[str]:
 def read(
     leaves: Sequence[Leaf],
     boxed: Any,
-    found: Mapping[str, StoredTensor],
+    stored: Mapping[str, StoredTensor],
     mesh: Mesh | None,
     dtype: DType | None,
 ) -> Any:
@@ -89,7 +89,7 @@ def read(
 
     Args:
       boxed: the parameters' shapes with their axes.
-      found: the tensors by official name, already checked.
+      stored: the tensors by official name, already checked.
       mesh: None puts everything on the default device.
       dtype: None keeps that of the file; a parameter whose layers differ takes the wider one.
     """
@@ -99,18 +99,18 @@ def read(
         layout: Any = layouts
         for part in leaf.path if layouts is not None else ():
             layout = layout[part]
-        kind = np.dtype(dtype) if dtype is not None else parameter_dtype(leaf, found)
+        kind = np.dtype(dtype) if dtype is not None else parameter_dtype(leaf, stored)
         node = tree
         for part in leaf.path[:-1]:
             node = node.setdefault(part, {})
-        node[leaf.path[-1]] = _read_leaf(leaf, found, layout, kind)
+        node[leaf.path[-1]] = _read_leaf(leaf, stored, layout, kind)
     return tree
 
 
-def parameter_dtype(leaf: Leaf, found: Mapping[str, StoredTensor]) -> np.dtype:
+def parameter_dtype(leaf: Leaf, stored: Mapping[str, StoredTensor]) -> np.dtype:
     """The narrowest dtype that holds all tensors of a parameter; bfloat16 for 8-bit ones."""
     kinds = [
-        np.dtype(ml_dtypes.bfloat16) if found[name].code in FLOAT8 else found[name].dtype
+        np.dtype(ml_dtypes.bfloat16) if stored[name].code in FLOAT8 else stored[name].dtype
         for name in leaf.names
     ]
     wide = kinds[0]
@@ -120,7 +120,7 @@ def parameter_dtype(leaf: Leaf, found: Mapping[str, StoredTensor]) -> np.dtype:
 
 
 def _read_leaf(
-    leaf: Leaf, found: Mapping[str, StoredTensor], layout: NamedSharding | None, dtype: np.dtype
+    leaf: Leaf, stored: Mapping[str, StoredTensor], layout: NamedSharding | None, dtype: np.dtype
 ) -> jax.Array:
     whole = tuple((0, size) for size in leaf.shape)
     if layout is None:
@@ -139,8 +139,8 @@ def _read_leaf(
     }
 
     def fill(i: int) -> None:
-        # Cast before it is turned: numpy casts what lies in order many times faster.
-        values = leaf.from_stored(found[leaf.names[i]].read().astype(dtype, copy=False))
+        # Cast before it is transposed: numpy casts contiguous arrays many times faster.
+        values = leaf.from_stored(stored[leaf.names[i]].read().astype(dtype, copy=False))
         for part, buffer in buffers.items():
             if leaf.stacked:
                 (start, stop), *inner = part
@@ -156,7 +156,7 @@ def _read_leaf(
     else:
         arrays = [jax.device_put(buffers[part], device) for device, part in devices.items()]
         array = jax.make_array_from_single_device_arrays(leaf.shape, layout, arrays)
-    return jax.block_until_ready(array)  # or the host runs ahead of slow transfers
+    return jax.block_until_ready(array)  # or buffers pile up on the host while transfers are slow
 
 
 def _slices(part: Iterable[tuple[int, int]]) -> tuple[Any, ...]:

@@ -1,6 +1,6 @@
-"""A run's configuration on disk, also as older versions wrote it, and what of it may change.
+"""A run's configuration on disk, also in the form of older versions, and what of it may change.
 
-Apart from `runs`, since that brings in Orbax, which takes a second.
+A module apart from `runs`, which imports Orbax: that takes a second.
 """
 
 import dataclasses
@@ -185,18 +185,18 @@ def may_change(name: str) -> bool:
     return name in (*loader, *execution) or name.startswith(("run.", "mesh.", "distributed."))
 
 
-def check_same(stored: Any, wanted: Any, folder: epath.Path) -> None:
+def check_same(stored: Any, current: Any, folder: epath.Path) -> None:
     """Refuses to go on with a run under another configuration, but for what `may_change`.
 
     Raises:
       ValueError: naming the first field that differs.
     """
-    if type(stored) is not type(wanted):
+    if type(stored) is not type(current):
         raise ValueError(
-            f"{folder} holds a {type(stored).__name__} run, not {type(wanted).__name__}: "
+            f"{folder} holds a {type(stored).__name__} run, not {type(current).__name__}: "
             "choose another --run.output"
         )
-    for (name, old), (_, new) in zip(_flat(stored), _flat(wanted), strict=True):
+    for (name, old), (_, new) in zip(_flat(stored), _flat(current), strict=True):
         if old != new and not may_change(name):
             raise ValueError(
                 f"{folder} was started with {name} = {old!r}, and now it is {new!r}: choose "

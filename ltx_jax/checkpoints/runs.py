@@ -1,4 +1,4 @@
-"""Run directories of ltx-train: what a run is made of, where it stands, and its networks.
+"""Run folders of ltx-train: their files, the training state in them, and their networks.
 
 RUN/config.json     the whole configuration, so that a run describes itself
 RUN/steps/N/        Orbax: parameters, their average, and the rest of the training state
@@ -56,7 +56,7 @@ _LOCK = "lock"
 
 
 class Run:
-    """A run that is being trained: opens it, alone, saves in the background, restores.
+    """A run that this process trains: locks its folder, saves in the background, restores.
 
     Nothing but the lock is written before `begin`. A step folder appears under its name when it is
     complete, so a run that is killed while it saves keeps the one before.
@@ -77,7 +77,8 @@ class Run:
 
     def _take(self) -> Lock:
         if (self.folder / CONFIG).exists():
-            # Before the first step it has learned nothing, and may have run out of memory.
+            # A run without a step may begin anew under any configuration: it has learned nothing,
+            # and its first step may have run out of memory.
             if has_step(self.folder):
                 check_same(read_config(self.folder), self._cfg, self.folder)
         elif self.folder.exists() and {file.name for file in self.folder.iterdir()} - {_LOCK}:
@@ -114,7 +115,7 @@ class Run:
         }
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(folder / "weights", tree, force=True)
-        if jax.process_index() == 0:  # last: it says that the weights are complete
+        if jax.process_index() == 0:  # written last: it marks the weights as complete
             dtypes = collections.Counter()
             for x in jax.tree.leaves(checkpoint.vae_params):
                 dtypes[np.dtype(x.dtype).name] += x.size
@@ -123,12 +124,12 @@ class Run:
             write_vae(folder, StoredVAE(checkpoint.vae, execution))
 
     def save(self, step: int, parts: Mapping[str, Any], loss: float | None = None) -> None:
-        """Begins to write named trees of arrays; they may be changed (donated) at once.
+        """Begins to write named trees of arrays; the caller may donate them as soon as it returns.
 
         Args:
-          step: how many steps have been taken.
-          parts: what to write.
-          loss: of the validation, if there was one at this step; the lowest are kept.
+          step: how many steps the state has been trained for.
+          parts: trees of arrays, by name.
+          loss: the validation's at this step, or None without one; steps with the lowest are kept.
 
         Raises:
           ValueError: if this save cannot be begun or the one before has failed; says what is left.
@@ -149,7 +150,7 @@ class Run:
             )
 
     def check(self) -> None:
-        """Raises what `wait` would, if the save in the background has ended; costs nothing."""
+        """Raises what `wait` would if the save in the background has ended; never waits."""
         if self._saving is not None and not self._manager.is_saving_in_progress():
             self.wait()
 
@@ -173,14 +174,14 @@ class Run:
             if "No space left" in str(error):
                 reason = f"the disk is full ({reason})"
             self._discard_unfinished()
-            kept = self._manager.all_steps(read=True)
-            left = f"step {max(kept)} is whole" if kept else "there is no earlier one"
+            steps = self._manager.all_steps(read=True)
+            left = f"step {max(steps)} is whole" if steps else "there is no earlier one"
             raise ValueError(
                 f"step {step} could not be saved in {self.folder}, {left}: {reason}"
             ) from error
 
     def _discard_unfinished(self) -> None:
-        """Gives back the room that a failed save takes."""
+        """Deletes what a failed save has written."""
         if jax.process_index() == 0:
             for path in (self.folder / STEPS).glob("*.orbax-checkpoint-tmp*"):
                 with contextlib.suppress(OSError):
@@ -211,13 +212,13 @@ def _loss(metrics: Any) -> float:
 
 
 def _manager(folder: epath.Path, run: RunConfig | None = None) -> ocp.CheckpointManager:
-    """Of a run's steps: to write them as `run` says, or to read alone."""
+    """Orbax' manager of a run's steps: writes them as `run` says, or only reads if it is None."""
     if run is None:
         reading = ocp.CheckpointManagerOptions(create=False, enable_async_checkpointing=False)
         return ocp.CheckpointManager(folder / STEPS, options=reading)
     policies: list[Any] = [checkpoint_managers.LatestN(run.keep)]
     if run.keep_best:
-        # It keeps the last of what it sorts, so the order is from the highest loss.
+        # BestN keeps the last ones in its order, so that has to begin with the highest loss.
         best = checkpoint_managers.BestN(
             get_metric_fn=_loss,
             reverse=True,
@@ -314,13 +315,13 @@ def load_run(
     folder, step = split(path)
     cfg = read_config(folder)
     with contextlib.closing(_manager(folder)) as manager:
-        kept = manager.all_steps()
-        if not kept:
+        steps = manager.all_steps()
+        if not steps:
             raise ValueError(f"{folder} has no checkpoint yet: train it first")
         if step is None:
-            step = max(kept)
-        elif step not in kept:
-            listed = ", ".join(map(str, sorted(kept)))
+            step = max(steps)
+        elif step not in steps:
+            listed = ", ".join(map(str, sorted(steps)))
             raise ValueError(f"{folder} has no step {step}: it keeps {listed}")
         part, dtype = "ema" if ema else "params", cfg.execution.param_dtype
         checkpoint = Checkpoint(metadata={"run": folder.name, "step": str(step), "weights": part})
@@ -356,7 +357,7 @@ def load_run(
 
 
 def _fingerprint(folder: epath.Path) -> str:
-    """Of a step's files; of its name where they would have to be fetched."""
+    """Hash of a step's files, or of its address where they would have to be downloaded."""
     if is_address(folder):
         return hashlib.sha256(str(folder).encode()).hexdigest()
     return tensors.fingerprint(sorted(p for p in Path(folder).rglob("*") if p.is_file()))

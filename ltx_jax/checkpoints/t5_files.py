@@ -97,8 +97,8 @@ def read_config(directory: Path) -> T5Config:
     bad = [name for name in _SIZES if not isinstance(raw.get(name), int) or raw[name] < 1]
     if bad:
         raise ValueError(f"{file} gives no positive number as {', '.join(bad)}")
-    known = {name: raw[name] for name in (*_SIZES, *_DEFAULTED) if name in raw}
-    return T5Config(**known)
+    sizes = {name: raw[name] for name in (*_SIZES, *_DEFAULTED) if name in raw}
+    return T5Config(**sizes)
 
 
 def load_params(

@@ -75,14 +75,14 @@ class StoredTensor(NamedTuple):
     def read(self) -> np.ndarray:
         """Reads the tensor into memory of its own."""
         buffer = np.empty(self.nbytes, np.uint8)
-        view, done = memoryview(buffer.data), 0
+        view, position = memoryview(buffer.data), 0
         with open(self.path, "rb", buffering=0) as file:
             file.seek(self.offset)
-            while done < len(view):  # one read gives 2 GB at most
-                count = file.readinto(view[done:])
+            while position < len(view):  # one read gives 2 GB at most
+                count = file.readinto(view[position:])
                 if not count:
                     raise ValueError(f"{self.path} ends within {self.name}: it changed on disk")
-                done += count
+                position += count
         return buffer.view(self.dtype).reshape(self.shape)
 
     def map(self) -> np.ndarray:
@@ -151,8 +151,8 @@ def _parse(path: Path, raw: dict[str, Any], start: int, size: int) -> TensorFile
     for name, entry in raw.items():
         begin, end = entry["data_offsets"]
         tensor = StoredTensor(path, name, entry["dtype"], tuple(entry["shape"]), start + begin)
-        known = tensor.code in DTYPES
-        if begin < 0 or end < begin or (known and end - begin != tensor.nbytes):
+        has_size = tensor.code in DTYPES  # one that numpy has no dtype for may have any
+        if begin < 0 or end < begin or (has_size and end - begin != tensor.nbytes):
             raise ValueError(f"the bytes of {name} do not fit its shape")
         tensors[name] = tensor
         spans.append((begin, end))
@@ -166,7 +166,7 @@ def _parse(path: Path, raw: dict[str, Any], start: int, size: int) -> TensorFile
 
 
 class Pending(NamedTuple):
-    """A tensor to be written, made when its turn comes."""
+    """A tensor to be written, whose values are computed when they are needed."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -225,9 +225,10 @@ def write_file(path: Path, tensors: Mapping[str, Pending], metadata: Mapping[str
 def fingerprint(paths: Iterable[Path]) -> str:
     """A SHA-256 (hex) of files, in the order given, whatever their names.
 
-    A file up to 32 MB is hashed whole. Of a larger one the size, the beginning, and pieces of 1 KB:
-    in safetensors at the beginning, middle and end of every tensor, which sees any training,
-    however few tensors it touched; in others 1024 at even distances. 26 GB take milliseconds.
+    A file up to 32 MB is hashed whole. A larger one is sampled: its size, and pieces of 1 KB. In
+    safetensors these are the header and the beginning, middle and end of every tensor, so that any
+    training changes the hash, however few tensors it touched; in others 1024 pieces at even
+    distances. 26 GB take milliseconds.
     """
     digest = hashlib.sha256()
     for path in paths:

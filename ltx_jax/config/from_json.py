@@ -1,4 +1,4 @@
-"""Settings as JSON keeps them, read back into the dataclasses that they were."""
+"""Settings read back from JSON into their dataclasses."""
 
 import dataclasses
 import difflib
@@ -13,7 +13,7 @@ def build(kind: Any, value: Any, where: str) -> Any:
 
     Args:
       kind: a dataclass, or the type of one of its fields.
-      value: what JSON made of it.
+      value: its form in JSON.
       where: names the value in errors.
 
     Raises:
@@ -80,6 +80,6 @@ def _option(kinds: tuple[Any, ...], value: Any) -> Any:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """A question after an error: whether the most similar of `names` was meant; may be empty."""
-    found = difflib.get_close_matches(name, list(names), n=1)
-    return f": did you mean {found[0]!r}?" if found else ""
+    """The end of an error that asks whether the most similar of `names` was meant, or nothing."""
+    matches = difflib.get_close_matches(name, list(names), n=1)
+    return f": did you mean {matches[0]!r}?" if matches else ""

@@ -56,7 +56,7 @@ class TransformerConfig:
     positional_embedding_theta: float = 10_000.0
     # Seconds, pixels, pixels: the coordinate that maps to 1 on each axis.
     positional_embedding_max_pos: tuple[float, float, float] = (20.0, 2048.0, 2048.0)
-    # Whether latent frame f starts at pixel frame max(8 f - 7, 0) rather than 8 f.
+    # Latent frame f begins at pixel frame max(8 f - 7, 0) if true, at 8 f if false.
     causal_temporal_positioning: bool = False
     timestep_scale_multiplier: float = 1000.0
     attention_bias: bool = True
@@ -131,7 +131,7 @@ class VAEConfig:
 
 
 def _count(cfg: VAEConfig, *names: str) -> int:
-    """Encoder blocks called one of `names`, also with `_res`; compress_all_x_y does not count."""
+    """Counts encoder blocks of these names, with `_res` too; compress_all_x_y does not count."""
     return sum(block.name.removesuffix("_res") in names for block in cfg.encoder_blocks)
 
 
@@ -168,4 +168,4 @@ class DiscriminatorConfig:
 
     base_channels: int = 64
     max_channels: int = 512
-    levels: int = 4  # each halves rows and columns, the later ones frames too
+    levels: int = 4  # each halves rows and columns; those of the second half halve frames too

@@ -15,9 +15,9 @@ class SamplingConfig:
     """How one video is sampled. Names and defaults are those of the official inference script."""
 
     negative_prompt: str = "worst quality, inconsistent motion, blurry, jittery, distorted"
-    height: int = 704  # pixels; any positive size, padded to a legal one and cropped back
-    width: int = 1216  # likewise
-    num_frames: int = 121  # likewise; whole latent frames are 8k+1
+    height: int = 704  # pixels; any positive size: padded to one the VAE takes, then cropped back
+    width: int = 1216  # pixels, as height
+    num_frames: int = 121  # any positive number; 8k+1 frames fill whole latent frames
     frame_rate: float = 30.0  # frames per second
     num_inference_steps: int = 40  # length of the checkpoint's own schedule
     timesteps: tuple[float, ...] | None = None  # explicit times, in place of a count
@@ -26,19 +26,22 @@ class SamplingConfig:
     guidance_scale: PerStep = 3.0  # classifier-free guidance; <= 1 is off
     cfg_star_rescale: bool = False  # scale the negative prediction to fit the positive one
     stg_scale: PerStep = 1.0  # spatio-temporal guidance; <= 0 is off
-    stg_mode: STGMode = "attention_values"  # what a skipped block does in place of attention
-    skip_block_list: SkipBlocks = ()  # blocks that the perturbed branch skips
-    rescaling_scale: PerStep = 0.7  # 1 is off
+    # What a skipped block puts in the place of attention, or of itself.
+    stg_mode: STGMode = "attention_values"
+    skip_block_list: SkipBlocks = ()  # blocks that the perturbed branch of guidance skips
+    # How far the guided prediction's deviation moves back to that of the caption's own; 1 is off.
+    rescaling_scale: PerStep = 0.7
     guidance_timesteps: tuple[float, ...] | None = None  # times at which per-step values change
-    stochastic_sampling: bool = False  # new noise in every step
-    image_cond_noise_scale: float = 0.15  # noise on conditions, new in every step
+    stochastic_sampling: bool = False  # every step adds new noise
+    image_cond_noise_scale: float = 0.15  # noise added to conditions, new in every step
     prepare_conditions: bool = True  # blur and H.264-compress condition images, as in training
-    decode_timestep: float = 0.05  # noise level that the decoder is told, in [0, 1]
-    decode_noise_scale: float | None = 0.025  # level that is added; None: the decode timestep
-    # TeaCache's threshold: a step whose input changed by less reuses what the layers added before.
-    # Its authors take 0.03 to 0.05; 0 computes every step.
+    decode_timestep: float = 0.05  # the decoder's timestep: the noise level it assumes, in [0, 1]
+    # Noise level added to the latents before decoding, in [0, 1]; None: the decode timestep.
+    decode_noise_scale: float | None = 0.025
+    # TeaCache's threshold: a step whose input changed by less reuses the layers' last update. Its
+    # authors use 0.03 to 0.05; 0 computes every step.
     teacache: float = 0.0
-    tone_map_compression_ratio: float = 0.0  # in [0, 1]: how far to pull in extreme latents
+    tone_map_compression_ratio: float = 0.0  # in [0, 1]: how far extreme latents are compressed
     seed: int = 171_198  # sample i draws from fold_in(key(seed), i)
 
     def __post_init__(self):
@@ -57,37 +60,40 @@ class SamplingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig(SamplingConfig):
-    """Everything that ltx-sample is told: where models and media lie, beside how to sample."""
+    """All options of ltx-sample: the paths of models and media, and how to sample."""
 
-    config: str | None = None  # a .py or .json file that the other options start from
-    # A safetensors file, a diffusers folder, a Hugging Face repository, a run of ltx-train or what
-    # is exported from it; "embedded" is the small one, in versions that ship it.
+    config: str | None = None  # a .py or .json file with defaults of the other options
+    # A safetensors file, a diffusers folder, a Hugging Face repository, a run of ltx-train or an
+    # exported folder; "embedded" is the small model that ships with the package.
     checkpoint: str = "embedded"
     text_encoder: str | None = None  # a T5 folder or repository; None: the checkpoint's own
-    prompt: str | None = None  # may be empty: an unconditional video
-    prompts_file: str | None = None  # one prompt per line; videos that exist are not made again
+    prompt: str | None = None  # an empty one samples an unconditional video
+    prompts_file: str | None = None  # one prompt per line; videos that exist are skipped
     batch_size: int = 1  # prompts of the file that are sampled together
-    first_sample: int = 0  # which of its seed's videos the first one is
+    first_sample: int = 0  # index of the first video among those of the seed
     # An .npz with prompt_embeds, prompt_mask, negative_embeds and negative_mask, in place of text.
     embeddings: str | None = None
-    noise: str | None = None  # an .npy (b, t, h, w, c) to start from, in place of the seed
+    noise: str | None = None  # an .npy (b, t, h, w, c) with the initial noise, in place of the seed
     conditioning_media_paths: tuple[str, ...] = ()  # images and clips that the video must contain
-    conditioning_start_frames: tuple[int, ...] = ()  # where each of them begins
-    conditioning_strengths: tuple[float, ...] = ()  # in [0, 1]; none given: 1
-    input_media_path: str | None = None  # a video to change, from skip_initial_inference_steps on
+    conditioning_start_frames: tuple[int, ...] = ()  # the frame at which each of them begins
+    conditioning_strengths: tuple[float, ...] = ()  # in [0, 1], one per path; empty: all 1
+    # A video to change: noise is added to it up to the first time of the schedule, which
+    # skip_initial_inference_steps lowers.
+    input_media_path: str | None = None
     output_path: str | None = None  # an .mp4 or a folder; None: outputs/
-    previews: bool = False  # a GIF and a sheet of frames (PNG) beside each video
-    # An .npy for the final normalised latents; decodes nothing unless output_path is given too.
+    previews: bool = False  # writes a GIF and a sheet of frames (PNG) beside each video
+    # An .npy for the final normalised latents; without an output_path no video is decoded.
     save_latents: str | None = None
-    # Of parameters and computation. None: bfloat16, but a CPU without products of it computes
-    # in float32.
+    # Dtype of parameters and computation. None: bfloat16, or float32 on CPUs without bfloat16
+    # matmul.
     dtype: DType | None = None
-    # Large products of the transformer: float8 for speed, from Hopper on, int8 for small memories.
+    # The transformer's large matmuls in eight bits: float8 is fast on GPUs from Hopper on, int8
+    # saves memory.
     linears: Linears | None = None
-    mesh: MeshConfig = MeshConfig()  # of several devices; by default one is used
+    mesh: MeshConfig = MeshConfig()  # the mesh of several devices; by default one device is used
     # A latent upsampler's file: sample small, enlarge, refine. None: one pass.
     spatial_upscaler: str | None = None
-    downscale_factor: float = 0.6666666  # size of the first of two passes
+    downscale_factor: float = 0.6666666  # size of the first pass, as a fraction of the video's
     second_pass: SamplingConfig | None = None  # schedule and guidance of the refining pass
 
     def __post_init__(self):
@@ -144,13 +150,13 @@ def sampling_options(cfg: SamplingConfig) -> SamplingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SchedulerConfig:
-    """How the sampler's times are laid out between 1 (noise) and 0."""
+    """The times between 1 (noise) and 0 (data) at which the sampler steps."""
 
     sampler: Literal["Uniform", "LinearQuadratic", "Constant"] = "Uniform"
     shifting: Literal["SD3", "SimpleDiffusion"] | None = None
-    base_resolution: int = 1024  # tokens; SimpleDiffusion
-    target_shift_terminal: float | None = None  # last time after an SD3 shift
-    shift: float | None = None  # Constant
+    base_resolution: int = 1024  # tokens at which SimpleDiffusion shifts nothing
+    target_shift_terminal: float | None = None  # the last time, after an SD3 shift
+    shift: float | None = None  # the Constant sampler's shift
     num_train_timesteps: int = 1000
 
     def __post_init__(self):

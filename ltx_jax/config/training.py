@@ -15,8 +15,8 @@ from ltx_jax.config.networks import (
 )
 from ltx_jax.config.sampling import SchedulerConfig
 
-# What a batch is given beside its noise: nothing, the first frame, the first latent frames, single
-# frames anywhere, or a short clip anywhere.
+# The conditions of a batch: none, the first frame, the first latent frames, single frames anywhere,
+# or a short clip anywhere.
 ConditionPattern = Literal["none", "first_frame", "prefix", "keyframes", "clip"]
 
 
@@ -24,20 +24,24 @@ ConditionPattern = Literal["none", "first_frame", "prefix", "keyframes", "clip"]
 class OptimConfig:
     """Optimiser, learning-rate schedule and parameter average."""
 
-    name: Literal["adamw", "muon"] = "adamw"  # muon: on matrices and kernels, adamw on the rest
+    name: Literal["adamw", "muon"] = (
+        "adamw"  # muon: of matrices and kernels, with adamw for the rest
+    )
     peak_lr: float = 1e-4
     warmup_steps: int = 1000
     decay: Literal["constant", "linear", "cosine"] = "constant"
-    decay_fraction: float = 0.4  # last part of the run over which a linear decay falls to zero
+    decay_fraction: float = (
+        0.4  # share of the run, at its end, in which a linear decay reaches zero
+    )
     b1: float = 0.9
     b2: float = 0.95
     weight_decay: float = 1e-2  # on matrices and kernels alone
     clip_norm: float = 1.0
     ema_decay: float = 0.9999
-    accumulate: int = 1  # micro-batches that a batch is cut into, one after the other
-    moment_dtype: DType = "float32"  # of the first moment
-    # Parameters that stay as they are: those whose path ("blocks/attn1/to_q/kernel") one of these
-    # regular expressions matches somewhere.
+    accumulate: int = 1  # micro-batches of a batch, whose gradients are computed one after another
+    moment_dtype: DType = "float32"  # dtype of the first moment
+    # Parameters that are not trained: regular expressions, searched for in parameter paths such as
+    # "blocks/attn1/to_q/kernel".
     freeze: tuple[str, ...] = ()
 
     def __post_init__(self):
@@ -46,13 +50,13 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True)
 class BucketConfig:
-    """Clips of one size: a batch is cut from one bucket, a frame alone is a picture."""
+    """Clips of one size: every batch is of one bucket, and a clip of one frame is a picture."""
 
     num_frames: int
     height: int
     width: int
     batch_size: int  # global
-    weight: float = 1.0  # share of the batches, next to the other buckets' weights
+    weight: float = 1.0  # share of the batches, relative to the other buckets' weights
 
     def __post_init__(self):
         for name in ("num_frames", "height", "width", "batch_size"):
@@ -63,10 +67,10 @@ class BucketConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
-    """One of several places that examples come from."""
+    """One of several sources of examples."""
 
     path: str  # as DataConfig.source
-    weight: float = 1.0  # share of the examples, next to the other sources' weights
+    weight: float = 1.0  # share of the examples, relative to the other sources' weights
 
     def __post_init__(self):
         require(self.weight >= 0, f"weight of a source must not be negative, got {self.weight}")
@@ -80,23 +84,25 @@ class DataConfig:
     # clip.mp4 + clip.txt, or a data set in ArrayRecord as `ltx_jax.prepare` and `ltx_jax.encode`
     # write it.
     source: str = "shapes"
-    mix: tuple[SourceConfig, ...] = ()  # several sources in place of one
+    mix: tuple[SourceConfig, ...] = ()  # several sources, in place of `source`
     num_frames: int = 25
     height: int = 128
     width: int = 128
     batch_size: int = 8  # global
-    buckets: tuple[BucketConfig, ...] = ()  # several sizes in place of the one above
-    frame_rates: tuple[float, ...] = (24.0,)  # of the world's clips, one drawn for each
-    # Resamples files by time to this rate; None keeps the rate of each.
+    buckets: tuple[BucketConfig, ...] = ()  # several sizes, in place of the one above
+    frame_rates: tuple[float, ...] = (24.0,)  # the procedural world draws one for each clip
+    # Frames per second that files are resampled to; None keeps the rate of each file.
     resample: float | None = None
-    random_start: bool = False  # a clip is cut from anywhere in its file, not from the start
-    random_crop: bool = False  # and from anywhere across, not from the centre
-    flip: bool = False  # mirrors half of the clips; captions and lettering then lie
-    max_crop: float = 0.5  # a file goes into no bucket whose shape cuts off more of its picture
-    threads: int = 2  # that read and decode
-    # In place of threads, for what holds the interpreter's lock, as the world's clips do; 0: none.
+    random_start: bool = False  # cut clips anywhere in a file rather than at its start
+    random_crop: bool = False  # crop frames anywhere rather than at the centre
+    # Mirror half of the clips; captions that say left or right, and lettering, are then wrong.
+    flip: bool = False
+    max_crop: float = 0.5  # largest share of a frame that a file may lose to fit a bucket
+    threads: int = 2  # threads that read and decode
+    # Loader processes instead of threads, for sources that hold Python's global interpreter lock
+    # (the procedural world); 0: threads.
     processes: int = 0
-    prefetch: int = 4  # batches read ahead
+    prefetch: int = 4  # batches that are read ahead
 
     def __post_init__(self):
         for name in ("num_frames", "height", "width", "batch_size", "threads", "prefetch"):
@@ -130,23 +136,26 @@ class VAELossConfig:
 
     pixel: Literal["l1", "mse"] = "l1"
     pixel_weight: float = 1.0
-    mse_weight: float = 0.0  # of a mean squared error beside it
+    mse_weight: float = 0.0  # weight of a mean squared error beside the pixel term
     kl_weight: float = 1e-6
-    kl_start: int = 0  # updates without the KL term, and
-    kl_warmup: int = 0  # updates over which it grows to its weight
-    dwt_weight: float = 0.0  # of the video wavelet loss
+    kl_start: int = 0  # updates without the KL term
+    kl_warmup: int = 0  # updates after those, over which the KL term grows to its weight
+    dwt_weight: float = 0.0  # weight of the video wavelet loss
     dwt_levels: int = 1
     lpips_weight: float = 0.0
-    vgg: str = ""  # a file of VGG16's weights (torchvision's layout), and
-    lpips_heads: str = ""  # one of LPIPS' linear heads; both are needed for LPIPS
+    vgg: str = ""  # a file with VGG16's weights in torchvision's layout; LPIPS needs it
+    lpips_heads: str = ""  # a file with LPIPS' linear heads; LPIPS needs it too
     gan_weight: float = 0.0
-    gan: Literal["pair", "single"] = "pair"  # reconstruction GAN on pairs, or a usual one
-    gan_adaptive: bool = True  # scales by VQGAN's ratio of gradients at the last layer, at most 1
-    disc_start: float = 0.2  # share of the run before the discriminator and its term begin
+    # The discriminator sees pairs of original and reconstruction (the reconstruction GAN), or
+    # single clips.
+    gan: Literal["pair", "single"] = "pair"
+    # Scales the GAN term by VQGAN's ratio of gradient norms at the last layer, at most 1.
+    gan_adaptive: bool = True
+    disc_start: float = 0.2  # share of the run without the discriminator and its term
     # The decoder does the last denoising step: latents are noised to t ~ U(0, max_decode_time).
     max_decode_time: float = 0.2
-    clean_fraction: float = 0.1  # of the batch, decoded at t = 0
-    statistics_decay: float = 0.999  # running mean and deviation of the latents
+    clean_fraction: float = 0.1  # share of a batch that is decoded without noise, at t = 0
+    statistics_decay: float = 0.999  # decay of the running mean and deviation of the latents
 
     def __post_init__(self):
         for name in ("pixel", "mse", "kl", "dwt", "lpips", "gan"):
@@ -163,61 +172,67 @@ class VAELossConfig:
 class FlowConfig:
     """Rectified flow: the distribution of times, and the conditioning."""
 
-    # Mean of the logit-normal density, linear in the token count between these points.
+    # The mean of the logit-normal density of times is linear in the number of tokens: min_shift at
+    # min_tokens, max_shift at max_tokens.
     min_tokens: int = 1024
     min_shift: float = 0.95
     max_tokens: int = 4096
     max_shift: float = 2.05
-    # Percentiles that are stretched to [min_time, 1].
+    # Times are stretched so that these percentiles of the density become 0 and 1, then mapped to
+    # [min_time, 1].
     low_percentile: float = 0.5
     high_percentile: float = 99.9
     min_time: float = 1e-3
-    uniform_fraction: float = 0.1
-    caption_dropout: float = 0.1
-    # Shares of the batches that are given something; the rest is given nothing.
+    uniform_fraction: float = 0.1  # share of the times that is drawn uniformly instead
+    caption_dropout: float = 0.1  # share of the captions that is replaced by the empty one
+    # Shares of the batches with each kind of condition; the rest has none.
     first_frame_probability: float = 0.3  # the first latent frame
     prefix_probability: float = 0.0  # the first few latent frames
     keyframes_probability: float = 0.0  # single frames anywhere after the first
     clip_probability: float = 0.0  # two latent frames anywhere after the first
     max_keyframes: int = 2
-    max_condition_time: float = 0.25  # condition tokens: time 0 half of the time, else up to this
-    token_drop: float = 0.0  # largest share of a video's tokens that a batch leaves out, up to 0.2
+    # Condition tokens have time 0 in half of the samples, else a uniform one up to this.
+    max_condition_time: float = 0.25
+    # Largest share of a video's tokens that a batch drops; buckets with more tokens drop more.
+    token_drop: float = 0.0
 
     def __post_init__(self):
-        given = sum(share for _, share in self.patterns[1:])
-        require(given <= 1, f"the probabilities of conditions sum to {given}, more than 1")
+        total = sum(share for _, share in self.patterns[1:])
+        require(total <= 1, f"the probabilities of conditions sum to {total}, more than 1")
         require(0 <= self.token_drop < 1, f"token_drop must lie in [0, 1), got {self.token_drop}")
 
     @property
     def patterns(self) -> tuple[tuple[ConditionPattern, float], ...]:
-        """What batches are given, and their shares; "none" first."""
-        given: tuple[tuple[ConditionPattern, float], ...] = (
+        """The kinds of conditions and their shares of the batches; "none" first."""
+        conditioned: tuple[tuple[ConditionPattern, float], ...] = (
             ("first_frame", self.first_frame_probability),
             ("prefix", self.prefix_probability),
             ("keyframes", self.keyframes_probability),
             ("clip", self.clip_probability),
         )
-        return ("none", 1 - sum(share for _, share in given)), *given
+        return ("none", 1 - sum(share for _, share in conditioned)), *conditioned
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """What both stages of training share."""
+    """A run of either stage: its folder, its length, and what it saves, logs and validates."""
 
     output: str = "runs/default"  # a folder, or a gs:// address
     steps: int = 10_000
     seed: int = 0
-    init_from: str | None = None  # a checkpoint of any kind whose weights the run starts from
-    log_every: int = 50
-    save_every: int = 1000
-    keep: int = 2  # latest checkpoints
-    keep_best: int = 0  # checkpoints with the lowest validation loss, beside those
+    init_from: str | None = None  # a checkpoint of any kind, for the initial weights
+    log_every: int = 50  # steps
+    save_every: int = 1000  # steps
+    keep: int = 2  # latest checkpoints that are kept
+    keep_best: int = 0  # checkpoints with the lowest validation loss that are kept beside those
     validate_every: int = 0  # steps; 0: never
-    validation_source: str | None = None  # as data.source; None: the world's own held-out clips
+    # As data.source; None: held-out clips of the procedural world.
+    validation_source: str | None = None
     validation_clips: int = 4
     tensorboard: bool = True  # scalars, pictures and videos, under the run
     wandb: str | None = None  # a Weights & Biases project to report to as well
-    max_rejected: int = 20  # steps in a row with a loss or gradient that is not finite
+    # The run stops after so many steps in a row whose loss or gradient is not finite.
+    max_rejected: int = 20
 
     def __post_init__(self):
         for name in ("log_every", "save_every", "keep", "validation_clips", "max_rejected"):
@@ -230,17 +245,17 @@ class RunConfig:
             f"be a multiple of validate_every = {every}",
         )
 
-    def validates_after(self, done: int) -> bool:
-        """Whether a validation follows step `done`; one follows the last step, if there are any."""
+    def validates_after(self, step: int) -> bool:
+        """Whether a validation follows a step; one follows the last step, if there are any."""
         every = self.validate_every
-        return every > 0 and (done % every == 0 or done == self.steps)
+        return every > 0 and (step % every == 0 or step == self.steps)
 
 
 @dataclasses.dataclass(frozen=True)
 class DistributedConfig:
-    """Several processes. SLURM, GKE and TPU pods are recognised by themselves."""
+    """Several processes. SLURM, GKE and TPU pods are detected: they need none of these."""
 
-    coordinator: str | None = None  # host:port of process 0, where nothing is recognised
+    coordinator: str | None = None  # host:port of process 0
     num_processes: int | None = None
     process_id: int | None = None
 
