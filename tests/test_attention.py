@@ -1,4 +1,4 @@
-"""Attention, against its definition in float64 and against PyTorch."""
+"""Attention, compared with its definition in float64 and with PyTorch."""
 
 import functools
 
@@ -14,7 +14,7 @@ from ltx_jax.config import MeshConfig
 from ltx_jax.models.attention import attention
 from ltx_jax.runtime import sharding
 
-# The second is large enough for the form that goes through the heads one by one.
+# The second is large enough for the implementation that computes one head at a time.
 SIZES = {"small": (7, 5), "large": (130, 150)}
 
 
@@ -43,7 +43,7 @@ def test_attention_is_softmax_attention(size, masked):
     mask = mask if masked else None
     got, want = jax.jit(attention)(*qkv, mask=mask), definition(*qkv, mask)
     np.testing.assert_allclose(got[:2], want[:2], rtol=0, atol=1e-6)
-    # Scores of the row that is masked out altogether are rounded at 10000, to 1e-3.
+    # In the fully masked row, scores near -10000 are rounded to 1e-3.
     np.testing.assert_allclose(got[2], want[2], rtol=0, atol=1e-2 if masked else 1e-6)
 
 
@@ -59,7 +59,7 @@ def test_attention_matches_pytorch():
 
 
 def test_a_caption_that_is_masked_out_still_gives_a_mean_of_its_values():
-    """As in the released model: the bias is not minus infinity, so nothing is NaN."""
+    """As in the released model, the mask's bias is finite, so nothing is NaN."""
     qkv, mask = draw(7, 5)
     masked_out = attention(*qkv, mask=mask)[2]
     np.testing.assert_allclose(masked_out, attention(*qkv)[2], rtol=0, atol=1e-2)
@@ -90,7 +90,8 @@ def test_gradients_are_those_of_pytorch(size):
     program = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
     assert ("scan" in str(program.trace(*qkv).jaxpr)) == (size == SIZES["large"])
     for got, want in zip(program(*qkv), theirs, strict=True):
-        # Not the third sample, which is masked out: its scores are rounded at 10000, to 1e-3.
+        # Without the third sample, which is fully masked: its scores near -10000 are rounded to
+        # 1e-3.
         np.testing.assert_allclose(got[:2], want.grad[:2], rtol=0, atol=1e-5)
 
 
@@ -100,7 +101,7 @@ MESHES = [dict(data=1, seq=8), dict(data=1, seq=4, tensor=2), dict(data=1, fsdp=
 @pytest.mark.parametrize("sizes", MESHES, ids=str)
 @pytest.mark.parametrize("of_itself", [True, False])
 def test_tokens_and_heads_over_eight_devices_are_attended_to_as_on_one(sizes, of_itself):
-    n = 136  # with all of its keys, enough to go through the heads one by one
+    n = 136  # large enough, with all its keys, to compute one head at a time
     qkv, _ = draw(n, n, b=2, k=8)
     mask = jnp.arange(n)[None] < jnp.array([[n], [n - 5]])
     weight = jnp.sin(jnp.arange(qkv[0].size, dtype=jnp.float32)).reshape(qkv[0].shape)
@@ -123,7 +124,7 @@ def test_tokens_and_heads_over_eight_devices_are_attended_to_as_on_one(sizes, of
 
 
 def test_a_device_holds_its_part_of_the_tokens_or_of_the_heads():
-    """Nothing of self-attention is gathered, and the scores are those of a part of the heads."""
+    """Self-attention gathers nothing, and each device computes the scores of some heads only."""
     n, heads = 256, 8
     split = sharding.make_mesh(MeshConfig(data=1, seq=8))
     where = NamedSharding(split, P(None, "seq"))
@@ -171,7 +172,7 @@ def test_scores_are_not_kept_for_the_gradient():
     ids=str,
 )
 def test_the_kernel_for_tpus_attends_as_the_plain_form(size, masked, parts, monkeypatch):
-    """And its gradients. It is interpreted here; what fills up a block of tokens is not seen."""
+    """Also its gradients. The kernel runs interpreted; padding of the last block has no effect."""
     monkeypatch.setattr("ltx_jax.models.attention._BLOCK", 128)
     monkeypatch.setattr("ltx_jax.models.attention._GRADIENT_BLOCKS", 2 // parts)
     make = splash_attention_kernel.make_splash_mha_single_device
@@ -189,8 +190,8 @@ def test_the_kernel_for_tpus_attends_as_the_plain_form(size, masked, parts, monk
 
         return jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(*qkv)
 
-    found, plain = (jax.tree.leaves(run(form)) for form in ("splash", "plain"))
-    for got, want in zip(found, plain, strict=True):
+    computed, plain = (jax.tree.leaves(run(form)) for form in ("splash", "plain"))
+    for got, want in zip(computed, plain, strict=True):
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)  # float32, sums in blocks
 
 

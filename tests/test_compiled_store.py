@@ -1,4 +1,4 @@
-"""Programs that were compiled before are found, and only where they are the same."""
+"""Executables on disk are reused, but only for the same call in the same environment."""
 
 import functools
 
@@ -19,7 +19,7 @@ OPTIONS = {"xla_backend_optimization_level": 0}
 
 @functools.partial(jax.jit, static_argnames="cfg", donate_argnames="x")
 def scaled(x, noise, *, cfg):
-    """Takes a tree and gives one."""
+    """A function from a pytree to a pytree."""
     return {"y": x * cfg.num_layers + noise.draw("initial", x.shape), "noise": noise}
 
 

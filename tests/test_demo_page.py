@@ -43,7 +43,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(folder):
-    """Serves the page of a tiny model, in the place of the one that ships; its address."""
+    """Serves the page with a tiny model instead of the one that ships; gives its address."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(folder / "served"))
         (folder / "served").mkdir()
@@ -74,7 +74,7 @@ def browser():
 
 @pytest.fixture
 def page(browser, address):
-    """The page, open; what it has asked for is in `requests`, what it complained of in `errors`."""
+    """The opened page; `requests` collects the URLs that it loads, `errors` its error messages."""
     page = browser.new_page(viewport={"width": 1280, "height": 1000})
     page.set_default_timeout(PATIENCE)
     page.requests, page.problems = [], []
@@ -89,17 +89,17 @@ def page(browser, address):
 
 
 def make(page):
-    """Presses the button; gives the frames of the video that comes."""
+    """Presses the button; returns the frames of the video and their rate."""
     page.evaluate("document.querySelectorAll('#video video').forEach(old => old.remove())")
     page.click("#make")
-    shown = page.wait_for_selector("#video video")
-    source = shown.get_attribute("src")
+    player = page.wait_for_selector("#video video")
+    source = player.get_attribute("src")
     with urllib.request.urlopen(source) as answer:
         return video.read_video(video.Stored("answer.mp4", answer.read()))
 
 
 def fill(page, name, value):
-    """Types a number beside a slider, and waits until the page knows it: the slider has moved."""
+    """Types a number beside a slider, and waits until the slider has moved."""
     field = page.locator(f"#{name} input[type=number]")
     field.fill(str(value))
     field.press("Tab")
@@ -108,30 +108,30 @@ def fill(page, name, value):
 
 
 def open_part(page, title):
-    """Opens a part and waits for it: while it is made, Gradio sets back what is typed into it."""
+    """Opens an accordion and waits: while Gradio builds it, typed values would be reset."""
     page.get_by_role("button", name=title).click()
     page.evaluate(STILL)
 
 
 def test_a_prompt_becomes_a_video_that_plays(page):
     page.fill("#prompt textarea", "a small red star moves left")
-    made, rate = make(page)
-    assert made.shape == (SETTINGS.num_frames, SETTINGS.height, SETTINGS.width, 3)
+    frames, rate = make(page)
+    assert frames.shape == (SETTINGS.num_frames, SETTINGS.height, SETTINGS.width, 3)
     assert rate == SETTINGS.frame_rate
     page.wait_for_function("document.querySelector('#video video').readyState >= 2")
     details = page.inner_text("#details")
-    said = re.match(r"9 frames of 64 x 32, 8 a second\. Seed (\d+)\.", details)
+    seed = re.match(r"9 frames of 64 x 32, 8 a second\. Seed (\d+)\.", details)
     open_part(page, "Settings")
-    assert page.input_value("#seed input") == said[1]
+    assert page.input_value("#seed input") == seed[1]
     open_part(page, "The same on the command line")
-    assert f"--seed {said[1]}" in page.locator(".cm-content").inner_text().replace("\n", " ")
+    assert f"--seed {seed[1]}" in page.locator(".cm-content").inner_text().replace("\n", " ")
     assert all(url.startswith(("http://127.0.0.1", "data:", "blob:")) for url in page.requests)
 
 
 def test_each_step_is_shown_while_it_runs(page):
     open_part(page, "Settings")
     fill(page, "num_inference_steps", 40)
-    # Every change is noted: a busy browser may look away for longer than a step takes.
+    # An observer records every change, as polling a busy browser may miss a step.
     page.evaluate(
         """() => {
           const place = document.querySelector('#video');
@@ -155,8 +155,8 @@ def test_pictures_are_taken(page, folder):
     page.set_input_files("#later input[type=file]", folder / "white.png")
     page.wait_for_selector("#later img")
     fill(page, "frame", 4)
-    held, _ = make(page)
-    assert np.abs(plain.astype(int) - held).mean() > 1
+    with_picture, _ = make(page)
+    assert np.abs(plain.astype(int) - with_picture).mean() > 1
 
 
 def test_a_mistake_is_a_message(page):

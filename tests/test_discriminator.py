@@ -55,7 +55,7 @@ def test_channels_double_up_to_their_limit_and_space_is_strided_before_time():
     ]
     assert all(k.names == (None, None, None, "conv_in", "conv_out") for k in kernels)
     assert "norm_0" not in boxed
-    # Two levels on a clip of nine frames leave them all; four make them three.
+    # Of nine frames, two levels leave five, and four levels leave three.
     for levels, frames in ((2, 5), (4, 3)):
         few = DiscriminatorConfig(base_channels=8, levels=levels)
         out = jax.eval_shape(
@@ -66,15 +66,17 @@ def test_channels_double_up_to_their_limit_and_space_is_strided_before_time():
 
 
 def test_a_patch_sees_what_is_near_it_alone():
-    """But for the group norms, which see everything: none at one level."""
+    """With one level there is no group norm, which would depend on all pixels."""
     cfg = DiscriminatorConfig(base_channels=8, levels=1)
     params, clip = parameters(cfg), draw(1, 9, 32, 32, 6)
 
     def middle(x):
         return Discriminator(cfg).apply({"params": params}, x)[0, 2, 8, 8]
 
-    seen = np.asarray(jnp.abs(jax.jit(jax.grad(middle))(clip)).sum((0, 4)) > 0)
-    frames, rows, _ = (np.flatnonzero(seen.any(axes)) for axes in ((1, 2), (0, 2), (0, 1)))
+    receptive_field = np.asarray(jnp.abs(jax.jit(jax.grad(middle))(clip)).sum((0, 4)) > 0)
+    frames, rows, _ = (
+        np.flatnonzero(receptive_field.any(axes)) for axes in ((1, 2), (0, 2), (0, 1))
+    )
     # Three logits of one window each: 4 + 2 * 2 pixels around row 16, and in frames of stride 2.
     np.testing.assert_array_equal(rows, np.arange(13, 21))
     np.testing.assert_array_equal(frames, np.arange(1, 8))

@@ -1,4 +1,4 @@
-"""The model that ships: it follows its prompts, as the judge sees them."""
+"""The model that ships follows its prompts, according to the judge."""
 
 import dataclasses
 import pathlib
@@ -28,41 +28,41 @@ def bench():
 
 
 @pytest.fixture(scope="module")
-def asked(bench):
+def prompts(bench):
     return bench.draw_prompts(COUNT, "train")
 
 
 @pytest.fixture(scope="module")
-def seen(bench, asked):
-    """What the judge sees in a video of each prompt."""
-    return [bench.detect(made) for made in bench.videos(asked)]
+def detections(bench, prompts):
+    """The objects that the judge finds in a video of each prompt."""
+    return [bench.detect(made) for made in bench.videos(prompts)]
 
 
-def right(seen, asked):
-    """In how many videos shape, colour and motion are those asked for."""
-    return sum(agreement(*pair).all for pair in zip(seen, asked, strict=True))
+def right(detections, prompts):
+    """Number of videos in which all objects have the expected shape, colour and motion."""
+    return sum(agreement(*pair).all for pair in zip(detections, prompts, strict=True))
 
 
-def test_most_prompts_are_followed(seen, asked):
-    """A model that is right in 71 % of its videos is so in 5 of 8 or more with a chance of 83 %.
+def test_most_prompts_are_followed(detections, prompts):
+    """A model that is right in 71 % of videos is right in 5 of 8 or more with probability 83 %.
 
     The seed is fixed, so the outcome does not change from run to run.
     """
-    assert right(seen, [one.triples for one in asked]) >= 5
+    assert right(detections, [one.triples for one in prompts]) >= 5
 
 
-def test_captions_of_other_videos_are_not(seen, asked):
+def test_captions_of_other_videos_are_not(detections, prompts):
     for turn in (1, 3):
-        others = [*asked[turn:], *asked[:turn]]
-        assert right(seen, [one.triples for one in others]) <= 1
+        others = [*prompts[turn:], *prompts[:turn]]
+        assert right(detections, [one.triples for one in others]) <= 1
 
 
-def test_a_picture_becomes_the_first_frame(bench, asked):
-    (first, *_) = asked
+def test_a_picture_becomes_the_first_frame(bench, prompts):
+    (first, *_) = prompts
     picture = bench.render(first)[:1]
     pipe, options = bench.sample, bench.options
     (made,) = pipe([first.caption], options, conditions=[Condition(picture)])
-    # The goal of the whole table, less what one clip may be off.
+    # The target of the whole table, minus the deviation of a single clip.
     assert metrics.psnr(made[None, :1], picture[None])[0] > 24
 
 
@@ -73,7 +73,7 @@ def test_make_sample_shows_what_it_is_asked_for(tmp_path):
     assert sample.main([*settings, "--prompt", prompt, "--output_path", str(out)]) == 0
     frames, rate = video.read_video(out)
     (star,) = detect_objects(frames, rate)
-    # Small stars lose their points too often for one video to prove the shape; eight do, above.
+    # Small stars lose their points too often to test the shape in a single video.
     assert (star.colour, star.motion) == ("red", "left")
     assert all(out.with_suffix(ending).is_file() for ending in (".json", ".gif", ".png"))
 

@@ -1,4 +1,4 @@
-"""ltx-evaluate: what it reads, what it measures, and what it says when it cannot."""
+"""ltx-evaluate: reading clips, metrics, tables and error messages."""
 
 import json
 import pathlib
@@ -39,7 +39,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
-    """Two clips, a too short one, a damaged one and a picture."""
+    """Two clips, one that is too short, a damaged one, and a picture."""
     folder = tmp_path_factory.mktemp("clips")
     for name, frames in (("a/one", 12), ("b/two", 20), ("short", 5)):
         made = render.clip(frames, num_frames=frames, height=64, width=80).frames
@@ -58,14 +58,14 @@ def read(folder, **options):
 
 
 def test_clips_are_cut_to_whole_latent_frames_and_bad_ones_are_named(clips):
-    found, skipped = read(clips)
-    assert [(pathlib.Path(clip.name).name, clip.kind, len(clip.frames)) for clip in found] == [
+    readable, skipped = read(clips)
+    assert [(pathlib.Path(clip.name).name, clip.kind, len(clip.frames)) for clip in readable] == [
         ("one.mp4", "videos", 9),
         ("two.mp4", "videos", 17),
         ("photo.png", "images", 1),
     ]
-    assert all(clip.frames.shape[1:] == (64, 64, 3) for clip in found)
-    assert [clip.caption for clip in found] == ["clip a/one", "clip b/two", "a picture"]
+    assert all(clip.frames.shape[1:] == (64, 64, 3) for clip in readable)
+    assert [clip.caption for clip in readable] == ["clip a/one", "clip b/two", "a picture"]
     assert len(skipped) == 2
     assert "broken.avi" in skipped[0]
     assert "short.mp4: it is too short: 5 frames; at least 9 are needed" in skipped[1]
@@ -86,8 +86,8 @@ def test_folders_of_frames_are_clips_when_asked(tmp_path):
 def test_a_limit_takes_files_from_all_over_the_folder(tmp_path):
     for i in range(10):
         Image.new("RGB", (32, 32), (i, 0, 0)).save(tmp_path / f"{i}.png")
-    found, _ = read(tmp_path, limit=3)
-    assert [pathlib.Path(clip.name).stem for clip in found] == ["0", "3", "6"]
+    clips, _ = read(tmp_path, limit=3)
+    assert [pathlib.Path(clip.name).stem for clip in clips] == ["0", "3", "6"]
 
 
 def test_a_folder_without_a_usable_clip_is_an_error(tmp_path):
@@ -97,11 +97,11 @@ def test_a_folder_without_a_usable_clip_is_an_error(tmp_path):
 
 
 def test_the_world_gives_held_out_clips_and_pictures():
-    found, _ = read("shapes", limit=2)
-    assert [clip.kind for clip in found] == ["videos"] * 2 + ["images"] * 2
+    clips, _ = read("shapes", limit=2)
+    assert [clip.kind for clip in clips] == ["videos"] * 2 + ["images"] * 2
     expected = render.clip(1, split="held_out", num_frames=17, height=64, width=64)
-    np.testing.assert_array_equal(found[1].frames, expected.frames)
-    assert found[1].caption == expected.caption
+    np.testing.assert_array_equal(clips[1].frames, expected.frames)
+    assert clips[1].caption == expected.caption
 
 
 def darker(frames):
@@ -109,19 +109,19 @@ def darker(frames):
 
 
 def test_figures_are_means_over_clips_of_one_kind(monkeypatch):
-    found, _ = read("shapes", limit=3)
+    clips, _ = read("shapes", limit=3)
     monkeypatch.setattr(i3d, "features", lambda params, x: params * jnp.mean(x, axis=(1, 2, 3)))
     for batch_size in (1, 2):
-        figures = autoencoder.reconstruction_metrics(
-            found, darker, batch_size=batch_size, features=jnp.float32(127.5)
+        rows = autoencoder.reconstruction_metrics(
+            clips, darker, batch_size=batch_size, features=jnp.float32(127.5)
         )
-        by_name = {(figure.of, figure.name): figure for figure in figures}
-        ratios = [float(metrics.psnr(darker(c.frames)[None], c.frames[None])[0]) for c in found]
+        by_name = {(row.of, row.name): row for row in rows}
+        ratios = [float(metrics.psnr(darker(c.frames)[None], c.frames[None])[0]) for c in clips]
         for kind, values in (("videos", ratios[:3]), ("images", ratios[3:])):
-            figure = by_name[kind, "PSNR"]
-            assert figure.value == pytest.approx(np.mean(values), rel=1e-5)
+            row = by_name[kind, "PSNR"]
+            assert row.value == pytest.approx(np.mean(values), rel=1e-5)
             reach = 1.96 * np.std(values, ddof=1) / 3**0.5
-            assert figure.high - figure.value == pytest.approx(reach, rel=1e-4)
+            assert row.high - row.value == pytest.approx(reach, rel=1e-4)
             assert by_name[kind, "SSIM"].count == 3
         # All clips are 10 levels darker in all three channels; pictures have no motion to compare.
         assert by_name["videos", "rFVD"].value == pytest.approx(3 * 10**2, rel=0.05)
@@ -145,19 +145,23 @@ def test_a_grid_in_flat_colours_is_found():
 
 @pytest.mark.parametrize("time", [0.0, 0.5])
 def test_reconstructions_are_those_of_the_networks(tiny, time):
-    loaded = load_checkpoint(tiny / "tiny.safetensors")
-    loaded.statistics = LatentStatistics(np.full(CHANNELS, 0.3, "f"), np.full(CHANNELS, 2.0, "f"))
+    checkpoint = load_checkpoint(tiny / "tiny.safetensors")
+    checkpoint.statistics = LatentStatistics(
+        np.full(CHANNELS, 0.3, "f"), np.full(CHANNELS, 2.0, "f")
+    )
     frames = render.clip(0, num_frames=9, height=64, width=64).frames[None]
-    networks = loaded, loaded.vae, ExecutionConfig()
-    made = autoencoder.reconstructor(*networks, time=time, seed=5)(frames)
-    pipe = LTXPipeline(loaded, dtype="float32")
+    networks = checkpoint, checkpoint.vae, ExecutionConfig()
+    reconstruction = autoencoder.reconstructor(*networks, time=time, seed=5)(frames)
+    pipe = LTXPipeline(checkpoint, dtype="float32")
     z = (np.asarray(pipe._encode(np.float32(frames) / 127.5 - 1).mode()) - 0.3) / 2
     noise = jax.random.normal(jax.random.split(jax.random.key(5))[0], z.shape)
     z = (1 - time) * z + time * np.asarray(noise)
     options = {"num_frames": 9, "height": 64, "width": 64, "output": "float"}
     decoded = pipe.decode(z, decode_timestep=time, decode_noise_scale=0.0, **options)
-    np.testing.assert_allclose(made, np.round((decoded + 1) * 127.5), atol=1)  # ties of rounding
-    assert np.std(made) > 1
+    np.testing.assert_allclose(
+        reconstruction, np.round((decoded + 1) * 127.5), atol=1
+    )  # ties of rounding
+    assert np.std(reconstruction) > 1
 
 
 def run(kind, *arguments):
@@ -173,8 +177,8 @@ def test_the_vae_command_writes_json_and_markdown(tiny, clips, tmp_path, capsys)
     out = tmp_path / "new/vae"
     arguments = ["--data", clips, "--height", 64, "--width", 64, "--output", out]
     assert run("vae", "--checkpoint", tiny / "tiny.safetensors", *arguments) == 0
-    printed = capsys.readouterr()
-    assert "2 clips are left out" in printed.err
+    output = capsys.readouterr()
+    assert "2 clips are left out" in output.err
     figures, settings = figures_of(tmp_path / "new/vae.json")
     assert figures["videos", "PSNR"]["count"] == 2
     assert figures["images", "SSIM"]["count"] == 1
@@ -184,7 +188,7 @@ def test_the_vae_command_writes_json_and_markdown(tiny, clips, tmp_path, capsys)
     lines = (tmp_path / "new/vae.md").read_text().splitlines()
     value = f"{figures['videos', 'PSNR']['value']:.2f}"
     assert any(line.startswith("| videos | PSNR |") and value[:-1] in line for line in lines)
-    assert value[:-1] in printed.out
+    assert value[:-1] in output.out
 
 
 def test_the_transformer_command_gives_the_loss_at_each_time(tiny, tmp_path):
@@ -263,9 +267,9 @@ def test_what_cannot_be_measured_is_one_line(tiny, tmp_path, capsys, arguments, 
     (tmp_path / "out.json").write_text("an earlier table")
     assert main([*filled, "--output", str(tmp_path / "out")]) == 2
     assert (tmp_path / "out.json").read_text() == "an earlier table"
-    said = capsys.readouterr().err.strip()
-    assert message in said
-    assert said.count("\n") == 0
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert error.count("\n") == 0
 
 
 def test_an_output_that_cannot_be_written_shows_before_work_begins(tmp_path, capsys):

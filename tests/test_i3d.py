@@ -1,4 +1,4 @@
-"""I3D against a torch network built from its published description, with random weights."""
+"""I3D, compared with a torch network built from its published description, with random weights."""
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ from torch.nn import functional  # noqa: E402
 
 
 def same(x, size, stride):
-    """Pads as TensorFlow's SAME does: to ceil(n / stride) windows, the odd zero at the end."""
+    """TensorFlow's SAME padding: to ceil(n / stride) windows, the odd zero at the end."""
     widths = []
     for length, k, s in reversed(list(zip(x.shape[2:], size, stride, strict=True))):
         total = max((-(-length // s) - 1) * s + k - length, 0)
@@ -50,7 +50,7 @@ class Mixed(nn.Module):
 
 
 class Network(nn.Module):
-    """The layers under the names of piergiaj/pytorch-i3d."""
+    """The network, with layers named as in piergiaj/pytorch-i3d."""
 
     def __init__(self):
         super().__init__()
@@ -101,7 +101,7 @@ def tensors(network):
 
 
 def test_features_are_the_mean_logits_of_torch(network, tensors):
-    """Padding differs for odd and even lengths: 17 frames stay odd, 224 pixels even, to the end."""
+    """Covers odd and even padding: 17 frames stay odd and 224 pixels even in all layers."""
     video = np.random.default_rng(0).uniform(-1, 1, (1, 17, 60, 80, 3)).astype(np.float32)
     x = torch.tensor(video[0].transpose(0, 3, 1, 2))
     x = functional.interpolate(x, (224, 224), mode="bilinear", align_corners=False)
@@ -114,8 +114,10 @@ def test_features_are_the_mean_logits_of_torch(network, tensors):
 
 
 def test_the_layout_is_that_of_the_torch_network(tensors):
-    kept = {k: v.shape for k, v in tensors.items() if not k.endswith("num_batches_tracked")}
-    assert i3d.shapes() == kept
+    tensor_shapes = {
+        k: v.shape for k, v in tensors.items() if not k.endswith("num_batches_tracked")
+    }
+    assert i3d.shapes() == tensor_shapes
 
 
 def test_other_weights_are_refused_by_name(tensors):

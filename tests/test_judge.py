@@ -22,12 +22,12 @@ def truth(clip):
     return [(one.shape, one.colour, one.motion) for one in clip.scene.objects]
 
 
-def said(seen):
-    return [(one.shape, one.colour, one.motion) for one in seen]
+def triples_of(objects):
+    return [(one.shape, one.colour, one.motion) for one in objects]
 
 
 def draw(shape, x, y, radius, turn=0.0, size=96, fine=8):
-    """A frame with one shape, by OpenCV, drawn large and averaged; `turn` in degrees clockwise."""
+    """Draws one shape with OpenCV, antialiased by averaging; `turn` in degrees clockwise."""
     picture = np.full((size * fine, size * fine, 3), 120, np.uint8)
     rgb, c, r = COLOURS[COLOUR], ((x + 0.5) * fine, (y + 0.5) * fine), radius * fine
     whole = tuple(round(v) for v in c)
@@ -37,7 +37,7 @@ def draw(shape, x, y, radius, turn=0.0, size=96, fine=8):
         cv2.fillPoly(picture, [corners], rgb)
 
     def corners(count, first, *radii):
-        """Corners around the centre, the first so many degrees clockwise of the top."""
+        """Corners around the centre, the first `first` degrees clockwise of the top."""
         for i in range(count):
             angle = np.radians(first + 360 * i / count - 90 + turn)
             part = r * radii[i % len(radii)]
@@ -71,16 +71,16 @@ def draw(shape, x, y, radius, turn=0.0, size=96, fine=8):
 def test_shapes_are_told_however_they_are_turned(shape):
     for turn in (0, 25, 70):
         frames = np.stack([draw(shape, 40, 50, 17, turn)] * 3)
-        assert said(detect_objects(frames, 24)) == [(shape, COLOUR, "still")]
+        assert triples_of(detect_objects(frames, 24)) == [(shape, COLOUR, "still")]
 
 
 @pytest.mark.parametrize("shape", ["pentagon", "ellipse"])
 def test_other_shapes_have_no_name(shape):
     frames = np.stack([draw(shape, 40 + i, 50, 17) for i in range(9)])
-    assert said(detect_objects(frames, 24)) == [("none", COLOUR, "right")]
+    assert triples_of(detect_objects(frames, 24)) == [("none", COLOUR, "right")]
 
 
-def moved(path, count=25):
+def square_clip(path, count=25):
     return np.stack([draw("square", *path(i / (count - 1))) for i in range(count)])
 
 
@@ -101,27 +101,29 @@ def moved(path, count=25):
     ],
 )
 def test_motions_are_told_by_their_path(path, motion):
-    assert said(detect_objects(moved(path), 24)) == [("square", COLOUR, motion)]
+    assert triples_of(detect_objects(square_clip(path), 24)) == [("square", COLOUR, motion)]
 
 
 def test_a_short_clip_needs_less_of_a_change():
-    """A slow motion gets a fourth as far in 9 frames as in a second and a half."""
+    """The slow motions below cover in 9 frames a quarter of their way in a second and a half."""
     for path, motion in (
         (lambda t: (40 + 4 * t, 48, 14), "right"),
         (lambda t: (48, 48, 14 * np.exp(0.08 * t)), "grow"),
         (lambda t: (48, 48, 14, 20 * t), "rotate"),
     ):
-        assert said(detect_objects(moved(path, 9), 24)) == [("square", COLOUR, motion)]
-        assert said(detect_objects(moved(path, 37), 24)) == [("square", COLOUR, "still")]
+        assert triples_of(detect_objects(square_clip(path, 9), 24)) == [("square", COLOUR, motion)]
+        assert triples_of(detect_objects(square_clip(path, 37), 24)) == [
+            ("square", COLOUR, "still")
+        ]
 
 
 def test_places_and_speeds_are_in_shorter_sides_and_seconds():
-    (seen,) = detect_objects(moved(lambda t: (30.5 + 24 * t, 59.5, 14)), 12)
-    assert seen.velocity == pytest.approx(24 / 96 / 2, abs=2e-3)  # a quarter in 24 frames
-    assert seen.position[0] == pytest.approx((30.5 - 47.5) / 96 + 12j / 96, abs=2e-3)
+    (objects,) = detect_objects(square_clip(lambda t: (30.5 + 24 * t, 59.5, 14)), 12)
+    assert objects.velocity == pytest.approx(24 / 96 / 2, abs=2e-3)  # a quarter in 24 frames
+    assert objects.position[0] == pytest.approx((30.5 - 47.5) / 96 + 12j / 96, abs=2e-3)
     area = 2 * 14**2
-    assert seen.size[0] == pytest.approx((4 * area / np.pi) ** 0.5 / 96, rel=0.02)
-    np.testing.assert_allclose(seen.seconds, np.arange(25) / 12)
+    assert objects.size[0] == pytest.approx((4 * area / np.pi) ** 0.5 / 96, rel=0.02)
+    np.testing.assert_allclose(objects.seconds, np.arange(25) / 12)
 
 
 @pytest.mark.parametrize("soft", [False, True], ids=["drawn", "softened"])
@@ -130,9 +132,9 @@ def test_clips_of_the_world_are_told_right(soft):
     for index in range(36):
         clip = render.clip(index, seed=SEED, split="all", height=96, width=96)
         frames = judge_accuracy.soften(clip.frames, index) if soft else clip.frames
-        seen = detect_objects(frames, 24)
-        if not agreement(seen, truth(clip)).all:
-            wrong.append((index, said(seen), truth(clip)))
+        objects = detect_objects(frames, 24)
+        if not agreement(objects, truth(clip)).all:
+            wrong.append((index, triples_of(objects), truth(clip)))
     assert not wrong
 
 
@@ -155,12 +157,12 @@ def test_a_softened_clip_is_as_bad_as_a_reconstruction_of_30_db():
 
 def test_every_word_changed_in_a_caption_makes_it_wrong():
     clip = render.clip(3, seed=SEED, height=96, width=96, num_objects=1)
-    seen, (triple,) = detect_objects(clip.frames, 24), truth(clip)
-    assert agreement(seen, [triple]) == (True, True, True, True)
+    objects, (triple,) = detect_objects(clip.frames, 24), truth(clip)
+    assert agreement(objects, [triple]) == (True, True, True, True)
     for place, words in enumerate((SHAPES, tuple(COLOURS), MOTIONS)):
         for word in words:
             changed = (*triple[:place], word, *triple[place + 1 :])
-            right = agreement(seen, [changed])
+            right = agreement(objects, [changed])
             assert right.all == (changed == triple)
             assert sum(right[:3]) == 3 - (changed != triple)
 
@@ -178,15 +180,15 @@ def test_nothing_is_seen_where_nothing_is():
 
 def test_a_single_frame_has_no_motion():
     clip = render.clip(2, seed=SEED, height=96, width=96, num_objects=1, num_frames=1)
-    (seen,), (triple,) = detect_objects(clip.frames, 1), truth(clip)
-    assert said([seen]) == [(*triple[:2], "none")]
+    (objects,), (triple,) = detect_objects(clip.frames, 1), truth(clip)
+    assert triples_of([objects]) == [(*triple[:2], "none")]
 
 
 def test_a_second_object_of_the_same_colour_is_seen():
-    left, right = draw("circle", 25, 48, 14), draw("star", 70, 48, 16)
-    both = np.where((left != 120).any(-1, keepdims=True), left, right)
-    seen = detect_objects(np.stack([both] * 5), 24)
-    assert sorted(one.shape for one in seen) == ["circle", "star"]
+    circle, star = draw("circle", 25, 48, 14), draw("star", 70, 48, 16)
+    both = np.where((circle != 120).any(-1, keepdims=True), circle, star)
+    objects = detect_objects(np.stack([both] * 5), 24)
+    assert sorted(one.shape for one in objects) == ["circle", "star"]
 
 
 def nothing(shape, colour, motion):
@@ -195,14 +197,14 @@ def nothing(shape, colour, motion):
 
 
 def test_objects_are_paired_with_what_was_asked_for_whatever_their_order():
-    wanted = [("circle", "red", "up"), ("star", "blue", "still")]
-    seen = [nothing("star", "blue", "still"), nothing("circle", "red", "down")]
-    assert agreement(seen, wanted) == (True, True, False, False)
-    assert agreement(seen[:1], wanted[1:]) == (True, True, True, True)
-    # One is missing; one is too many; none is there.
-    assert agreement(seen[:1], wanted) == (False, False, False, False)
-    assert agreement(seen, wanted[1:]) == (True, True, True, False)
-    assert agreement([], wanted) == (False, False, False, False)
+    expected = [("circle", "red", "up"), ("star", "blue", "still")]
+    objects = [nothing("star", "blue", "still"), nothing("circle", "red", "down")]
+    assert agreement(objects, expected) == (True, True, False, False)
+    assert agreement(objects[:1], expected[1:]) == (True, True, True, True)
+    # One object is missing; there is one too many; there are none.
+    assert agreement(objects[:1], expected) == (False, False, False, False)
+    assert agreement(objects, expected[1:]) == (True, True, True, False)
+    assert agreement([], expected) == (False, False, False, False)
 
 
 def test_the_background_may_slide():
@@ -210,6 +212,6 @@ def test_the_background_may_slide():
     for pan in ("left", "up"):
         ground = dataclasses.replace(scene.background, texture="checkered")
         sliding = dataclasses.replace(scene, background=ground, pan=pan)
-        seen = detect_objects(render.render(sliding, 25, 96, 96, 24), 24)
+        objects = detect_objects(render.render(sliding, 25, 96, 96, 24), 24)
         figure = scene.objects[0]
-        assert said(seen) == [(figure.shape, figure.colour, figure.motion)]
+        assert triples_of(objects) == [(figure.shape, figure.colour, figure.motion)]

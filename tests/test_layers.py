@@ -1,4 +1,4 @@
-"""Linear layers: the form that a CPU is fast at is the same function."""
+"""Linear layers: the fast form for CPUs computes the same function."""
 
 import jax
 import jax.numpy as jnp

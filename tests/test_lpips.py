@@ -1,4 +1,4 @@
-"""LPIPS against PyTorch, and the files that its weights come from."""
+"""LPIPS, compared with PyTorch, and reading its weights from files."""
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,8 @@ TAPS = (2, 7, 14, 21, 28)  # the last convolution of each stage
 
 
 @pytest.fixture(scope="module")
-def stored():
-    """Random weights under the names of torchvision and of the lpips package."""
+def weights():
+    """Random weights, named as in torchvision and in the lpips package."""
     rng = np.random.default_rng(0)
     trunk, before = {}, 3
     for index, width in zip(INDICES, WIDTHS, strict=True):
@@ -35,9 +35,9 @@ def stored():
 
 
 @pytest.fixture(scope="module")
-def params(stored, tmp_path_factory):
+def params(weights, tmp_path_factory):
     folder = tmp_path_factory.mktemp("lpips")
-    for name, tensors in zip(("vgg", "heads"), stored, strict=True):
+    for name, tensors in zip(("vgg", "heads"), weights, strict=True):
         save_file(tensors, folder / f"{name}.safetensors")
     return perceptual.read_lpips(folder / "vgg.safetensors", folder / "heads.safetensors")
 
@@ -58,7 +58,7 @@ def gradient(params, x, y):
 
 
 def torch_lpips(trunk, heads, x, y):
-    """The lpips package's arithmetic, from torch's own operations."""
+    """The computation of the lpips package, with operations of torch."""
     import torch
     from torch.nn import functional
 
@@ -66,7 +66,7 @@ def torch_lpips(trunk, heads, x, y):
     scale = torch.tensor([0.458, 0.448, 0.450]).reshape(1, 3, 1, 1)
 
     def features(z):
-        z, found = (z - shift) / scale, []
+        z, feature_maps = (z - shift) / scale, []
         for index in INDICES:
             if index in (5, 10, 17, 24):
                 z = functional.max_pool2d(z, 2)
@@ -75,8 +75,8 @@ def torch_lpips(trunk, heads, x, y):
             )
             z = functional.relu(functional.conv2d(z, weight, bias, padding=1))
             if index in TAPS:
-                found.append(z / (torch.sqrt(torch.sum(z**2, dim=1, keepdim=True)) + 1e-10))
-        return found
+                feature_maps.append(z / (torch.sqrt(torch.sum(z**2, dim=1, keepdim=True)) + 1e-10))
+        return feature_maps
 
     total = 0
     for i, (a, b) in enumerate(zip(features(x), features(y), strict=True)):
@@ -85,17 +85,19 @@ def torch_lpips(trunk, heads, x, y):
     return total
 
 
-def test_lpips_and_its_gradient_are_those_of_torch_on_the_same_weights(stored, params):
+def test_lpips_and_its_gradient_are_those_of_torch_on_the_same_weights(weights, params):
     torch = pytest.importorskip("torch")
     x, y = pictures()
     theirs = [torch.tensor(np.asarray(v).transpose(0, 3, 1, 2)) for v in (x, y)]
     theirs[0].requires_grad_()
-    expected = torch_lpips(*stored, *theirs)
+    expected = torch_lpips(*weights, *theirs)
     expected.sum().backward()
     value = distances(params, x, y)
     np.testing.assert_allclose(value, expected.detach(), rtol=1e-4)  # thirteen float32 layers
-    wanted = theirs[0].grad.numpy().transpose(0, 2, 3, 1)
-    error = np.linalg.norm(gradient(params, x, y) - wanted) / np.linalg.norm(wanted)
+    expected_gradient = theirs[0].grad.numpy().transpose(0, 2, 3, 1)
+    error = np.linalg.norm(gradient(params, x, y) - expected_gradient) / np.linalg.norm(
+        expected_gradient
+    )
     assert error < 1e-3  # where two pixels are all but equal, the pooling may take the other one
 
 
@@ -126,9 +128,9 @@ def test_pictures_of_which_nothing_would_be_left_are_refused(params):
         lpips.LPIPS().apply({"params": params}, x, x)
 
 
-def test_both_layouts_hold_the_same_weights(stored, params, tmp_path):
-    """A whole lpips.LPIPS, as its state_dict names it, in one file."""
-    trunk, heads = stored
+def test_both_layouts_hold_the_same_weights(weights, params, tmp_path):
+    """The state_dict of a complete lpips.LPIPS in one file."""
+    trunk, heads = weights
     whole = {
         name.replace(
             "features", f"net.slice{sum(int(name.split('.')[1]) > t for t in TAPS) + 1}"
@@ -142,8 +144,8 @@ def test_both_layouts_hold_the_same_weights(stored, params, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, perceptual.read_lpips(path, path), params)
 
 
-def test_files_that_cannot_be_used_are_refused_by_name(stored, tmp_path):
-    trunk, heads = stored
+def test_files_that_cannot_be_used_are_refused_by_name(weights, tmp_path):
+    trunk, heads = weights
     good, bad = tmp_path / "heads.safetensors", tmp_path / "vgg.safetensors"
     save_file(heads, good)
     wrong = trunk | {"features.7.weight": np.zeros((128, 64, 3, 3), np.float32)}

@@ -1,4 +1,4 @@
-"""Quality figures against scikit-image's formula in float64, closed forms and scipy."""
+"""Video metrics, compared with scikit-image's formula in float64, closed forms and scipy."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ def clips(b=2, t=3, h=24, w=40, seed=0):
 
 
 def reference_ssim(x, y):
-    """Wang's SSIM of one channel in 0..255 by scipy in float64, whole windows alone."""
+    """Wang's SSIM of one channel in 0..255 with scipy in float64, for windows inside the frame."""
 
     def smooth(image):
         return scipy.ndimage.gaussian_filter(image, 1.5, radius=5)[5:-5, 5:-5]
@@ -93,14 +93,14 @@ def test_frechet_distance_is_the_closed_form_of_two_gaussians():
     assert metrics.frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
     assert metrics.frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
     assert metrics.frechet_distance(a, a + 3) == pytest.approx(6 * 9, rel=1e-9)
-    # Of one dimension: squared differences of means and of deviations.
+    # In one dimension: the squared differences of means and of standard deviations.
     one, other = a[:, :1], 2 * a[:, :1]
     spread = one.std(ddof=1)
     assert metrics.frechet_distance(one, other) == pytest.approx(one.mean() ** 2 + spread**2)
 
 
 def test_frechet_distance_holds_with_fewer_clips_than_features():
-    """The square root of a singular product is where the usual formula gives complex numbers."""
+    """The usual formula gives complex numbers for the square root of a singular matrix."""
     a = np.random.default_rng(0).normal(size=(5, 40)).astype(np.float32)
     assert metrics.frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
     assert metrics.frechet_distance(a, a + np.float32(1)) == pytest.approx(40, rel=1e-5)

@@ -1,4 +1,4 @@
-"""What a program runs on, and that the options for it keep its gradients right."""
+"""The platform of a program, and that its compiler options give correct gradients."""
 
 import jax
 import jax.numpy as jnp

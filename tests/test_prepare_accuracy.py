@@ -1,4 +1,4 @@
-"""Cuts, bars, motion and copies are found where they are, in footage whose truth is known."""
+"""Cuts, bars, motion and copies are found in synthetic films with known ground truth."""
 
 import pytest
 
@@ -16,23 +16,23 @@ CFG = PrepareConfig(store=StoreConfig(min_side=64))
 
 
 def test_a_few_films_are_seen_as_they_are(tmp_path):
-    made = footage.Footage(tmp_path, 1, height=120, width=208)
-    made.cut("cuts3", fades=False, flashes=True)
+    films = footage.Footage(tmp_path, 1, height=120, width=208)
+    films.cut("cuts3", fades=False, flashes=True)
     for kind in ("pillarbox", "uneven letterbox"):
-        made.bars(kind)
-    made.clean("night")
+        films.bars(kind)
+    films.clean("night")
     for kind in ("shake", "slides"):
-        made.take(kind, moves=False)
-    made.take("things", moves=True)
-    made.copy(made.films[-1], "graded")
-    found = preparation.measure([made.films], CFG)
-    assert found.wrong == []
-    assert found.cuts["hit"] == len(made.films[0].cuts)
+        films.take(kind, moves=False)
+    films.take("things", moves=True)
+    films.copy(films.films[-1], "graded")
+    accuracy = preparation.measure([films.films], CFG)
+    assert accuracy.wrong == []
+    assert accuracy.cuts["hit"] == len(films.films[0].cuts)
 
 
 @pytest.mark.slow
 def test_footage_of_seeds_that_no_threshold_has_seen(tmp_path):
-    """82 films; docs/preparation.md has the figures of all ten seeds."""
+    """82 films; docs/preparation.md has the results of all ten seeds."""
     sets = [footage.Footage(tmp_path, seed).write() for seed in (100, 101)]
     figures = preparation.measure(sets, PrepareConfig()).figures()
     assert figures["cuts F1"] >= 0.95, figures
@@ -45,7 +45,7 @@ def test_footage_of_seeds_that_no_threshold_has_seen(tmp_path):
 
 
 def test_motion_is_counted_per_second_whatever_the_frame_rate():
-    """A texture that moves by whole pixels, 24 a second; points that go astray add a little."""
+    """A texture moves by whole pixels, 24 per second; points that are lost add a small error."""
     scene = footage.plate(np.random.default_rng(0), 144, 600).mean(axis=2).astype(np.uint8)
     for rate in (8.0, 12.0):
         times = (np.arange(int(3 * rate)) / rate).tolist()
@@ -74,7 +74,7 @@ def test_the_best_of_a_group_is_kept_and_parts_of_one_shot_are_no_copies():
 
     small, large = clip("a", 0, 90, 0b1011), clip("b", 0, 180, 0b1001)
     third = clip("c", 0, 90, 0b1000)
-    found = duplicates.pairs([small, large, third], 2.0)
-    assert duplicates.groups(found) == {"a#0": "b#0", "c#0": "b#0"}
+    pairs = duplicates.pairs([small, large, third], 2.0)
+    assert duplicates.groups(pairs) == {"a#0": "b#0", "c#0": "b#0"}
     assert list(duplicates.pairs([clip("a", 0, 90, 7), clip("a", 1, 90, 7)], 2.0)) == []
     assert hashes.distance((0b1011, 0), (0b1000, 0)) == 1.0

@@ -91,7 +91,7 @@ def pictures(count, seed=0):
 def test_a_score_is_the_head_on_the_encoders_embedding(clip, tmp_path):
     weight = torch.randn(1, 12)
     save_file({"weight": weight, "bias": torch.tensor([0.25])}, tmp_path / "head.safetensors")
-    found = aesthetics.Scorer(clip, str(tmp_path / "head.safetensors"))(pictures(3))
+    score = aesthetics.Scorer(clip, str(tmp_path / "head.safetensors"))(pictures(3))
     model = transformers.CLIPModel.from_pretrained(clip)
     processor = transformers.CLIPImageProcessor.from_pretrained(clip)
     inputs = processor(images=list(pictures(3)), return_tensors="pt")
@@ -99,18 +99,18 @@ def test_a_score_is_the_head_on_the_encoders_embedding(clip, tmp_path):
         pooled = model.vision_model(**inputs).pooler_output
         embeddings = model.visual_projection(pooled)
     embeddings = embeddings / embeddings.norm(dim=-1, keepdim=True)
-    assert found == pytest.approx(float((embeddings @ weight.T + 0.25).mean()), abs=1e-5)
+    assert score == pytest.approx(float((embeddings @ weight.T + 0.25).mean()), abs=1e-5)
 
 
 def test_laions_heads_load(tmp_path):
-    """The larger one has linear layers and nothing between them."""
+    """LAION's larger head consists of linear layers without activations."""
     linear = torch.nn.Linear(12, 1)
     torch.save(linear.state_dict(), tmp_path / "linear.pth")
     layers = torch.nn.Sequential(
         torch.nn.Linear(12, 16), torch.nn.Dropout(), torch.nn.Linear(16, 4), torch.nn.Linear(4, 1)
     ).eval()
-    named = {f"layers.{name}": value for name, value in layers.state_dict().items()}
-    torch.save(named, tmp_path / "larger.pth")
+    tensors = {f"layers.{name}": value for name, value in layers.state_dict().items()}
+    torch.save(tensors, tmp_path / "larger.pth")
     x = torch.randn(5, 12)
     for name, module in (("linear", linear), ("larger", layers)):
         weight, bias = aesthetics.load_head(str(tmp_path / f"{name}.pth"))
@@ -122,12 +122,12 @@ def test_laions_heads_load(tmp_path):
 
 
 def test_a_head_that_is_trained_on_pairs_orders_pairs_that_it_has_not_seen():
-    """People who err in a tenth of the pairs; what counts is the order of the true scores."""
+    """A tenth of the training pairs is swapped; the head is tested on the order of true scores."""
     rng = np.random.default_rng(1)
     truth = rng.normal(size=32)
-    found = rng.normal(size=(4000, 32)).astype(np.float32)
-    found /= np.linalg.norm(found, axis=1, keepdims=True)
-    one, other = found[:2000], found[2000:]
+    embeddings = rng.normal(size=(4000, 32)).astype(np.float32)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    one, other = embeddings[:2000], embeddings[2000:]
     swap = ((one - other) @ truth > 0) ^ (rng.random(2000) < 0.1)
     better, worse = np.where(swap[:, None], one, other), np.where(swap[:, None], other, one)
     weight = aesthetics.fit(better[:1600], worse[:1600], 1e-4)
@@ -149,9 +149,9 @@ def test_the_command_trains_a_head_on_pairs_within_labels(clip, tmp_path, capsys
     output = tmp_path / "heads" / "head.safetensors"
     arguments = [str(tmp_path / "pairs.csv"), "--encoder", clip, "--output", str(output)]
     assert main(["aesthetics-train", *arguments]) == 0
-    said = capsys.readouterr().out
-    assert "50 pairs, 10 left out" in said
-    assert "orders 100.0 % of the held-out pairs correctly" in said
+    printed = capsys.readouterr().out
+    assert "50 pairs, 10 left out" in printed
+    assert "orders 100.0 % of the held-out pairs correctly" in printed
     score = aesthetics.Scorer(clip, str(output))
     bright, dark = np.full((2, 1, 24, 24, 3), [[[[[180]]]], [[[[60]]]]], np.uint8)
     assert score(bright) > score(dark)
@@ -163,12 +163,12 @@ def test_the_command_trains_a_head_on_pairs_within_labels(clip, tmp_path, capsys
 def test_a_caption_is_what_the_model_writes_for_the_pictures(llava):
     cfg = CaptionsConfig(model=llava, prompt="Describe", max_tokens=6)
     write = captioner.Captioner(cfg)
-    found = write(pictures(2))
-    assert found
-    assert len(found.split()) <= 6
-    assert set(found.split()) <= set(WORDS)
-    assert captioner.Captioner(cfg)(pictures(2)) == found
-    # All the pictures are looked at: an independent call of the model writes the same.
+    caption = write(pictures(2))
+    assert caption
+    assert len(caption.split()) <= 6
+    assert set(caption.split()) <= set(WORDS)
+    assert captioner.Captioner(cfg)(pictures(2)) == caption
+    # The model gets all pictures: an independent call of it writes the same caption.
     processor = transformers.LlavaProcessor.from_pretrained(llava)
     model = transformers.LlavaForConditionalGeneration.from_pretrained(llava)
     images = [Image.fromarray(picture) for picture in pictures(2)]
@@ -178,7 +178,7 @@ def test_a_caption_is_what_the_model_writes_for_the_pictures(llava):
     text = processor.tokenizer.decode(
         answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
     )
-    assert found == " ".join(text.split())
+    assert caption == " ".join(text.split())
 
 
 def test_scores_and_captions_are_kept_and_models_loaded_once(clip, llava, tmp_path, monkeypatch):
@@ -186,9 +186,9 @@ def test_scores_and_captions_are_kept_and_models_loaded_once(clip, llava, tmp_pa
     films = []
     for i in range(3):
         video.write_video(tmp_path / f"{i}.mp4", np.stack(frames[8 * i :][:8]), 8)
-        known = {"digest": str(i), "number": 0, "seconds": 1.0, "crop": (0, 0, 32, 48)}
+        fields = {"digest": str(i), "number": 0, "seconds": 1.0, "crop": (0, 0, 32, 48)}
         films.append(
-            ClipRecord(source=str(tmp_path / f"{i}.mp4"), captions=(("file", "told"),), **known)
+            ClipRecord(source=str(tmp_path / f"{i}.mp4"), captions=(("file", "told"),), **fields)
         )
     head = tmp_path / "head.safetensors"
     save_file({"weight": torch.randn(1, 12), "bias": torch.zeros(1)}, head)
@@ -197,39 +197,39 @@ def test_scores_and_captions_are_kept_and_models_loaded_once(clip, llava, tmp_pa
         aesthetics=AestheticsConfig(clip, str(head)),
         captions=CaptionsConfig(model=llava, prompt="Describe", max_tokens=6),
     )
-    loaded, load = [], pretrained._load
+    loads, load = [], pretrained._load
     load.cache_clear()
 
-    def counted(name, *kinds):
+    def counting_load(name, *kinds):
         before = load.cache_info().misses
         found = load(name, *kinds)
-        loaded.extend([name] * (load.cache_info().misses - before))
+        loads.extend([name] * (load.cache_info().misses - before))
         return found
 
-    monkeypatch.setattr(pretrained, "_load", counted)
+    monkeypatch.setattr(pretrained, "_load", counting_load)
     cache = ResultCache(tmp_path / "shelf")
     scoring.check_models(cfg)
-    assert loaded == []
+    assert loads == []
     first = [
         *scoring.score_clips(films[:2], cfg, cache),
         *scoring.score_clips(films[2:], cfg, cache),
     ]
-    assert loaded == [clip, llava]
+    assert loads == [clip, llava]
     for judged in first:
-        (model, written), told = judged.captions
+        (model, written), original = judged.captions
         assert model == llava
         assert written
-        assert told == ("file", "told")
+        assert original == ("file", "told")
     scores = sorted(judged.aesthetics for judged in first)
     assert scores[0] < scores[2]
-    # Another threshold asks no model again.
+    # Another threshold loads no model.
     monkeypatch.setattr(pretrained, "_load", None)
     strict = dataclasses.replace(cfg.aesthetics, min_score=scores[1])
     cfg = dataclasses.replace(cfg, aesthetics=strict, captions=CaptionsConfig())
     again = scoring.score_clips(films[:2], cfg, cache) + scoring.score_clips(films[2:], cfg, cache)
     assert [judged.aesthetics for judged in again] == [judged.aesthetics for judged in first]
     assert [judged.reason for judged in again].count("aesthetics") == 1
-    # Another head of the same name does.
+    # Another head under the same name is loaded.
     monkeypatch.setattr(pretrained, "_load", load)
     save_file({"weight": torch.randn(1, 12), "bias": torch.ones(1)}, head)
     other = scoring.score_clips(films, cfg, cache)
@@ -247,7 +247,7 @@ def test_text_is_seen_and_texture_is_not_taken_for_it():
     from benchmarks import footage
 
     rng = np.random.default_rng(3)
-    seen = []
+    detections = []
     for i in range(12):
         height, width = ((180, 320), (360, 640), (540, 960))[i % 3]
         [frame] = footage.take("still", rng, 1, height, width, 25)
@@ -259,5 +259,5 @@ def test_text_is_seen_and_texture_is_not_taken_for_it():
             cv2.putText(
                 frame, "what did you say then", place, 0, size, colour, width_of_line, cv2.LINE_AA
             )
-        seen.append(lettering.share(frame[None]) > 0.02)
-    assert np.mean(seen) >= 0.75
+        detections.append(lettering.share(frame[None]) > 0.02)
+    assert np.mean(detections) >= 0.75

@@ -1,4 +1,4 @@
-"""What the T5 encoder promises, against transformers and on its own."""
+"""The T5 encoder, compared with transformers and on its own."""
 
 import dataclasses
 import functools
@@ -55,8 +55,8 @@ def test_agrees_with_transformers_beyond_the_largest_distance(tmp_path, buckets,
     ids, mask = draw_ids(3, 330), prefix_mask([330, 150, 7], 330)
     expected = run(model, ids, mask)
     assert 0.5 < expected.std() < 2
-    # Rounding of float32 over 3 layers, the sums in another order: 7e-6 seen, and both
-    # are as far from float64.
+    # float32 rounding over 3 layers, summed in another order: measured 7e-6, and both have the same
+    # distance from float64.
     np.testing.assert_allclose(encode(params, ids, mask, cfg), expected, atol=2e-5)
 
 
@@ -135,7 +135,7 @@ def test_a_mesh_gives_the_embeddings_of_one_device(directory, params):
     mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     split = t5_files.load_params(directory, TINY, mesh)
     assert split["blocks"]["ff"]["wo"]["kernel"].sharding.spec == P(None, "tensor", "fsdp")
-    # 3 heads of 8 channels: the tensor axis divides the channels, if not the heads.
+    # 3 heads of 8 channels: the tensor axis divides the channels, but not the heads.
     assert split["blocks"]["attention"]["o"]["kernel"].sharding.spec == P(None, "tensor", "fsdp")
     ids, mask = draw_ids(4, 12), prefix_mask([12, 5, 1, 9], 12)
     with sharding.use_mesh(mesh):

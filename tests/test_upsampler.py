@@ -1,4 +1,4 @@
-"""The latent upsampler against outputs of the official code."""
+"""The latent upsampler, compared with outputs of the official code."""
 
 import functools
 import json
@@ -22,7 +22,7 @@ compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimizatio
 
 
 def our_parameters(state):
-    """A nested dict from the official names: lists joined by "_", kernels with channels last."""
+    """Official tensors as our parameters: list indices joined by "_", channels last."""
     tree = {}
     for key, value in state.items():
         *path, leaf = re.sub(r"\.(\d+)", r"_\1", key).split(".")
@@ -42,7 +42,7 @@ def shapes(tree):
 
 
 def official(name):
-    """The config, the official parameters as ours, and the file itself."""
+    """The config, the official parameters as our parameters, and the golden file."""
     golden = np.load(GOLDEN / f"upsampler_{name}_tiny.npz")
     state = golden_state_dict(json.loads(str(golden["shapes"])))
     return UpsamplerConfig(**json.loads(str(golden["config"]))), our_parameters(state), golden

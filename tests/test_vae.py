@@ -1,4 +1,4 @@
-"""The Video-VAE against the official code, and what it promises on its own."""
+"""The Video-VAE, compared with the official code and on its own."""
 
 import dataclasses
 import functools
@@ -61,7 +61,7 @@ def official_config(text):
     ],
 )
 def test_blocks_norms_and_paddings_without_a_release_are_the_official_ones(case):
-    """Attention, single-axis compressions and the rest of what no released checkpoint uses."""
+    """Attention, single-axis compressions and other options that no released checkpoint uses."""
     golden = np.load(GOLDEN)
     cfg = official_config(str(golden[f"{case}/config"]))
     params = our_parameters(golden_state_dict(json.loads(str(golden[f"{case}/shapes"]))))
@@ -74,15 +74,15 @@ def test_blocks_norms_and_paddings_without_a_release_are_the_official_ones(case)
 
     posterior = encoder(cfg)(params, channels_last(video))
     for name in ("mean", "logvar"):
-        wanted = channels_last(golden[f"{case}/{name}"])
-        np.testing.assert_allclose(getattr(posterior, name), wanted, atol=TOLERANCE)
+        expected = channels_last(golden[f"{case}/{name}"])
+        np.testing.assert_allclose(getattr(posterior, name), expected, atol=TOLERANCE)
     decoded = decoder(cfg)(params, channels_last(latents), TIMES, maps)
-    wanted = channels_last(golden[f"{case}/decoded"])
-    np.testing.assert_allclose(decoded, wanted, atol=TOLERANCE)
+    expected = channels_last(golden[f"{case}/decoded"])
+    np.testing.assert_allclose(decoded, expected, atol=TOLERANCE)
 
 
 def released(name):
-    """The released configs, from the block tables of their checkpoints."""
+    """A released config, built from the block table of its checkpoint."""
     up = BlockConfig("compress_all", multiplier=2, residual=True)
     first = [
         *(res(4), BlockConfig("compress_all"), BlockConfig("res_x_y"), res(3)),
@@ -283,7 +283,7 @@ def test_a_decoder_says_what_it_lacks():
 
 @functools.cache
 def step(cfg, execution=ExecutionConfig()):
-    """Moments, output and gradients of a loss that sees all of it."""
+    """Mean, log-variance, output, and gradients of a loss that depends on all of them."""
     video, params = jnp.asarray(normal(0, 2, 3, 16, 16, 3)), drawn_parameters(cfg)
     model = VideoVAE(cfg, execution)
 
@@ -298,18 +298,18 @@ def step(cfg, execution=ExecutionConfig()):
 
 
 def test_recomputation_changes_no_gradient():
-    wanted, _ = step(SMALL)
-    flat = jax.tree.leaves_with_path(wanted)
+    expected, _ = step(SMALL)
+    flat = jax.tree.leaves_with_path(expected)
     still = [jax.tree_util.keystr(path) for path, g in flat if not np.abs(g).max() > 0]
     assert still == ["['decoder']['timestep_scale_multiplier']"]  # a unit, not a weight
     changed, _ = step(SMALL, ExecutionConfig(remat="full"))
-    for a, b in zip(jax.tree.leaves(changed), jax.tree.leaves(wanted), strict=True):
+    for a, b in zip(jax.tree.leaves(changed), jax.tree.leaves(expected), strict=True):
         # The same operations, fused differently, in float32.
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_recomputation_keeps_what_it_says():
-    """ "dots" convolves nothing twice; "full" does, where the backward pass needs the output."""
+    """ "dots" recomputes no convolution; "full" recomputes those that the backward pass needs."""
     params = drawn_parameters(SMALL)
     latents = jnp.zeros((1, 2, 4, 4, 8))
 
@@ -360,7 +360,7 @@ def test_bfloat16_follows_float32():
 
 
 def test_a_fresh_model_is_of_order_one_and_almost_deterministic(keys):
-    """What training from scratch starts from."""
+    """The initial parameters of training from scratch."""
     video = jnp.asarray(normal(0, 2, 3, 16, 16, 3))
     model = VideoVAE(SMALL)
 

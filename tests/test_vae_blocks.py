@@ -69,7 +69,7 @@ def test_norms_are_those_of_torch(norm_layer):
 
 
 def test_norms_take_their_statistics_in_float32():
-    """The squares of these values overflow float16, and their mean is lost in bfloat16."""
+    """The squares of these values overflow float16, and bfloat16 is too coarse for their mean."""
     x = normal(0, 1, 2, 3, 4, 64) + 300
     for norm_layer in ("pixel_norm", "layer_norm"):
         norm = vae_blocks.make_norm(tiny([], [], norm_layer=norm_layer), FLOAT32, "norm1")
@@ -112,8 +112,8 @@ def test_downsampling_averages_groups_of_consecutive_channels_beside_the_convolu
     skip = np.asarray(vae_blocks.space_to_depth(x, stride))
     group = 4 * size // 8
     means = [skip[..., i * group : (i + 1) * group].mean(-1) for i in range(8)]
-    wanted = vae_blocks.space_to_depth(main, stride) + np.stack(means, axis=-1)
-    np.testing.assert_allclose(ours, wanted, atol=TOLERANCE)
+    expected = vae_blocks.space_to_depth(main, stride) + np.stack(means, axis=-1)
+    np.testing.assert_allclose(ours, expected, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize(
@@ -130,12 +130,12 @@ def test_upsampling_drops_the_first_frame_and_repeats_all_channels(stride, multi
     main = vae_blocks.Conv(cfg, FLOAT32, size * 16 // multiplier, False).apply(
         {"params": params}, x
     )
-    wanted = np.asarray(vae_blocks.depth_to_space(main, stride))
+    expected = np.asarray(vae_blocks.depth_to_space(main, stride))
     if residual:
         skip = np.asarray(vae_blocks.depth_to_space(x, stride))
-        wanted = wanted + np.concatenate([skip] * (8 // multiplier), axis=-1)
-    wanted = wanted[:, 1:] if stride[0] == 2 else wanted
-    np.testing.assert_allclose(ours, wanted, atol=TOLERANCE)
+        expected = expected + np.concatenate([skip] * (8 // multiplier), axis=-1)
+    expected = expected[:, 1:] if stride[0] == 2 else expected
+    np.testing.assert_allclose(ours, expected, atol=TOLERANCE)
     assert ours.shape == (
         2,
         5 if stride[0] == 2 else 3,
@@ -153,10 +153,10 @@ def test_noise_maps_serve_all_frames_and_one_or_all_samples():
     scales = {f"per_channel_scale{i}": jnp.asarray(normal(i, 4)) for i in (1, 2)}
     params = {"params": {"conv1": zero, "conv2": zero, **scales}}
     first, second = normal(3, 4, 5), normal(4, 2, 4, 5)
-    # The convolutions are off, so that the second map alone is left beside the input.
+    # The convolutions are zero, so that only the second map is added to the input.
     added = block.apply(params, x, None, (jnp.asarray(first), jnp.asarray(second))) - x
-    wanted = second[:, None, :, :, None] * np.asarray(scales["per_channel_scale2"])
-    np.testing.assert_allclose(added, np.broadcast_to(wanted, x.shape), atol=1e-6)
+    expected = second[:, None, :, :, None] * np.asarray(scales["per_channel_scale2"])
+    np.testing.assert_allclose(added, np.broadcast_to(expected, x.shape), atol=1e-6)
     added = block.apply(params, x, None, (jnp.asarray(first), jnp.asarray(first))) - x
     np.testing.assert_allclose(added[0], added[1], atol=1e-6)
     assert np.abs(added).max() > 0.1
