@@ -35,7 +35,7 @@ def _run(given: argparse.Namespace) -> None:
     output = given.output or Path("outputs") / f"evaluate_{given.kind}"
     title, figures = f"Evaluation: {given.kind}", []
     settings = {name: value for name, value in vars(given).items() if name not in ("output", "run")}
-    for place in metric_table.paths(output):
+    for place in metric_table.output_paths(output):
         files.check_writable(place)
     for found, about in given.run(given):
         settings |= about

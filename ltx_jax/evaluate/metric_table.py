@@ -87,7 +87,7 @@ def show(title: str, rows: Sequence[MetricRow]) -> None:
     rich.console.Console().print(table)
 
 
-def paths(output: Path) -> tuple[Path, Path]:
+def output_paths(output: Path) -> tuple[Path, Path]:
     """The JSON and the Markdown file that `write` writes."""
     return Path(f"{output}.json"), Path(f"{output}.md")
 
@@ -113,8 +113,8 @@ def write(
     cells = [_HEADER, ("---", "---", "---:", "---:", "---:"), *(row.cells() for row in rows)]
     lines = [f"# {title}", "", *(f"| {' | '.join(row)} |" for row in cells), ""]
     lines += [f"- {name}: {value}" for name, value in about.items() if value is not None]
-    output_paths = paths(output)
+    table_paths = output_paths(output)
     texts = json.dumps(content, indent=2), "\n".join(lines)
-    for path, text in zip(output_paths, texts, strict=True):
+    for path, text in zip(table_paths, texts, strict=True):
         files.atomic_write_text(path, f"{text}\n")
-    return output_paths
+    return table_paths
