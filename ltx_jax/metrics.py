@@ -60,7 +60,7 @@ def _frame_ssim(x: Array, y: Array) -> Array:
 
 
 def _smooth(frame: Array) -> Array:
-    """Gaussian means over all windows that lie inside the frame (h, w, c)."""
+    """Gaussian means over all windows inside the frame (h, w, c)."""
     offsets = np.arange(_WINDOW) - _WINDOW // 2
     taps = np.exp(-(offsets**2) / (2 * _SIGMA**2))
     taps = (taps / taps.sum()).tolist()

@@ -164,13 +164,13 @@ def _handler(
         if inputs["later"] is not None:
             pictures.append(Picture(inputs["later"], int(inputs["frame"])))
 
-        def tell(step: Progress) -> None:
+        def show_progress(step: Progress) -> None:
             what = "Denoising" if step.step < step.steps else "Decoding"
             progress((step.step, step.steps), desc=what)
 
         progress(0.0, desc="Preparing; the first video of a size takes longer")
         try:
-            video = studio.make(inputs["prompt"], pictures, progress=tell, **changes)
+            video = studio.make(inputs["prompt"], pictures, progress=show_progress, **changes)
         except (ValueError, OSError, MemoryError) as error:
             raise gr.Error(str(error), duration=None, print_exception=False) from error
         settings = video.settings

@@ -88,7 +88,7 @@ def reconstruction_metrics(
     lpips: Any = None,
     features: Any = None,
 ) -> list[MetricRow]:
-    """Measures PSNR, SSIM, LPIPS and rFVD, of videos and of images apart.
+    """Measures PSNR, SSIM, LPIPS and rFVD, separately for videos and images.
 
     Args:
       clips: any number of clips of any lengths.

@@ -30,7 +30,7 @@ class EvaluationClip:
 
 @dataclasses.dataclass(frozen=True)
 class ClipFormat:
-    """Size and length to which clips are brought.
+    """Size and length of the clips on which a model is measured.
 
     A clip is scaled to cover the size and cropped about its centre. Of its frames the first
     `num_frames` are used; a shorter clip is cut to the largest number of frames that the VAE
@@ -70,7 +70,7 @@ def read_clips(
     Args:
       source: a folder of clips and pictures, or "shapes" for held-out clips and pictures of the
         procedural world.
-      cut: their size and length.
+      clip_format: their size and length.
       limit: the largest number of clips, and of pictures, spread evenly over the sorted files.
       frame_folders: treat the pictures of each folder as the frames of one clip, in the order of
         their names (as DAVIS stores clips).

@@ -63,9 +63,9 @@ def write(path: Path, cfg: PrepareConfig, clips: Iterable[ClipRecord]) -> None:
     total = counts.total()
     body = [
         "<h1>Data preparation</h1>",
-        f"<p>{len(sources)} files gave {total} clips, or files that were dropped whole: "
-        f"{counts['']} kept, {total - counts['']} dropped. <code>dropped.csv</code> beside this "
-        "page names each of those.</p>",
+        f"<p>{len(sources)} files gave {total} clips (a file that was dropped as a whole counts as "
+        f"one): {counts['']} kept, {total - counts['']} dropped. <code>dropped.csv</code> in the "
+        "same folder lists the dropped ones.</p>",
         _stages(counts, seconds),
         _section("Motion", "percent of the diagonal per second", scores["motion"], cfg.min_motion),
         _section("Text", "share of the picture", scores["text"], cfg.text.max_share),
