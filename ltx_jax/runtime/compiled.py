@@ -114,7 +114,7 @@ def explain_memory_errors(advice: str) -> Iterator[None]:
 
 
 def use_compilation_cache() -> None:
-    """Stores compiled programs in ~/.cache/ltx_jax, or in JAX_COMPILATION_CACHE_DIR if it is set."""
+    """Stores compiled programs in JAX_COMPILATION_CACHE_DIR, by default ~/.cache/ltx_jax."""
     folder = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
     if folder is None:
         folder = os.path.expanduser("~/.cache/ltx_jax/compiled")

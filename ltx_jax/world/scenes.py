@@ -272,6 +272,7 @@ def _sample_object(
     half_extent: tuple[float, float],
     is_small: bool,
 ) -> SceneObject:
+    """Samples an object's size, speed and place; slows it down until it stays in the picture."""
     shape, colour, motion = triple
     nominal = _SIZES[0] if is_small else _choose(rng, _SIZES)
     if motion in ("grow", "shrink"):
@@ -286,7 +287,7 @@ def _sample_object(
         ranges, fits = _start_ranges(obj, seconds, half_extent)
         if fits or rate < 1e-3:
             break
-        slower = [speed_class for speed_class in _SPEEDS[motion] if speed_class < rate]
+        slower = [speed for speed in _SPEEDS[motion] if speed < rate]
         rate = slower[-1] if slower else 0.9 * rate
     x, y = (
         low + fraction * (high - low)
@@ -312,6 +313,7 @@ def _start_ranges(
 
 
 def _collide(one: SceneObject, other: SceneObject, seconds: float | int) -> bool:
+    """Whether the circles around two objects ever come closer than the margin."""
     times = np.linspace(0, seconds, 33)
     a, b = trajectory(one, times), trajectory(other, times)
     gap = np.hypot(a.x - b.x, a.y - b.y) - (a.size + b.size) / 2
