@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64, Shaped
 
+from ltx_jax import pixels
+
 Videos = Shaped[Array | np.ndarray, "b t h w c"]
 
 _PEAK = 2.0  # from the darkest value to the brightest
@@ -73,8 +75,8 @@ def _smooth(frame: Array) -> Array:
 
 def _centred(video: Array | np.ndarray) -> Array:
     """Values in [-1, 1] as float32."""
-    values = jnp.asarray(video).astype(jnp.float32)
-    return values / 127.5 - 1 if video.dtype == jnp.uint8 else values
+    values = jnp.asarray(video)
+    return pixels.from_bytes(values) if video.dtype == jnp.uint8 else values.astype(jnp.float32)
 
 
 def flat_energy(frames: Shaped[np.ndarray, "t h w c"]) -> float:

@@ -16,6 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = {
     "config": 0,
     "runtime": 1,
+    "pixels": 1,
     "models": 2,
     "metrics": 3,
     "world": 2,
@@ -32,7 +33,7 @@ COMMANDS = 10
 # Everything else sees `apply(params, ...)` and plain dicts.
 FLAX = ("models/", "training/state.py", "runtime/sharding.py")
 # What the networks and the sampler run without.
-LIGHT = ("config", "runtime", "models", "diffusion")
+LIGHT = ("config", "runtime", "pixels", "models", "diffusion")
 HEAVY = ("av", "tyro", "transformers", "safetensors", "torch", "tensorflow", "orbax", "optax")
 
 

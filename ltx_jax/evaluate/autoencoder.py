@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from ltx_jax import metrics
+from ltx_jax import metrics, pixels
 from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.config import ExecutionConfig, VAEConfig
 from ltx_jax.diffusion.flow import add_noise
@@ -20,7 +20,6 @@ from ltx_jax.models import convolution, i3d
 from ltx_jax.models.lpips import lpips_of_frames
 from ltx_jax.models.vae import LatentStatistics, VideoVAE, key_noise
 from ltx_jax.runtime.compiled import Programs
-from ltx_jax.training.vae_loss import to_float
 
 Frames = UInt8[np.ndarray, "b t h w 3"]
 Reconstruct = Callable[[Frames], Frames]
@@ -41,13 +40,13 @@ def _reconstruct(
     execution: ExecutionConfig,
 ) -> UInt8[Array, "b t h w 3"]:
     model, weights = VideoVAE(cfg, execution), {"params": params}
-    posterior: Any = model.apply(weights, to_float(frames), method="encode")
+    posterior: Any = model.apply(weights, pixels.from_bytes(frames), method="encode")
     z = statistics.normalize(posterior.mode())
     noise_key, map_key = jax.random.split(key)
     times = jnp.broadcast_to(time, len(frames))
     z = statistics.denormalize(add_noise(z, jax.random.normal(noise_key, z.shape), times))
     decoded: Any = model.apply(weights, z, times, key_noise(map_key), method="decode")
-    return jnp.round((jnp.clip(decoded, -1, 1) + 1) * 127.5).astype(jnp.uint8)
+    return pixels.to_nearest_bytes(decoded)
 
 
 def reconstructor(
@@ -109,7 +108,7 @@ def reconstruction_metrics(
                 "PSNR": float(metrics.psnr(*pair)[0]),
                 "SSIM": float(metrics.ssim(*pair)[0]),
             }
-            floats = [to_float(jnp.asarray(x)) for x in pair]
+            floats = [pixels.from_bytes(jnp.asarray(x)) for x in pair]
             if lpips is not None:
                 values["LPIPS"] = float(lpips_distance(lpips, *floats))
             if features is not None and len(one) >= i3d.MIN_FRAMES:

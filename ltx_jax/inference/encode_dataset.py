@@ -22,6 +22,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float16, Int, UInt8
 
+from ltx_jax import pixels
 from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.checkpoints.load import load_checkpoint
 from ltx_jax.config import BucketConfig, ExecutionConfig, TrainTransformer, VAEConfig
@@ -370,7 +371,7 @@ def posteriors(
     def encode(videos: Array) -> Array:
         """(b, items, t, h, w, 3) -> (b, items, t, h, w, c + 1)."""
         b, items = videos.shape[:2]
-        flat = videos.reshape(-1, *videos.shape[2:]).astype(jnp.float32) / 127.5 - 1
+        flat = pixels.from_bytes(videos.reshape(-1, *videos.shape[2:]))
         if not items:
             t = (videos.shape[2] - 1) // cfg.temporal_factor + 1
             h, w = (side // cfg.spatial_factor for side in videos.shape[3:5])

@@ -1,0 +1,24 @@
+"""Pixels as bytes and as floating-point numbers in [-1, 1]: the one place where they are converted.
+
+The functions take arrays of numpy and of JAX alike.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
+
+
+def from_bytes(pixels: UInt8[Any, "*shape"]) -> Float[Any, "*shape"]:
+    """Bytes as float32 in [-1, 1]."""
+    return pixels.astype(jnp.float32) / 127.5 - 1
+
+
+def to_bytes(pixels: Float[Any, "*shape"]) -> UInt8[Array, "*shape"]:
+    """Numbers, cut to [-1, 1], as bytes. Fractions are cut off, as in the released pipeline."""
+    return (255 * jnp.clip(pixels * 0.5 + 0.5, 0, 1)).astype(jnp.uint8)
+
+
+def to_nearest_bytes(pixels: Float[Any, "*shape"]) -> UInt8[Array, "*shape"]:
+    """Numbers, cut to [-1, 1], as the nearest bytes: the inverse of `from_bytes`."""
+    return jnp.round((jnp.clip(pixels, -1, 1) + 1) * 127.5).astype(jnp.uint8)
