@@ -23,7 +23,7 @@ from benchmarks.networks import Network, decoder, network
 from benchmarks.sizes import TORCH, Scale, pick, random
 from ltx_jax.checkpoints import diffusers as layout
 from ltx_jax.checkpoints.checkpoint import Checkpoint
-from ltx_jax.models import convolution, transformer_fast
+from ltx_jax.models import convolution
 from ltx_jax.models.transformer import compiler_options
 from ltx_jax.training.flops import count_flop
 
@@ -141,12 +141,12 @@ def _first(x: Any) -> Any:
 
 def _inputs(net: Network, theirs: Any) -> dict[str, Any]:
     """Of diffusers' transformer: positions by its own arithmetic, at the same cost."""
-    latents, timestep, caption, mask, _ = net.inputs
+    latents, timestep, context = net.inputs
     return {
         "hidden_states": _torch(latents, theirs),
         "timestep": _torch(timestep * 1000, theirs),
-        "encoder_hidden_states": _torch(caption, theirs),
-        "encoder_attention_mask": _torch(mask, theirs),
+        "encoder_hidden_states": _torch(context.caption, theirs),
+        "encoder_attention_mask": _torch(context.caption_mask, theirs),
     }
 
 
@@ -154,8 +154,7 @@ def transformer(report: Report, scale: Scale) -> None:
     """One prediction; ours as stored, and in the form that samples fastest on a GPU."""
     t, h, w = grid = max((scale.grid, *scale.more_grids), key=math.prod)
     net = network(scale, grid=grid)
-    cfg, execution, options = net.model.cfg, scale.execution, compiler_options() or {}
-    dtype = execution.dtype
+    dtype, options = scale.execution.dtype, compiler_options() or {}
     flop, (params, inputs) = net.flop, net.fast()
     made = Checkpoint(transformer=net.model.cfg, transformer_params=net.params)
     theirs = _theirs("LTXVideoTransformer3DModel", "transformer", made, dtype)
@@ -169,13 +168,10 @@ def transformer(report: Report, scale: Scale) -> None:
 
         return made
 
-    def velocity(params: Any, *inputs: Any) -> jax.Array:
-        return transformer_fast.velocity(params, *inputs, None, cfg, execution)
-
-    stored, derived = (net.params, *net.inputs), (params, *inputs[:-1])
+    stored, derived = (net.params, *net.inputs), (params, *inputs)
     cases: list[Case | Foreign] = [
         Case("forward, ours as stored", net.forward, stored, flop, options=options),
-        Case("forward, ours fused", velocity, derived, flop, options=options),
+        Case("forward, ours, fast form", net.fast_form, derived, flop, options=options),
     ]
     for form, make in _forms(scale, theirs, *TORCH[:3]).items():
         cases.append(Foreign(f"forward, diffusers {form}", foreign(make), flop, facts))

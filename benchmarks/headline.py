@@ -66,9 +66,9 @@ class Watching(Programs):
     def __call__(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         """The same call."""
         out = super().__call__(function, *args, **kwargs)
-        if function is sampler.step and out[1] is not None:
+        if function is sampler.step and out[1].denoiser is not None:
             # A copy, for the next step takes the memory; reading it here would wait for the step.
-            self._changes.append(jnp.copy(out[1].change))
+            self._changes.append(jnp.copy(out[1].denoiser.change))
         return out
 
     def computed(self) -> list[bool]:
@@ -92,7 +92,7 @@ def headline(report: Report, scale: Scale) -> None:
             try:
                 begin = time.perf_counter()
                 flop, pipe = _pipeline(scale, made, text, name, linears)
-                seconds, params = time.perf_counter() - begin, pipe.checkpoint.transformer_params
+                seconds, params = time.perf_counter() - begin, pipe.params
                 size = sum(x.nbytes for x in jax.tree.leaves(params))
                 note = f"transformer of {size / 1e9:.2f} GB, ready in {seconds:.1f} s"
                 report.add("headline", title, dtype=pipe.execution.dtype, note=note)

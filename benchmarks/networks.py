@@ -13,10 +13,13 @@ import numpy as np
 
 from benchmarks.harness import Case, Report, device_memory
 from benchmarks.sizes import LINEARS, MODELS, NO_TRITON_GEMM, Scale, initialise, pick, random
-from ltx_jax.config import AttentionForm, ExecutionConfig, Linears, TransformerConfig
-from ltx_jax.models import convolution, transformer_fast
+from ltx_jax.config import AttentionForm, Linears, TransformerConfig
+from ltx_jax.diffusion.calibration import input_maxima
+from ltx_jax.models import convolution
 from ltx_jax.models.t5 import T5Encoder
-from ltx_jax.models.transformer import Transformer, compiler_options
+from ltx_jax.models.transformer import Context, Transformer, compiler_options
+from ltx_jax.models.transformer_fast import FastTransformer
+from ltx_jax.models.transformer_fast_parameters import derive, quantize
 from ltx_jax.models.vae import VideoVAE
 from ltx_jax.runtime.compiled import Programs
 from ltx_jax.training.flops import count_flop
@@ -28,7 +31,7 @@ class Network:
 
     model: Transformer
     params: Any
-    inputs: tuple[Any, ...]  # latents, timestep, caption, caption mask, rotary tables
+    inputs: tuple[Any, ...]  # latents, timestep, context
 
     def forward(self, *arguments: Any) -> jax.Array:
         """`model.apply` of (params, *inputs)."""
@@ -43,28 +46,26 @@ class Network:
 
     @property
     def flop(self) -> float:
-        """Of one forward. Counted in the plain form: a kernel's products are nowhere to be seen."""
+        """Of one forward. Counted with plain attention: a kernel's matmuls cannot be seen."""
         return count_flop(self.by("plain").forward, self.params, *self.inputs)
 
+    @property
+    def fast_form(self) -> FastTransformer:
+        """The form that samples fastest on a GPU."""
+        return FastTransformer(self.model.cfg, self.model.execution)
+
     def fast(self, linears: Linears | None = None) -> tuple[Any, tuple[Any, ...]]:
-        """Parameters and inputs of `fused.velocity`; linears calibrated on the inputs."""
-        cfg, execution = self.model.cfg, self.model.execution
-        latents, timestep, caption, mask, rope = self.inputs
-        params = transformer_fast.derive(self.params, cfg, execution)
-        attend = jax.jit(lambda p, c: transformer_fast.attend_captions(p, c, cfg, execution))
-        heads = attend(params, caption)
-        tables = jax.jit(lambda r: transformer_fast.halve_rope(r, cfg))(rope)
+        """Parameters and inputs of the fast form; linears calibrated on the inputs."""
+        latents, timestep, context = self.inputs
+        params = derive(self.params, self.model.cfg, self.model.execution)
+        context = jax.jit(self.fast_form.context)(params, context)
         if linears is not None:
-            largest, call = None, Programs(compiler_options())
+            maxima = None
             if linears == "float8":
-                times = (jnp.full_like(timestep, t) for t in (0.1, 0.5, 1.0))
-                given = ((params, latents, t, heads, mask, tables, None) for t in times)
-                static = {"cfg": cfg, "execution": execution}
-                largest = transformer_fast.largest_of(
-                    [call(transformer_fast.observe, *x, **static)[1] for x in given]
-                )
-            params = transformer_fast.quantize(params, linears, largest)
-        return params, (latents, timestep, heads, mask, tables, None)
+                times, call = np.array([1.0, 0.5, 0.1], np.float32), Programs(compiler_options())
+                maxima = input_maxima(self.fast_form, params, latents, context, times, call)
+            params = quantize(params, linears, maxima)
+        return params, (latents, timestep, context)
 
 
 def network(
@@ -78,13 +79,13 @@ def network(
     model, n = Transformer(cfg, scale.execution), int(np.prod(grid))
     angles = jax.random.uniform(jax.random.key(9), (1, n, cfg.width // 2), maxval=6.28)
     mask = jnp.tile(jnp.arange(scale.caption)[None] < scale.caption_used, (batch, 1))
-    inputs = (
-        random(batch, n, cfg.in_channels, seed=1, dtype=jnp.float32),
-        jnp.full((batch, 1), 0.5),
+    context = Context(
         random(batch, scale.caption, cfg.caption_channels, seed=2, dtype=scale.execution.dtype),
         mask.astype(jnp.int32),
         (jnp.cos(angles), jnp.sin(angles)),
     )
+    latents = random(batch, n, cfg.in_channels, seed=1, dtype=jnp.float32)
+    inputs = latents, jnp.full((batch, 1), 0.5), context
     return Network(model, initialise(model.init, *inputs), inputs)
 
 
@@ -106,12 +107,7 @@ def transformer(report: Report, scale: Scale) -> None:
 
 
 def _forwards(report: Report, title: str, net: Network, forms: Sequence[str]) -> None:
-    cfg, execution = net.model.cfg, net.model.execution
     flop, options = net.flop, compiler_options() or {}
-
-    def velocity(params: Any, *inputs: Any) -> jax.Array:
-        return transformer_fast.velocity(params, *inputs, None, cfg, execution)
-
     stored = (net.params, *net.inputs)
     report.compare(
         "transformer", [Case(f"{title}, as stored", net.forward, stored, flop, options=options)]
@@ -120,10 +116,10 @@ def _forwards(report: Report, title: str, net: Network, forms: Sequence[str]) ->
     for form in forms:
         params, inputs = net.fast(LINEARS[form])
         reference = None if exact is None else lambda *_, exact=exact: exact
-        arguments = (params, *inputs[:-1])
+        arguments = (params, *inputs)
         case = Case(
-            f"{title}, fused{named(LINEARS[form])}",
-            velocity,
+            f"{title}, fast form{named(LINEARS[form])}",
+            net.fast_form,
             arguments,
             flop,
             options=options,
@@ -131,7 +127,7 @@ def _forwards(report: Report, title: str, net: Network, forms: Sequence[str]) ->
         )
         report.compare("transformer", [case])
         if form == "none":
-            exact = jax.jit(velocity)(*arguments)
+            exact = jax.jit(net.fast_form)(*arguments)
 
 
 def named(linears: Linears | None) -> str:
@@ -147,12 +143,12 @@ def sampler(report: Report, scale: Scale) -> None:
             for branches in (1, 2):
                 net = network(scale, branches, cfg)
                 params, inputs = net.fast(LINEARS[form])
-                latents, _, *rest, _ = inputs
+                latents, _, context = inputs
                 cases.append(
                     Case(
                         f"{name}, {scale.steps} steps{named(LINEARS[form])}",
-                        _loop(cfg, scale.execution, scale.steps, branches),
-                        (params, latents[:1], *rest),
+                        _loop(net.fast_form, scale.steps, branches),
+                        (params, latents[:1], context),
                         net.flop * scale.steps,
                         branches,
                         options=compiler_options() or {},
@@ -163,15 +159,13 @@ def sampler(report: Report, scale: Scale) -> None:
     report.facts["memory after sampler"] = device_memory()
 
 
-def _loop(
-    cfg: TransformerConfig, execution: ExecutionConfig, steps: int, branches: int
-) -> Callable[..., jax.Array]:
-    def run(params: Any, latents: Any, heads: Any, mask: Any, rope: Any) -> jax.Array:
+def _loop(network: FastTransformer, steps: int, branches: int) -> Callable[..., jax.Array]:
+    def run(params: Any, latents: Any, context: Any) -> jax.Array:
         times = jnp.linspace(1.0, 0.0, steps + 1)
 
         def step(i: Any, x: jax.Array) -> jax.Array:
             rows, t = jnp.tile(x, (branches, 1, 1)), jnp.full((branches, 1), times[i])
-            v = transformer_fast.velocity(params, rows, t, heads, mask, rope, None, cfg, execution)
+            v = network(params, rows, t, context)
             if branches == 2:
                 v = v[:1] + 3.0 * (v[1:] - v[:1])
             return x + (times[i + 1] - times[i]) * v
@@ -263,12 +257,9 @@ def startup(report: Report, scale: Scale) -> None:
     from jax.experimental import serialize_executable
     from jax.experimental.compilation_cache import compilation_cache
 
-    cfg, execution = scale.transformer, scale.execution
-    params, inputs = network(scale).fast()
-    arguments = (params, *inputs[:-1])
-
-    def velocity(params: Any, *inputs: Any) -> jax.Array:
-        return transformer_fast.velocity(params, *inputs, None, cfg, execution)
+    net = network(scale)
+    params, inputs = net.fast()
+    velocity, arguments = net.fast_form, (params, *inputs)
 
     def ready(name: str, make: Callable[[], Any]) -> Any:
         begin = time.perf_counter()

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from ltx_jax.config import TransformerConfig
-from ltx_jax.diffusion import networks, sampler
+from ltx_jax.diffusion import sampler
+from ltx_jax.diffusion.denoiser import Fast, Plain, TeaCache
 from ltx_jax.diffusion.guidance import Branches
 from ltx_jax.diffusion.noise import seeded
+from ltx_jax.diffusion.solver import DPMSolverPP2M
 from ltx_jax.runtime import compiled_store
 from ltx_jax.runtime.compiled import Programs
 
@@ -79,18 +81,21 @@ def test_another_call_is_another_program(change, tmp_path, monkeypatch):
         assert place() != before
 
 
-@pytest.mark.parametrize(
-    "make", [networks.network, networks.fast_network, networks.reusing_network]
-)
-def test_every_network_has_a_description(make, tmp_path):
-    static = dict(velocity=make(CFG), branches=(Branches(True, False),), mode=sampler.Mode())
-    ours = compiled_store.executable_path(tmp_path, sampler.step, arguments(), static, OPTIONS)
+@pytest.mark.parametrize("form", [Plain, Fast, TeaCache])
+def test_every_denoiser_has_a_description(form, tmp_path):
+    static = dict(branches=Branches(True, False), mode=sampler.Mode())
+
+    def place(cfg, **changes):
+        call = (form(cfg), *arguments())
+        settings = static | changes
+        return compiled_store.executable_path(
+            tmp_path, sampler.step, call, settings, OPTIONS
+        )
+
+    ours = place(CFG)
     assert ours is not None
-    other = TransformerConfig(num_layers=4)
-    changed = compiled_store.executable_path(
-        tmp_path, sampler.step, arguments(), static | {"velocity": make(other)}, OPTIONS
-    )
-    assert changed != ours
+    assert place(TransformerConfig(num_layers=4)) != ours
+    assert place(CFG, mode=sampler.Mode(solver=DPMSolverPP2M())) != ours
 
 
 def test_what_has_no_lasting_description_is_not_kept(tmp_path, mesh):

@@ -84,7 +84,7 @@ def flat(latents):
 def test_without_conditions_nothing_changes(latents):
     prepared = prepare(latents)
     np.testing.assert_array_equal(prepared.tokens, flat(latents))
-    assert prepared.mask is None
+    assert prepared.strength is None
     assert prepared.coords[::ROW, 0].tolist() == [0, 1, 9, 17, 25]
 
 
@@ -93,12 +93,12 @@ def test_a_first_frame_replaces_the_first_latent(latents, item):
     prepared = prepare(latents, first)
     np.testing.assert_array_equal(prepared.tokens[:, :ROW], flat(first.latents))
     np.testing.assert_array_equal(prepared.tokens[:, ROW:], flat(latents)[:, ROW:])
-    np.testing.assert_array_equal(prepared.mask, [[1.0] * ROW + [0.0] * 4 * ROW])
+    np.testing.assert_array_equal(prepared.strength, [[1.0] * ROW + [0.0] * 4 * ROW])
 
 
 def test_a_prefix_replaces_as_many_latents_as_it_has(latents, item):
     prepared = prepare(latents, item(3, 0, 0.4))
-    np.testing.assert_allclose(prepared.mask, [[0.4] * 3 * ROW + [0.0] * 2 * ROW])
+    np.testing.assert_allclose(prepared.strength, [[0.4] * 3 * ROW + [0.0] * 2 * ROW])
 
 
 def test_a_later_image_keeps_its_time(latents, item):
@@ -123,7 +123,7 @@ def test_a_later_clip_is_two_extra_latents_and_the_rest_in_place(latents, item, 
     np.testing.assert_array_equal(prepared.tokens[:, place], flat(clip.latents[:, 2:]))
     expected = np.zeros(7 * ROW)
     expected[: 2 * ROW] = expected[place] = 1
-    np.testing.assert_array_equal(prepared.mask[0], expected)
+    np.testing.assert_array_equal(prepared.strength[0], expected)
 
 
 def test_extra_tokens_stand_in_the_order_of_the_conditions(latents, item):
@@ -142,7 +142,7 @@ def test_strength_mixes_from_noise_to_the_condition(latents, item, strength):
     ):
         mixed = start + strength * (target - start)
         np.testing.assert_allclose(part, flat(mixed), atol=1e-6)
-    assert set(prepared.mask[0, : 2 * ROW].tolist()) == {np.float32(strength)}
+    assert set(prepared.strength[0, : 2 * ROW].tolist()) == {np.float32(strength)}
 
 
 def test_each_sample_of_a_batch_has_its_own_condition_and_strength(random, item):
@@ -150,7 +150,7 @@ def test_each_sample_of_a_batch_has_its_own_condition_and_strength(random, item)
     images = item(1, 0, [1.0, 0.25], batch=2)
     prepared = prepare(latents, images)
     np.testing.assert_array_equal(prepared.tokens[0, :ROW], flat(images.latents)[0])
-    np.testing.assert_array_equal(prepared.mask[:, 0], [1.0, 0.25])
+    np.testing.assert_array_equal(prepared.strength[:, 0], [1.0, 0.25])
 
 
 def test_one_condition_serves_a_whole_batch(random, item):
@@ -166,7 +166,7 @@ def test_each_latent_frame_may_have_its_own_strength(random, item):
     strengths = np.array([[1, 0.5, 0], [0.25, 0, 0]], np.float32)
     prepared = prepare(latents, item(3, 0, strengths, batch=2))
     expected = np.pad(strengths, ((0, 0), (0, 2))).repeat(ROW, axis=1)
-    np.testing.assert_array_equal(prepared.mask, expected)
+    np.testing.assert_array_equal(prepared.strength, expected)
     is_free = expected == 0
     np.testing.assert_array_equal(prepared.tokens[is_free], flat(latents)[is_free])
 
@@ -180,7 +180,7 @@ def test_each_sample_may_have_its_image_at_another_frame(random, item):
         alone = prepare(latents[:1], Encoded(image.latents[i : i + 1], image.strength, frame))
         np.testing.assert_array_equal(prepared.coords[i], alone.coords)
         np.testing.assert_array_equal(prepared.tokens[i, :ROW], alone.tokens[0, :ROW])
-        np.testing.assert_array_equal(prepared.mask[i], alone.mask[0])
+        np.testing.assert_array_equal(prepared.strength[i], alone.strength[0])
 
 
 def test_resize_is_that_of_the_released_pipeline():

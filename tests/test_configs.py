@@ -16,7 +16,7 @@ from ltx_jax.config import SampleConfig, SamplingConfig, TrainTransformer, Train
 from ltx_jax.diffusion import flow, guidance
 from ltx_jax.evaluate import world_table
 from ltx_jax.models.t5 import T5Encoder
-from ltx_jax.models.transformer import Transformer
+from ltx_jax.models.transformer import Context, Transformer
 from ltx_jax.models.vae import VideoVAE, check_video_shape
 from ltx_jax.runtime import sharding
 from ltx_jax.training import transformer
@@ -64,7 +64,7 @@ def test_a_training_config_has_networks_that_fit_its_data(path):
         pairs = jnp.zeros((1, 4, model.width // 2))
         caption = jnp.zeros((1, cfg.max_caption_tokens, model.caption_channels))
         tokens = jnp.zeros((1, 4, model.in_channels))
-        arguments = (tokens, jnp.zeros((1, 1)), caption, None, (pairs, pairs))
+        arguments = (tokens, jnp.zeros((1, 1)), Context(caption, None, (pairs, pairs)))
         assert "blocks" in shapes(Transformer(model), *arguments)
         ids = jnp.zeros((1, cfg.max_caption_tokens), jnp.int32)
         assert "shared" in shapes(T5Encoder(cfg.text_encoder), ids, ids)

@@ -3,27 +3,19 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from test_transformer_fast import CFG, inputs, params  # noqa: F401
 
 from ltx_jax.diffusion.denoiser import Plain
-from ltx_jax.models.transformer import Context, Transformer
+from ltx_jax.models.transformer import Transformer
 from ltx_jax.runtime import sharding
 
 
-@pytest.fixture(scope="module")
-def arguments():
-    """Tokens, times and a context."""
-    x, t, *context = inputs()
-    return x, t, Context(*context)
-
-
-def test_the_plain_form_is_the_network(params, arguments):  # noqa: F811
-    plain, (x, t, context) = Plain(CFG), arguments
+def test_the_plain_form_is_the_network(params):  # noqa: F811
+    plain, (x, t, context) = Plain(CFG), inputs()
     call = jax.jit(lambda p, *a: plain(plain.prepare(p), *a))
     got, state = call(params, x, t, plain.prepare_context(params, context))
     network = jax.jit(lambda p, *a: Transformer(CFG).apply({"params": p}, *a))
-    want = network(params, x, t, context.caption, context.caption_mask, context.rope)
+    want = network(params, x, t, context)
     np.testing.assert_array_equal(got, want)
     assert state is None
 

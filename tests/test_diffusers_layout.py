@@ -30,7 +30,7 @@ from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.checkpoints.load import load_checkpoint
 from ltx_jax.config import BlockConfig, SchedulerConfig, TransformerConfig, VAEConfig
 from ltx_jax.diffusion import positions
-from ltx_jax.models.transformer import Transformer
+from ltx_jax.models.transformer import Context, Transformer
 from ltx_jax.models.vae import VideoVAE
 
 torch = pytest.importorskip("torch")
@@ -143,7 +143,9 @@ def assert_same_transformer(ours, path):
     rope = positions.rope_tables(at, cfg)
     rope = jax.tree.map(lambda x: jnp.asarray(x).reshape(1, 24, -1), rope)
     apply = jax.jit(Transformer(cfg).apply, compiler_options=QUICK)
-    velocity = apply({"params": ours.transformer_params}, latents, time, caption, mask, rope)
+    velocity = apply(
+        {"params": ours.transformer_params}, latents, time, Context(caption, mask, rope)
+    )
     model = strictly(theirs.LTXVideoTransformer3DModel, path)
     coords = np.broadcast_to(np.asarray(at).reshape(24, 3).T, (2, 3, 24)).copy()
     with torch.no_grad():

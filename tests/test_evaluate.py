@@ -17,9 +17,9 @@ from ltx_jax.checkpoints.load import load_checkpoint
 from ltx_jax.config import ExecutionConfig
 from ltx_jax.data import video
 from ltx_jax.diffusion.flow import add_noise
-from ltx_jax.evaluate import autoencoder, clip_reader, metric_table
+from ltx_jax.evaluate import autoencoder, clip_reader, metric_table, transformer
 from ltx_jax.evaluate.__main__ import main
-from ltx_jax.inference.pipeline import LTXPipeline, network
+from ltx_jax.inference.pipeline import LTXPipeline
 from ltx_jax.models import i3d
 from ltx_jax.models.vae import LatentStatistics
 from ltx_jax.training import flow_validation
@@ -215,18 +215,23 @@ def test_the_transformer_command_gives_the_loss_at_each_time(tiny, tmp_path):
     noise = jax.random.normal(noise_key, x.shape)
     time = flow_validation.TIMES[4]
     times = jnp.full((1, 1), time, jnp.float32)
-    caption = start.inputs.caption
-    answer = network(pipe.transformer, pipe.execution)(
-        pipe.checkpoint.transformer_params,
-        add_noise(x, noise, times),
-        times,
-        caption.embeddings,
-        caption.mask,
-        start.inputs.rope,
-        None,
-    )
+    noised = add_noise(x, noise, times)
+    answer, _ = pipe.denoiser(pipe.params, noised, times, start.inputs.context)
     error = np.float64(answer) - np.float64(noise - x)
     assert found[4] == pytest.approx((error**2).mean(), rel=1e-4)
+
+
+def test_the_loss_is_measured_in_the_form_that_samples(tiny):
+    """Where the fast form is the default, its parameters are not those of the stored network."""
+    clips, _ = read_world(9)
+
+    def losses(fast):
+        paths = tiny / "tiny.safetensors", tiny / "text"
+        pipe = LTXPipeline.from_pretrained(*paths, dtype="float32", fast=fast)
+        return [row.value for row in transformer.loss_rows(pipe, clips)]
+
+    # float32 rounding of two forms of one function
+    np.testing.assert_allclose(losses(True), losses(False), rtol=1e-4)
 
 
 def read_world(num_frames):

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from ltx_jax.checkpoints import official_config
 from ltx_jax.checkpoints.releases import RELEASED
 from ltx_jax.config import ExecutionConfig, TransformerConfig
-from ltx_jax.models.transformer import Transformer
+from ltx_jax.models.transformer import Context, Transformer
 from ltx_jax.models.vae import VideoVAE
 from ltx_jax.runtime import sharding
 from ltx_jax.training.flops import count_flop, peak_flops
@@ -195,13 +195,12 @@ PLAIN = ExecutionConfig(attention="plain")
 
 def transformer_forward(cfg, n, execution=PLAIN, captions=256):
     model = Transformer(cfg, execution)
-    inputs = (
-        shape(1, n, cfg.in_channels),
-        shape(1, 1),
+    context = Context(
         shape(1, captions, cfg.caption_channels),
         shape(1, captions, dtype=jnp.int32),
         (shape(1, n, cfg.width // 2),) * 2,
     )
+    inputs = shape(1, n, cfg.in_channels), shape(1, 1), context
     params = jax.eval_shape(lambda *x: sharding.unbox(model.init(jax.random.key(0), *x)), *inputs)
     return model.apply, params, *inputs
 

@@ -107,7 +107,7 @@ def test_tokens_lie_as_the_sampler_lays_them(pattern):
 
     prepared = lay_out(jnp.zeros((1, *GRID, 2)))
     np.testing.assert_array_equal(shown.coords[i], prepared.coords)
-    mask = np.asarray(prepared.mask[0]) if conditions else np.zeros(COUNT)
+    mask = np.asarray(prepared.strength[0]) if conditions else np.zeros(COUNT)
     np.testing.assert_array_equal(shown.weight[i], 1 - mask)
     tokens = np.asarray(prepared.tokens[0])
     np.testing.assert_array_equal(shown.tokens[i][mask == 1], tokens[mask == 1])

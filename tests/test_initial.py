@@ -14,7 +14,7 @@ from ltx_jax.checkpoints import diffusers, official, runs
 from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.checkpoints.load import load_checkpoint
 from ltx_jax.config import MeshConfig
-from ltx_jax.models.transformer import Transformer
+from ltx_jax.models.transformer import Context, Transformer
 from ltx_jax.models.vae import LatentStatistics, VideoVAE
 from ltx_jax.runtime import sharding
 from ltx_jax.training import initial, transformer, vae
@@ -41,7 +41,7 @@ def source():
     cfg, model = load("transformer"), load("vae").model
     tokens, pairs = jnp.zeros((1, 4, 4)), jnp.zeros((1, 4, cfg.model.width // 2))
     caption = jnp.zeros((1, 3, cfg.model.caption_channels))
-    arguments = (tokens, jnp.zeros((1, 1)), caption, None, (pairs, pairs))
+    arguments = (tokens, jnp.zeros((1, 1)), Context(caption, None, (pairs, pairs)))
     return Checkpoint(
         transformer=cfg.model,
         transformer_params=random_parameters(Transformer(cfg.model), *arguments),

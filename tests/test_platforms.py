@@ -7,7 +7,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from ltx_jax.config import ExecutionConfig, MeshConfig, TransformerConfig
-from ltx_jax.models.transformer import Transformer
+from ltx_jax.models.transformer import Context, Transformer
 from ltx_jax.runtime import platforms, sharding
 
 
@@ -59,7 +59,7 @@ def test_a_transformers_gradients_in_bfloat16_are_those_of_float32_to_rounding(s
     x, target = jax.random.normal(keys[0], (2, b, n, cfg.in_channels))
     caption = jax.random.normal(keys[1], (b, m, cfg.caption_channels))
     rope = jnp.ones((1, n, cfg.width // 2)), jnp.zeros((1, n, cfg.width // 2))
-    inputs = x, jnp.full((b, 1), 0.5), caption, None, rope
+    inputs = x, jnp.full((b, 1), 0.5), Context(caption, None, rope)
     init = jax.jit(lambda key: sharding.unbox(Transformer(cfg).init(key, *inputs)["params"]))
     params = init(keys[2])
     flat, unravel = ravel_pytree(params)

@@ -17,7 +17,7 @@ from ltx_jax.checkpoints import lock, run_config, runs
 from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.checkpoints.load import load_checkpoint, own_settings
 from ltx_jax.config import MeshConfig
-from ltx_jax.models.transformer import Transformer
+from ltx_jax.models.transformer import Context, Transformer
 from ltx_jax.models.vae import VideoVAE
 from ltx_jax.runtime import sharding
 
@@ -396,7 +396,7 @@ def test_a_run_without_a_text_encoder_of_its_own_is_a_checkpoint_without_one(tmp
     cfg = dataclasses.replace(cfg, captions="cached", run=run_cfg)
     tokens, pairs = jnp.zeros((1, 4, 4)), jnp.zeros((1, 4, cfg.model.width // 2))
     caption = jnp.zeros((1, 3, cfg.model.caption_channels))
-    arguments = (tokens, jnp.zeros((1, 1)), caption, None, (pairs, pairs))
+    arguments = (tokens, jnp.zeros((1, 1)), Context(caption, None, (pairs, pairs)))
     params = random_parameters(Transformer(cfg.model), *arguments)
     vae = config.load(TINY).model
     run = runs.Run(cfg)

@@ -7,30 +7,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_denoisers import Function, Watching
 
 from ltx_jax.config import SamplingConfig
 from ltx_jax.diffusion import guidance, sampler
 from ltx_jax.diffusion.noise import seeded
-from ltx_jax.diffusion.sampler import Caption, Inputs, Mode
+from ltx_jax.diffusion.sampler import Inputs, Mode
+from ltx_jax.diffusion.solver import DPMSolverPP2M, Stochastic
+from ltx_jax.models.transformer import Context
 
 LAYERS, TOKENS, CHANNELS = 4, 5, 3
 TIMES = np.float32([1.0, 0.9, 0.6, 0.2])
 NEGATIVE, POSITIVE = -1.0, 1.0
 
 
-def inputs_for(options, times=TIMES, batch=2, mask=None, image_noise=None):
+def inputs_for(options, times=TIMES, batch=2, strength=None, image_noise=None):
     plan = guidance.plan(options, times, LAYERS)
     padded, scales = sampler.per_step(times, plan)
-    caption, negative = (
-        Caption(jnp.full((batch, 1, 1), value), jnp.ones((batch, 1)))
+    context, negative = (
+        Context(jnp.full((batch, 1, 1), value), jnp.ones((batch, 1)), None)
         for value in (POSITIVE, NEGATIVE)
     )
     rng = np.random.default_rng(0)
     inputs = Inputs(
         start=jnp.asarray(rng.standard_normal((batch, TOKENS, CHANNELS), np.float32)),
-        mask=mask,
-        rope=None,
-        caption=caption,
+        strength=strength,
+        context=context,
         negative=negative if plan.needs_negative else None,
         times=padded,
         scales=scales,
@@ -50,37 +52,36 @@ SCHEDULED = dataclasses.replace(
 )
 
 
-def network(params, x, time, caption, caption_mask, rope, skip):
+@Function
+def network(params, x, time, context, skip):
     """Depends on every input."""
     skipped = 0.0 if skip is None else jnp.sum(1 - skip.mask, axis=0)[:, None, None]
-    return jnp.sin(params * x + caption) + x * time[..., None] + 0.3 * skipped
+    return jnp.sin(params * x + context.caption) + x * time[..., None] + 0.3 * skipped
 
 
-def run(velocity, inputs, plan, mode=Mode(), params=2.0, **kwargs):
-    return np.asarray(sampler.sample(velocity, params, inputs, plan.branches, mode, **kwargs))
+def run(denoiser, inputs, plan, mode=Mode(), params=2.0, **kwargs):
+    return np.asarray(sampler.sample(denoiser, params, inputs, plan.branches, mode, **kwargs))
 
 
-watched = jax.jit(sampler.denoise, static_argnames=("velocity", "branches", "mode"))
-
-
-def velocities(velocity, inputs, plan):
+def velocities(denoiser, inputs, plan):
     """The guided velocity of every step: what the network saw, if it returns that."""
     seen = []
 
-    def call(function, params, tokens, inputs, index, kept, **static):
-        velocity = static.pop("velocity")
-        tokens, kept, inside = watched(velocity, params, tokens, inputs, index, kept, **static)
-        seen.append(np.asarray(inside["velocity"]))
-        return tokens, kept
+    def call(function, *arguments, **static):
+        tokens, state = function(*arguments, **static)
+        seen.append(np.asarray(state.memory.velocity))
+        return tokens, state
 
-    run(velocity, inputs, plan, call=call)
+    run(denoiser, inputs, plan, Mode(solver=Watching()), call=call)
     return seen
 
 
+@Function
 def the_time(params, x, time, *rest):
     return jnp.broadcast_to(time[..., None], x.shape)
 
 
+@Function
 def the_tokens(params, x, *rest):
     return x
 
@@ -89,11 +90,12 @@ def test_the_exact_velocity_leads_to_the_data():
     """Fixes sign and time: t = 1 is noise, and the velocity points towards it."""
     data = jnp.full((2, TOKENS, CHANNELS), 0.7)
 
+    @Function
     def exact(params, x, time, *rest):
         return (x - params) / time[..., None]
 
     inputs, plan = inputs_for(PLAIN)
-    for mode in (Mode(), Mode(stochastic=True)):
+    for mode in (Mode(), Mode(solver=Stochastic()), Mode(solver=DPMSolverPP2M())):
         np.testing.assert_allclose(run(exact, inputs, plan, mode, data), data, atol=1e-6)
 
 
@@ -105,8 +107,9 @@ def test_the_network_sees_the_times_of_the_schedule():
 def test_guidance_of_at_most_one_takes_the_prediction_for_the_text():
     """Other ports take the negative one in steps whose scale is not above 1."""
 
-    def caption_alone(params, x, time, caption, *rest):
-        return jnp.broadcast_to(caption, x.shape)
+    @Function
+    def caption_alone(params, x, time, context, skip):
+        return jnp.broadcast_to(context.caption, x.shape)
 
     options = dataclasses.replace(
         PLAIN, guidance_scale=(3.0, 1.0, 0.5), guidance_timesteps=(0.9, 0.6, 0.2)
@@ -126,6 +129,7 @@ def test_guidance_of_at_most_one_takes_the_prediction_for_the_text():
 def test_no_branch_is_computed_that_a_step_does_not_need():
     rows = []
 
+    @Function
     def count(params, x, *rest):  # runs once for every program
         rows.append((x.shape[0], rest[-1] is not None))
         return x
@@ -136,16 +140,16 @@ def test_no_branch_is_computed_that_a_step_does_not_need():
 
 def test_condition_tokens_get_their_own_lowered_time():
     """A token of strength s is at noise level 1 - s until the video's time gets there."""
-    mask = jnp.broadcast_to(jnp.array([1.0, 0.8, 0.4, 0.0, 0.0]), (2, TOKENS))
-    inputs, plan = inputs_for(PLAIN, mask=mask)
+    strength = jnp.broadcast_to(jnp.array([1.0, 0.8, 0.4, 0.0, 0.0]), (2, TOKENS))
+    inputs, plan = inputs_for(PLAIN, strength=strength)
     for seen, t in zip(velocities(the_time, inputs, plan), TIMES, strict=True):
         expected = np.minimum(t, [0.0, 0.2, 0.6, 1.0, 1.0])
         np.testing.assert_allclose(seen[0, :, 0], expected, atol=1e-6)
 
 
 def test_condition_tokens_wait_for_their_time_and_hard_ones_never_move():
-    mask = jnp.broadcast_to(jnp.array([1.0, 0.8, 0.35, 0.0, 0.0]), (2, TOKENS))
-    inputs, plan = inputs_for(PLAIN, mask=mask)
+    strength = jnp.broadcast_to(jnp.array([1.0, 0.8, 0.35, 0.0, 0.0]), (2, TOKENS))
+    inputs, plan = inputs_for(PLAIN, strength=strength)
     states = [np.asarray(inputs.start)]
     run(network, inputs, plan, callback=lambda p: states.append(np.asarray(p.tokens)))
     moved = [np.any(a != b, axis=(0, 2)).tolist() for a, b in itertools.pairwise(states)]
@@ -158,8 +162,8 @@ def test_condition_tokens_wait_for_their_time_and_hard_ones_never_move():
 
 
 def test_hard_condition_tokens_get_fresh_noise_that_fades():
-    mask = jnp.broadcast_to(jnp.array([1.0, 0.8, 0.4, 0.0, 0.0]), (2, TOKENS))
-    inputs, plan = inputs_for(PLAIN, mask=mask, image_noise=jnp.asarray(0.15))
+    strength = jnp.broadcast_to(jnp.array([1.0, 0.8, 0.4, 0.0, 0.0]), (2, TOKENS))
+    inputs, plan = inputs_for(PLAIN, strength=strength, image_noise=jnp.asarray(0.15))
     start = np.asarray(inputs.start)
     draw = jax.jit(lambda noise, i: noise.draw("image_condition", start.shape, i))
     for i, (seen, t) in enumerate(zip(velocities(the_tokens, inputs, plan), TIMES, strict=True)):
@@ -167,15 +171,6 @@ def test_hard_condition_tokens_get_fresh_noise_that_fades():
         np.testing.assert_allclose(seen[:, 0], expected[:, 0], atol=1e-6)
         if i == 0:
             np.testing.assert_array_equal(seen[:, 1:], start[:, 1:])
-
-
-def test_the_host_loop_equals_the_fused_loop():
-    mask = jnp.broadcast_to(jnp.array([1.0, 0.5, 0.0, 0.0, 0.0]), (2, TOKENS))
-    inputs, plan = inputs_for(SCHEDULED, mask=mask, image_noise=jnp.asarray(0.15))
-    mode = Mode(cfg_star=True, stochastic=True)
-    host = run(network, inputs, plan, mode)
-    fused = run(network, inputs, plan, mode, fused=True)
-    np.testing.assert_allclose(fused, host, atol=1e-5)  # fused multiply-adds
 
 
 def test_other_times_scales_and_blocks_compile_nothing():
@@ -205,12 +200,6 @@ def test_a_callback_sees_every_step_and_may_stop_the_run():
         run(network, inputs, plan, callback=callback)
     assert seen == [(1, 4, 1.0), (2, 4, pytest.approx(0.9))]
     run(network, inputs, plan)  # what the run started from is still there
-
-
-def test_a_fused_loop_has_no_callback():
-    inputs, plan = inputs_for(PLAIN)
-    with pytest.raises(ValueError, match="no callback"):
-        run(network, inputs, plan, fused=True, callback=print)
 
 
 def test_a_sample_does_not_depend_on_its_batch():

@@ -1,5 +1,7 @@
 """What several devices share when they sample: rows of pictures, and the branches of guidance."""
 
+import dataclasses
+
 import golden_traces
 import jax
 import numpy as np
@@ -59,8 +61,14 @@ def test_decoding_is_shared_by_rows(random, monkeypatch):
     )
 
 
-def test_the_branches_of_guidance_are_shared_as_samples_are(random):
-    """One video, two rows of a batch: each device computes one, and both get the velocity."""
+@pytest.mark.parametrize(
+    ("solver", "axes"),
+    [("euler", {"data": 2}), ("dpmpp_2m", {"data": 2}), ("dpmpp_2m", {"seq": 2})],
+)
+def test_the_branches_of_guidance_are_shared_as_samples_are(random, solver, axes):
+    """One video, two rows of a batch: each device computes one, or half of the tokens of both. All
+    steps are one program: what a solver remembers is laid out as the step leaves it."""
+    options = dataclasses.replace(OPTIONS, solver=solver, num_inference_steps=4)
     embeddings = dict(
         prompt_embeds=random.standard_normal((1, 7, 32), np.float32),
         prompt_mask=np.ones((1, 7), np.int32),
@@ -68,9 +76,9 @@ def test_the_branches_of_guidance_are_shared_as_samples_are(random):
         negative_mask=np.ones((1, 7), np.int32),
     )
     found = {}
-    for count in (1, 2):
-        pipe = pipeline(count, data=count)
-        x = pipe(embeddings=embeddings, options=OPTIONS, output="latents")
+    for count, split in ((1, {}), (2, axes)):
+        pipe = pipeline(count, **split)
+        x = pipe(embeddings=embeddings, options=options, output="latents")
         found[count] = x, operations(pipe, sampler.step)
     (want, whole), (got, half) = found[1], found[2]
     assert want.std() > 0.1

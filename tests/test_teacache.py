@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_transformer_fast import CFG, draw, inputs, params, prepared  # noqa: F401
+from test_transformer_fast import CFG, NETWORK, draw, inputs, params, prepared  # noqa: F401
 
-from ltx_jax.models import teacache, transformer_fast
+from ltx_jax.models import teacache
+from ltx_jax.models.transformer_fast_parameters import derive
 
 # As published for LTX-Video, highest power first.
 POLYNOMIAL = np.poly1d(
@@ -18,21 +19,23 @@ POLYNOMIAL = np.poly1d(
 
 @pytest.fixture(scope="module")
 def derived(params):  # noqa: F811
-    return jax.jit(transformer_fast.derive, static_argnames="cfg")(params, cfg=CFG)
+    return jax.jit(derive, static_argnames="cfg")(params, cfg=CFG)
 
 
 @pytest.fixture(scope="module")
 def run(derived):
     """Velocities of steps that all start from given tokens, and how often the layers ran."""
-    step = jax.jit(lambda x, t, *rest: teacache.velocity(derived, x, t, *rest, cfg=CFG))
-    arguments = prepared(derived, inputs())
+    context = prepared(derived, inputs())[2]
+    step = jax.jit(
+        lambda x, t, *rest: teacache.velocity(NETWORK, derived, x, t, context, None, *rest)
+    )
 
     def steps(latents, times, threshold, last=-1):
-        kept, out = teacache.empty(latents[0], CFG), []
+        cache, out = teacache.empty(NETWORK, *latents[0].shape[:2]), []
         for i, (x, t) in enumerate(zip(latents, times, strict=True)):
-            call = (x, jnp.full((2, 1), t), *arguments[2:], None, kept)
-            v, kept = step(*call, jnp.asarray(threshold), jnp.asarray(i == last))
-            out.append((np.asarray(v), kept))
+            call = (x, jnp.full((2, 1), t), cache)
+            v, cache = step(*call, jnp.asarray(threshold), jnp.asarray(i == last))
+            out.append((np.asarray(v), cache))
         return out
 
     return steps
@@ -48,12 +51,8 @@ def path():
 
 @pytest.fixture(scope="module")
 def exact(derived):
-    call = prepared(derived, inputs())
-    return jax.jit(
-        lambda x, t: transformer_fast.velocity(
-            derived, x, jnp.full((2, 1), t), *call[2:], None, CFG
-        )
-    )
+    context = prepared(derived, inputs())[2]
+    return jax.jit(lambda x, t: NETWORK(derived, x, jnp.full((2, 1), t), context))
 
 
 def test_a_threshold_of_zero_computes_every_step(exact, run, path):
@@ -63,11 +62,11 @@ def test_a_threshold_of_zero_computes_every_step(exact, run, path):
 
 def test_steps_are_left_out_as_published(derived, exact, run, path):
     """The oracle adds up the published polynomial of relative L1 changes, and starts again."""
-    latents, times = path
+    (latents, times), context = path, prepared(derived, inputs())[2]
     threshold, total, before, computed = 0.15, 0.0, None, []
     for x, t in zip(latents, times, strict=True):
-        h, embedded = transformer_fast.embed(derived, x, jnp.full((2, 1), t), CFG)
-        seen = np.asarray(transformer_fast.first_input(derived, h, embedded, CFG), np.float64)
+        h, embedded = NETWORK.embed(derived, x, jnp.full((2, 1), t), context)
+        seen = np.asarray(NETWORK.first_input(derived, h, embedded), np.float64)
         if before is not None:
             change = np.abs(seen - before).mean((1, 2)) / np.abs(before).mean((1, 2))
             total += max(POLYNOMIAL(change))
@@ -83,8 +82,8 @@ def test_steps_are_left_out_as_published(derived, exact, run, path):
         if due:
             want = exact(x, t)
         else:
-            h, embedded = transformer_fast.embed(derived, x, jnp.full((2, 1), t), CFG)
-            want = transformer_fast.project(derived, h + kept.update, embedded)
+            h, embedded = NETWORK.embed(derived, x, jnp.full((2, 1), t), context)
+            want = NETWORK.project(derived, h + kept.update, embedded)
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
 
 

@@ -12,7 +12,7 @@ from golden_weights import golden_state_dict
 
 from ltx_jax.config import ExecutionConfig, TransformerConfig
 from ltx_jax.diffusion import positions
-from ltx_jax.models.transformer import AdaLNSingle, Skip, Transformer
+from ltx_jax.models.transformer import AdaLNSingle, Context, Skip, Transformer, example_inputs
 from ltx_jax.runtime import sharding
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "transformer_tiny.npz"
@@ -29,8 +29,19 @@ SMALLER = dataclasses.replace(TINY, num_layers=TINY.num_layers - 1)
 
 # The tests' time is that of compilation.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-apply = jax.jit(Transformer(TINY).apply, compiler_options=QUICK)
-apply_smaller = jax.jit(Transformer(SMALLER).apply, compiler_options=QUICK)
+
+
+def arguments(latents, timestep, caption, caption_mask, rope, skip=None):
+    """Of `Transformer`, from the inputs that the tests change one by one."""
+    return latents, timestep, Context(caption, caption_mask, rope), skip
+
+
+def applying(cfg, execution=ExecutionConfig()):
+    network = jax.jit(Transformer(cfg, execution).apply, compiler_options=QUICK)
+    return lambda variables, **inputs: network(variables, *arguments(**inputs))
+
+
+apply, apply_smaller = applying(TINY), applying(SMALLER)
 
 
 def from_official(state, layers):
@@ -211,7 +222,7 @@ def test_velocity_matches_diffusers(heads, head_dim, grid):
 
     params = from_official(state, cfg.num_layers)
     got = jax.jit(Transformer(cfg).apply, compiler_options=QUICK)(
-        {"params": params}, latents, time, caption, mask, positions.rope_tables(at, cfg)
+        {"params": params}, latents, time, Context(caption, mask, positions.rope_tables(at, cfg))
     )
     assert 0.5 < want.std() < 5
     assert_close(got, want)
@@ -236,19 +247,8 @@ def test_released_sizes_have_the_released_number_of_parameters(cfg, count):
 def shapes(cfg, execution=ExecutionConfig()):
     """The parameters' shapes, with their axes; takes no memory."""
 
-    def init():
-        b, n, m = 1, 2, 3
-        table = jnp.zeros((b, n, cfg.width // 2))
-        return Transformer(cfg, execution).init(
-            jax.random.key(0),
-            jnp.zeros((b, n, cfg.in_channels)),
-            jnp.zeros((b, n)),
-            jnp.zeros((b, m, cfg.caption_channels)),
-            None,
-            (table, table),
-        )
-
-    return jax.eval_shape(init)
+    init = Transformer(cfg, execution).init
+    return jax.eval_shape(lambda: init(jax.random.key(0), *example_inputs(cfg)))
 
 
 # --- What follows from what ---
@@ -342,7 +342,7 @@ def test_skipping_a_block_equals_a_network_without_it(variables, inputs, layer):
 def test_remat_changes_memory_not_values(variables, inputs):
     def compiled(remat):
         model = Transformer(TINY, ExecutionConfig(remat=remat))
-        grad = jax.value_and_grad(lambda v, x: jnp.mean(model.apply(v, **x) ** 2))
+        grad = jax.value_and_grad(lambda v, x: jnp.mean(model.apply(v, *arguments(**x)) ** 2))
         return jax.jit(grad).lower(variables, inputs).compile(compiler_options=QUICK)
 
     functions = [compiled(remat) for remat in ("none", "dots", "full", "attention")]
@@ -371,7 +371,7 @@ def test_remat_attention_recomputes_all_but_attention(variables, inputs, monkeyp
 
     def calls(remat):
         model = Transformer(TINY, ExecutionConfig(remat=remat))
-        gradient = jax.grad(lambda v, x: jnp.mean(model.apply(v, **x) ** 2))
+        gradient = jax.grad(lambda v, x: jnp.mean(model.apply(v, *arguments(**x)) ** 2))
         return str(jax.make_jaxpr(gradient)(variables, inputs)).count(" cosh ")
 
     assert (calls("none"), calls("attention"), calls("full")) == (1, 1, 2)
@@ -382,7 +382,7 @@ def test_one_device_equals_eight(variables, inputs, mesh):
     layout = sharding.shardings(shapes(TINY), mesh)
     with sharding.use_mesh(mesh):
         # A new function: jit's cache does not know of the mesh.
-        sharded = jax.jit(lambda v, x: Transformer(TINY).apply(v, **x))
+        sharded = jax.jit(lambda v, x: Transformer(TINY).apply(v, *arguments(**x)))
         got = sharded(jax.device_put(variables, layout), inputs)
     assert len(got.sharding.device_set) == 8
     assert_samples_close(got, want)
@@ -413,7 +413,7 @@ def test_bfloat16_stays_close(variables, inputs):
     execution = ExecutionConfig(dtype="bfloat16", param_dtype="bfloat16")
     assert {x.dtype for x in jax.tree.leaves(shapes(TINY, execution))} == {jnp.dtype("bfloat16")}
     halved = jax.tree.map(lambda x: x.astype(jnp.bfloat16), variables)
-    got = jax.jit(Transformer(TINY, execution).apply, compiler_options=QUICK)(halved, **inputs)
+    got = applying(TINY, execution)(halved, **inputs)
     want = apply(variables, **inputs)
     assert got.dtype == jnp.float32
     # Eight bits of mantissa are 0.4 %; three layers of them add up to about 1 %.

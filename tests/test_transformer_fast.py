@@ -1,14 +1,24 @@
 """The sampling form of the transformer equals the stored one."""
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import struct
 
 from ltx_jax.config import ExecutionConfig, TransformerConfig
 from ltx_jax.diffusion import positions
-from ltx_jax.models import transformer_fast
-from ltx_jax.models.transformer import Skip, Transformer
+from ltx_jax.models.transformer import Context, Skip, TimeGroups, Transformer, example_inputs
+from ltx_jax.models.transformer_fast import FastTransformer
+from ltx_jax.models.transformer_fast_parameters import (
+    LINEARS,
+    UnsupportedParametersError,
+    derive,
+    quantize,
+)
 from ltx_jax.runtime import sharding
 
 CFG = TransformerConfig(
@@ -20,6 +30,7 @@ CFG = TransformerConfig(
     caption_channels=32,
 )
 GRID = (3, 4, 5)
+NETWORK = FastTransformer(CFG)
 
 
 def draw(*shape, seed=0):
@@ -29,16 +40,8 @@ def draw(*shape, seed=0):
 @pytest.fixture(scope="module")
 def params():
     """Every tensor drawn at random, gains and tables too."""
-    rope = (jnp.ones((1, 2, CFG.width // 2)),) * 2
-    shapes = jax.eval_shape(
-        Transformer(CFG).init,
-        jax.random.key(0),
-        jnp.zeros((1, 2, 8)),
-        jnp.ones((1, 1)),
-        jnp.zeros((1, 1, 32)),
-        None,
-        rope,
-    )["params"]
+    init = Transformer(CFG).init
+    shapes = jax.eval_shape(lambda: init(jax.random.key(0), *example_inputs(CFG)))["params"]
     leaves, tree = jax.tree.flatten(sharding.unbox(shapes))
 
     def leaf(i, x):
@@ -48,32 +51,33 @@ def params():
 
 
 def inputs(per_token=False):
+    """Tokens, times and a context."""
     coords = positions.pixel_coords(positions.latent_coords(GRID), 8, 32, True)
     n = coords.shape[0]
     t = jnp.asarray(np.random.default_rng(3).uniform(size=(2, n if per_token else 1)), jnp.float32)
     mask = jnp.arange(6)[None] < jnp.array([[6], [2]])
-    rope = positions.rope_tables(positions.positions(coords, 25.0), CFG)
-    return draw(2, n, 8), t, draw(2, 6, 32, seed=1), mask.astype(jnp.int32), rope
+    rope = positions.rope_of(coords, 25.0, CFG)
+    return draw(2, n, 8), t, Context(draw(2, 6, 32, seed=1), mask.astype(jnp.int32), rope)
 
 
 def plain(params, arguments, skip=None, execution=ExecutionConfig()):
     return jax.jit(Transformer(CFG, execution).apply)({"params": params}, *arguments, skip)
 
 
-def prepared(derived, arguments, execution=ExecutionConfig()):
-    x, t, caption, mask, rope = arguments
-    heads = transformer_fast.attend_captions(derived, caption, CFG, execution)
-    return x, t, heads, mask, transformer_fast.halve_rope(rope, CFG)
+def prepared(derived, arguments, network=NETWORK):
+    x, t, context = arguments
+    return x, t, network.context(derived, context)
 
 
-def fast(params, arguments, skip=None, execution=ExecutionConfig(), largest=None):
+def fast(params, arguments, skip=None, execution=ExecutionConfig(), maxima=None):
+    network = FastTransformer(CFG, execution)
+
     @jax.jit
     def run(params, arguments, skip):
-        derived = transformer_fast.derive(params, CFG, execution)
-        if largest is not None:
-            derived = transformer_fast.quantize(derived, "float8", largest)
-        given = prepared(derived, arguments, execution)
-        return transformer_fast.velocity(derived, *given, skip, CFG, execution)
+        derived = derive(params, CFG, execution)
+        if maxima is not None:
+            derived = quantize(derived, "float8", maxima)
+        return network(derived, *prepared(derived, arguments, network), skip)
 
     return run(params, arguments, skip)
 
@@ -88,23 +92,19 @@ def test_the_velocity_is_that_of_the_reference(params, per_token):
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_few_times_are_those_that_tokens_have(params, count):
+def test_groups_of_tokens_have_their_own_times(params, count):
     """Each embedded once, and every token modulated by its own; the last layer likewise."""
-    x, _, *rest = inputs()
+    x, _, context = inputs()
     times = jnp.array([[0.9, 0.0, 0.35]])[:, :count]
-    which = jnp.asarray(np.random.default_rng(4).integers(0, count, x.shape[:2]))
-    every_token = jnp.take(times[0], which)
-
-    @jax.jit
-    def few(params, times, which, x, *rest):
-        derived = transformer_fast.derive(params, CFG)
-        x, times, *others = prepared(derived, (x, transformer_fast.FewTimes(times, which), *rest))
-        return transformer_fast.velocity(derived, x, times, *others, None, CFG)
-
-    want = plain(params, (x, every_token, *rest))
-    np.testing.assert_allclose(few(params, times, which, x, *rest), want, rtol=0, atol=1e-4)
+    group = jnp.asarray(np.random.default_rng(4).integers(0, count, x.shape[:2]))
+    member = jnp.stack([jnp.argmax(group == i, axis=1) for i in range(count)], axis=1)
+    every_token = jnp.take(times[0], group)
+    grouped = context.replace(time_groups=TimeGroups(group, member))
+    want = plain(params, (x, every_token, context))
+    got = fast(params, (x, every_token, grouped))
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
     if count > 1:
-        other = plain(params, (x, times[:, :1].repeat(2, 0), *rest))
+        other = plain(params, (x, times[:, :1].repeat(2, 0), context))
         assert np.abs(other - want).max() > 0.1
 
 
@@ -122,12 +122,12 @@ def test_skipped_blocks_are_those_of_the_reference(params, mode):
 def test_eight_bits_stay_within_their_rounding(params):
     """e4m3 keeps 4 bits of a number: 2^-4 at most of each, some 1e-2 of a sum of many."""
     arguments = inputs()
-    derived = transformer_fast.derive(params, CFG)
-    _, seen = transformer_fast.observe(derived, *prepared(derived, arguments), None, cfg=CFG)
-    largest = transformer_fast.largest_of([seen])
-    assert len(largest) == CFG.num_layers
+    derived, maxima = derive(params, CFG), []
+    NETWORK(derived, *prepared(derived, arguments), maxima=maxima)
+    assert len(maxima) == CFG.num_layers
+    maxima = jax.tree.map(float, maxima)
     want = np.asarray(plain(params, arguments))
-    got = np.asarray(fast(params, arguments, largest=largest))
+    got = np.asarray(fast(params, arguments, maxima=maxima))
     error = np.sqrt(np.mean((got - want) ** 2) / np.mean(want**2))
     assert 1e-3 < error < 0.1
 
@@ -149,8 +149,8 @@ def test_whole_bytes_stay_within_their_rounding(params):
 
     @jax.jit
     def run(params):
-        small = transformer_fast.quantize(transformer_fast.derive(params, CFG), "int8")
-        return transformer_fast.velocity(small, *prepared(small, arguments), None, CFG)
+        small = quantize(derive(params, CFG), "int8")
+        return NETWORK(small, *prepared(small, arguments))
 
     want, got = np.asarray(plain(params, arguments)), np.asarray(run(params))
     assert 1e-4 < np.sqrt(np.mean((got - want) ** 2) / np.mean(want**2)) < 0.02
@@ -158,11 +158,10 @@ def test_whole_bytes_stay_within_their_rounding(params):
 
 @pytest.mark.parametrize(("linears", "kind"), [("int8", "int8"), ("float8", "float8_e4m3fn")])
 def test_the_large_matrices_take_one_byte_a_weight(params, linears, kind):
-    derived = transformer_fast.derive(params, CFG)
-    largest = [dict.fromkeys(transformer_fast.LINEARS, 1.0)] * CFG.num_layers
-    small = transformer_fast.quantize(derived, linears, largest if linears == "float8" else None)
+    maxima = [dict.fromkeys(LINEARS, 1.0)] * CFG.num_layers
+    small = quantize(derive(params, CFG), linears, maxima if linears == "float8" else None)
     for layer in small["layers"]:
-        assert all(layer[name]["kernel"].dtype == kind for name in transformer_fast.LINEARS)
+        assert all(layer[name]["kernel"].dtype == kind for name in LINEARS)
     assert small["layers"][0]["caption_k"]["kernel"].dtype == "float32"  # once a video
 
 
@@ -173,9 +172,7 @@ def test_float8_matrices_neither_grow_nor_shrink(dtype):
     # In bfloat16 this scale lies halfway between two values.
     kernel = kernel * (1 + 2**-8) * 448 / jnp.max(jnp.abs(kernel))
     p = {"kernel": kernel.astype(dtype), "bias": jnp.zeros(256, dtype)}
-    layer = transformer_fast.quantize({"layers": ({"qkv": p},)}, "float8", [{"qkv": 1.0}])[
-        "layers"
-    ][0]["qkv"]
+    layer = quantize({"layers": ({"qkv": p},)}, "float8", [{"qkv": 1.0}])["layers"][0]["qkv"]
     given, made = (
         np.asarray(x, np.float64) for x in (p["kernel"].T, layer["kernel"].astype("float32"))
     )
@@ -184,5 +181,60 @@ def test_float8_matrices_neither_grow_nor_shrink(dtype):
 
 
 def test_eight_bit_products_need_to_know_their_inputs(params):
-    with pytest.raises(ValueError, match="observe"):
-        transformer_fast.quantize(transformer_fast.derive(params, CFG), "float8")
+    with pytest.raises(ValueError, match="input_maxima"):
+        quantize(derive(params, CFG), "float8")
+
+
+def changed(params, path, change):
+    """The parameters with `change` of the leaf of a path; None takes it out."""
+    params, (*path, last) = jax.tree.map(lambda x: x, params), path.split("/")
+    branch = params
+    for name in path:
+        branch = branch[name]
+    leaf = change(branch.get(last))
+    branch.pop(last, None)
+    branch.update({} if leaf is None else {last: leaf})
+    return params
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "message"),
+    [
+        ("blocks/gate", lambda x: jnp.ones((3, 64)), "no place for blocks/gate"),
+        ("camera", lambda x: jnp.ones((3, 64)), "no place for camera"),
+        ("blocks/attn1/q_norm/scale", lambda x: None, "no blocks/attn1/q_norm/scale"),
+        ("blocks/attn2/k_norm/scale", lambda x: x[:, :16], r"shape \(16,\) in place of \(64,\)"),
+        ("blocks/ff/linear_1/kernel", lambda x: jnp.tile(x, 2), r"blocks/ff/linear_1/kernel has"),
+    ],
+    ids=["block", "end", "missing", "norm of each head", "twice as wide"],
+)
+def test_parameters_of_another_network_are_refused_by_name(params, path, change, message):
+    """Whatever is not read would be left out of the function without a word."""
+    with pytest.raises(UnsupportedParametersError, match=message):
+        derive(changed(params, path, change), CFG)
+
+
+def test_biases_may_be_left_out(params):
+    bare = params
+    for name in ("attn1", "attn2"):
+        for linear in ("to_q", "to_k", "to_v"):
+            bare = changed(bare, f"blocks/{name}/{linear}/bias", lambda x: None)
+    cfg = dataclasses.replace(CFG, attention_bias=False)
+    want = jax.jit(Transformer(cfg).apply)({"params": bare}, *inputs())
+    np.testing.assert_allclose(fast(bare, inputs()), want, rtol=0, atol=1e-4)
+
+
+def test_a_conditioning_that_is_not_known_is_refused(params):
+    """Not one that is not used."""
+
+    @struct.dataclass
+    class Wider(Context):
+        camera: Any = None
+
+    x, t, context = inputs()
+    names = [field.name for field in dataclasses.fields(context)]
+    context = Wider(**{name: getattr(context, name) for name in names})
+    derived = derive(params, CFG)
+    NETWORK(derived, *prepared(derived, (x, t, context)))
+    with pytest.raises(ValueError, match="conditioning camera: sample with fast=False"):
+        prepared(derived, (x, t, context.replace(camera=jnp.ones((2, 3)))))

@@ -22,7 +22,7 @@ from ltx_jax.config import (
 )
 from ltx_jax.inference.text_encoder import ByteTokenizer, TextEncoder
 from ltx_jax.models.t5 import T5Encoder
-from ltx_jax.models.transformer import Transformer
+from ltx_jax.models.transformer import Context, Transformer
 from ltx_jax.models.vae import LatentStatistics, VideoVAE
 from ltx_jax.runtime import sharding
 
@@ -66,7 +66,7 @@ def write_checkpoint(path, with_vae=True):
     )
     tokens, pairs = jnp.zeros((1, 4, CHANNELS)), jnp.zeros((1, 4, cfg.width // 2))
     caption = jnp.zeros((1, 3, CAPTION))
-    arguments = (tokens, jnp.zeros((1, 1)), caption, None, (pairs, pairs))
+    arguments = (tokens, jnp.zeros((1, 1)), Context(caption, None, (pairs, pairs)))
     pixels = jnp.zeros((1, 9, 32, 32, 3))
     checkpoint = Checkpoint(
         transformer=cfg,

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from ltx_jax.config import DType, ExecutionConfig, TransformerConfig, UpsamplerConfig, VAEConfig
-from ltx_jax.models.transformer import Transformer
+from ltx_jax.models.transformer import Transformer, example_inputs
 from ltx_jax.models.upsampler import LatentUpsampler
 from ltx_jax.models.vae import VideoVAE
 from ltx_jax.runtime import sharding
@@ -113,13 +113,9 @@ class Leaf(NamedTuple):
 @functools.lru_cache(maxsize=8)  # tracing takes a second
 def transformer_boxed(cfg: TransformerConfig, dtype: DType = "float32") -> Any:
     """Shapes and logical axes of a transformer's parameters, in `dtype`."""
-    tokens = jax.ShapeDtypeStruct((1, 1, cfg.in_channels), np.float32)
-    time = jax.ShapeDtypeStruct((1, 1), np.float32)
-    caption = jax.ShapeDtypeStruct((1, 1, cfg.caption_channels), np.float32)
-    table = jax.ShapeDtypeStruct((1, 1, cfg.width // 2), np.float32)
     init = Transformer(cfg, ExecutionConfig(param_dtype=dtype)).init
-    shapes = jax.eval_shape(init, jax.random.key(0), tokens, time, caption, None, (table, table))
-    return shapes["params"]
+    inputs = jax.eval_shape(lambda: example_inputs(cfg))
+    return jax.eval_shape(init, jax.random.key(0), *inputs)["params"]
 
 
 @functools.lru_cache(maxsize=8)

@@ -34,6 +34,7 @@ from ltx_jax.config.sampling import (
     SamplingConfig,
     SchedulerConfig,
     SkipBlocks,
+    SolverName,
     STGMode,
     sampling_options,
 )
@@ -78,6 +79,7 @@ __all__ = [
     "SchedulerConfig",
     "ShotsConfig",
     "SkipBlocks",
+    "SolverName",
     "SourceConfig",
     "StoreConfig",
     "T5Config",

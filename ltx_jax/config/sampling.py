@@ -8,6 +8,7 @@ from ltx_jax.config.networks import DType, Linears, MeshConfig, require
 PerStep = float | tuple[float, ...]  # one value, or one per entry of `guidance_timesteps`
 SkipBlocks = tuple[int, ...] | tuple[tuple[int, ...], ...]
 STGMode = Literal["attention_values", "attention_skip", "residual", "transformer_block"]
+SolverName = Literal["euler", "dpmpp_2m"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,9 @@ class SamplingConfig:
     # How far the guided prediction's deviation moves back to that of the caption's own; 1 is off.
     rescaling_scale: PerStep = 0.7
     guidance_timesteps: tuple[float, ...] | None = None  # times at which per-step values change
-    stochastic_sampling: bool = False  # every step adds new noise
+    # How a step moves along the flow: "dpmpp_2m" is DPM-Solver++(2M), of second order.
+    solver: SolverName = "euler"
+    stochastic_sampling: bool = False  # every step adds new noise; needs the euler solver
     image_cond_noise_scale: float = 0.15  # noise added to conditions, new in every step
     prepare_conditions: bool = True  # blur and H.264-compress condition images, as in training
     decode_timestep: float = 0.05  # the decoder's timestep: the noise level it assumes, in [0, 1]
@@ -54,6 +57,11 @@ class SamplingConfig:
         scale = self.image_cond_noise_scale
         require(scale >= 0, f"image_cond_noise_scale must not be negative, got {scale}")
         require(self.teacache >= 0, f"teacache must not be negative, got {self.teacache}")
+        require(
+            self.solver == "euler" or not self.stochastic_sampling,
+            "stochastic_sampling works with the euler solver alone, and solver is "
+            f"{self.solver!r}: leave one of them out",
+        )
         # jax.random.key would drop the higher bits.
         require(0 <= self.seed < 2**32, f"seed must lie in [0, 2**32), got {self.seed}")
 

@@ -1,17 +1,22 @@
-"""What inputs the transformer's linears get: sampled once, so that eight bits can span them."""
+"""The largest inputs of the transformer's linears, measured once, so that eight bits span them."""
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
-from ltx_jax.config import ExecutionConfig, SamplingConfig, TransformerConfig
-from ltx_jax.diffusion import flow, sampler
-from ltx_jax.models import transformer_fast
+from ltx_jax.config import SamplingConfig
+from ltx_jax.diffusion import flow
+from ltx_jax.diffusion.denoiser import call_directly
+from ltx_jax.models.transformer_fast import FastContext, FastTransformer, Maxima
+from ltx_jax.models.transformer_fast_parameters import InputMaxima
 
-# Small videos of few steps: what is looked for depends little on the size.
+# Small videos of few steps: the maxima depend little on the size.
 OPTIONS = SamplingConfig(
     height=256,
     width=384,
@@ -21,7 +26,7 @@ OPTIONS = SamplingConfig(
     stg_scale=0.0,
     seed=0,
 )
-# Unlike each other, and what guidance steers away from.
+# Unlike each other; the last is the one that guidance steers away from.
 PROMPTS = (
     "A woman with long brown hair smiles at the camera; her face is lit by the evening sun.",
     "Waves crash against black rocks under a grey sky, seen from a drone that flies forward.",
@@ -30,32 +35,41 @@ PROMPTS = (
 )
 
 
-def largest_inputs(
+@functools.partial(jax.jit, static_argnames="network")
+def _observe(
     params: Any,
-    inputs: sampler.Inputs,
-    steps: int,
-    cfg: TransformerConfig,
-    execution: ExecutionConfig,
-    call: Callable[..., Any],
-) -> transformer_fast.Largest:
-    """Of every large linear, in a run of `steps` without guidance.
+    x: Float[Array, "b n c"],
+    t: Float[Array, "b #n"],
+    context: FastContext,
+    *,
+    network: FastTransformer,
+) -> tuple[Float[Array, "b n c2"], Maxima]:
+    maxima: Maxima = []
+    return network(params, x, t, context, maxima=maxima), maxima
+
+
+def input_maxima(
+    network: FastTransformer,
+    params: Any,
+    start: Float[Array, "b n c"],
+    context: FastContext,
+    times: Float[np.ndarray, "s"],
+    call: Callable[..., Any] = call_directly,
+) -> InputMaxima:
+    """The largest absolute input of every large linear over a run of Euler steps, unguided.
 
     Args:
-      params: of `fused.derive`.
-      inputs: of a loop, in the form of `models.fused`.
-      steps: how many of its times there are.
-      cfg: of the transformer, and
-      execution: how it is computed.
+      network: the fast form.
+      params: its parameters, before any are of eight bits.
+      start: the tokens that the run starts from.
+      context: from `network.context`.
+      times: of the steps, falling; the last step goes to 0.
       call: calls a jitted function, as of `sampler.sample`.
     """
-    caption, x, observed = inputs.caption, inputs.start, []
-    times = [*np.asarray(inputs.times)[:steps], 0.0]
-    for t, target in itertools.pairwise(times):
+    x, observed = start, []
+    for t, target in itertools.pairwise([*times, 0.0]):
         time = jnp.full((len(x), 1), t)
-        given = (x, time, caption.embeddings, caption.mask, inputs.rope, None)
-        velocity, seen = call(
-            transformer_fast.observe, params, *given, cfg=cfg, execution=execution
-        )
-        observed.append(seen)
+        velocity, maxima = call(_observe, params, x, time, context, network=network)
+        observed.append(maxima)
         x = flow.euler_step(x, velocity, time, jnp.full_like(time, target))
-    return transformer_fast.largest_of(observed)
+    return jax.tree.map(lambda *x: float(max(x)), *jax.device_get(observed))

@@ -1,12 +1,12 @@
-"""Conditions: images and clips that a video has to show, as latents, extra tokens and a mask.
+"""Conditions: images and clips that a video has to show, as latents, extra tokens and strengths.
 
 A condition at frame 0 replaces the first latents in place. Latents elsewhere cannot simply be
 replaced: the first latent of a clip stands for one frame, in the middle of a video it would stand
 for eight. So a later image, and the first two latents of a later clip, become extra tokens before
 those of the video, with the positions of the frames they show; the rest of the clip is in place.
 
-The mask of a token is its strength, 0 for what is free. A token of strength s starts at noise level
-1 - s and waits until the video's own time has fallen to that.
+The strength of a token is 0 where it is free. A token of strength s starts at noise level 1 - s and
+waits until the video's own time has fallen to that.
 """
 
 import dataclasses
@@ -19,8 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
+from ltx_jax import pixels
 from ltx_jax.diffusion import positions
 from ltx_jax.diffusion.noise import NoiseSource
+from ltx_jax.models.transformer import TimeGroups
 
 PREFIX = 2  # latent frames of a later clip that become extra tokens
 
@@ -71,17 +73,17 @@ class Encoded:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """What the denoising loop starts from; the tokens of the video come last.
+    """Tokens with the conditions in place, ready for the loop; those of the video come last.
 
     Attributes:
       tokens: (b, n, c).
       coords: pixel coordinates (frame, row, column): (n, 3), or (b, n, 3) where samples differ.
-      mask: (b, n) strengths, or None without conditions.
+      strength: (b, n) of each token as a condition, or None without conditions.
     """
 
     tokens: Any
     coords: Any
-    mask: Any
+    strength: Any
 
 
 def check_conditions(
@@ -117,7 +119,7 @@ def check_conditions(
 
 
 def _too_long(frame: int, length: int, num_frames: int, temporal_factor: int) -> str:
-    """What is wrong, and what to do. Of a file that is longer than any video, `length` is less."""
+    """What is wrong, and what to do. `length` is cut where a file is longer than any video."""
     room, ways = num_frames - frame, []
     if room > 0:
         ways.append(f"cut it to its first {(room - 1) // temporal_factor * temporal_factor + 1}")
@@ -143,7 +145,7 @@ def as_video(media: Media) -> Float[np.ndarray, "b t h w c"]:
         )
     media = media.reshape((1,) * (5 - media.ndim) + media.shape)
     if media.dtype == np.uint8:
-        return media.astype(np.float32) / np.float32(127.5) - np.float32(1)
+        return pixels.from_bytes(media)
     media = media.astype(np.float32)
     if not np.all(np.abs(media) <= 1.001):  # rounding of an earlier resize; also false for NaN
         raise ValueError(
@@ -198,8 +200,8 @@ def prepare(
         corner = positions.latent_coords(grid)
         return positions.pixel_coords(corner, temporal_factor, spatial_factor, causal)
 
-    mask = jnp.zeros((b, t), jnp.float32)
-    extra: list[tuple[Array, Array, Array]] = []  # tokens, coords, mask
+    strengths = jnp.zeros((b, t), jnp.float32)
+    extra: list[tuple[Array, Array, Array]] = []  # tokens, coords, strengths
     for i, condition in enumerate(conditions):
         item, frame = condition.latents.astype(latents.dtype), condition.frame
         strength = _of_each_frame(condition.strength, (b, item.shape[1]))
@@ -210,7 +212,7 @@ def prepare(
             start = 0 if opens else frame // temporal_factor + PREFIX
             place = slice(start, start + tail.shape[1])
             latents = latents.at[:, place].set(_lerp(latents[:, place], tail, weight))
-            mask = mask.at[:, place].set(weight)
+            strengths = strengths.at[:, place].set(weight)
         if opens:
             continue
         item, weight = item[:, :head], strength[:, :head]
@@ -221,17 +223,28 @@ def prepare(
         coords = coords.at[..., 0].add(jnp.asarray(frame, jnp.int32)[..., None])
         extra.append((positions.patchify(item), coords, jnp.repeat(weight, h * w, axis=1)))
 
-    extra.append(
-        (positions.patchify(latents), coords_of((t, h, w)), jnp.repeat(mask, h * w, axis=1))
-    )
-    all_tokens, all_coords, all_masks = zip(*extra, strict=True)
+    own = jnp.repeat(strengths, h * w, axis=1)
+    extra.append((positions.patchify(latents), coords_of((t, h, w)), own))
+    all_tokens, all_coords, all_strengths = zip(*extra, strict=True)
     samples = (b,) if any(coords.ndim == 3 for coords in all_coords) else ()
     all_coords = [jnp.broadcast_to(x, (*samples, *x.shape[-2:])) for x in all_coords]
     return Prepared(
         tokens=jnp.concatenate(all_tokens, axis=1),
         coords=jnp.concatenate(all_coords, axis=-2),
-        mask=jnp.concatenate(all_masks, axis=1) if conditions else None,
+        strength=jnp.concatenate(all_strengths, axis=1) if conditions else None,
     )
+
+
+def time_groups(strength: Float[Array, "b n"], levels: Float[Array, "g"]) -> TimeGroups:
+    """The groups of tokens of equal strength, hence of equal times.
+
+    Args:
+      strength: of each token.
+      levels: all that occur.
+    """
+    group = jnp.argmin(jnp.abs(strength[..., None] - levels[None, None]), axis=-1)
+    inside = group[:, None] == jnp.arange(len(levels))[None, :, None]
+    return TimeGroups(group, jnp.argmax(inside, axis=-1))
 
 
 def _of_each_frame(strength: Any, shape: tuple[int, int]) -> Float[Array, "b t"]:

@@ -158,8 +158,8 @@ def uniform(steps: int) -> Schedule:
     last = np.float32(1 / steps)
     if steps == 1:
         return np.array([last])
-    # Each half counts from its own end, and product and sum are rounded once (a fused
-    # multiply-add): float64 holds the product of two float32 exactly.
+    # Each half counts from its own end. Multiplication and addition are rounded once, together (a
+    # fused multiply-add), as float64 holds the product of two float32 numbers exactly.
     index = np.arange(steps)
     stride = np.float64((last - _ONE) / np.float32(steps - 1))
     from_first = 1.0 + stride * index

@@ -1,8 +1,8 @@
-"""Guidance: which rows of a batch a step needs, and what becomes of their velocities.
+"""Guidance: which rows of a batch a prediction needs, and what becomes of their velocities.
 
-A step may call the network on the negative caption (classifier-free guidance) and on the caption
-with some blocks skipped (spatio-temporal guidance), beside the caption itself. Rows are laid out in
-blocks of the batch size: [negative ..., caption ..., perturbed ...].
+A prediction may call the network on the negative caption (classifier-free guidance) and on the
+caption with some blocks skipped (spatio-temporal guidance), beside the caption itself. Rows are
+laid out in blocks of the batch size: [negative ..., caption ..., perturbed ...].
 """
 
 import dataclasses
@@ -15,6 +15,8 @@ import numpy as np
 from jaxtyping import Array, Float, Float32
 
 from ltx_jax.config import PerStep, SamplingConfig, STGMode
+from ltx_jax.diffusion.denoiser import Denoiser
+from ltx_jax.models.transformer import Skip
 
 
 class Branches(NamedTuple):
@@ -148,6 +150,61 @@ def _legal(blocks: tuple[int, ...], num_layers: int) -> list[int]:
             f"{num_layers - 1}"
         )
     return list(blocks)
+
+
+def predict(
+    denoiser: Denoiser,
+    params: Any,
+    x: Float[Array, "b n c"],
+    time: Float[Array, "b #n"],
+    state: Any,
+    *,
+    rows: Any,
+    branches: Branches,
+    scales: Scales,
+    stg_mode: STGMode,
+    cfg_star: bool,
+) -> tuple[Float[Array, "b n c"], Any]:
+    """The guided velocity of each sample in float32, and the denoiser's next state.
+
+    Args:
+      denoiser: the network.
+      params: its prepared parameters.
+      x: tokens of each sample.
+      time: of the tokens.
+      state: the denoiser's.
+      rows: the contexts of all branches, from `context_rows`.
+      branches: what the rows are.
+      scales: the numbers of this step.
+      stg_mode: what a skipped block does in place of attention.
+      cfg_star: see `combine`.
+    """
+    skip = None
+    if branches.perturbed:
+        skip = Skip(stg_mode, skip_mask(scales.keep, branches, x.shape[0]))
+    x, time = repeat_rows(x, branches), repeat_rows(time, branches)
+    velocities, state = denoiser(params, x, time, rows, skip, state)
+    return combine(velocities, branches, scales, cfg_star), state
+
+
+def context_rows(context: Any, negative: Any, branches: Branches) -> Any:
+    """The contexts of all branches in one: their rows one below the other.
+
+    Args:
+      context: prepared by a denoiser.
+      negative: the same for the negative caption; None where no branch reads it. It describes the
+        same tokens, so that rotary tables which all samples share are taken from `context`.
+      branches: what the rows are.
+    """
+    if branches.negative and negative is None:
+        raise ValueError("classifier-free guidance needs negative captions, got none")
+    parts = [negative] * branches.negative + [context] * (1 + branches.perturbed)
+    rope = context.rope
+    if all(table.shape[0] == 1 for table in jax.tree.leaves(rope)):
+        parts = [dataclasses.replace(part, rope=None) for part in parts]
+        joined = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+        return dataclasses.replace(joined, rope=rope)
+    return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
 
 
 def repeat_rows(x: Float[Array, "b *n"], branches: Branches) -> Float[Array, "r *n"]:

@@ -1,7 +1,7 @@
 """Where the sampler's random numbers come from.
 
-Every draw has a name and, within a loop, an index; so a draw does not depend on how many others
-were made before it, and a test can put recorded numbers in the place of random ones.
+Every draw has a name and, within a loop, an index: it does not depend on how many others came
+before it, and a test can put recorded numbers in the place of random ones.
 """
 
 import dataclasses
@@ -60,7 +60,7 @@ def seeded(seed: int, batch: int, first: int = 0) -> KeyNoise:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class GivenStart:
-    """Takes the initial noise from an array, and all other draws from another source."""
+    """The initial noise from an array, and all other draws from another source."""
 
     initial: Any  # (b, t, h, w, c)
     rest: Any  # a NoiseSource

@@ -54,7 +54,7 @@ def positions(
     pixel_coords: Int[Array, "*b n 3"], frame_rate: float | int | Float[Array, " b"]
 ) -> Float[Array, "*b n 3"]:
     """Coordinates in seconds, pixels, pixels. `frame_rate` is one number, or one of each sample."""
-    # One product with the rounded reciprocal, as upstream: the last bit of a position turns the
+    # Multiplied by the rounded reciprocal, as upstream: the last bit of a position turns the
     # fastest angles by 1e-3.
     if isinstance(frame_rate, jax.Array):
         period = (1 / frame_rate.astype(jnp.float32))[:, None]
@@ -94,7 +94,7 @@ def rope_tables(
     )
     at = positions.reshape(-1, *positions.shape[-2:])
     limits = jnp.asarray(cfg.positional_embedding_max_pos, jnp.float32)
-    # The barrier keeps this a division: XLA makes that by a constant a product with its reciprocal.
+    # The barrier keeps this a division: XLA would multiply by a constant's reciprocal instead.
     limits = jax.lax.optimization_barrier(jnp.broadcast_to(limits, at.shape))
     angles = frequencies[None, None, :, None] * (at / limits * 2 - 1)[:, :, None]
     angles = angles.reshape(*at.shape[:2], -1)

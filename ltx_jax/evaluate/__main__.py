@@ -186,9 +186,9 @@ def _run_transformer(given: argparse.Namespace) -> Parts:
     clips = clip_reader.read_clips(
         given.data, cut, limit=given.limit, captioned=True, skipped=skipped
     )
-    figures = transformer.figures(pipe, _watched(clips), seed=given.seed)
+    rows = transformer.loss_rows(pipe, _watched(clips), seed=given.seed)
     _warn(skipped)
-    yield figures, {"checkpoint_hash": pipe.checkpoint.source_hash, "skipped": skipped}
+    yield rows, {"checkpoint_hash": pipe.checkpoint.source_hash, "skipped": skipped}
 
 
 def _run_shapes(given: argparse.Namespace) -> Parts:

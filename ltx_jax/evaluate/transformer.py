@@ -9,20 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from ltx_jax import pixels
 from ltx_jax.config import ExecutionConfig, TransformerConfig, VAEConfig
 from ltx_jax.diffusion import positions
+from ltx_jax.diffusion.denoiser import Denoiser
 from ltx_jax.evaluate.clip_reader import EvaluationClip
 from ltx_jax.evaluate.metric_table import MetricRow, mean
-from ltx_jax.inference.pipeline import LTXPipeline, network
+from ltx_jax.inference.pipeline import LTXPipeline
 from ltx_jax.models import convolution
+from ltx_jax.models.transformer import Context
 from ltx_jax.models.vae import LatentStatistics, VideoVAE
-from ltx_jax.training.flow_loss import rope_of
 from ltx_jax.training.flow_validation import TIMES, losses_at_times
-from ltx_jax.training.vae_loss import to_float
 
 
 @functools.partial(jax.jit, static_argnames=("vae", "cfg", "execution"))
 def _losses(
+    denoiser: Denoiser,
     params: tuple[Any, Any],
     statistics: LatentStatistics,
     frames: UInt8[Array, "b t h w 3"],
@@ -36,7 +38,7 @@ def _losses(
 ) -> Float[Array, " s"]:
     vae_params, transformer_params = params
     sample_key, noise_key = jax.random.split(key)
-    video = to_float(frames)
+    video = pixels.from_bytes(frames)
     posterior: Any = VideoVAE(vae, execution).apply({"params": vae_params}, video, method="encode")
     draw = posterior.sample(jax.random.normal(sample_key, posterior.mean.shape))
     latents = statistics.normalize(draw)
@@ -45,16 +47,16 @@ def _losses(
     coords = positions.pixel_coords(
         corners, vae.temporal_factor, vae.spatial_factor, cfg.causal_temporal_positioning
     )
-    rope = rope_of(coords[None], frame_rate, cfg)
+    rope = positions.rope_of(coords[None], frame_rate, cfg)
+    context = denoiser.prepare_context(transformer_params, Context(*caption, rope))
 
-    def velocity(params: Any, x: Array, times: Array, caption: Any, rope: Any) -> Array:
-        embeddings, mask = caption
-        return network(cfg, execution)(params, x, times, embeddings, mask, rope, None)
+    def velocity(params: Any, x: Array, times: Array, context: Any, rope: Any) -> Array:
+        return denoiser(params, x, times, context)[0]
 
-    return losses_at_times(velocity, transformer_params, latents, caption, rope, noise_key)
+    return losses_at_times(velocity, transformer_params, latents, context, None, noise_key)
 
 
-def figures(
+def loss_rows(
     pipe: LTXPipeline, clips: Iterable[EvaluationClip], *, seed: int = 0
 ) -> list[MetricRow]:
     """The loss at each of `TIMES` and their mean, of videos and of images.
@@ -68,11 +70,12 @@ def figures(
         raise ValueError(
             "this checkpoint has no text encoder of its own: name one (--text_encoder)"
         )
-    params = pipe.checkpoint.vae_params, pipe.checkpoint.transformer_params
-    found: dict[str, list[np.ndarray]] = {}
+    params = pipe.checkpoint.vae_params, pipe.params
+    losses_by_kind: dict[str, list[np.ndarray]] = {}
     for i, clip in enumerate(clips):
         losses = pipe.programs(
             _losses,
+            pipe.denoiser,
             params,
             pipe.statistics,
             jnp.asarray(clip.frames[None]),
@@ -84,9 +87,9 @@ def figures(
             execution=pipe.execution,
             compiler_options=convolution.compiler_options(),
         )
-        found.setdefault(clip.kind, []).append(np.asarray(losses))
+        losses_by_kind.setdefault(clip.kind, []).append(np.asarray(losses))
     summary = []
-    for kind, rows in found.items():
+    for kind, rows in losses_by_kind.items():
         summary.append(mean(kind, "loss", np.mean(rows, axis=1)))
         for time, values in zip(TIMES, np.transpose(rows), strict=True):
             summary.append(mean(kind, f"loss at {time:g}", values))

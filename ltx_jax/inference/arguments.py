@@ -4,8 +4,9 @@ import dataclasses
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Shaped
@@ -13,9 +14,21 @@ from jaxtyping import Array, Float32, Shaped
 from ltx_jax.config import SamplingConfig
 from ltx_jax.diffusion import conditioning, flow
 from ltx_jax.diffusion.conditioning import Condition
-from ltx_jax.diffusion.sampler import Caption
+from ltx_jax.models.transformer import Context
 
 _log = logging.getLogger(__name__)
+
+
+class Caption(NamedTuple):
+    """A batch of encoded captions.
+
+    Attributes:
+      embeddings: (b, m, d).
+      mask: (b, m), 1 where there is text.
+    """
+
+    embeddings: Any
+    mask: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +83,9 @@ class Size:
 def load_conditions(
     conditions: Sequence[Condition], size: Size, batch: int | None, prepare: bool
 ) -> list[Float32[np.ndarray, "b t h w c"]]:
-    """Reads, checks and prepares the media of conditions, padded; b is 1 or the batch, if given.
+    """Reads, checks and prepares the media of conditions, padded.
+
+    A batch axis of 1 serves all videos; any other has to be `batch`, unless that is None.
 
     Files and uint8 arrays are cropped to the aspect and, with `prepare`, blurred and compressed as
     in training. Floating-point arrays are taken as prepared: they are resized if need be.
@@ -170,15 +185,15 @@ def check_input(
     options: SamplingConfig, first_time: float, input_media: Any, input_latents: Any
 ) -> None:
     """Refuses an input that the first time makes useless, and a late start without an input."""
-    given = input_media is not None or input_latents is not None
+    has_input = input_media is not None or input_latents is not None
     if input_media is not None and input_latents is not None:
         raise ValueError("give input_media or input_latents, not both")
-    if given and first_time > 1 - flow.TIME_EPSILON:
+    if has_input and first_time > 1 - flow.TIME_EPSILON:
         raise ValueError(
             "the first time is 1, at which noise replaces all of the input: set "
             "skip_initial_inference_steps, or timesteps that start below 1"
         )
-    if not given and options.skip_initial_inference_steps and options.timesteps is None:
+    if not has_input and options.skip_initial_inference_steps and options.timesteps is None:
         raise ValueError(
             f"skip_initial_inference_steps is {options.skip_initial_inference_steps}, which is for "
             f"changing a video: give input_media, or set it to 0"
@@ -195,10 +210,11 @@ def checked(name: str, value: Any, shape: tuple[int, ...]) -> Float32[Array, "b 
     return value
 
 
-def given_captions(
+def embedded_captions(
     embeddings: Mapping[str, Any], needs_negative: bool, channels: int
-) -> tuple[Caption, Caption | None]:
-    """Captions from prompt_embeds, prompt_mask, negative_embeds and negative_mask.
+) -> list[Caption]:
+    """Captions from prompt_embeds and prompt_mask, and if they are needed the negative ones from
+    negative_embeds and negative_mask.
 
     Raises:
       ValueError: naming what is missing, or what has the wrong shape.
@@ -222,20 +238,12 @@ def given_captions(
 
     caption = read("positive", ("prompt_embeds", "prompt_mask"))
     if not needs_negative:
-        return caption, None
+        return [caption]
     return matched(caption, read("negative", ("negative_embeds", "negative_mask")))
 
 
-def is_prefix(mask: Shaped[Array, "b m"] | Shaped[np.ndarray, "b m"]) -> bool:
-    """Whether every caption's ones, at least one, come before its zeros."""
-    rows = np.asarray(mask) != 0
-    return bool(rows[:, 0].all() and (rows[:, 1:] <= rows[:, :-1]).all())
-
-
-def matched(caption: Caption, negative: Caption | None) -> tuple[Caption, Caption | None]:
+def matched(caption: Caption, negative: Caption) -> list[Caption]:
     """Both with as many tokens, and as many negative captions as positive ones."""
-    if negative is None:
-        return caption, None
     batch, length = caption.mask.shape
     if negative.mask.shape[0] not in (1, batch):
         raise ValueError(
@@ -251,4 +259,17 @@ def matched(caption: Caption, negative: Caption | None) -> tuple[Caption, Captio
         repeats = rows // values.shape[0]
         return Caption(jnp.repeat(values, repeats, axis=0), jnp.repeat(mask, repeats, axis=0))
 
-    return fitted(caption, batch), fitted(negative, batch)
+    return [fitted(caption, batch), fitted(negative, batch)]
+
+
+def with_fields(context: Context, fields: Mapping[str, Any]) -> Context:
+    """The context with further fields.
+
+    Raises:
+      ValueError: for a field that the network's context does not have.
+    """
+    names = [field.name for field in dataclasses.fields(context)]
+    unknown = [name for name in fields if name not in names]
+    if unknown:
+        raise ValueError(f"the network's context has no field {unknown}; it has {names}")
+    return dataclasses.replace(context, **jax.tree.map(jnp.asarray, dict(fields)))

@@ -1,5 +1,5 @@
-"""The two ends of a run, each one program: media and noise to the tokens that the loop starts from,
-and its latents to a video."""
+"""The programs before and after the denoising loop: media and noise to the tokens that it starts
+from, and its latents to a video."""
 
 import dataclasses
 import functools
@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ltx_jax import pixels
 from ltx_jax.config import ExecutionConfig, TransformerConfig, VAEConfig
 from ltx_jax.diffusion import conditioning, flow, latents, positions
 from ltx_jax.diffusion.conditioning import Encoded
-from ltx_jax.models import transformer_fast
+from ltx_jax.models.transformer import Rope, TimeGroups
 from ltx_jax.models.vae import LatentStatistics, Posterior, VideoVAE
 from ltx_jax.runtime import sharding
 
@@ -22,7 +23,7 @@ from ltx_jax.runtime import sharding
 def encode(
     params: Any, clip: Float[Array, "b t h w c"], *, cfg: VAEConfig, execution: ExecutionConfig
 ) -> Posterior:
-    """What the VAE makes of a clip in [-1, 1]."""
+    """The VAE's encoding of a clip in [-1, 1]."""
     vae = VideoVAE(cfg, execution)
     return vae.apply({"params": params}, clip, method="encode")  # pyright: ignore[reportReturnType]
 
@@ -37,7 +38,6 @@ class Placing(NamedTuple):
     spatial_factor: int
     frame_rate: float
     frames: tuple[int, ...]  # at which the conditions start
-    fast: bool  # whether the tables are for `fast_network`
 
 
 @functools.partial(jax.jit, static_argnames="placing")
@@ -45,19 +45,20 @@ def start(
     statistics: LatentStatistics,
     noise: Any,
     first_time: Float[Array, ""],
-    given: Posterior | Array | None,
+    source: Posterior | Array | None,
     posteriors: Sequence[Posterior],
     strengths: Sequence[Array],
     *,
     placing: Placing,
-) -> tuple[conditioning.Prepared, Any]:
-    """Initial tokens with the conditions in place, and their rotary tables.
+) -> tuple[conditioning.Prepared, Rope, TimeGroups | None]:
+    """Initial tokens with the conditions in place, their rotary tables, and with conditions the
+    groups of tokens that share their times.
 
     Args:
       statistics: of the VAE's latents.
       noise: a `NoiseSource`.
-      first_time: noise level to which `given` is raised.
-      given: what the run changes, as a posterior or as normalised latents; None starts from noise.
+      first_time: noise level to which `source` is raised.
+      source: the video to change, as a posterior or as normalised latents; None starts from noise.
       posteriors: of the conditions' clips.
       strengths: of the conditions.
       placing: everything static.
@@ -69,10 +70,10 @@ def start(
         return statistics.normalize(posterior.sample(fresh))
 
     x = noise.draw("initial", (b, *placing.grid, cfg.in_channels)).astype(jnp.float32)
-    if isinstance(given, Posterior):
-        given = draw_latents(given, "input")
-    if given is not None:
-        x = flow.add_noise(given, x, jnp.broadcast_to(first_time, (b,)))
+    if isinstance(source, Posterior):
+        source = draw_latents(source, "input")
+    if source is not None:
+        x = flow.add_noise(source, x, jnp.broadcast_to(first_time, (b,)))
     encoded = [
         Encoded(draw_latents(posterior, f"posterior/{i}"), strength, frame)
         for i, (posterior, strength, frame) in enumerate(
@@ -89,10 +90,11 @@ def start(
     )
     # Laid out as each step leaves them, or the first step would be a program of its own.
     laid_out = sharding.constrain(prepared.tokens, "batch", "token", None)
-    rope: Any = positions.rope_tables(positions.positions(prepared.coords, placing.frame_rate), cfg)
-    if placing.fast:
-        rope = transformer_fast.halve_rope(rope, cfg)
-    return dataclasses.replace(prepared, tokens=laid_out), rope
+    rope = positions.rope_of(prepared.coords, placing.frame_rate, cfg)
+    groups = None
+    if prepared.strength is not None:
+        groups = conditioning.time_groups(prepared.strength, jnp.stack([jnp.zeros(()), *strengths]))
+    return dataclasses.replace(prepared, tokens=laid_out), rope, groups
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "execution", "uint8"))
@@ -109,15 +111,15 @@ def decode(
     execution: ExecutionConfig,
     uint8: bool,
 ) -> Array:
-    """A video (b, t, h, w, 3) of normalised latents, in [-1, 1] or as bytes.
+    """Normalised latents as a video (b, t, h, w, 3), in [-1, 1] or as bytes.
 
     Args:
       params: of the VAE.
       statistics: of its latents.
       x: the latents.
       noise: a `NoiseSource`, for what is added here and inside the decoder.
-      timestep: noise level that a conditioned decoder is told.
-      level: noise level that is added for one.
+      timestep: the noise level that a time-conditioned decoder takes as its input.
+      level: the noise level that is added for such a decoder.
       tone_ratio: how far to pull in extreme latents.
       cfg: of the VAE, and
       execution: how it is computed.
@@ -135,6 +137,4 @@ def decode(
     times = jnp.broadcast_to(timestep, (b,)) if cfg.timestep_conditioning else None
     vae = VideoVAE(cfg, execution)
     clip: Any = vae.apply({"params": params}, x, times, injected, method="decode")
-    if not uint8:
-        return jnp.clip(clip, -1, 1)
-    return (255 * jnp.clip(clip * 0.5 + 0.5, 0, 1)).astype(jnp.uint8)
+    return pixels.to_bytes(clip) if uint8 else jnp.clip(clip, -1, 1)

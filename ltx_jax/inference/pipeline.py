@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import jax
@@ -19,13 +20,16 @@ from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.config import DType, ExecutionConfig, Linears, SamplingConfig
 from ltx_jax.diffusion import calibration, flow, guidance, positions, sampler
 from ltx_jax.diffusion.conditioning import Condition
-from ltx_jax.diffusion.networks import fast_network, network, reusing_network
+from ltx_jax.diffusion.denoiser import Denoiser, for_masks, sampling_form, with_teacache
 from ltx_jax.diffusion.noise import GivenStart, NoiseSource, seeded
-from ltx_jax.diffusion.sampler import Caption, Inputs, Progress
+from ltx_jax.diffusion.sampler import Inputs, Progress
 from ltx_jax.inference import arguments, encode_decode
+from ltx_jax.inference.arguments import Caption
 from ltx_jax.inference.text_encoder import ByteTokenizer, TextEncoder
-from ltx_jax.models import convolution, transformer_fast
-from ltx_jax.models.transformer import compiler_options
+from ltx_jax.models import convolution
+from ltx_jax.models.transformer import Context, compiler_options
+from ltx_jax.models.transformer_fast import FastTransformer
+from ltx_jax.models.transformer_fast_parameters import InputMaxima, quantize
 from ltx_jax.models.vae import LatentStatistics, Posterior
 from ltx_jax.runtime import sharding
 from ltx_jax.runtime.compiled import Programs, explain_memory_errors
@@ -33,16 +37,15 @@ from ltx_jax.runtime.platforms import preferred_dtype
 
 Output = Literal["uint8", "float", "latents"]
 
-_attend_captions = jax.jit(transformer_fast.attend_captions, static_argnames=("cfg", "execution"))
-
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """A run that is ready for its loop: `sampler.sample(..., inputs, branches, mode)`.
+    """A run that is ready for its loop: the arguments of `sampler.sample`.
 
     Attributes:
       options: all options.
       size: of the video.
+      denoiser: the form of the network for this run.
       inputs: what the loop reads.
       branches: of each step.
       coords: (n, 3) pixel coordinates of the tokens.
@@ -50,6 +53,7 @@ class Start:
 
     options: SamplingConfig
     size: arguments.Size
+    denoiser: Denoiser
     inputs: Inputs
     branches: tuple[guidance.Branches, ...]
     coords: Any
@@ -59,8 +63,12 @@ class LTXPipeline:
     """Samples videos with one checkpoint.
 
     Attributes:
-      options: how it samples unless told otherwise: as the checkpoint says, or the defaults.
-      programs: what has been compiled so far.
+      checkpoint: as it was loaded. `from_pretrained` lets the transformer's stored parameters go
+        (None) where another form of them is sampled with, which would double their memory.
+      denoiser: the form of the transformer that samples.
+      params: its parameters, made from the stored ones.
+      options: how it samples by default: the checkpoint's own settings, or `SamplingConfig()`.
+      programs: the programs compiled so far.
       timings: seconds of loading, and of the parts of the last call: text, encode, denoise, decode,
         and compile, which the others leave out.
     """
@@ -82,11 +90,11 @@ class LTXPipeline:
           text_encoder: None takes the checkpoint's own, if it has one.
           dtype: of the computation; None is `platforms.preferred_dtype()`.
           mesh: the devices to run on; None is one.
-          fast: sample by `models.fused`, whose parameters take the place of the transformer's in
-            `checkpoint`; for one device. None does so on a GPU.
-          linears: in eight bits, for fast sampling. "float8" saves time on GPUs from Hopper on, and
-            is calibrated with a few prompts here and now. "int8" saves memory: half of what the
-            transformer's parameters take in bfloat16.
+          fast: sample by the form of the transformer that is fastest on one GPU. None does so on a
+            GPU, without a mesh.
+          linears: eight bits for the large matrices, in fast sampling. "float8" saves time on GPUs
+            from Hopper on; it is calibrated with a few prompts by this constructor. "int8" saves
+            memory: half of what the transformer's parameters take in bfloat16.
 
         Raises:
           ValueError: for a checkpoint without a transformer or a VAE, or parts that do not fit.
@@ -115,23 +123,16 @@ class LTXPipeline:
             raise ValueError(
                 "float8 linears are calibrated with prompts: name a text encoder, or take int8"
             )
-        if fast is None:
-            on_gpu = mesh is None and jax.default_backend() == "gpu"
-            fast = on_gpu or linears is not None
-        if fast and mesh is not None:
-            raise ValueError(
-                "fast sampling is for one device: leave out fast, linears and teacache, or the mesh"
-            )
-        if linears is not None and not fast:
-            raise ValueError(f"{linears} linears are of fast sampling: leave out fast=False")
         self.transformer, self.vae = transformer, vae
         self.execution = ExecutionConfig(dtype=dtype)
-        self._fast = fast
-        if fast:
-            params = transformer_fast.derive(
-                checkpoint.transformer_params, transformer, self.execution
-            )
-            checkpoint = dataclasses.replace(checkpoint, transformer_params=params)
+        self.denoiser, self.params = sampling_form(
+            transformer,
+            self.execution,
+            checkpoint.transformer_params,
+            mesh=mesh,
+            fast=fast,
+            linears=linears,
+        )
         self.checkpoint = checkpoint
         self.statistics = checkpoint.statistics or LatentStatistics.identity(vae.latent_channels)
         self.text_encoder = text_encoder
@@ -140,9 +141,8 @@ class LTXPipeline:
         self.timings: dict[str, float] = {}
         self.programs = Programs()
         if linears is not None:
-            largest = self._largest_inputs() if linears == "float8" else None
-            params = transformer_fast.quantize(self.checkpoint.transformer_params, linears, largest)
-            self.checkpoint = dataclasses.replace(self.checkpoint, transformer_params=params)
+            maxima = self._input_maxima() if linears == "float8" else None
+            self.params = quantize(self.params, linears, maxima)
 
     @classmethod
     def from_pretrained(
@@ -179,15 +179,16 @@ class LTXPipeline:
             path = os.fspath(text_encoder)
             encoder = TextEncoder.load(path, dtype=param_dtype, mesh=mesh)
         place = contextlib.nullcontext()
-        if linears == "int8":  # a small device has no room for what these are made from
+        if linears == "int8":  # a small device has no room for the stored parameters
             place = jax.default_device(jax.local_devices(backend="cpu")[0])
         with place:
             loaded = load_checkpoint(os.fspath(checkpoint), mesh=mesh, dtype=param_dtype)
             pipe = cls(loaded, encoder, dtype=dtype, mesh=mesh, fast=fast, linears=linears)
+        if pipe.params is not loaded.transformer_params:
+            pipe.checkpoint = dataclasses.replace(pipe.checkpoint, transformer_params=None)
         if linears == "int8":
-            names = ("transformer_params", "vae_params", "statistics")
-            parts = {name: getattr(pipe.checkpoint, name) for name in names}
-            parts = jax.device_put(parts, jax.devices()[0])
+            parts = {name: getattr(pipe.checkpoint, name) for name in ("vae_params", "statistics")}
+            parts, pipe.params = jax.device_put((parts, pipe.params), jax.devices()[0])
             pipe.checkpoint = dataclasses.replace(pipe.checkpoint, **parts)
         pipe.timings["load"] = time.perf_counter() - begin
         return pipe
@@ -201,10 +202,10 @@ class LTXPipeline:
         input_media: Any = None,
         input_latents: Any = None,
         embeddings: Mapping[str, Any] | None = None,
+        context: Mapping[str, Any] = MappingProxyType({}),
         noise: Any = None,
         first_sample: int = 0,
         output: Output = "uint8",
-        fused: bool = False,
         callback: Callable[[Progress], None] | None = None,
         **changes: Any,
     ) -> Shaped[np.ndarray, "b t h w c"]:
@@ -220,12 +221,13 @@ class LTXPipeline:
           input_latents: the same, as normalised latents (b, t, h, w, c).
           embeddings: in place of prompts: prompt_embeds (b, m, d) and prompt_mask (b, m), and for
             guidance negative_embeds and negative_mask, of b or 1.
+          context: further fields of the network's `Context`, where it has more than captions and
+            positions; negative captions get the same.
           noise: the initial noise (b, t, h, w, c), in place of the seed's; or a `NoiseSource`.
           first_sample: index of the first prompt in its run. Sample i does not depend on the others
             of its batch, so prompts[4:] with first_sample=4 are the same videos as in one batch.
           output: "uint8" (b, t, h, w, 3); "float", the same in [-1, 1]; "latents", normalised, of
             the padded size.
-          fused: all steps as one program; no callback then.
           callback: called with a `Progress` after every step; what it raises ends the run.
           changes: fields of `SamplingConfig`.
 
@@ -242,20 +244,20 @@ class LTXPipeline:
             input_media=input_media,
             input_latents=input_latents,
             embeddings=embeddings,
+            context=context,
             noise=noise,
             first_sample=first_sample,
             **changes,
         )
         with self.part("denoise", start.size):
             denoised = sampler.sample(
-                self._network(start.inputs),
-                self.checkpoint.transformer_params,
+                start.denoiser,
+                self.params,
                 start.inputs,
                 start.branches,
                 sampler.mode_of(start.options),
-                fused=fused,
                 callback=callback,
-                call=functools.partial(self.programs, compiler_options=compiler_options()),
+                call=self._call,
             )
             count = math.prod(start.size.grid)
             x = sharding.on_host(positions.unpatchify(denoised[:, -count:], start.size.grid))
@@ -272,6 +274,7 @@ class LTXPipeline:
         input_media: Any = None,
         input_latents: Any = None,
         embeddings: Mapping[str, Any] | None = None,
+        context: Mapping[str, Any] = MappingProxyType({}),
         noise: Any = None,
         first_sample: int = 0,
         **changes: Any,
@@ -292,24 +295,21 @@ class LTXPipeline:
         )
         arguments.check_input(options, float(times[0]), input_media, input_latents)
         plan = guidance.plan(options, times, self.transformer.num_layers)
-        if options.teacache > 0 and not self._fast:
-            raise ValueError("teacache is of fast sampling: make the pipeline with fast=True")
+        denoiser = with_teacache(self.denoiser, options.teacache, float(times[-1]))
         with self.part("text", size):
-            caption, negative = self._captions(prompt, embeddings, options, plan.needs_negative)
-            batch = caption.embeddings.shape[0]
-            if self._fast:
-                caption = self._attended(caption)
-                negative = None if negative is None else self._attended(negative)
+            captions = self._captions(prompt, embeddings, options, plan.needs_negative)
+            denoiser = for_masks(denoiser, [caption.mask for caption in captions])
+            batch = captions[0].embeddings.shape[0]
         clips = arguments.load_conditions(conditions, size, batch, options.prepare_conditions)
         source = self._noise(noise, batch, size, options, first_sample)
-        given: Any = None
+        start: Any = None
         with self.part("encode", size):
             if input_media is not None:
                 clip = arguments.load_input(input_media, size, batch, options.prepare_conditions)
-                given = self._encode(clip)
+                start = self._encode(clip)
             elif input_latents is not None:
                 shape = (batch, *size.grid, self.transformer.in_channels)
-                given = arguments.checked("input_latents", input_latents, shape)
+                start = arguments.checked("input_latents", input_latents, shape)
             placing = encode_decode.Placing(
                 self.transformer,
                 batch,
@@ -318,35 +318,38 @@ class LTXPipeline:
                 self.vae.spatial_factor,
                 float(options.frame_rate),
                 tuple(condition.frame for condition in conditions),
-                self._fast,
             )
-            prepared, rope = self.programs(
+            prepared, rope, groups = self.programs(
                 encode_decode.start,
                 self.statistics,
                 source,
                 jnp.asarray(times[0]),
-                given,
+                start,
                 tuple(self._encode(clip) for clip in clips),
                 tuple(jnp.asarray(c.strength, jnp.float32) for c in conditions),
                 placing=placing,
             )
+            own, *negative = (
+                denoiser.prepare_context(
+                    self.params,
+                    arguments.with_fields(Context(*caption, rope, groups), context),
+                    self._call,
+                )
+                for caption in captions
+            )
         padded_times, scales = sampler.per_step(times, plan)
         image_noise = options.image_cond_noise_scale
-        strengths = jnp.array([0.0, *(condition.strength for condition in conditions)])
         inputs = Inputs(
             start=prepared.tokens,
-            mask=prepared.mask,
-            rope=rope,
-            caption=caption,
-            negative=negative,
+            strength=prepared.strength,
+            context=own,
+            negative=negative[0] if negative else None,
             times=padded_times,
             scales=scales,
             image_noise=jnp.asarray(image_noise, jnp.float32) if image_noise > 0 else None,
             noise=source,
-            threshold=jnp.asarray(options.teacache) if options.teacache > 0 else None,
-            strengths=strengths if self._fast and conditions else None,
         )
-        return Start(options, size, inputs, plan.branches, prepared.coords)
+        return Start(options, size, denoiser, inputs, plan.branches, prepared.coords)
 
     def decode(
         self,
@@ -412,13 +415,13 @@ class LTXPipeline:
         embeddings: Mapping[str, Any] | None,
         options: SamplingConfig,
         needs_negative: bool,
-    ) -> tuple[Caption, Caption | None]:
+    ) -> list[Caption]:
+        """The captions, and the negative ones if they are needed."""
         if embeddings is not None:
             if prompt is not None:
                 raise ValueError("give a prompt or embeddings, not both")
-            return arguments.given_captions(
-                embeddings, needs_negative, self.transformer.caption_channels
-            )
+            channels = self.transformer.caption_channels
+            return arguments.embedded_captions(embeddings, needs_negative, channels)
         if prompt is None:
             raise ValueError("there is nothing to sample: give a prompt, or embeddings")
         if self.text_encoder is None:
@@ -430,43 +433,29 @@ class LTXPipeline:
         if not prompts:
             raise ValueError("the list of prompts is empty")
         caption = Caption(*self.text_encoder.encode(prompts))
-        negative = None
-        if needs_negative:
-            negative = Caption(*self.text_encoder.encode([options.negative_prompt]))
-        return arguments.matched(caption, negative)
+        if not needs_negative:
+            return [caption]
+        return arguments.matched(
+            caption, Caption(*self.text_encoder.encode([options.negative_prompt]))
+        )
 
-    def _network(self, inputs: Inputs) -> sampler.Velocity | sampler.Reusing:
-        captions = [c for c in (inputs.caption, inputs.negative) if c is not None]
-        cfg, execution = self.transformer, self.execution
-        if not all(arguments.is_prefix(caption.mask) for caption in captions):
-            # The fused kernels know lengths only.
-            execution = dataclasses.replace(execution, attention="plain")
-        if inputs.threshold is not None:
-            return reusing_network(cfg, execution)
-        return fast_network(cfg, execution) if self._fast else network(cfg, execution)
+    @property
+    def _call(self) -> Callable[..., Any]:
+        """Calls a jitted function around the transformer."""
+        return functools.partial(self.programs, compiler_options=compiler_options())
 
-    def _largest_inputs(self) -> transformer_fast.Largest:
-        """Of the transformer's linears, on the way of a few small videos."""
+    def _input_maxima(self) -> InputMaxima:
+        """The largest inputs of the transformer's linears, over a few small videos."""
         steps = len(self.checkpoint.allowed_inference_steps or ())
         changes: dict[str, Any] = {"num_inference_steps": steps} if steps else {}
         start = self.prepare(calibration.PROMPTS, calibration.OPTIONS, **changes)
+        times = np.asarray(start.inputs.times)[: len(start.branches)]
+        network = FastTransformer(self.transformer, self.execution)
         with self.part("denoise", start.size):
-            return calibration.largest_inputs(
-                self.checkpoint.transformer_params,
-                start.inputs,
-                len(start.branches),
-                self.transformer,
-                self.execution,
-                functools.partial(self.programs, compiler_options=compiler_options()),
+            inputs = start.inputs
+            return calibration.input_maxima(
+                network, self.params, inputs.start, inputs.context, times, self._call
             )
-
-    def _attended(self, caption: Caption) -> Caption:
-        """What every layer's attention makes of captions, once for all steps."""
-        params, embeddings = self.checkpoint.transformer_params, caption.embeddings
-        heads = self.programs(
-            _attend_captions, params, embeddings, cfg=self.transformer, execution=self.execution
-        )
-        return Caption(heads, caption.mask)
 
     def _noise(
         self,

@@ -42,7 +42,7 @@ class ByteTokenizer:
     `ByT5Tokenizer` of transformers takes it for the token.
     """
 
-    vocab_size: int = 256 + 3 + 125  # bytes; PAD, EOS and unknown; ids that are never given
+    vocab_size: int = 256 + 3 + 125  # bytes; PAD, EOS and unknown; ids that are never used
     identity: str = "byt5"  # tokenizers with the same one give the same ids
 
     def token_ids(self, text: str) -> list[int]:
@@ -93,7 +93,7 @@ class VocabularyTokenizer:
 
     @property
     def identity(self) -> str:
-        """Of the vocabulary file's content."""
+        """A hash of the vocabulary file's content."""
         return f"t5-{self._digest}"
 
     def token_ids(self, text: str) -> list[int]:
@@ -107,7 +107,7 @@ class VocabularyTokenizer:
 
 
 def _is_no_call_for_torch(record: logging.LogRecord) -> bool:
-    """Hides a notice of transformers, whose tokenizers are all that is wanted here."""
+    """Hides the notice that transformers lacks PyTorch: only its tokenizers are used here."""
     return "PyTorch was not found" not in record.getMessage()
 
 
@@ -235,10 +235,10 @@ class TextEncoder:
     ) -> "TextEncoder":
         from ltx_jax.checkpoints import runs  # brings in Orbax, which takes a second
 
-        found = runs.load_run(root, mesh=mesh).text_encoder
-        if found is None:
+        own = runs.load_run(root, mesh=mesh).text_encoder
+        if own is None:
             raise ValueError(f"{root} is a run without a text encoder of its own")
-        cfg, params, own_max_tokens = found
+        cfg, params, own_max_tokens = own
         params = jax.tree.map(lambda x: x.astype(dtype), params)
         max_tokens = min(max_tokens, own_max_tokens)
         execution = ExecutionConfig(dtype=dtype, param_dtype=dtype)

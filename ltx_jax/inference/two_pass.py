@@ -9,6 +9,7 @@ import functools
 import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
+from ltx_jax import pixels
 from ltx_jax.config import SamplingConfig, UpsamplerConfig
 from ltx_jax.diffusion import conditioning
 from ltx_jax.diffusion.conditioning import Condition
@@ -71,23 +73,23 @@ def sample(
     downscale_factor: float = 0.6666666,
     conditions: Sequence[Condition] = (),
     embeddings: Mapping[str, Any] | None = None,
+    context: Mapping[str, Any] = MappingProxyType({}),
     noise: Any = None,
     first_sample: int = 0,
     output: Output = "uint8",
-    fused: bool = False,
     callback: Callable[[Progress], None] | None = None,
     **changes: Any,
 ) -> Shaped[np.ndarray, "b t h w c"]:
     """Samples one video per prompt in two passes.
 
     Args:
-      pipe: the pipeline of both passes; its `timings` tell of both together.
+      pipe: the pipeline of both passes; its `timings` are those of both together.
       upsampler: doubles the rows and columns of the first pass's latents.
       prompt: as in `LTXPipeline.__call__`, and so are the arguments not named here.
       options: of the first pass; the size is that of the result.
       second_pass: schedule, guidance and decoding of the second pass; its size and what both share
         (frames, seed, negative prompt, conditioning) come from `options`.
-      downscale_factor: size of the first pass, as a part of the whole.
+      downscale_factor: size of the first pass, as a fraction of the whole.
       noise: of the first pass.
       output: "latents" are those of the second pass, at its own size: twice the first one's.
 
@@ -112,8 +114,8 @@ def sample(
     common: dict[str, Any] = dict(
         conditions=prepared,
         embeddings=embeddings,
+        context=context,
         first_sample=first_sample,
-        fused=fused,
         callback=callback,
     )
     first = dataclasses.replace(options, num_frames=frames, **low)
@@ -127,7 +129,7 @@ def sample(
     shared = {name: getattr(first, name) for name in _SHARED}
     twice = {name: 2 * side for name, side in low.items()}
     second = dataclasses.replace(second_pass, **shared, **twice)
-    made = pipe(
+    refined = pipe(
         prompt,
         second,
         input_latents=large,
@@ -140,8 +142,8 @@ def sample(
             timings[part] = timings.get(part, 0.0) + seconds
     pipe.timings = timings
     if output == "latents":
-        return made
-    clips = [_resized(clip, height, width, output == "uint8") for clip in made]
+        return refined
+    clips = [_resized(clip, height, width, output == "uint8") for clip in refined]
     return size.crop(np.stack(clips))
 
 
@@ -192,7 +194,7 @@ def _second_noise(seed: int, batch: int, first: int) -> KeyNoise:
 @functools.partial(jax.jit, static_argnames=("height", "width", "uint8"))
 def _resize(clip: Float[Array, "t h w c"], *, height: int, width: int, uint8: bool) -> Array:
     clip = conditioning.resize(clip, height, width)
-    return (255 * (clip * 0.5 + 0.5)).astype(jnp.uint8) if uint8 else clip
+    return pixels.to_bytes(clip) if uint8 else clip
 
 
 def _resized(

@@ -26,30 +26,30 @@ Rope = tuple[Float[Array, "#b n p"], Float[Array, "#b n p"]]  # cosines, sines o
 
 QK_NORM_EPSILON = 1e-5
 OUTPUT_NORM_EPSILON = 1e-6  # `norm_eps` is that of the blocks alone
-# What the gradient keeps of a block, where it recomputes all of it. "attention" keeps more: its
-# parts are recomputed one by one, and what lies between them, attention itself, is not. (A policy
-# cannot say so: what a fused attention kernel saves for its gradient has no name.)
+# What the gradient keeps of a block that is recomputed as a whole. remat="attention" recomputes the
+# parts of a block between its attentions one by one (see `Block`); a policy cannot express that, as
+# the values that a fused attention kernel saves for its gradient have no name.
 _REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
-# Elementwise chains are recomputed in the gradient whatever the policy for blocks: their float32
-# intermediates would be most of the memory, and recomputing them costs next to nothing.
+# The gradient recomputes elementwise chains under every policy for blocks: their float32
+# intermediates would take most of the memory, and recomputing them costs next to nothing.
 _recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
 
 
 def compiler_options() -> dict[str, Any] | None:
-    """What to compile programs around the transformer with, for the current mesh's devices."""
+    """The compiler's options for programs with the transformer, on the current mesh's devices."""
     if platform() != "gpu":
         return None
-    # Triton would take the products before cuBLASLt can make bias and GELU part of them.
+    # Triton would take the matmuls before cuBLASLt can make bias and GELU part of them.
     return {"xla_gpu_enable_triton_gemm": False}
 
 
 @struct.dataclass
 class Skip:
-    """What spatio-temporal guidance takes out of some rows of a batch.
+    """The blocks that some rows of a batch leave out, for spatio-temporal guidance.
 
     Attributes:
       mode: what becomes of a skipped block: "attention_values" and "attention_skip" put the values
@@ -63,6 +63,19 @@ class Skip:
 
 
 @struct.dataclass
+class TimeGroups:
+    """Tokens that have the same time at every step: a form may embed each time once.
+
+    Attributes:
+      group: of each token, from 0 (b, n).
+      member: the index of one token of each group (b, g); of any token, where a group is empty.
+    """
+
+    group: Any
+    member: Any
+
+
+@struct.dataclass
 class Context:
     """What conditions the network beside the tokens and their times: the same in every step of a
     sampling run, or of one training batch. A new conditioning is a further field.
@@ -72,11 +85,13 @@ class Context:
       caption_mask: (b, m), 1 for a caption's own tokens and 0 for padding; None is all ones.
       rope: rotary tables of the tokens' positions, cosines and sines (b or 1, n, d / 2):
         `diffusion.positions.rope_of`.
+      time_groups: the groups of tokens that share their times, if they are known.
     """
 
     caption: Any
     caption_mask: Any
     rope: Any
+    time_groups: TimeGroups | None = None
 
 
 def example_inputs(cfg: TransformerConfig) -> tuple[Array, Array, Context]:
@@ -159,7 +174,7 @@ def _keep(keep: Float[Array, " b"], kept: Array, instead: Array) -> Array:
 class Attention(nn.Module):
     """Multi-head attention; queries and keys are normalised over all heads at once.
 
-    In three parts, since the middle one is dear to compute and cheap to keep: see `Block`.
+    In three parts, since the middle one is expensive to compute and cheap to keep: see `Block`.
     """
 
     cfg: TransformerConfig
@@ -194,7 +209,7 @@ class Attention(nn.Module):
     def attend(
         self, heads: Heads, mask: Mask | None = None, of_itself: bool = False
     ) -> Float[Array, "b n d"]:
-        """What each query sees of the values."""
+        """The values that each query attends to, weighted."""
         out = attention(*heads, mask=mask, form=self.execution.attention, of_itself=of_itself)
         out = constrain(out, "batch", "token", "act_heads", None)
         return out.reshape(*out.shape[:2], -1)
@@ -246,7 +261,15 @@ class AdaLNSingle(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer, written as a scan body: carries `x`, emits nothing."""
+    """One layer, written as a scan body: carries `x`, emits nothing.
+
+        x = x + gate_1 * attn1(shift_1 + (1 + scale_1) * norm(x))
+        x = x + attn2(x, caption)
+        x = x + gate_2 * ff(shift_2 + (1 + scale_2) * norm(x))
+
+    The three methods end where attention begins: with remat="attention" the gradient recomputes
+    each of them, but not attention.
+    """
 
     cfg: TransformerConfig
     execution: ExecutionConfig = ExecutionConfig()
@@ -259,24 +282,24 @@ class Block(nn.Module):
         self.ff = MLP(cfg, execution, 4 * cfg.width, name="ff")
 
     def __call__(
-        self, x: Float[Array, "b n d"], keep: Float[Array, " b"] | None, context: _BlockInputs
+        self, x: Float[Array, "b n d"], keep: Float[Array, " b"] | None, shared: _BlockInputs
     ) -> tuple[Float[Array, "b n d"], None]:
         def part(method: Any) -> Any:
             recomputes = self.execution.remat == "attention"
             return nn.remat(method, prevent_cse=False) if recomputes else method
 
-        heads = part(Block._to_self)(self, x, context)
-        attended = self.attn1.attend(heads, context.token_mask, of_itself=True)
-        after, heads = part(Block._to_caption)(self, x, attended, heads[2], keep, context)
-        attended = self.attn2.attend(heads, context.caption_mask)
-        after = part(Block._to_end)(self, after, attended, context)
-        if keep is not None and context.skip_mode == "transformer_block":
+        heads = part(type(self)._to_self)(self, x, shared)
+        attended = self.attn1.attend(heads, shared.token_mask, of_itself=True)
+        after, heads = part(type(self)._to_caption)(self, x, attended, heads[2], keep, shared)
+        attended = self.attn2.attend(heads, shared.caption_mask)
+        after = part(type(self)._to_end)(self, after, attended, shared)
+        if keep is not None and shared.skip_mode == "transformer_block":
             after = _keep(keep, after, x)
         return constrain(after, "batch", "token", "act_embed"), None
 
-    def _to_self(self, x: Array, context: _BlockInputs) -> Heads:
-        h = _norm_in(x, context.modulation, self.table, 0, self.cfg.norm_eps)
-        return self.attn1.project(h, h, context.rope)
+    def _to_self(self, x: Array, shared: _BlockInputs) -> Heads:
+        h = _norm_in(x, shared.modulation, self.table, 0, self.cfg.norm_eps)
+        return self.attn1.project(h, h, shared.rope)
 
     def _to_caption(
         self,
@@ -284,21 +307,21 @@ class Block(nn.Module):
         attended: Array,
         values: Array,
         keep: Array | None,
-        context: _BlockInputs,
+        shared: _BlockInputs,
     ) -> tuple[Array, Heads]:
-        if keep is not None and context.skip_mode == "attention_values":
+        if keep is not None and shared.skip_mode == "attention_values":
             attended = _keep(keep, attended, values.reshape(attended.shape))
-        elif keep is not None and context.skip_mode == "attention_skip":
-            seen = _norm_in(x, context.modulation, self.table, 0, self.cfg.norm_eps)
-            attended = _keep(keep, attended, seen)
-        x = _gate_in(x, self.attn1.output(attended), context.modulation, self.table, 2)
+        elif keep is not None and shared.skip_mode == "attention_skip":
+            h = _norm_in(x, shared.modulation, self.table, 0, self.cfg.norm_eps)
+            attended = _keep(keep, attended, h)
+        x = _gate_in(x, self.attn1.output(attended), shared.modulation, self.table, 2)
         # The caption is attended to from the bare residual stream: no norm, no gate.
-        return x, self.attn2.project(x, context.caption)
+        return x, self.attn2.project(x, shared.caption)
 
-    def _to_end(self, x: Array, attended: Array, context: _BlockInputs) -> Array:
+    def _to_end(self, x: Array, attended: Array, shared: _BlockInputs) -> Array:
         x = x + self.attn2.output(attended)
-        h = _norm_in(x, context.modulation, self.table, 3, self.cfg.norm_eps)
-        return _gate_in(x, self.ff(h), context.modulation, self.table, 5)
+        h = _norm_in(x, shared.modulation, self.table, 3, self.cfg.norm_eps)
+        return _gate_in(x, self.ff(h), shared.modulation, self.table, 5)
 
 
 def _table(module: "Block | Transformer", rows: int) -> Array:
@@ -320,28 +343,24 @@ class Transformer(nn.Module):
         self,
         latents: Float[Array, "b n c"],
         timestep: Float[Array, "b #n"],
-        caption: Float[Array, "b m c2"],
-        caption_mask: Mask | None,
-        rope: Rope,
+        context: Context,
         skip: Skip | None = None,
-    ) -> Float[Array, "b n c3"]:
+    ) -> Float[Array, "b n c2"]:
         """Returns the velocity in float32.
 
         Args:
           latents: normalised latents, noisy.
           timestep: in [0, 1], 1 being noise; one of each token, or one of each sample.
-          caption: what the text encoder made of the captions.
-          caption_mask: 1 for a caption's own tokens and 0 for padding; None is all ones.
-          rope: `diffusion.tokens.rope_tables` of the tokens' positions.
+          context: what conditions the tokens.
           skip: blocks to skip, for spatio-temporal guidance.
 
         Raises:
           ValueError: if an input does not fit the configuration.
         """
         cfg, execution = self.cfg, self.execution
-        _check(cfg, latents, caption, rope, skip)
+        _check(cfg, latents, context, skip)
         n = latents.shape[1]
-        latents, timestep, rope, token_mask = _pad(latents, timestep, rope)
+        latents, timestep, rope, token_mask = _pad(latents, timestep, context.rope)
         x = constrain(latents.astype(execution.dtype), "batch", "token", None)
         x = _dense(execution)(cfg.width, (None, "embed"), name="patchify_proj")(x)
         x = constrain(x, "batch", "token", "act_embed")
@@ -349,11 +368,11 @@ class Transformer(nn.Module):
         time = timestep.astype(jnp.float32) * (cfg.timestep_scale_multiplier or 1.0)
         modulation, embedded = AdaLNSingle(cfg, execution, name="adaln_single")(time)
         project = MLP(cfg, execution, cfg.width, None, name="caption_projection")
-        caption = project(caption.astype(execution.dtype))
-        context = _BlockInputs(
+        caption = project(context.caption.astype(execution.dtype))
+        shared = _BlockInputs(
             modulation=modulation,
             caption=constrain(caption, "batch", None, "act_embed"),
-            caption_mask=caption_mask,
+            caption_mask=context.caption_mask,
             token_mask=token_mask,
             rope=tuple(constrain(table, *_rope_axes(table)) for table in rope),
             skip_mode=None if skip is None else skip.mode,
@@ -370,7 +389,7 @@ class Transformer(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         keep = None if skip is None else skip.mask
-        x, _ = blocks(cfg, execution, name="blocks")(x, keep, context)
+        x, _ = blocks(cfg, execution, name="blocks")(x, keep, shared)
 
         # The last layer is small: in float32 the velocity is not rounded to the compute dtype.
         x = _norm_out(x, embedded, _table(self, 2))
@@ -404,9 +423,8 @@ def _rope_axes(table: Array) -> tuple[str | None, ...]:
     return "batch" if table.shape[0] > 1 else None, "token", "act_heads"
 
 
-def _check(
-    cfg: TransformerConfig, latents: Array, caption: Array, rope: Rope, skip: Skip | None
-) -> None:
+def _check(cfg: TransformerConfig, latents: Array, context: Context, skip: Skip | None) -> None:
+    caption, (cosines, _) = context.caption, context.rope
     if latents.shape[-1] != cfg.in_channels:
         raise ValueError(
             f"the latents have {latents.shape[-1]} channels and this transformer takes "
@@ -418,9 +436,9 @@ def _check(
             f"{cfg.caption_channels}: use the text encoder it was trained with"
         )
     pairs = cfg.width // 2
-    if rope[0].shape[-1] != pairs:
+    if cosines.shape[-1] != pairs:
         raise ValueError(
-            f"the rotary tables hold {rope[0].shape[-1]} pairs and a width of {cfg.width} takes "
+            f"the rotary tables hold {cosines.shape[-1]} pairs and a width of {cfg.width} takes "
             f"{pairs}: make them with rope_tables and this configuration"
         )
     if skip is None:

@@ -123,7 +123,7 @@ def noised(
         first = jnp.arange(t)[None] < given.prefix[:, None]
         conditions.append(Encoded(latents, jnp.where(first, strength[:, None], 0.0), 0))
     prepared = conditioning.prepare(fresh, conditions, noise, **dataclasses.asdict(geometry))
-    mask = jnp.zeros((b, 1)) if prepared.mask is None else prepared.mask
+    mask = jnp.zeros((b, 1)) if prepared.strength is None else prepared.strength
 
     extra = prepared.tokens.shape[1] - count
     data, fresh = (

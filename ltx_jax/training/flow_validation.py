@@ -105,7 +105,7 @@ def validator(
         )
         with sharding.use_mesh(mesh):
             texts = (*embed(params, given), *embed(params, empty))
-        pipeline.checkpoint.transformer_params = params["transformer"]
+        pipeline.params = pipeline.denoiser.prepare(params["transformer"])
         clip = pipeline(
             None, options, embeddings=dict(zip(EMBEDDINGS, texts, strict=True)), first_sample=i
         )

@@ -39,8 +39,9 @@ from ltx_jax.config import (
 from ltx_jax.data.loader import Batch, Loader
 from ltx_jax.diffusion import positions
 from ltx_jax.diffusion.conditioning import PREFIX
+from ltx_jax.diffusion.denoiser import Plain
 from ltx_jax.inference.encode_dataset import check_vae
-from ltx_jax.models.transformer import Transformer
+from ltx_jax.models.transformer import Context
 from ltx_jax.models.vae import check_video_shape
 from ltx_jax.runtime import sharding
 from ltx_jax.runtime.platforms import onednn_options
@@ -61,20 +62,15 @@ def network(
     cfg: TransformerConfig, execution: ExecutionConfig, texts: Captions
 ) -> tuple[Callable[..., Any], ...]:
     """`init(key)` and `velocity(params, tokens, times, captions, rope)` of all that is trained."""
-    transformer = Transformer(cfg, execution)
+    denoiser = Plain(cfg, execution)
 
     def init(key: Array) -> dict[str, Any]:
         keys = jax.random.split(key)
-        x = jnp.zeros((1, 2, cfg.in_channels))
-        caption = jnp.zeros((1, 1, cfg.caption_channels))
-        rope = (jnp.ones((1, 2, cfg.width // 2)),) * 2
-        params = transformer.init(keys[0], x, jnp.ones((1, 1)), caption, None, rope)["params"]
-        return {"transformer": params, **texts.init(keys[1])}
+        return {"transformer": denoiser.init(keys[0]), **texts.init(keys[1])}
 
     def velocity(params: Any, x: Array, times: Array, arrays: Any, rope: Any) -> Array:
-        caption, mask = texts.embed(params, arrays)
-        weights = {"params": params["transformer"]}
-        return transformer.apply(weights, x, times, caption, mask, rope)  # pyright: ignore[reportReturnType]
+        context = Context(*texts.embed(params, arrays), rope)
+        return denoiser(params["transformer"], x, times, context)[0]
 
     return init, velocity
 

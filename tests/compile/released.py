@@ -21,11 +21,13 @@ from ltx_jax.config import (
     TransformerConfig,
     VAEConfig,
 )
-from ltx_jax.diffusion import guidance, networks, sampler
+from ltx_jax.diffusion import guidance, sampler
+from ltx_jax.diffusion.denoiser import Denoiser, Fast, Plain, TeaCache
 from ltx_jax.diffusion.noise import seeded
 from ltx_jax.inference import encode_decode
-from ltx_jax.models import convolution, transformer_fast
-from ltx_jax.models.transformer import Transformer, compiler_options
+from ltx_jax.models import convolution
+from ltx_jax.models.transformer import Context, TimeGroups, compiler_options
+from ltx_jax.models.transformer_fast_parameters import LINEARS, quantize
 from ltx_jax.models.vae import LatentStatistics, VideoVAE
 from ltx_jax.planning import accelerators, hlo, plan
 from ltx_jax.runtime import sharding
@@ -98,37 +100,38 @@ def vae() -> VAEConfig:
 
 def stored(cfg: TransformerConfig) -> Any:
     """Shapes of the transformer's parameters, with the names of their axes."""
-    rope = (jnp.ones((1, 2, cfg.width // 2)),) * 2
-    x, caption = jnp.zeros((1, 2, cfg.in_channels)), jnp.zeros((1, 1, CHANNELS))
-    init = functools.partial(Transformer(cfg, EXECUTION).init, jax.random.key(0))
-    return jax.eval_shape(init, x, jnp.ones((1, 1)), caption, None, rope)["params"]
+    return jax.eval_shape(Plain(cfg, EXECUTION).init, jax.random.key(0))
 
 
 def derived(cfg: TransformerConfig, linears: Linears | None = None) -> Any:
-    """Shapes of the parameters in the form of `models.fused`."""
+    """Shapes of the parameters of the fast form."""
 
     def derive(params: Any) -> Any:
-        params = transformer_fast.derive(params, cfg, EXECUTION)
+        params = Fast(cfg, EXECUTION).prepare(params)
         if linears is None:
             return params
-        largest = [dict.fromkeys(transformer_fast.LINEARS, 1.0)] * cfg.num_layers
-        return transformer_fast.quantize(params, linears, largest if linears == "float8" else None)
+        maxima = [dict.fromkeys(LINEARS, 1.0)] * cfg.num_layers
+        return quantize(params, linears, maxima if linears == "float8" else None)
 
     return jax.eval_shape(derive, sharding.unbox(stored(cfg)))
 
 
-def inputs(cfg: TransformerConfig, caption: Any, rope: Any, batch: int) -> Any:
+def inputs(denoiser: Plain | Fast, params: Any, batch: int) -> Any:
     """Shapes of what a loop without guidance reads, and its branches."""
-    shape = jax.ShapeDtypeStruct
+    shape, cfg = jax.ShapeDtypeStruct, denoiser.cfg
     times = np.linspace(1, 0.05, 20, dtype=np.float32)
     options = SamplingConfig(guidance_scale=1.0, stg_scale=0.0)
     planned = guidance.plan(options, times, cfg.num_layers)
     padded, scales = jax.eval_shape(lambda: sampler.per_step(times, planned))
+    context = Context(
+        shape((batch, CAPTION, CHANNELS), jnp.bfloat16),
+        shape((batch, CAPTION), jnp.int32),
+        (shape((1, TOKENS, cfg.width // 2), jnp.float32),) * 2,
+    )
     made = sampler.Inputs(
         start=shape((batch, TOKENS, cfg.in_channels), jnp.float32),
-        mask=None,
-        rope=rope,
-        caption=sampler.Caption(caption, shape((batch, CAPTION), jnp.int32)),
+        strength=None,
+        context=jax.eval_shape(denoiser.prepare_context, params, context),
         negative=None,
         times=padded,
         scales=scales,
@@ -138,60 +141,51 @@ def inputs(cfg: TransformerConfig, caption: Any, rope: Any, batch: int) -> Any:
     return made, planned.branches[0]
 
 
-def step(mesh: Any, params: Any, made: Any, branches: Any, velocity: Any, options: Any) -> Program:
+def step(denoiser: Denoiser, mesh: Any, params: Any, made: Any, branches: Any) -> Program:
     """The sampler's step, its tokens laid out as it leaves them."""
     tokens = laid_out(made.start, mesh, "batch", "token")
     index = laid_out(jax.ShapeDtypeStruct((), jnp.int32), mesh)
-    kept = None
-    if isinstance(velocity, sampler.Reusing):
-        kept = laid_out(jax.eval_shape(velocity.empty, made.start), mesh)
-    static = dict(velocity=velocity, branches=branches, mode=sampler.Mode())
-    lowered = sampler.step.lower(params, tokens, made, index, kept, **static)
-    return Program(lowered.compile(compiler_options=options))
+    state = jax.eval_shape(lambda: denoiser.init_state(made.start.shape))
+    state = sampler.State(laid_out(state, mesh), None)
+    call = (laid_out(denoiser, mesh), params, tokens, made, index, state)
+    lowered = sampler.step.lower(*call, branches=branches, mode=sampler.Mode())
+    return Program(lowered.compile(compiler_options=compiler_options()))
 
 
 @functools.cache
 def fast_step(
     layers: int, linears: Linears | None = None, reuse: bool = False, condition: bool = False
 ) -> Program:
-    """The step in fused form, for one H200; `reuse` is TeaCache, `condition` an image to show."""
+    """The step of the fast form, for one H200; `reuse`: TeaCache; `condition`: an image."""
     mesh, cfg = mesh_of("h200"), transformer(layers)
-    params = derived(cfg, linears)
-    caption = jax.ShapeDtypeStruct((1, CAPTION, CHANNELS), jnp.bfloat16)
-    attend = functools.partial(transformer_fast.attend_captions, cfg=cfg, execution=EXECUTION)
-    heads = jax.eval_shape(attend, params, caption)
-    table = jax.ShapeDtypeStruct((1, TOKENS, cfg.width // 2), jnp.float32)
-    rope = jax.eval_shape(functools.partial(transformer_fast.halve_rope, cfg=cfg), (table, table))
-    made, branches = inputs(cfg, heads, rope, 1)
+    params, denoiser = derived(cfg, linears), Fast(cfg, EXECUTION)
+    made, branches = inputs(denoiser, params, 1)
     if reuse:
-        made = dataclasses.replace(made, threshold=jax.ShapeDtypeStruct((), jnp.float32))
+        limit = jax.ShapeDtypeStruct((), jnp.float32)
+        denoiser = TeaCache(cfg, EXECUTION, limit, limit)
     if condition:
-        mask, strengths = (jax.ShapeDtypeStruct(x, jnp.float32) for x in ((1, TOKENS), (2,)))
-        made = dataclasses.replace(made, mask=mask, strengths=strengths)
+        group, member = (jax.ShapeDtypeStruct((1, x), jnp.int32) for x in (TOKENS, 2))
+        context = made.context.replace(time_groups=TimeGroups(group, member))
+        strength = jax.ShapeDtypeStruct((1, TOKENS), jnp.float32)
+        made = dataclasses.replace(made, strength=strength, context=context)
     params, made = laid_out((params, made), mesh)
     with sharding.use_mesh(mesh):
-        network = networks.reusing_network if reuse else networks.fast_network
-        velocity = network(cfg, EXECUTION)
-        return step(mesh, params, made, branches, velocity, compiler_options())
+        return step(denoiser, mesh, params, made, branches)
 
 
 @functools.cache
 def sharded_step(name: str, layers: int, batch: int = 1, **axes: int) -> Program:
-    """The step of the plain network, over a mesh."""
+    """The step of the plain form, over a mesh."""
     mesh, cfg = mesh_of(name, **axes), transformer(layers)
-    shapes = stored(cfg)
+    shapes, denoiser = stored(cfg), Plain(cfg, EXECUTION)
     params = jax.tree.map(
         lambda x, layout: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=layout),
         sharding.unbox(shapes),
         sharding.shardings(shapes, mesh),
     )
-    caption = jax.ShapeDtypeStruct((batch, CAPTION, CHANNELS), jnp.bfloat16)
-    table = jax.ShapeDtypeStruct((1, TOKENS, cfg.width // 2), jnp.float32)
-    made, branches = inputs(cfg, caption, (table, table), batch)
+    made, branches = inputs(denoiser, params, batch)
     with sharding.use_mesh(mesh):
-        made = laid_out(made, mesh)
-        velocity = networks.network(cfg, EXECUTION)
-        return step(mesh, params, made, branches, velocity, compiler_options())
+        return step(denoiser, mesh, params, laid_out(made, mesh), branches)
 
 
 def decoder_params(cfg: VAEConfig) -> Any:

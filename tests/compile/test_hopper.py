@@ -18,7 +18,7 @@ from released import (
     vae,
 )
 
-from ltx_jax.models import transformer_fast
+from ltx_jax.models.transformer_fast_parameters import LINEARS
 
 pytestmark = pytest.mark.compile
 GB = 1e9
@@ -111,7 +111,7 @@ def test_the_decoder_needs_little_memory():
 def test_eight_bit_linears_are_eight_bit_products():
     layers = 2
     program = fast_step(layers, "float8")
-    assert len(program.calls("__cublas$lt$matmul$f8")) == len(transformer_fast.LINEARS) * layers
+    assert len(program.calls("__cublas$lt$matmul$f8")) == len(LINEARS) * layers
     eight = [x.text for x in program.calls("__cublas$lt$matmul$f8")]
     found = collections.Counter(re.findall(r'"epilogue":"(\w+)"', " ".join(eight)))
     assert found == {"BIAS": 5 * layers, "BIAS_GELU": layers}

@@ -1,0 +1,200 @@
+"""The parameters of `models/transformer_fast.py`, from those that a checkpoint stores.
+
+Queries, keys and values are one matrix, the channels of a head are in the order in which a rotation
+swaps halves, layers are apart; the large matrices optionally take eight bits.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from ltx_jax.config import ExecutionConfig, Linears, TransformerConfig
+
+# The large matrices of a layer, for which eight bits are worth it.
+LINEARS = ("qkv", "out", "caption_q", "caption_out", "ff_in", "ff_out")
+# The largest absolute input of each of `LINEARS`, layer by layer.
+InputMaxima = Sequence[dict[str, float]]
+
+FP8 = jnp.float8_e4m3fn
+FP8_MAX = 448.0
+_INT8_MAX = 127.0
+# Inputs may grow past what calibration saw; a floating-point number loses no precision by it.
+_ROOM = 2.0
+_TIME_FEATURES = 256  # of `layers.sinusoidal_embedding`
+
+
+class UnsupportedParametersError(ValueError):
+    """The stored parameters are those of a network that the fast form does not compute."""
+
+
+class _Stored:
+    """Stored parameters, taken out one by one, so that none is left out unnoticed."""
+
+    def __init__(self, tree: Any, place: str = ""):
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        self._leaves = {
+            jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves
+        }
+        self._place = place
+
+    def take(self, name: str, *shape: int) -> Array:
+        """The parameter of a name, which has to have this shape."""
+        leaf = self._leaves.pop(name, None)
+        if leaf is None:
+            raise UnsupportedParametersError(f"there is no {self._place}{name}")
+        if leaf.shape != shape:
+            raise UnsupportedParametersError(
+                f"{self._place}{name} has the shape {leaf.shape} in place of {shape}"
+            )
+        return leaf
+
+    def linear(
+        self, name: str, rows: int, columns: int, order: Int[Array, " d"] | None = None
+    ) -> dict[str, Array]:
+        """Kernel and bias of a linear layer, whose outputs may be reordered; zeros for no bias."""
+        kernel, bias = self.take(f"{name}/kernel", rows, columns), jnp.zeros(columns)
+        if f"{name}/bias" in self._leaves:
+            bias = self.take(f"{name}/bias", columns)
+        if order is not None:
+            kernel, bias = kernel[:, order], bias[order]
+        return {"kernel": kernel, "bias": bias}
+
+    def finish(self) -> None:
+        """Refuses what has not been taken."""
+        if self._leaves:
+            names = ", ".join(f"{self._place}{name}" for name in sorted(self._leaves))
+            raise UnsupportedParametersError(f"there is no place for {names}")
+
+
+def derive(
+    params: Any, cfg: TransformerConfig, execution: ExecutionConfig = ExecutionConfig()
+) -> dict[str, Any]:
+    """The parameters of `FastTransformer`, from those of `Transformer`.
+
+    Args:
+      params: as stored; matrices come back in `execution.dtype`, tables in float32.
+      cfg: of the transformer.
+      execution: how it is computed.
+
+    Raises:
+      UnsupportedParametersError: if any is missing, of another shape, or unknown to the fast form,
+        which would compute another network.
+    """
+    ends = _ends({name: x for name, x in params.items() if name != "blocks"}, cfg, execution.dtype)
+    blocks = params.get("blocks", {})
+    return ends | {
+        "layers": tuple(_layer(blocks, i, cfg, execution) for i in range(cfg.num_layers))
+    }
+
+
+def _cast(tree: Any, dtype: str) -> Any:
+    return jax.tree.map(lambda x: x.astype(dtype), tree)
+
+
+def _ends(params: Any, cfg: TransformerConfig, dtype: str) -> dict[str, Any]:
+    """What is before and after the layers."""
+    stored, d = _Stored(params), cfg.width
+    matrices = {
+        "patchify_proj": stored.linear("patchify_proj", cfg.in_channels, d),
+        "time_1": stored.linear("adaln_single/timestep_embedder/linear_1", _TIME_FEATURES, d),
+        "time_2": stored.linear("adaln_single/timestep_embedder/linear_2", d, d),
+        "modulation": stored.linear("adaln_single/linear", d, 6 * d),
+        "caption_1": stored.linear("caption_projection/linear_1", cfg.caption_channels, d),
+        "caption_2": stored.linear("caption_projection/linear_2", d, d),
+    }
+    # The last layer stays in float32, as in the reference.
+    last = {
+        "proj_out": stored.linear("proj_out", d, cfg.out_channels),
+        "scale_shift_table": stored.take("scale_shift_table", 2, d),
+    }
+    stored.finish()
+    return _cast(matrices, dtype) | _cast(last, "float32")
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "execution"))  # one program for all layers
+def _layer(
+    blocks: Any, i: Any, cfg: TransformerConfig, execution: ExecutionConfig
+) -> dict[str, Any]:
+    stored, d = _Stored(jax.tree.map(lambda x: x[i], blocks), "blocks/"), cfg.width
+    halves = _halves(cfg)
+    qkv = (
+        stored.linear("attn1/to_q", d, d, halves),
+        stored.linear("attn1/to_k", d, d, halves),
+        stored.linear("attn1/to_v", d, d),
+    )
+    matrices = {
+        "qkv": jax.tree.map(lambda *x: jnp.concatenate(x, axis=-1), *qkv),
+        "out": stored.linear("attn1/to_out", d, d),
+        "caption_q": stored.linear("attn2/to_q", d, d, halves),
+        "caption_k": stored.linear("attn2/to_k", d, d, halves),
+        "caption_v": stored.linear("attn2/to_v", d, d),
+        "caption_out": stored.linear("attn2/to_out", d, d),
+        "ff_in": stored.linear("ff/linear_1", d, 4 * d),
+        "ff_out": stored.linear("ff/linear_2", 4 * d, d),
+    }
+    tables = {
+        "table": stored.take("scale_shift_table", 6, d),
+        "q_gain": stored.take("attn1/q_norm/scale", d)[halves],
+        "k_gain": stored.take("attn1/k_norm/scale", d)[halves],
+        "caption_q_gain": stored.take("attn2/q_norm/scale", d)[halves],
+        "caption_k_gain": stored.take("attn2/k_norm/scale", d)[halves],
+    }
+    stored.finish()
+    return _cast(matrices, execution.dtype) | _cast(tables, "float32")
+
+
+def _halves(cfg: TransformerConfig) -> Int[Array, " d"]:
+    """Order of channels that puts the even ones of each head before its odd ones."""
+    channels = jnp.arange(cfg.width).reshape(cfg.num_attention_heads, -1, 2)
+    return channels.transpose(0, 2, 1).reshape(-1)
+
+
+def quantize(params: Any, linears: Linears, maxima: InputMaxima | None = None) -> dict[str, Any]:
+    """The parameters with the large matrices of every layer in eight bits.
+
+    Args:
+      params: from `derive`.
+      linears: "float8" computes in eight bits (e4m3), with one scale for each tensor. "int8" stores
+        matrices so, with one scale for each output, and computes as before.
+      maxima: the largest inputs, which "float8" needs: `calibration.input_maxima`.
+
+    Raises:
+      ValueError: for "float8" without `maxima`.
+    """
+    if linears == "float8" and maxima is None:
+        raise ValueError("float8 linears need the largest inputs, from calibration.input_maxima")
+
+    def small(i: int, name: str, p: Any) -> Any:
+        return _to_int8(p) if maxima is None else _to_float8(p, maxima[i][name])
+
+    layers = tuple(
+        {name: small(i, name, p) if name in LINEARS else p for name, p in layer.items()}
+        for i, layer in enumerate(params["layers"])
+    )
+    return params | {"layers": layers}
+
+
+@jax.jit  # once for each shape, where operations one by one are a program each
+def _to_float8(p: dict[str, Array], maximum: Any) -> dict[str, Array]:
+    # Hopper's 8-bit matmuls want both operands with the summed axis last: (out, in).
+    kernel = p["kernel"].astype(jnp.float32).T
+    # Rounded before it divides, since the rounded one multiplies.
+    scale = (jnp.max(jnp.abs(kernel)) / FP8_MAX).astype(p["bias"].dtype)
+    return {
+        "kernel": (kernel / jnp.where(scale > 0, scale, 1).astype(jnp.float32)).astype(FP8),
+        "scale": scale,
+        "input_scale": jnp.asarray(maximum * _ROOM / FP8_MAX, p["bias"].dtype),
+        "bias": p["bias"],
+    }
+
+
+@jax.jit
+def _to_int8(p: dict[str, Array]) -> dict[str, Array]:
+    kernel = p["kernel"].astype(jnp.float32)
+    scale = jnp.max(jnp.abs(kernel), axis=0, keepdims=True) / _INT8_MAX
+    whole = jnp.round(kernel / jnp.where(scale > 0, scale, 1)).astype(jnp.int8)
+    return {"kernel": whole, "scale": scale, "bias": p["bias"]}
