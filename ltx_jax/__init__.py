@@ -1,7 +1,8 @@
 """LTX-Video in JAX: sample videos, train both networks, exchange weights with PyTorch."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ltx_jax.runtime.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from ltx_jax.checkpoints.checkpoint import Checkpoint
@@ -23,18 +24,15 @@ __all__ = [
 
 # Imported when first asked for (PEP 562), so that the networks and the sampler do not pay for
 # what reads checkpoints and videos.
-_PLACES = {
-    "Checkpoint": "ltx_jax.checkpoints.checkpoint",
-    "Condition": "ltx_jax.diffusion.conditioning",
-    "LTXPipeline": "ltx_jax.inference.pipeline",
-    "MeshConfig": "ltx_jax.config",
-    "SamplingConfig": "ltx_jax.config",
-    "TextEncoder": "ltx_jax.inference.text_encoder",
-    "make_mesh": "ltx_jax.runtime.sharding",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_PLACES[name]), name)
+__getattr__ = lazy_attributes(
+    __name__,
+    {
+        "Checkpoint": "ltx_jax.checkpoints.checkpoint",
+        "Condition": "ltx_jax.diffusion.conditioning",
+        "LTXPipeline": "ltx_jax.inference.pipeline",
+        "MeshConfig": "ltx_jax.config",
+        "SamplingConfig": "ltx_jax.config",
+        "TextEncoder": "ltx_jax.inference.text_encoder",
+        "make_mesh": "ltx_jax.runtime.sharding",
+    },
+)

@@ -88,9 +88,7 @@ def test_every_denoiser_has_a_description(form, tmp_path):
     def place(cfg, **changes):
         call = (form(cfg), *arguments())
         settings = static | changes
-        return compiled_store.executable_path(
-            tmp_path, sampler.step, call, settings, OPTIONS
-        )
+        return compiled_store.executable_path(tmp_path, sampler.step, call, settings, OPTIONS)
 
     ours = place(CFG)
     assert ours is not None

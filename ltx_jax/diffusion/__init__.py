@@ -1,0 +1,55 @@
+"""Rectified flow: how noise becomes a video, apart from the networks' own layers.
+
+- `flow`: the path from data to noise, its velocity, schedules of times.
+- `noise`: named random draws, the same whatever the batch and the mesh.
+- `positions`, `conditioning`: latents as tokens; images and clips that a video has to show.
+- `denoiser`: the network as sampling and training see it, in three forms.
+- `guidance`: the prediction of the velocity under guidance. `solver`: what a step makes of it.
+- `sampler`: the compiled step, and the loop over all steps.
+- `latents`, `calibration`: latents before decoding; the range of eight-bit linears.
+"""
+
+from typing import TYPE_CHECKING
+
+from ltx_jax.runtime.lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from ltx_jax.diffusion.conditioning import Condition
+    from ltx_jax.diffusion.denoiser import Denoiser, Fast, Plain, TeaCache
+    from ltx_jax.diffusion.noise import KeyNoise, NoiseSource, seeded
+    from ltx_jax.diffusion.solver import DPMSolverPP2M, Euler, Interval, Solver, Stochastic
+
+__all__ = [
+    "Condition",
+    "DPMSolverPP2M",
+    "Denoiser",
+    "Euler",
+    "Fast",
+    "Interval",
+    "KeyNoise",
+    "NoiseSource",
+    "Plain",
+    "Solver",
+    "Stochastic",
+    "TeaCache",
+    "seeded",
+]
+
+__getattr__ = lazy_attributes(
+    __name__,
+    {
+        "Condition": "ltx_jax.diffusion.conditioning",
+        "DPMSolverPP2M": "ltx_jax.diffusion.solver",
+        "Denoiser": "ltx_jax.diffusion.denoiser",
+        "Euler": "ltx_jax.diffusion.solver",
+        "Fast": "ltx_jax.diffusion.denoiser",
+        "Interval": "ltx_jax.diffusion.solver",
+        "KeyNoise": "ltx_jax.diffusion.noise",
+        "NoiseSource": "ltx_jax.diffusion.noise",
+        "Plain": "ltx_jax.diffusion.denoiser",
+        "Solver": "ltx_jax.diffusion.solver",
+        "Stochastic": "ltx_jax.diffusion.solver",
+        "TeaCache": "ltx_jax.diffusion.denoiser",
+        "seeded": "ltx_jax.diffusion.noise",
+    },
+)
