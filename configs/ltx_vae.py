@@ -1,25 +1,25 @@
 """Trains the paper's Video-VAE on a pod, pictures and videos together: 32x32x8 pixels per latent.
 
-    ltx-train ltx_vae --plan v5p:4x4x4    # what it takes, without owning it
+    ltx-train ltx_vae --plan v5p:4x4x4     # estimate its cost on devices that you do not have
     ltx-train ltx_vae --data.source FOLDER_OR_DATA_SET \
         --loss.vgg vgg16.safetensors --loss.lpips_heads lpips.safetensors
 
 128 channels, 1.25 B parameters in float32, computed in bfloat16; the block lists of the releases
-from 0.9.5 on, with noise injected as in 0.9.1. The loss is all of the paper's: L1, LPIPS, video
-DWT, KL of the uniform log-variance, reconstruction GAN. Without its two files LPIPS is off, and
-the log says so. `--loss.gan_weight 0`, and so on, takes any one out; `--loss.gan single` plays the
-usual GAN.
+from 0.9.5 on, with noise injection as in 0.9.1. All losses of the paper are used: L1, LPIPS,
+video DWT, KL with uniform log-variance, reconstruction GAN. Without the two files of weights
+LPIPS is off, and the log says so. `--loss.gan_weight 0` (and so on) turns a loss off; `--loss.gan
+single` uses an ordinary GAN.
 
-Made for 64 chips of TPU v5p. On 8 GPUs of 80 GB or more add `--optim.accumulate 8`; 256 chips of
-TPU v6e, each of which needs a clip, take `configs/ltx_vae.py:large`, four times the batch. A step
-is 1.7 to 1.9 PFLOP whatever its bucket, and a fifth more once the discriminator begins, after
-60,000 steps.
+Made for 64 chips of TPU v5p. On 8 GPUs of 80 GB or more add `--optim.accumulate 8`. On 256 chips
+of TPU v6e, each of which needs a clip, use `configs/ltx_vae.py:large`, with four times the batch.
+A step takes 1.7 to 1.9 PFLOP in every bucket, and a fifth more once the discriminator starts,
+after 60,000 steps.
 
-The weights of the terms are ours, as far as the paper is silent; nobody has run this file to its
-end. Expect val_psnr to climb fast for some thousand steps and then slowly, dead_channels to stay
-0, disc_accuracy to leave 0.5 soon after the discriminator begins, and details to get crisper from
-then on, at some cost of val_psnr. `--run.validation_source` names clips that are kept apart;
-without it the procedural world's are looked at.
+Where the paper gives no weight of a loss, it is our choice. This config has not been run to its
+end. Expect val_psnr to rise fast for some thousand steps and then slowly, dead_channels to stay
+0, disc_accuracy to leave 0.5 soon after the discriminator starts, and details to become sharper
+from then on, at some cost of val_psnr. `--run.validation_source` names held-out clips; without it
+validation uses clips of the procedural world.
 """
 
 import dataclasses

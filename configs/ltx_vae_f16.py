@@ -1,18 +1,20 @@
-"""Trains a milder Video-VAE than the paper's: 16x16x4 pixels per latent of 64 channels.
+"""Trains a Video-VAE that compresses less than the paper's: 16x16x4 pixels per latent.
 
-    ltx-train ltx_vae_f16 --plan v5p:4x4x4    # what it takes, without owning it
+    ltx-train ltx_vae_f16 --plan v5p:4x4x4     # estimate its cost on devices that you do not have
     ltx-train ltx_vae_f16 --data.source FOLDER_OR_DATA_SET \
         --loss.vgg vgg16.safetensors --loss.lpips_heads lpips.safetensors
 
-An eighth as many pixels per latent as in configs/ltx_vae.py (1:48 in numbers, not 1:192), so that
-reconstructions are sharper and sooner so, and a transformer has eight times as many tokens. 365 M
-parameters in float32, computed in bfloat16. Loss and files are those of configs/ltx_vae.py.
+A latent has 64 channels and covers an eighth of the pixels that one of configs/ltx_vae.py does
+(compression 1:48 rather than 1:192). Reconstructions are sharper, and become so earlier; a
+transformer has eight times as many tokens. 365 M parameters in float32, computed in bfloat16.
+Losses and files are those of configs/ltx_vae.py.
 
-Made for 64 chips of TPU v5p. On 8 GPUs of 80 GB or more add `--optim.accumulate 8`. A step is 1.4
-to 1.8 PFLOP whatever its bucket, and a fifth more once the discriminator begins, after 30,000
+Made for 64 chips of TPU v5p. On 8 GPUs of 80 GB or more add `--optim.accumulate 8`. A step takes
+1.4 to 1.8 PFLOP in every bucket, and a fifth more once the discriminator starts, after 30,000
 steps.
 
-Nobody has run this file to its end. Expect what configs/ltx_vae.py says, at a higher val_psnr.
+This config has not been run to its end. Expect what configs/ltx_vae.py says, at a higher
+val_psnr.
 """
 
 from ltx_jax.config import (

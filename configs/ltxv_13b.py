@@ -1,13 +1,13 @@
 """Pre-trains the 13B transformer on a pod: configs/ltxv_2b.py with a larger network.
 
     ltx-encode ltxv_13b --data.source data/clips --output data/ltxv
-    ltx-train ltxv_13b --plan v5p:4x4x4    # what it takes, without owning it
-    ltx-train ltxv_13b                       # on every host
+    ltx-train ltxv_13b --plan v5p:4x4x4    # estimate its cost on devices that you do not have
+    ltx-train ltxv_13b                     # on every host
 
-13.0 B parameters. What differs: 48 layers twice as wide, a first moment in bfloat16, everything
-recomputed in the gradient, a lower learning rate. Made for 64 chips of TPU v5p and more; a step
-takes six times as long as that of the 2B model. The latents and embeddings are the same, so one
-encoding serves both.
+13.0 B parameters. Differences: 48 layers of twice the width, first moments of the optimiser in
+bfloat16, all activations recomputed in the backward pass, a lower learning rate. Made for 64 or
+more chips of TPU v5p; a step takes six times as long as that of the 2B model. The latents and
+caption embeddings are the same, so one encoded data set serves both.
 """
 
 import dataclasses

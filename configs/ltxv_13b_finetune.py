@@ -5,9 +5,9 @@
     ltx-sample --checkpoint runs/ltxv_13b_finetune --text_encoder \
         PixArt-alpha/PixArt-XL-2-1024-MS --prompt "..."
 
-As configs/ltxv_2b_finetune.py, with ltxv-13b-0.9.8-dev.safetensors. What differs: a first moment in
-bfloat16, everything recomputed in the gradient, batches of 16 clips in two halves, one clip of 6144
-tokens on each GPU at a time, which takes 45 GB of it.
+The same as configs/ltxv_2b_finetune.py, with ltxv-13b-0.9.8-dev.safetensors. Differences: first
+moments of the optimiser in bfloat16, all activations recomputed in the backward pass, batches of
+16 clips in two halves. Each GPU holds one clip of 6144 tokens at a time, which takes 45 GB.
 """
 
 import dataclasses

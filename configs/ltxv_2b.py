@@ -1,19 +1,19 @@
 """Pre-trains the 2B transformer on a pod, pictures and videos together, from stored latents.
 
     ltx-encode ltxv_2b --data.source data/clips --output data/ltxv
-    ltx-train ltxv_2b --plan v5p:4x4x4    # what it takes, without owning it
-    ltx-train ltxv_2b                       # on every host
+    ltx-train ltxv_2b --plan v5p:4x4x4     # estimate its cost on devices that you do not have
+    ltx-train ltxv_2b                      # on every host
 
-1.9 B parameters in float32, computed in bfloat16, sharded over all devices. Made for 64 chips of
-TPU v5p and more; on 8 GPUs of 80 GB or more add `--optim.accumulate 8`. A step is 1.3 M tokens
-whatever its bucket: 256 videos of 5100 tokens, or 1536 pictures; up to a fifth is dropped to make
-them alike.
+1.9 B parameters in float32, computed in bfloat16, sharded over all devices. Made for 64 or more
+chips of TPU v5p; on 8 GPUs of 80 GB or more add `--optim.accumulate 8`. A step has 1.3 M tokens
+in every bucket: 256 videos of 5100 tokens, or 1536 pictures. Up to a fifth of the tokens is
+dropped, so that all buckets have the same number.
 
-Needs a trained VAE (configs/ltx_vae.py; or give `--vae` a released file), clips with captions, some
-of them kept apart and encoded as data/ltxv_held_out, and a T5-XXL that `ltx_jax.encode` runs once.
-The recipe is the paper's, where the paper says it; nobody has run this file to its end. Expect the
-loss to fall fast for some thousand steps and then slowly, for as long as samples get better.
-configs/ltxv_2b_finetune.py goes on from there.
+It needs a trained VAE (configs/ltx_vae.py, or a released file: `--vae FILE`), clips with
+captions, some held-out clips, encoded as data/ltxv_held_out, and T5-XXL, which ltx-encode runs
+once. The recipe is that of the paper where the paper gives one. This config has not been run to
+its end. Expect the loss to fall fast for some thousand steps and then slowly, for as long as
+samples improve. configs/ltxv_2b_finetune.py continues from there.
 """
 
 from ltx_jax.config import (

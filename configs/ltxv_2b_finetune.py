@@ -6,13 +6,14 @@
         PixArt-alpha/PixArt-XL-2-1024-MS --prompt "..."
 
 Download ltxv-2b-0.9.6-dev-04-25.safetensors from the Hugging Face repository Lightricks/LTX-Video
-into this folder, or point `--vae` and `--run.init_from` at it; its weights carry their own licence.
-`--run.init_from runs/ltxv_2b` (and `--vae` likewise) goes on from a run of configs/ltxv_2b.py.
+into this folder, or set `--vae` and `--run.init_from` to its path; its weights have their own
+licence. To continue from a run of configs/ltxv_2b.py, set `--run.init_from runs/ltxv_2b` and
+`--vae` to the same.
 
-A few hundred clips of 5 seconds are enough for a style; some 8 kept apart from them are encoded as
-data/own_held_out. 4 clips of 6144 tokens at a time take 44 GB of each GPU. Not yet run to its end
-here; expect the validation loss to fall and, in the end, to rise: the checkpoint with the lowest
-is kept beside the latest, as runs/ltxv_2b_finetune/steps/N.
+A few hundred clips of 5 seconds are enough for a style. Keep about 8 more clips apart, and encode
+them as data/own_held_out. 4 clips of 6144 tokens at a time take 44 GB of each GPU. This config
+has not been run to its end. Expect the validation loss to fall and finally to rise: the
+checkpoint with the lowest one is kept beside the latest, as runs/ltxv_2b_finetune/steps/N.
 """
 
 from ltx_jax.config import (

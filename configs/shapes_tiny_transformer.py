@@ -1,8 +1,8 @@
-"""Smoke test of the second stage on the procedural world: every code path, no quality.
+"""Smoke test of the second stage on the procedural world: runs every code path, learns nothing.
 
     ltx-train shapes_tiny_transformer
 
-Needs the run of configs/shapes_tiny_vae.py. Seconds on a CPU, most of them compilation.
+Needs the run of configs/shapes_tiny_vae.py. Takes seconds on a CPU, most of them to compile.
 """
 
 from ltx_jax.config import (

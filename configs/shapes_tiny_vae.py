@@ -1,8 +1,8 @@
-"""Smoke test of the first stage on the procedural world: every code path, no quality.
+"""Smoke test of the first stage on the procedural world: runs every code path, learns nothing.
 
     ltx-train shapes_tiny_vae
 
-4x4x2 pixels per latent of 4 channels; seconds on a CPU, most of them compilation.
+4x4x2 pixels per latent of 4 channels. Takes seconds on a CPU, most of them to compile.
 """
 
 from ltx_jax.config import (

@@ -1,10 +1,10 @@
-"""The transformer of the small model that ships, with its text encoder over bytes.
+"""Trains the transformer of the small model that ships, with its text encoder over bytes.
 
     ltx-train shapes_transformer
 
-Needs the run of configs/shapes_vae_refined.py. 144 tokens for 25 frames of 96x96; pictures and
-clips in three sizes and three frame rates together; the first frame, the beginning, single frames
-and short clips given in a third of the batches.
+Needs the run of configs/shapes_vae_refined.py. 144 tokens for 25 frames of 96x96. Pictures and
+clips of three sizes and three frame rates are mixed. A third of the batches is conditioned: on
+the first frame, the beginning, single frames or short clips.
 """
 
 from ltx_jax.config import (
@@ -29,8 +29,8 @@ config = TrainTransformer(
         in_channels=64,
         out_channels=64,
         caption_channels=64,
-        # The released 20 s, 2048 pixels and theta of 10,000 would leave few frequencies that tell
-        # six columns apart.
+        # With the released values (20 s, 2048 pixels, theta 10,000) few frequencies would
+        # distinguish six columns.
         positional_embedding_max_pos=(4.0, 256.0, 256.0),
         positional_embedding_theta=16.0,
         causal_temporal_positioning=True,
@@ -40,9 +40,9 @@ config = TrainTransformer(
     text_encoder=T5Config(vocab_size=384, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4),
     max_caption_tokens=128,
     flow=FlowConfig(
-        # So simple a scene is settled early: at t = 0.9 a network that cannot draw one yet knows
-        # more than half of the latents' variance, at 0.6 nine tenths. 144 tokens would have a
-        # shift of 0.6 and few times above 0.9; these have that of 4096 tokens.
+        # Simple scenes are decided early: at t = 0.9 a network that cannot draw one yet predicts
+        # more than half of the latents' variance, at 0.6 nine tenths. For 144 tokens the shift
+        # would be 0.6, with few times above 0.9; this is the shift of 4096 tokens.
         min_shift=2.05,
         max_shift=2.05,
         first_frame_probability=0.15,
@@ -55,12 +55,12 @@ config = TrainTransformer(
         buckets=(
             BucketConfig(25, 96, 96, batch_size=32, weight=0.75),
             BucketConfig(17, 96, 128, batch_size=32, weight=0.08),
-            # Of its 128 pictures a batch learns more about shapes than of 32 clips as dear.
+            # 128 pictures teach more about shapes than 32 clips, at the same cost.
             BucketConfig(1, 96, 96, batch_size=128, weight=0.13),
             BucketConfig(1, 128, 128, batch_size=72, weight=0.04),
         ),
-        # These are learned last: while they were a seventh of the clips, a network that followed
-        # the other motions in 86 % of its videos followed them in none of 18.
+        # These motions are learned last. When they were a seventh of the clips, a network that
+        # followed the other motions in 86 % of its videos followed these in none of 18.
         mix=(SourceConfig("shapes", 0.55), SourceConfig("shapes:rotate,orbit", 0.45)),
         frame_rates=(12.0, 24.0, 30.0),
     ),

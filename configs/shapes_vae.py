@@ -1,9 +1,9 @@
-"""The VAE of the small model that ships: the procedural world at 96x96, 25 frames, 24 fps.
+"""Trains the VAE of the small model that ships: the procedural world at 96x96, 25 frames, 24 fps.
 
     ltx-train shapes_vae
 
-16x16x8 pixels per latent of 64 channels. Meant for one CPU of few cores (Python 3.12, jax 0.11: its
-convolutions are several times as fast).
+16x16x8 pixels per latent of 64 channels. Meant for a CPU with few cores (Python 3.12 and jax
+0.11, whose convolutions are several times as fast).
 """
 
 from ltx_jax.config import (
@@ -44,7 +44,7 @@ config = TrainVAE(
     ),
     execution=ExecutionConfig(dtype="bfloat16"),
     loss=VAELossConfig(
-        # Squares weigh most what is most wrong: a small object before a large background.
+        # Squared errors emphasise large errors: a small object before a large background.
         mse_weight=8.0,
         dwt_weight=0.5,
         gan_weight=0.05,

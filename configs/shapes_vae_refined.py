@@ -1,9 +1,9 @@
-"""The VAE of the small model, taken further: squares decide, so that edges of shapes do.
+"""Continues the training of the small model's VAE with squared errors, which sharpens edges.
 
     ltx-train shapes_vae
     ltx-train shapes_vae_refined
 
-Starts from the averaged weights of the first run. Its discriminator is done: no adversarial term.
+Starts from the EMA weights of the first run. There is no discriminator any more.
 """
 
 import dataclasses

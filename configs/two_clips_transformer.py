@@ -2,7 +2,7 @@
 
     ltx-train two_clips_transformer
 
-384 tokens a clip, 4.1 M parameters, float32. Afterwards `ltx-sample --checkpoint` takes the run.
+384 tokens per clip, 4.1 M parameters, float32. `ltx-sample --checkpoint` then takes the run.
 """
 
 from ltx_jax.config import (
@@ -23,7 +23,7 @@ config = TrainTransformer(
         in_channels=64,
         out_channels=64,
         caption_channels=64,
-        # Up to 10,000, few frequencies would be left that tell 12 columns apart.
+        # With a theta of 10,000, few frequencies would distinguish 12 columns.
         positional_embedding_theta=100.0,
         causal_temporal_positioning=True,
     ),

@@ -1,12 +1,11 @@
-"""LTX-Video 13B 0.9.8, the full model: two passes, guidance by the step.
+"""LTX-Video 13B 0.9.8, the full model: two passes, guidance that changes from step to step.
 
   ltx-sample --config ltxv_13b_0_9_8_dev --prompt "A red car ..."
 
-Download ltxv-13b-0.9.8-dev.safetensors
-from the Hugging Face repository Lightricks/LTX-Video into this folder, or point --checkpoint at it;
-its weights carry their own licence.
-The latent upsampler ltxv-spatial-upscaler-0.9.8.safetensors, from there too, joins the two passes;
-`--spatial_upscaler None` samples in one.
+Download ltxv-13b-0.9.8-dev.safetensors from the Hugging Face repository Lightricks/LTX-Video into
+the working folder, or set --checkpoint to its path. Its weights have their own licence. Between
+the two passes, the latent upsampler enlarges the video: ltxv-spatial-upscaler-0.9.8.safetensors,
+from the same repository. `--spatial_upscaler None` samples in one pass.
 """
 
 from ltx_jax.config import SampleConfig, SamplingConfig

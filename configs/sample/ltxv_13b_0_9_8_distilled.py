@@ -2,11 +2,11 @@
 
   ltx-sample --config ltxv_13b_0_9_8_distilled --prompt "A red car ..."
 
-Download ltxv-13b-0.9.8-distilled.safetensors
-from the Hugging Face repository Lightricks/LTX-Video into this folder, or point --checkpoint at it;
-its weights carry their own licence.
-The latent upsampler ltxv-spatial-upscaler-0.9.8.safetensors, from there too, joins the two passes.
-In one pass: `--spatial_upscaler None --timesteps 1 .9937 .9875 .9812 .975 .9094 .725 .4219`.
+Download ltxv-13b-0.9.8-distilled.safetensors from the Hugging Face repository
+Lightricks/LTX-Video into the working folder, or set --checkpoint to its path. Its weights have
+their own licence. Between the two passes, the latent upsampler enlarges the video:
+ltxv-spatial-upscaler-0.9.8.safetensors, from the same repository. In one pass:
+`--spatial_upscaler None --timesteps 1 .9937 .9875 .9812 .975 .9094 .725 .4219`.
 """
 
 from ltx_jax.config import SampleConfig, SamplingConfig

@@ -2,9 +2,8 @@
 
   ltx-sample --config ltxv_2b_0_9_5 --prompt "A red car ..."
 
-Download ltx-video-2b-v0.9.5.safetensors
-from the Hugging Face repository Lightricks/LTX-Video into this folder, or point --checkpoint at it;
-its weights carry their own licence.
+Download ltx-video-2b-v0.9.5.safetensors from the Hugging Face repository Lightricks/LTX-Video
+into the working folder, or set --checkpoint to its path. Its weights have their own licence.
 """
 
 from ltx_jax.config import SampleConfig

@@ -2,9 +2,9 @@
 
   ltx-sample --config ltxv_2b_0_9_6_distilled --prompt "A red car ..."
 
-Download ltxv-2b-0.9.6-distilled-04-25.safetensors
-from the Hugging Face repository Lightricks/LTX-Video into this folder, or point --checkpoint at it;
-its weights carry their own licence.
+Download ltxv-2b-0.9.6-distilled-04-25.safetensors from the Hugging Face repository
+Lightricks/LTX-Video into the working folder, or set --checkpoint to its path. Its weights have
+their own licence.
 """
 
 from ltx_jax.config import SampleConfig

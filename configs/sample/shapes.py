@@ -2,9 +2,10 @@
 
     ltx-sample --config shapes --prompt "a small red star moves left"
 
-Seconds on a CPU. What it knows: shapes, colours and motions of ltx_jax/world/scenes.py, told as in
-ltx_jax/world/grammar.py. `ltx-export ... --settings` stores these settings beside the
-weights, so that ltx-sample, the web page and the pipeline take them without this file.
+Takes seconds on a CPU. The model knows the shapes, colours and motions of
+ltx_jax/world/scenes.py, described as in ltx_jax/world/grammar.py. `ltx-export ... --settings`
+stores these settings beside the weights, so that ltx-sample, the web page and the pipeline take
+them without this file.
 """
 
 from ltx_jax.config import SampleConfig
