@@ -12,7 +12,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from typing import Any
 from unittest import mock
 
 import grain  # noqa: F401  (here, so that no measurement imports it)
@@ -28,7 +27,9 @@ from ltx_jax.data.loader import Batch, Loader
 from ltx_jax.data.sources import Encoding, Example, StoredLatents
 from ltx_jax.inference.encode_dataset import encode
 from ltx_jax.runtime import sharding
-from ltx_jax.training import loop, transformer, vae
+from ltx_jax.training import loop
+from ltx_jax.training.stage import stage_class
+from ltx_jax.training.step import Trainer
 from ltx_jax.world import render
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
@@ -116,15 +117,16 @@ class Timed(Loader):
 
 def waiting(cfg: TrainVAE | TrainTransformer) -> dict[str, dict[str, float]]:
     """Trains, and measures a step, data included, and the wait for its data."""
-    for module in (vae, transformer):
-        module.Loader = Timed  # pyright: ignore[reportAttributeAccessIssue]
+    patterns = cfg.flow.patterns if isinstance(cfg, TrainTransformer) else NONE
+    loader = Timed(cfg.data, patterns, cfg.run.seed)
     Timed.waits = []
     mesh = sharding.make_mesh(cfg.mesh, jax.devices()[:1])
-    stage: Any = vae.build(cfg, mesh) if isinstance(cfg, TrainVAE) else transformer.build(cfg, mesh)
-    state, marks, late = stage.plan.make(), [], None
+    stage = stage_class(cfg).open(cfg, mesh, loader=loader)
+    trainer = Trainer(stage)
+    state, marks, late = trainer.plan.make(), [], None
     with sharding.use_mesh(mesh):
         for batch in stage.batches(0, WARM + STEPS):
-            state, metrics = stage.step(state, batch)
+            state, metrics = trainer.step(state, batch)
             if late is not None:
                 jax.block_until_ready(late)  # one step late, as the loop has it
             late = metrics["loss"]

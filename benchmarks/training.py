@@ -23,7 +23,8 @@ from ltx_jax.config import (
 )
 from ltx_jax.config.networks import Remat
 from ltx_jax.runtime import sharding
-from ltx_jax.training import transformer, vae
+from ltx_jax.training.stage import stage_class
+from ltx_jax.training.step import Trainer
 
 # Dense bfloat16 of the datasheets, for the model FLOP utilisation.
 DATASHEET = {"NVIDIA H100": 989e12, "NVIDIA H200": 989e12, "NVIDIA A100": 312e12}
@@ -106,19 +107,19 @@ def _measure(
     report: Report, name: str, cfg: TrainTransformer | TrainVAE, caption_used: int
 ) -> None:
     mesh = sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1])
-    draw: Any = vae.sketch if isinstance(cfg, TrainVAE) else transformer.sketch
-    sketch: Any = draw(cfg, mesh)
-    ((bucket, shapes),) = sketch.batches
+    stage = stage_class(cfg).describe(cfg, mesh)
+    trainer, (bucket,) = Trainer(stage), cfg.data.sizes
+    shapes = stage.abstract_batch(bucket)
     with sharding.use_mesh(mesh):
-        work = sketch.work(shapes, cfg.run.steps)
+        work = trainer.work(shapes, cfg.run.steps)
         begin = time.perf_counter()
-        compiled = sketch.step.lower(sketch.plan.shapes, shapes).compile()
+        compiled = trainer.trace(shapes).lower().compile()
         compile_seconds = time.perf_counter() - begin
-        state, batch = sketch.plan.make(), random_batch(shapes, caption_used)
+        state, batch = trainer.plan.make(), random_batch(shapes, caption_used)
         samples = []
         for _ in range(STEPS + 1):
             begin = time.perf_counter()
-            state, metrics = compiled(state, batch)
+            state, metrics = compiled(state, batch, trainer.frozen)
             jax.block_until_ready(metrics)
             samples.append(time.perf_counter() - begin)
     median = float(np.median(samples[1:]))

@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--plan")
     options, overrides = parser.parse_known_args(arguments[1:])
     cfg = config.load(arguments[0], overrides, program=program)
-    if not isinstance(cfg, config.TrainVAE | config.TrainTransformer):
+    if not isinstance(cfg, config.TrainConfig):
         raise ValueError(f"{arguments[0]} holds a {type(cfg).__name__}: nothing to train")
 
     if options.plan:

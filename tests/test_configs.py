@@ -19,8 +19,8 @@ from ltx_jax.models.t5 import T5Encoder
 from ltx_jax.models.transformer import Context, Transformer
 from ltx_jax.models.vae import VideoVAE, check_video_shape
 from ltx_jax.runtime import sharding
-from ltx_jax.training import transformer
-from ltx_jax.training.flow_loss import kept_tokens
+from ltx_jax.training.transformer.loss import kept_tokens
+from ltx_jax.training.transformer.stage import latent_grid
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 TRAINING = sorted(FOLDER.glob("*.py"))
@@ -99,7 +99,7 @@ def test_steps_of_all_buckets_of_a_config_are_about_as_large(path):
     if isinstance(cfg, TrainVAE) or not cfg.data.buckets:
         return
     vae = official_config.vae(RELEASED["2b-0.9.5"].config["vae"])
-    grids = [transformer.grid_of(size, vae) for size in cfg.data.sizes]
+    grids = [latent_grid(size, vae) for size in cfg.data.sizes]
     sizes = [
         (math.prod(grid), size.batch_size) for grid, size in zip(grids, cfg.data.sizes, strict=True)
     ]

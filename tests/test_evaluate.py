@@ -22,7 +22,7 @@ from ltx_jax.evaluate.__main__ import main
 from ltx_jax.inference.pipeline import LTXPipeline
 from ltx_jax.models import i3d
 from ltx_jax.models.vae import LatentStatistics
-from ltx_jax.training import flow_validation
+from ltx_jax.training.transformer import validation as flow_validation
 from ltx_jax.world import render
 
 CUT = clip_reader.ClipFormat(17, 64, 64, 8)

@@ -1,5 +1,4 @@
-"""What the examples of a batch are given beside their noise, and where captions and latents come
-from."""
+"""The conditions of a batch, and where its captions and latents come from."""
 
 import dataclasses
 import functools
@@ -12,8 +11,8 @@ from tiny_stages import load, one_device
 from ltx_jax.config import BucketConfig, FlowConfig
 from ltx_jax.data.loader import Batch, StoredLatents
 from ltx_jax.data.sources import Encoding
-from ltx_jax.training import captions, latents
-from ltx_jax.training.conditions import Draw, choose
+from ltx_jax.training.transformer import sources
+from ltx_jax.training.transformer.conditions import StepRandom, draw_conditions
 
 ONE = one_device()
 SIZE = BucketConfig(num_frames=33, height=8, width=8, batch_size=16)
@@ -28,25 +27,26 @@ def batch_of(pattern, size=SIZE, rows=slice(None), **fields):
     return Batch(size, pattern, ("",) * count, np.full(count, 24, np.float32), frames, **fields)
 
 
-def chosen(pattern, step=0, cfg=FlowConfig(), share=(0, 1), **fields):
-    return choose(batch_of(pattern, **fields), Draw(0, step, share), cfg, temporal_factor=8)
+def drawn_for(pattern, step=0, cfg=FlowConfig(), share=(0, 1), **fields):
+    random = StepRandom(0, step, share)
+    return draw_conditions(batch_of(pattern, **fields), random, cfg, temporal_factor=8)
 
 
 def test_a_pattern_gives_what_its_name_says():
-    assert chosen("none") == (None, ())
-    assert (chosen("first_frame").prefix == 1).all()
-    prefix = np.concatenate([chosen("prefix", step).prefix for step in range(20)])
+    assert drawn_for("none") == (None, ())
+    assert (drawn_for("first_frame").prefix == 1).all()
+    prefix = np.concatenate([drawn_for("prefix", step).prefix for step in range(20)])
     assert set(prefix) == {2}  # half of five latent frames
     for pattern in ("first_frame", "prefix"):
-        assert chosen(pattern).items == ()
+        assert drawn_for(pattern).items == ()
     for pattern in ("keyframes", "clip"):
-        first = np.concatenate([chosen(pattern, step).prefix for step in range(20)])
+        first = np.concatenate([drawn_for(pattern, step).prefix for step in range(20)])
         assert 0.4 < first.mean() < 0.6  # 320 draws of a half
 
 
 def test_single_frames_come_from_anywhere_but_the_start():
     cfg = FlowConfig(max_keyframes=3)
-    drawn = [chosen("keyframes", step, cfg) for step in range(60)]
+    drawn = [drawn_for("keyframes", step, cfg) for step in range(60)]
     assert {len(one.items) for one in drawn} == {1, 2, 3}
     starts = np.concatenate([item.frame for one in drawn for item in one.items])
     assert set(starts) == set(range(1, 33))
@@ -59,7 +59,7 @@ def test_single_frames_come_from_anywhere_but_the_start():
 
 
 def test_clips_are_two_latent_frames_and_end_with_the_video():
-    items = [chosen("clip", step).items for step in range(40)]
+    items = [drawn_for("clip", step).items for step in range(40)]
     assert all(len(one) == 1 for one in items)
     starts = np.concatenate([item.frame for (item,) in items])
     assert set(starts) == {8, 16, 24}  # 24 to 32 are the last nine frames
@@ -71,16 +71,18 @@ def test_clips_too_short_for_a_pattern_are_given_nothing():
     picture = dataclasses.replace(SIZE, num_frames=1)
     short = dataclasses.replace(SIZE, num_frames=9)
     for pattern in ("first_frame", "prefix", "keyframes", "clip"):
-        assert chosen(pattern, size=picture) == (None, ())
-    assert chosen("clip", size=short) == (None, ())
-    assert (chosen("prefix", size=short).prefix == 1).all()
-    assert (chosen("keyframes", size=short).items[0].frame < 9).all()
+        assert drawn_for(pattern, size=picture) == (None, ())
+    assert drawn_for("clip", size=short) == (None, ())
+    assert (drawn_for("prefix", size=short).prefix == 1).all()
+    assert (drawn_for("keyframes", size=short).items[0].frame < 9).all()
 
 
 def test_conditions_do_not_depend_on_the_number_of_processes():
     for pattern in ("keyframes", "clip", "prefix"):
-        whole = chosen(pattern, 3)
-        parts = [chosen(pattern, 3, share=(i, 2), rows=slice(8 * i, 8 * i + 8)) for i in range(2)]
+        whole = drawn_for(pattern, 3)
+        parts = [
+            drawn_for(pattern, 3, share=(i, 2), rows=slice(8 * i, 8 * i + 8)) for i in range(2)
+        ]
         jax.tree.map(
             lambda x, *y: np.testing.assert_array_equal(x, np.concatenate(y)), whole, *parts
         )
@@ -106,7 +108,7 @@ def test_stored_condition_items_come_with_the_frames_they_were_cut_at(pattern, l
     numbers = latents.keyframe_numbers if pattern == "keyframes" else latents.clip_numbers
     seen = set()
     for step in range(8):
-        items = chosen(pattern, step, latents=latents).items
+        items = drawn_for(pattern, step, latents=latents).items
         for item in items:
             assert item.video["mean"].shape == (16, length, 1, 1, 2)
             assert item.video["logvar"].shape == (16, length, 1, 1, 1)
@@ -120,7 +122,7 @@ def test_stored_condition_items_come_with_the_frames_they_were_cut_at(pattern, l
 
 def test_latents_without_condition_items_are_an_error_that_says_what_to_do():
     with pytest.raises(ValueError, match=r"hold no clip.*--flow\.clip_probability 0"):
-        chosen("clip", latents=stored(keyframes=0, clips=0))
+        drawn_for("clip", latents=stored(keyframes=0, clips=0))
 
 
 def stored_captions(*lengths, width=16):
@@ -130,7 +132,7 @@ def stored_captions(*lengths, width=16):
 
 def test_stored_captions_are_padded_and_cut():
     empty, *rows = stored_captions(1, 2, 4, 7, 3)
-    read = captions.cached(empty, 4).read
+    read = sources.cached_captions(empty, 4).read
     found = read(None, rows, np.array([False, False, False, True]), lambda tree: tree)
     np.testing.assert_array_equal(found["mask"].sum(axis=1), [2, 4, 4, 1])
     assert (np.diff(found["mask"], axis=1) <= 0).all()  # ones come first
@@ -148,11 +150,13 @@ def test_data_without_fitting_embeddings_are_refused():
     cfg = load("transformer", "--captions", "cached")
     for nothing in (None, encoding(None)):
         with pytest.raises(ValueError, match=r"hold no embeddings.*ltx_jax\.encode"):
-            captions.open_captions(cfg, nothing, ONE)
+            sources.open_captions(cfg, nothing, ONE)
     with pytest.raises(ValueError, match=r"held-out clips.*--run\.validation_source"):
-        captions.cached(stored_captions(1)[0], 4).read(("",), None, np.zeros(1, bool), np.asarray)
+        sources.cached_captions(stored_captions(1)[0], 4).read(
+            ("",), None, np.zeros(1, bool), np.asarray
+        )
     with pytest.raises(ValueError, match="8 wide and the transformer expects 16"):
-        captions.open_captions(cfg, encoding(((0.0,) * 8,)), ONE)
+        sources.open_captions(cfg, encoding(((0.0,) * 8,)), ONE)
 
 
 def test_clips_that_come_again_are_encoded_once():
@@ -162,7 +166,7 @@ def test_clips_that_come_again_are_encoded_once():
         encoded.append(len(frames))
         return place({"mean": frames[:, :1].astype(np.float32)})
 
-    read = latents._once(encode)
+    read = sources.encode_once(encode)
     clips = np.random.default_rng(0).integers(0, 256, (6, 5, 4, 4, 3), np.uint8)
     for rows in ([0, 1, 2], [3, 4, 5], [5, 0, 3], [2, 2, 1]):
         found = read(clips[rows], lambda tree: tree)
@@ -172,7 +176,7 @@ def test_clips_that_come_again_are_encoded_once():
 
 def test_clips_that_may_differ_are_not_taken_for_known():
     again = functools.partial(load, "transformer", "--data.source", "a/folder")
-    assert latents._comes_again(again().data)
+    assert sources.clips_repeat(again().data)
     for chance in ("flip", "random_crop", "random_start"):
-        assert not latents._comes_again(again(f"--data.{chance}").data)
-    assert not latents._comes_again(load("transformer").data)
+        assert not sources.clips_repeat(again(f"--data.{chance}").data)
+    assert not sources.clips_repeat(load("transformer").data)

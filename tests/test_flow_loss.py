@@ -1,4 +1,4 @@
-"""What the transformer is shown in training and what it has to answer."""
+"""What the transformer gets in training and what it has to predict."""
 
 import dataclasses
 import functools
@@ -13,9 +13,10 @@ from ltx_jax.config import FlowConfig
 from ltx_jax.diffusion import conditioning
 from ltx_jax.diffusion.conditioning import Encoded
 from ltx_jax.diffusion.noise import seeded
-from ltx_jax.training import flow_loss
-from ltx_jax.training.conditions import Conditions, Item
-from ltx_jax.training.flow_loss import Geometry
+from ltx_jax.training import losses
+from ltx_jax.training.transformer import loss as flow_loss
+from ltx_jax.training.transformer.conditions import ConditionItem, Conditions
+from ltx_jax.training.transformer.loss import Geometry
 
 # The bit generators of random draws cost seconds at a higher level.
 QUICK = {"xla_backend_optimization_level": 0}
@@ -34,7 +35,7 @@ def draw(*shape, seed=0):
 def item(length, choices, batch=BATCH):
     """Images or clips at one of several frames, another for each sample."""
     frames = np.random.default_rng(1).choice(choices, batch).astype(np.int32)
-    return Item(draw(batch, length, *GRID[1:], 2, seed=length), frames)
+    return ConditionItem(draw(batch, length, *GRID[1:], 2, seed=length), frames)
 
 
 def prefix(*lengths):
@@ -51,7 +52,7 @@ PATTERNS = {
 EXTRA = {"none": 0, "first_frame": 0, "prefix": 0, "keyframes": 2 * ROW, "clip": 2 * ROW}
 
 
-program = jax.jit(flow_loss.noised, static_argnums=(3, 4, 5), compiler_options=QUICK)
+program = jax.jit(flow_loss.noise_batch, static_argnums=(3, 4, 5), compiler_options=QUICK)
 
 
 def show(given=Conditions(), cfg=FlowConfig(), kept=COUNT, data=None, batch=BATCH):
@@ -70,8 +71,11 @@ def data_at(data, coords):
 
 def answered(shown, answer):
     """The loss of a network that answers so."""
-    shown = jax.tree.map(jnp.asarray, shown)
-    return float(flow_loss.flow_loss(lambda *_: jnp.asarray(answer), None, shown, {}, None)[0])
+    return float(jnp.mean(error_of(jax.tree.map(jnp.asarray, shown), jnp.asarray(answer))))
+
+
+def error_of(shown, answer):
+    return losses.velocity_loss(answer, shown.target, shown.weight)
 
 
 @pytest.mark.parametrize("kept", [COUNT, FEW])
@@ -218,10 +222,11 @@ def test_an_empty_bin_of_the_time_leaves_the_gradient_finite():
     shown = jax.tree.map(jnp.asarray, show(batch=4)[1])
 
     def loss(answer):
-        return flow_loss.flow_loss(lambda *_: answer, None, shown, {}, None)[0]
+        per_sample = error_of(shown, answer)
+        return jnp.mean(per_sample), flow_loss.by_time(per_sample, shown.time)
 
-    gradient = jax.jit(jax.grad(loss), compiler_options=QUICK)
-    assert np.isfinite(gradient(jnp.zeros(shown.target.shape))).all()
+    gradient = jax.jit(jax.grad(loss, has_aux=True), compiler_options=QUICK)
+    assert np.isfinite(gradient(jnp.zeros(shown.target.shape))[0]).all()
 
 
 @pytest.mark.parametrize(("tokens", "mean"), [(1024, 0.95), (4096, 2.05), (30_000, 2.05)])

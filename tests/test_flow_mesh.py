@@ -13,10 +13,10 @@ from tiny_stages import (
 
 from ltx_jax.config import BucketConfig, MeshConfig
 from ltx_jax.runtime import sharding
-from ltx_jax.training import transformer
+from ltx_jax.training.transformer.stage import TransformerStage
 
 # Extra tokens, first frames, dropped tokens; four heads, which four devices can split. The text
-# encoder trains along.
+# encoder is trained too.
 SETTINGS = (
     *("--flow.keyframes_probability", "1", "--flow.first_frame_probability", "0"),
     *("--flow.max_keyframes", "1", "--flow.token_drop", "0.2"),
@@ -27,16 +27,19 @@ SLOW = [pytest.param(shape, marks=pytest.mark.slow) for shape in SLOW_MESHES]
 
 
 @pytest.mark.parametrize("shape", [QUICK_MESH, *SLOW], ids=str)
-def test_eight_devices_train_as_one(shape, monkeypatch):
-    monkeypatch.setattr(transformer, "load_checkpoint", lambda *_, **__: tiny_vae())
+def test_eight_devices_train_as_one(shape):
     cfg = load("transformer", *SETTINGS)
     cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, buckets=(ODD,)))
-    metrics = assert_eight_devices_train_as_one(transformer, cfg, shape, monkeypatch)
+
+    def open_stage(mesh):
+        return TransformerStage.open(cfg, mesh, vae=tiny_vae())
+
+    metrics = assert_eight_devices_train_as_one(open_stage, shape)
     assert metrics["conditioned"] > 0.2
 
 
-def test_heads_that_devices_cannot_split_are_refused_at_the_start(monkeypatch):
-    monkeypatch.setattr(transformer, "load_checkpoint", lambda *_, **__: tiny_vae())
+def test_heads_that_devices_cannot_split_are_refused_at_the_start():
     mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=2, seq=2, tensor=2))
+    cfg = load("transformer", "--run.output", "/none")
     with pytest.raises(ValueError, match="2 attention heads cannot be split"):
-        transformer.build(load("transformer", "--run.output", "/none"), mesh)
+        TransformerStage.open(cfg, mesh, vae=tiny_vae())

@@ -3,7 +3,6 @@ test_flow_loss.py, whole runs in test_train_command.py."""
 
 import contextlib
 import dataclasses
-import functools
 from types import SimpleNamespace
 
 import jax
@@ -19,40 +18,33 @@ from ltx_jax.config import BucketConfig, T5Config
 from ltx_jax.data.loader import Batch, StoredLatents
 from ltx_jax.data.sources import Encoding
 from ltx_jax.diffusion import positions
+from ltx_jax.diffusion.positions import rope_of
 from ltx_jax.inference.pipeline import LTXPipeline
 from ltx_jax.inference.text_encoder import ByteTokenizer, TextEncoder, tokenize
 from ltx_jax.models.t5 import T5Encoder
 from ltx_jax.models.vae import VideoVAE
+from ltx_jax.pixels import from_bytes
 from ltx_jax.runtime import sharding
-from ltx_jax.training import captions, held_out, latents, transformer, vae_loss
-from ltx_jax.training.flow_loss import rope_of
-from ltx_jax.training.flow_validation import losses_at_times
+from ltx_jax.training import validation_clips
+from ltx_jax.training.state import TrainState
+from ltx_jax.training.step import Trainer
+from ltx_jax.training.transformer import sources
+from ltx_jax.training.transformer.stage import TransformerStage
+from ltx_jax.training.transformer.validation import losses_at_times
 from ltx_jax.world import render
 
 ONE = one_device()
 
 
-@pytest.fixture
-def stage_of(monkeypatch):
-    """Builds the tiny stage, over given batches in the place of its loader's.
-
-    Its step is the loss alone, (params, state, batch, key) -> value, (metrics, statistics): the
-    gradient and the optimiser would take ten times as long to compile.
-    """
-    monkeypatch.setattr(transformer, "load_checkpoint", lambda *_, **__: tiny_vae())
-    monkeypatch.setattr(transformer, "descend", lambda loss, *_: loss)
-    compiled = functools.partial(jax.jit, compiler_options=QUICK)
-    monkeypatch.setattr(transformer, "make_step", lambda loss, *_: compiled(loss))
-
-    def build(*overrides, batches=None, buckets=(), encoding=None):
-        if batches is not None:
-            given = SimpleNamespace(batches=lambda *_: iter(batches), encoding=encoding)
-            monkeypatch.setattr(transformer, "Loader", lambda *_, **__: given)
-        cfg = load("transformer", "--run.output", "/none", *overrides)
-        data = dataclasses.replace(cfg.data, buckets=buckets)
-        return transformer.build(dataclasses.replace(cfg, data=data), ONE)
-
-    return build
+def stage_of(*overrides, batches=None, buckets=(), encoding=None, vae=None):
+    """The tiny stage, with some batches in place of its loader's."""
+    loader = None
+    if batches is not None:
+        loader = SimpleNamespace(batches=lambda *_: iter(batches), encoding=encoding)
+    cfg = load("transformer", "--run.output", "/none", *overrides)
+    data = dataclasses.replace(cfg.data, buckets=buckets)
+    cfg = dataclasses.replace(cfg, data=data)
+    return TransformerStage.open(cfg, ONE, loader=loader, vae=vae or tiny_vae())
 
 
 def tiny_batch(pattern="none", **fields):
@@ -69,24 +61,29 @@ def filled(shapes):
     return jax.tree.map(lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), shapes)
 
 
+def shapes_of(stage):
+    return sharding.unbox(jax.eval_shape(stage.init, jax.random.key(0)))
+
+
 def loss_of(stage, batch=None):
-    """The loss and the metrics of a batch."""
+    """The loss and the metrics of a batch.
+
+    The gradient and the optimiser would take ten times as long to compile.
+    """
     batch = next(stage.batches(0, 1)) if batch is None else batch
-    shapes = stage.plan.shapes
-    state = dataclasses.replace(
-        shapes, params={}, ema={}, opt_state={}, step=0, updates=0, rejected=0
-    )
-    value, (metrics, _) = stage.step(filled(shapes.params), state, batch, jax.random.key(0))
-    return float(value), jax.device_get(metrics)
+    state = TrainState(*[0] * 3, *[{}] * 4)
+    program = jax.jit(stage.loss, compiler_options=QUICK)
+    value = program(filled(shapes_of(stage)), state, batch, {}, jax.random.key(0))
+    return float(value.loss), jax.device_get(value.metrics)
 
 
-def test_pixels_and_their_stored_latents_have_the_same_loss(stage_of):
+def test_pixels_and_their_stored_latents_have_the_same_loss():
     """With keyframes, first frames and dropped tokens, for one and the same posterior."""
     settings = ("--flow.max_keyframes", "1", "--flow.token_drop", "0.2")
     live = stage_of(*settings, batches=[tiny_batch("keyframes")])
     half = jax.tree.map(np.asarray, next(live.batches(0, 1)))
     # What the encoder makes of the pixels, in the precision of files.
-    (item,) = half["given"].items
+    (item,) = half["conditions"].items
     clip, image = jax.tree.map(lambda x: x.astype(np.float16), (half["video"], item.video))
     keyframes = np.concatenate([image["mean"], image["logvar"][..., :1]], axis=-1)
     frames = item.frame[:, None]
@@ -94,7 +91,10 @@ def test_pixels_and_their_stored_latents_have_the_same_loss(stage_of):
     stored = StoredLatents(clip["mean"], clip["logvar"][..., :1], keyframes, frames, *no_clips)
     cached = stage_of(*settings, batches=[tiny_batch("keyframes", latents=stored)])
 
-    half |= {"video": clip, "given": half["given"]._replace(items=(item._replace(video=image),))}
+    half |= {
+        "video": clip,
+        "conditions": half["conditions"]._replace(items=(item._replace(video=image),)),
+    }
     expected, metrics = loss_of(live, half)
     assert metrics["conditioned"] > 0.2
     # Two programs, that round apart.
@@ -102,7 +102,7 @@ def test_pixels_and_their_stored_latents_have_the_same_loss(stage_of):
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.25, 1.0])
-def test_dropped_captions_become_the_empty_one(rate, stage_of):
+def test_dropped_captions_become_the_empty_one(rate):
     batches = [tiny_batch() for _ in range(40)]
     texts = batches[0].captions
     stage = stage_of("--flow.caption_dropout", str(rate), batches=batches)
@@ -120,32 +120,34 @@ def test_dropped_captions_become_the_empty_one(rate, stage_of):
 OTHER = Encoding(((5, 16, 16),), "vae", "hash", *(None,) * 6)
 
 
-def test_latents_of_another_vae_are_refused(stage_of):
+def test_latents_of_another_vae_are_refused():
     with pytest.raises(ValueError, match="encoded by the VAE vae"):
         stage_of(batches=[], encoding=OTHER)
 
 
-def test_held_out_latents_of_another_vae_are_refused_before_the_first_step(stage_of, monkeypatch):
-    monkeypatch.setattr(held_out, "Loader", lambda *_, **__: SimpleNamespace(encoding=OTHER))
+def test_held_out_latents_of_another_vae_are_refused_before_the_first_step(monkeypatch):
+    monkeypatch.setattr(
+        validation_clips, "Loader", lambda *_, **__: SimpleNamespace(encoding=OTHER)
+    )
     options = ("--run.validation_source", "a/folder", "--run.validate_every", "10")
     with pytest.raises(ValueError, match=r"validation_source a/folder: .*encoded by the VAE vae"):
         stage_of(*options, batches=[])
 
 
-def test_a_frozen_text_encoder_is_no_part_of_the_state(stage_of, tmp_path):
+def test_a_frozen_text_encoder_is_no_part_of_the_state(tmp_path):
     write_text_encoder(tmp_path, 16)
     encoder = TextEncoder.load(tmp_path, dtype="float32", max_tokens=32)
     frozen = ("--captions", "frozen", "--text_encoder_path", str(tmp_path))
     batch = tiny_batch()
     stage = stage_of(*frozen, "--flow.caption_dropout", "0", batches=[batch])
-    assert set(stage.plan.shapes.params) == {"transformer"}
+    assert set(shapes_of(stage)) == {"transformer"}
     made = next(stage.batches(0, 1))
     embeddings, mask = encoder.encode(batch.captions)
     np.testing.assert_array_equal(made["captions"]["mask"], mask)
     np.testing.assert_allclose(made["captions"]["embeddings"], embeddings, atol=1e-6)
 
 
-def test_a_frozen_text_encoder_of_another_width_is_refused(stage_of, tmp_path):
+def test_a_frozen_text_encoder_of_another_width_is_refused(tmp_path):
     write_text_encoder(tmp_path, 8)
     with pytest.raises(ValueError, match="8 wide and the transformer expects captions 16"):
         stage_of("--captions", "frozen", "--text_encoder_path", str(tmp_path))
@@ -164,7 +166,7 @@ def test_positions_follow_the_frames_per_second_of_each_sample():
     np.testing.assert_array_equal(alone[0], fast)
 
 
-def test_the_frame_rate_of_a_clip_reaches_its_positions(stage_of):
+def test_the_frame_rate_of_a_clip_reaches_its_positions():
     stage = stage_of(
         batches=[
             dataclasses.replace(tiny_batch(), frame_rate=np.full(8, rate, np.float32))
@@ -175,7 +177,7 @@ def test_the_frame_rate_of_a_clip_reaches_its_positions(stage_of):
     assert first != second
 
 
-def test_batches_are_the_same_whenever_they_are_asked_for(stage_of):
+def test_batches_are_the_same_whenever_they_are_asked_for():
     stage = stage_of(
         *("--flow.keyframes_probability", "0.3", "--flow.clip_probability", "0"),
         *("--data.num_frames", "9", "--data.batch_size", "2"),
@@ -186,21 +188,22 @@ def test_batches_are_the_same_whenever_they_are_asked_for(stage_of):
         jax.tree.map(np.testing.assert_array_equal, again, steps[step])
 
 
-def test_pictures_and_clips_train_in_one_run(stage_of):
+def test_pictures_and_clips_train_in_one_run():
     """Batches of 2 x 48 and 4 x 16 tokens: a fifth of the first is dropped, and none of the
     second, which are fewer anyway."""
     buckets = (BucketConfig(5, 16, 16, 2), BucketConfig(1, 16, 16, 4))
     settings = ("--flow.token_drop", "0.2", "--flow.keyframes_probability", "0.7")
     stage = stage_of(*settings, "--flow.max_keyframes", "1", buckets=buckets)
+    trainer = Trainer(stage)
     seen = {}
     for made in stage.batches(0, 12):
         b, *grid, _ = made["video"]["mean"].shape
-        given = made["given"]
-        kind = (b, *grid, given.prefix is not None, len(given.items))
-        seen.setdefault(kind, (made, stage.work(made, 1)))
+        conditions = made["conditions"]
+        kind = (b, *grid, conditions.prefix is not None, len(conditions.items))
+        seen.setdefault(kind, (made, trainer.work(made, 1)))
     clips = [kind for kind in seen if kind[1] == 3]
     assert {kind[:4] for kind in seen} == {(2, 3, 4, 4), (4, 1, 4, 4)}
-    picture = (4, 1, 4, 4, False, 0)  # nothing is left to learn of a picture that is given
+    picture = (4, 1, 4, 4, False, 0)  # a picture that is a condition leaves nothing to learn
     assert [kind for kind in seen if kind[1] == 1] == [picture]
     assert len(clips) > 1
     for kind in clips:
@@ -218,10 +221,10 @@ def test_pictures_and_clips_train_in_one_run(stage_of):
 def test_pixels_become_what_the_encoder_makes_of_them(source):
     loaded = tiny_vae()
     data = load("transformer", "--data.source", source).data
-    read = latents.reader(loaded, loaded.vae, data, ONE)
+    read = sources.latent_reader(loaded, loaded.vae, data, ONE)
     frames = tiny_batch().frames
     expected = VideoVAE(loaded.vae).apply(
-        {"params": loaded.vae_params}, vae_loss.to_float(jnp.asarray(frames[:2])), method="encode"
+        {"params": loaded.vae_params}, from_bytes(jnp.asarray(frames[:2])), method="encode"
     )
     for _ in range(2):
         found = read(frames, jax.device_put)
@@ -235,32 +238,22 @@ def test_a_text_encoder_is_taken_from_a_checkpoint_only_to_train_it():
     found.text_encoder = (T5Config(), {"b": 2}, 32)
     for source, names in (("train", {"transformer", "text_encoder"}), ("cached", {"transformer"})):
         cfg = load("transformer", "--captions", source)
-        assert set(transformer._given(cfg, found).params) == names
+        stage = TransformerStage(cfg, ONE, tiny_vae(), sources.described_captions(cfg))
+        assert set(stage.initial_weights(found).params) == names
 
 
-def test_of_the_vaes_checkpoint_nothing_else_is_kept(stage_of, monkeypatch):
-    whole = dataclasses.replace(
-        tiny_vae(), transformer_params={"large": 1}, allowed_inference_steps=(1.0, 0.5)
-    )
-    monkeypatch.setattr(transformer, "load_checkpoint", lambda *_, **__: whole)
-    kept = stage_of(batches=[]).vae
-    assert kept.vae_params is whole.vae_params
-    assert (kept.transformer_params, kept.allowed_inference_steps) == (None, None)
-
-
-def test_networks_that_do_not_fit_the_vae_are_refused(stage_of, monkeypatch):
+def test_networks_that_do_not_fit_the_vae_are_refused():
     with pytest.raises(ValueError, match=r"4 latent channels and model\.in_channels is 8"):
         stage_of("--model.in-channels", "8")
-    monkeypatch.setattr(transformer, "load_checkpoint", lambda *_, **__: Checkpoint())
     with pytest.raises(ValueError, match="holds no VAE"):
-        stage_of()
+        stage_of(vae=Checkpoint())
 
 
-def test_a_look_at_held_out_clips_is_of_the_average_and_always_the_same(stage_of):
+def test_a_look_at_held_out_clips_is_of_the_average_and_always_the_same():
     stage = stage_of("--run.validation_clips", "2", "--data.frame_rates", "12", "24")
-    params = filled(stage.plan.shapes.params)
+    params = filled(shapes_of(stage))
     broken = jax.tree.map(lambda x: x * np.nan, params)
-    state = dataclasses.replace(stage.plan.shapes, params=broken, ema=params)
+    state = TrainState(*[0] * 3, broken, params, {}, {})
     first, again = stage.validate(state), stage.validate(state)
     assert first.scalars == again.scalars
     assert next(iter(first.scalars)) == "val_loss"
@@ -280,34 +273,25 @@ def test_a_look_at_held_out_clips_is_of_the_average_and_always_the_same(stage_of
 def test_the_held_out_loss_is_zero_for_the_exact_velocity():
     data = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 2, 2, 4), np.float32))
 
-    def exact(params, x, t, arrays, rope):
+    def exact(x, t):
         return (x - positions.patchify(data)) / t[..., None]
 
-    losses = losses_at_times(exact, None, data, None, None, jax.random.key(0))
+    losses = losses_at_times(exact, data, jax.random.key(0))
     assert losses.shape == (9,)
     assert float(losses.max()) < 1e-10  # float32 errors over a time of 0.1, squared
-    other = losses_at_times(lambda *a: -exact(*a), None, data, None, None, jax.random.key(0))
+    other = losses_at_times(lambda *a: -exact(*a), data, jax.random.key(0))
     assert float(other.min()) > 1
 
 
 def write_run(folder, *overrides):
     """A run of the tiny stage with one step and random weights."""
     cfg = load("transformer", "--run.output", str(folder), *overrides)
-    params = filled(jax.eval_shape(parameters_of(cfg), jax.random.key(0)))
+    stage = TransformerStage(cfg, ONE, tiny_vae(), sources.described_captions(cfg))
+    params = filled(shapes_of(stage))
     with contextlib.closing(runs.Run(cfg)) as run:
         run.begin(tiny_vae())
         run.save(1, {"ema": params})
     return cfg, params
-
-
-def parameters_of(cfg):
-    source = (
-        captions.trained(cfg)
-        if cfg.captions == "train"
-        else captions.cached(np.zeros((1, 1), np.float16), 1)
-    )
-    init, _ = transformer.network(cfg.model, cfg.execution, source)
-    return lambda key: sharding.unbox(init(key))
 
 
 def test_the_text_encoder_of_a_run_serves_others(tmp_path):

@@ -12,7 +12,9 @@ from ltx_jax import config
 from ltx_jax.config import MeshConfig, OptimConfig
 from ltx_jax.models.vae import VideoVAE
 from ltx_jax.runtime import sharding
-from ltx_jax.training import optim, stage, state
+from ltx_jax.training import batches, optim, state, step
+from ltx_jax.training.optim import MAIN, Optimizer
+from ltx_jax.training.stage import LossValue, Stage
 
 TINY = str(pathlib.Path(__file__).parents[1] / "configs/shapes_tiny_vae.py")
 
@@ -26,53 +28,56 @@ def one_device():
 
 
 def quadratic(cfg, mesh):
-    """A state with one matrix and one bias, its optimiser, and a step on given gradients."""
-    tx = optim.make_optimizer(cfg, 100)
-    planned = state.plan(
+    """A state with one matrix and one bias, and a step on given gradients."""
+    optimizers = {MAIN: Optimizer.of(cfg, 100)}
+    planned = state.plan_state(
         lambda key: {"a": {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}},
-        tx,
+        optimizers,
         mesh,
         0,
         {"mean": jnp.zeros(2)},
     )
 
     @jax.jit
-    def step(current, grads, finite):
-        new = state.advance(current, grads, tx, cfg.ema_decay, {"mean": jnp.ones(2)})
-        return state.settle(current, new, finite)
+    def take_step(current, grads, finite):
+        new = step.advance(current, grads, optimizers, {"mean": jnp.ones(2)})
+        return step.settle(current, new, finite)
 
-    return planned, step
+    return planned, take_step
+
+
+class Regression(Stage):
+    """Least squares, with weights that nothing trains."""
+
+    frozen = {"weight": np.asarray([1.0, 2.0], np.float32)}  # noqa: RUF012
+
+    def init(self, key):
+        return {"a": {"kernel": jnp.ones((4, 2)), "bias": jnp.zeros(2)}, "b": {"bias": jnp.ones(2)}}
+
+    def first_statistics(self):
+        return {"mean": jnp.zeros(())}
+
+    def loss(self, params, current, batch, frozen, key):
+        error = batch["x"] @ params["a"]["kernel"] + params["a"]["bias"][None] - batch["y"]
+        error = error * frozen["weight"][None] + params["b"]["bias"][None]
+        few = jnp.where(batch["x"][0, 0] > 0, jnp.sum(error), jnp.nan)
+        metrics = {"error": jnp.mean(jnp.abs(error)), "sometimes": few}
+        return LossValue(jnp.mean(error**2), metrics, {"mean": jnp.mean(batch["x"])})
+
+    open = describe = abstract_batch = batches = tokens = validate = None
 
 
 def regression(cfg, mesh):
-    """A least-squares step: its plan, the compiled step, and a batch."""
-    tx = optim.make_optimizer(cfg, 100)
-
-    def init(key):
-        return {"a": {"kernel": jnp.ones((4, 2)), "bias": jnp.zeros(2)}, "b": {"bias": jnp.ones(2)}}
-
-    def loss(params, current, batch, key):
-        error = batch["x"] @ params["a"]["kernel"] + params["a"]["bias"][None] - batch["y"]
-        error = error * batch["weight"].value[None] + params["b"]["bias"][None]
-        value = jnp.mean(error**2)
-        statistics = {"mean": jnp.mean(batch["x"])}
-        few = jnp.where(batch["x"][0, 0] > 0, jnp.sum(error), jnp.nan)
-        metrics = {"error": jnp.mean(jnp.abs(error)), "sometimes": few}
-        return value, (metrics, statistics)
-
-    planned = state.plan(init, tx, mesh, 0, {"mean": jnp.zeros(())})
-    step = state.make_step(state.descend(loss, tx, cfg, planned.layout), planned.layout, 0)
-    batch = {
-        **stage.split({"x": draw(16, 4), "y": draw(16, 2)}, mesh),
-        "weight": state.Shared(stage.replicate(np.asarray([1.0, 2.0], np.float32), mesh)),
-    }
-    return planned, step, batch
+    """A trainer of least squares, and a batch."""
+    whole = config.load(TINY, ["--data.batch_size", "16", "--run.steps", "100"])
+    trainer = step.Trainer(Regression(dataclasses.replace(whole, optim=cfg), mesh))
+    return trainer, batches.split_over(mesh, {"x": draw(16, 4), "y": draw(16, 2)})
 
 
 def advanced(cfg, mesh):
-    planned, step, batch = regression(cfg, mesh)
+    trainer, batch = regression(cfg, mesh)
     with sharding.use_mesh(mesh):
-        return jax.device_get(step(planned.make(), batch))
+        return jax.device_get(trainer.step(trainer.plan.make(), batch))
 
 
 @pytest.mark.parametrize("shape", [{"data": 1}, {"data": 2, "fsdp": 2}])
@@ -101,20 +106,20 @@ def test_a_metric_is_averaged_over_the_micro_batches_that_have_it():
 def test_gradients_of_narrow_parameters_are_summed_in_float32():
     """In bfloat16 a sum of ones stops growing at 256."""
     mesh, count = one_device(), 1024
-    cfg = OptimConfig(accumulate=count)
     params = {"kernel": jnp.ones(2, jnp.bfloat16)}
 
-    def loss(params, current, batch, key):
-        value = jnp.mean(batch @ params["kernel"].astype(jnp.float32)[:, None])
-        return value, ({}, {})
+    def loss(params, current, batch, frozen, key):
+        return LossValue(jnp.mean(batch @ params["kernel"].astype(jnp.float32)[:, None]))
 
     layout = jax.tree.map(lambda x: x.sharding, params)
-    nothing = state.TrainState(*[None] * 8)
+    optimizers = {MAIN: Optimizer.of(OptimConfig(), 1)}
     batch = jnp.full((count, 2), 1.0)
     with sharding.use_mesh(mesh):
         _, grads = jax.jit(
-            lambda batch: state.value_and_gradient(
-                loss, params, nothing, batch, jax.random.key(0), cfg, layout
+            lambda batch: step.gradients(
+                *(loss, optimizers, params, None, batch, {}, jax.random.key(0)),
+                micro_batches=count,
+                layout=layout,
             )
         )(batch)
     assert grads["kernel"].dtype == jnp.bfloat16
@@ -125,10 +130,11 @@ def test_gradients_of_narrow_parameters_are_summed_in_float32():
 def test_what_is_frozen_stays_and_takes_no_memory(name):
     cfg = OptimConfig(name=name, peak_lr=0.1, warmup_steps=0, weight_decay=0.5, freeze=("a/ker",))
     mesh = one_device()
-    planned, step, batch = regression(cfg, mesh)
+    trainer, batch = regression(cfg, mesh)
+    planned = trainer.plan
     before = jax.device_get(planned.make())
     with sharding.use_mesh(mesh):
-        after, metrics = jax.device_get(step(planned.make(), batch))
+        after, metrics = jax.device_get(trainer.step(planned.make(), batch))
     np.testing.assert_array_equal(after.params["a"]["kernel"], before.params["a"]["kernel"])
     np.testing.assert_array_equal(after.ema["a"]["kernel"], before.params["a"]["kernel"])
     for part in ("a", "b"):
@@ -151,7 +157,7 @@ def test_a_pattern_that_freezes_nothing_is_refused(pattern, message):
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_the_first_moment_has_the_dtype_that_is_asked_for(name):
     cfg = OptimConfig(name=name, moment_dtype="bfloat16")
-    planned, _, _ = regression(cfg, one_device())
+    planned = regression(cfg, one_device())[0].plan
     kinds = {
         jax.tree_util.keystr(path): x.dtype.name
         for path, x in jax.tree.leaves_with_path(planned.shapes.opt_state)
@@ -162,42 +168,44 @@ def test_the_first_moment_has_the_dtype_that_is_asked_for(name):
 
 def test_a_batch_is_divided_over_devices_and_micro_batches():
     mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    stage.check_batch_size(8, mesh, 2)
+    batches.check_batch_size(8, mesh, 2)
     with pytest.raises(ValueError, match=r"4 devices .* times the 2 micro-batches .* take 16"):
-        stage.check_batch_size(12, mesh, 2)
+        batches.check_batch_size(12, mesh, 2)
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_a_step_that_is_not_finite_leaves_everything_but_the_counts(name):
     mesh = one_device()
-    planned, step, batch = regression(OptimConfig(name=name, peak_lr=0.1, warmup_steps=0), mesh)
+    trainer, batch = regression(OptimConfig(name=name, peak_lr=0.1, warmup_steps=0), mesh)
     broken = {**batch, "y": batch["y"].at[3, 1].set(jnp.nan)}
     huge = {**batch, "y": batch["y"].at[3, 1].set(1e30)}  # the loss overflows
     with sharding.use_mesh(mesh):
-        before = jax.device_get(step(planned.make(), batch)[0])
+        before = jax.device_get(trainer.step(trainer.plan.make(), batch)[0])
         assert (int(before.step), int(before.updates), int(before.rejected)) == (1, 1, 0)
         current = jax.tree.map(jnp.copy, before)
         for n, bad in enumerate((broken, huge), 1):
-            current, metrics = step(current, bad)
+            current, metrics = trainer.step(current, bad)
             assert not np.isfinite(metrics["loss"])
             assert (int(metrics["rejected"]), int(metrics["rejected_in_a_row"])) == (n, n)
         held = jax.device_get(current)
         assert int(held.step) == 3
         same = dataclasses.replace(held, step=before.step, rejected=before.rejected)
         jax.tree.map(np.testing.assert_array_equal, same, before)
-        after, metrics = step(current, batch)
+        after, metrics = trainer.step(current, batch)
     assert (int(metrics["rejected"]), int(metrics["rejected_in_a_row"])) == (2, 0)
     assert int(after.updates) == 2
     assert (np.asarray(after.params["a"]["kernel"]) != before.params["a"]["kernel"]).all()
 
 
 def test_the_average_warms_up_as_the_formula_says():
-    planned, step = quadratic(OptimConfig(ema_decay=0.3, peak_lr=0.1, warmup_steps=0), one_device())
+    planned, take_step = quadratic(
+        OptimConfig(ema_decay=0.3, peak_lr=0.1, warmup_steps=0), one_device()
+    )
     current = planned.make()
     expected = np.ones((4, 4))
     for n in range(4):
         grads = {"a": {"kernel": jnp.asarray(draw(4, 4, seed=n)), "bias": jnp.ones(4)}}
-        current = step(current, grads, jnp.bool_(True))
+        current = take_step(current, grads, jnp.bool_(True))
         decay = min(0.3, (1 + n) / (10 + n))  # 0.1, 0.18, 0.25, then 0.3
         expected = decay * expected + (1 - decay) * np.asarray(current.params["a"]["kernel"])
         np.testing.assert_allclose(current.ema["a"]["kernel"], expected, rtol=1e-6)
@@ -259,8 +267,10 @@ def test_the_optimiser_lies_as_the_parameters_do():
     mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=8))
     cfg = config.load(TINY, ["--model.decoder-base-channels", "64"])
     frames = jnp.zeros((1, 5, 16, 16, 3))
-    tx = optim.make_optimizer(cfg.optim, 10)
-    planned = state.plan(lambda key: VideoVAE(cfg.model).init(key, frames)["params"], tx, mesh, 0)
+    optimizers = {MAIN: Optimizer.of(cfg.optim, 10)}
+    planned = state.plan_state(
+        lambda key: VideoVAE(cfg.model).init(key, frames)["params"], optimizers, mesh, 0
+    )
     split = {
         jax.tree_util.keystr(path)
         for path, x in jax.tree.leaves_with_path(planned.shapes.params)

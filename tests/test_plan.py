@@ -23,7 +23,9 @@ from ltx_jax.planning.accelerators import CHIPS, Target
 from ltx_jax.planning.hlo import Collective
 from ltx_jax.planning.plan import Roofline
 from ltx_jax.runtime import sharding
-from ltx_jax.training import transformer
+from ltx_jax.training.step import Trainer
+from ltx_jax.training.transformer.stage import TransformerStage
+from ltx_jax.training.vae.stage import VAEStage
 
 ROOT = pathlib.Path(__file__).parents[1]
 ROW = 4.0 * 64  # bytes of 64 float32
@@ -221,7 +223,7 @@ def test_a_plan_adds_up():
     lines = []
     found = plan.plan(cfg, "cpu:8", lines.append)
     mesh = sharding.make_mesh(cfg.mesh)
-    state = plan.state_bytes(plan.vae.sketch(cfg, mesh).plan.shapes)
+    state = plan.state_bytes(Trainer(VAEStage.describe(cfg, mesh)).plan.shapes)
     assert state["parameters"] == state["average"]
     # Two moments, and the counts of the optimiser, the clipping and the schedule.
     assert 2 * state["parameters"] < state["optimiser"] < 2 * state["parameters"] + 64
@@ -239,11 +241,11 @@ def test_a_plan_adds_up():
 def test_a_plan_knows_the_vae_that_is_there():
     cfg = config.load(str(ROOT / "configs/shapes_transformer.py"), ["--vae", "embedded"])
     mesh = sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1])
-    (_, clip), *_ = transformer.sketch(cfg, mesh).batches
+    clip = TransformerStage.describe(cfg, mesh).abstract_batch(cfg.data.sizes[0])
     assert clip["video"]["mean"].shape == (32, 4, 6, 6, 64)
     cfg = dataclasses.replace(cfg, vae="runs/none_yet")
     with pytest.raises(ValueError, match=r"no VAE at runs/none_yet.* 128 channels .* 64: train"):
-        transformer.sketch(cfg, mesh)
+        TransformerStage.describe(cfg, mesh)
 
 
 def test_a_plan_that_does_not_fit_says_what_to_change(monkeypatch):

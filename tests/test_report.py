@@ -14,7 +14,8 @@ from tiny_stages import load
 
 from ltx_jax.training import report
 from ltx_jax.training.report import Reporter, animate
-from ltx_jax.training.stage import Footage, Validation, Work
+from ltx_jax.training.stage import LoggedVideo, Validation
+from ltx_jax.training.step import Work
 
 
 @pytest.fixture
@@ -105,11 +106,11 @@ def events(folder):
     return found
 
 
-def footage(frames=5, colours=7):
+def video(frames=5, colours=7):
     """A clip of few colours, which a GIF keeps exactly."""
     palette = np.random.default_rng(0).integers(0, 255, (colours, 3), np.uint8)
     chosen = np.random.default_rng(1).integers(0, colours, (frames, 12, 20))
-    return Footage(palette[chosen], 10.0)
+    return LoggedVideo(palette[chosen], 10.0)
 
 
 def decoded(data):
@@ -118,14 +119,14 @@ def decoded(data):
 
 
 def test_a_clip_becomes_a_gif_of_the_same_frames_at_its_own_rate():
-    clip = footage()
+    clip = video()
     image, frames = decoded(animate(clip))
     assert (image.format, image.info["duration"], image.info["loop"]) == ("GIF", 100, 0)
     np.testing.assert_array_equal(frames, clip.frames)
 
 
 def test_a_single_frame_becomes_a_png():
-    clip = Footage(np.random.default_rng(0).integers(0, 255, (1, 8, 8, 3), np.uint8), 24.0)
+    clip = LoggedVideo(np.random.default_rng(0).integers(0, 255, (1, 8, 8, 3), np.uint8), 24.0)
     image, frames = decoded(animate(clip))
     assert image.format == "PNG"
     np.testing.assert_array_equal(frames, clip.frames)
@@ -134,7 +135,7 @@ def test_a_single_frame_becomes_a_png():
 def test_tensorboard_has_the_figures_the_videos_and_the_histograms(tmp_path, clock):
     run = reporter(tmp_path, [], first=6, tensorboard=True)
     take(run, clock, [7, 8], seconds=0.5, nothing=math.nan, **{"grad_norm/encoder": 3.0})
-    clip = footage()
+    clip = video()
     stds = np.array([0.5, 1.0, 2.0])
     run.validation(
         8, Validation({"val_loss": 0.25}, {"sample 0: a red circle": clip}, {"latent_std": stds})
@@ -190,7 +191,7 @@ def test_weights_and_biases_takes_the_same_and_goes_on_with_its_own_run(
         identities.append(sink._run.id)
         monkeypatch.setattr(sink._run, "log", logged.append)
         take(run, clock, [first + 1, first + 2], seconds=0.5)
-        found = Validation({"val_loss": 0.25}, {"sample": footage()}, {"std": np.arange(3.0)})
+        found = Validation({"val_loss": 0.25}, {"sample": video()}, {"std": np.arange(3.0)})
         run.validation(first + 2, found)
         run.close()
     assert identities[0] == identities[1]

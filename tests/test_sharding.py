@@ -12,10 +12,12 @@ from jax.sharding import PartitionSpec as P
 
 from ltx_jax import config
 from ltx_jax.checkpoints import run_config
-from ltx_jax.config import MeshConfig, TrainTransformer, TrainVAE, TransformerConfig
+from ltx_jax.config import MeshConfig, TrainTransformer, TransformerConfig
 from ltx_jax.models.transformer import Transformer
 from ltx_jax.runtime import sharding
-from ltx_jax.training import transformer, vae
+from ltx_jax.training.stage import stage_class
+from ltx_jax.training.step import Trainer
+from ltx_jax.training.transformer.stage import TransformerStage
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 CONFIGS = {path: config.load(str(path)) for path in sorted(FOLDER.glob("*.py"))}
@@ -52,7 +54,7 @@ def test_heads_are_checked_against_seq_and_tensor_together():
     model = TransformerConfig(num_layers=1, num_attention_heads=4, attention_head_dim=8)
     cfg = TrainTransformer(model=model, vae="none", captions="cached")
     with pytest.raises(ValueError, match="4 attention heads"):
-        transformer.sketch(cfg, make(data=1, seq=8))
+        TransformerStage.describe(cfg, make(data=1, seq=8))
 
 
 @pytest.mark.parametrize("n", [15, 16])
@@ -109,8 +111,7 @@ def test_every_large_array_of_a_training_state_is_split(path, monkeypatch):
     cfg, others = CONFIGS[path], {x.run.output: x for x in CONFIGS.values()}
     monkeypatch.setattr(run_config, "is_run", lambda path: path in others)
     monkeypatch.setattr(run_config, "read_config", lambda path: others[path])
-    draw = {TrainVAE: vae.sketch, TrainTransformer: transformer.sketch}[type(cfg)]
-    shapes = draw(cfg, make(data=1, fsdp=8)).plan.shapes
+    shapes = Trainer(stage_class(cfg).describe(cfg, make(data=1, fsdp=8))).plan.shapes
     whole = 0
     for name, x in jax.tree.leaves_with_path(shapes):
         devices = x.size // math.prod(x.sharding.shard_shape(x.shape))

@@ -1,43 +1,32 @@
-"""Steps, losses and times of both stages. Whole runs are in test_train.py."""
+"""Steps of the VAE stage on one device and on several. Whole runs are in test_train_command.py."""
 
 import jax
 import numpy as np
 import optax
 import pytest
-from tiny_stages import QUICK, load, one_device, tiny_vae
+from tiny_stages import descending, load, one_device
 
 from ltx_jax.config import MeshConfig
 from ltx_jax.runtime import sharding
-from ltx_jax.training import state, transformer, vae
+from ltx_jax.training.vae.stage import VAEStage
 
 
-def steps(stage, mesh, count):
-    current = stage.plan.make()
-    with sharding.use_mesh(mesh):
+def steps(trainer, count):
+    current = trainer.plan.make()
+    with sharding.use_mesh(trainer.mesh):
         for step in range(count):
-            current, metrics = stage.step(current, next(stage.batches(step, step + 1)))
+            batch = next(trainer.stage.batches(step, step + 1))
+            current, metrics = trainer.step(current, batch)
     return jax.device_get(current), float(metrics["loss"])
 
 
-@pytest.fixture
-def quick_steps(monkeypatch):
-    """Compiles training steps at a low level: tests spend more on compiling than on running."""
-    for module in (vae, transformer):
-        monkeypatch.setattr(module, "make_step", lambda *args: state.make_step(*args[:3], QUICK))
-
-
-@pytest.mark.usefixtures("quick_steps")
-@pytest.mark.parametrize("name", ["vae"])
-def test_eight_devices_train_as_one(name, monkeypatch, tmp_path):
-    module = {"vae": vae, "transformer": transformer}[name]
+def test_eight_devices_train_as_one(tmp_path):
     # Plain gradient descent: Adam would make a whole step of a rounding error near zero.
-    monkeypatch.setattr(module, "make_optimizer", lambda *_: optax.sgd(0.1))
-    monkeypatch.setattr(transformer, "load_checkpoint", lambda *_, **__: tiny_vae())
-    cfg = load(name, "--run.output", str(tmp_path / "none"))
-    shape = {"vae": dict(data=2, fsdp=4), "transformer": dict(data=1, fsdp=2, seq=2, tensor=2)}
+    cfg = load("vae", "--run.output", str(tmp_path / "none"))
     results = []
-    for mesh in (one_device(), sharding.make_mesh(MeshConfig(**shape[name]))):
-        results.append(steps(module.build(cfg, mesh), mesh, 3))
+    for mesh in (one_device(), sharding.make_mesh(MeshConfig(data=2, fsdp=4))):
+        trainer = descending(VAEStage.open(cfg, mesh), lambda: optax.sgd(0.1))
+        results.append(steps(trainer, 3))
     (alone, loss), (together, other) = results
     assert loss == pytest.approx(other, rel=1e-5)
     scale = max(np.abs(x).max() for x in jax.tree.leaves(alone.params))

@@ -1,4 +1,4 @@
-"""The loss of the VAE stage and the game in it, on toy networks: one matrix product a layer."""
+"""The loss of the VAE stage, and its adversarial term, on toy networks: one matmul a layer."""
 
 import dataclasses
 import functools
@@ -8,12 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny_stages import QUICK, one_device
+from tiny_stages import QUICK, load, one_device
 
-from ltx_jax.config import OptimConfig, VAELossConfig
+from ltx_jax.config import VAELossConfig
 from ltx_jax.models.vae import Posterior
-from ltx_jax.training import adversary, losses, state, vae_loss
-from ltx_jax.training.vae_loss import Networks
+from ltx_jax.pixels import from_bytes
+from ltx_jax.training import losses, state, step
+from ltx_jax.training.optim import MAIN, Optimizer
+from ltx_jax.training.stage import Stage
+from ltx_jax.training.vae import gan
+from ltx_jax.training.vae import loss as vae_loss
+from ltx_jax.training.vae.loss import Networks
 
 FULL = VAELossConfig(
     mse_weight=0.3, dwt_weight=0.5, kl_weight=0.01, gan_weight=0.7, disc_start=0.0, dwt_levels=2
@@ -57,21 +62,20 @@ def pixels(b=3, t=5):
 def state_of(params, rival, updates=10):
     running = {"mean": jnp.zeros(4), "square": jnp.ones(4)}
     count = jnp.asarray(updates)
-    return state.TrainState(
-        count, count, jnp.asarray(0), params, params, {}, running, {"params": rival}
-    )
+    both = {**params, "discriminator": rival}
+    return state.TrainState(count, count, jnp.asarray(0), both, params, {}, running)
 
 
 def loss(params, rival, cfg, *, key=None, updates=10, frames=None, networks=NETWORKS, start=0):
     current = state_of(params, rival, updates)
     batch = {"frames": jnp.asarray(pixels() if frames is None else frames)}
     key = jax.random.key(0) if key is None else key
-    return vae_loss.vae_loss(networks, params, current, batch, key, cfg, start)
+    return vae_loss.vae_loss(networks, current.params, current, batch, {}, key, cfg, start)
 
 
 def plain_loss(params, rival, cfg, scale):
     """The same sum, written out; what is differentiated through is left to JAX."""
-    video = vae_loss.to_float(jnp.asarray(pixels()))
+    video = from_bytes(jnp.asarray(pixels()))
     running = state_of(params, rival).statistics
     done = vae_loss.autoencode(autoencoder, params, running, 10, video, jax.random.key(0), cfg)
     y = done.reconstruction
@@ -110,33 +114,34 @@ def test_gradients_are_those_of_the_plain_sum_of_the_terms(kind):
         return scale, total, of_params, of_rival
 
     @jax.jit
-    def found(params, rival):
-        def value(p):
-            return loss(p, rival, cfg)
+    def ours(params, rival):
+        def both(p, r):
+            value = loss(p, r, cfg)
+            return value.loss + value.others["discriminator"], value
 
-        (total, (metrics, found)), of_params = jax.value_and_grad(value, has_aux=True)(params)
-        return metrics["gan_scale"], total, of_params, found[1][1]
+        (_, value), grads = jax.value_and_grad(both, (0, 1), has_aux=True)(params, rival)
+        return value.metrics["gan_scale"], value.loss, *grads
 
-    ours, wanted = found(params, rival), expected(params, rival)
+    got, wanted = ours(params, rival), expected(params, rival)
     assert 0.01 < wanted[0] < 0.99  # the weight is neither off nor at its limit
-    for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(wanted), strict=True):
+    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)  # float32, summed in another order
 
 
 def test_a_fixed_weight_is_left_alone():
     params, rival = parameters()
     cfg = dataclasses.replace(FULL, gan_adaptive=False)
-    total, (metrics, _) = jax.jit(lambda p, r: loss(p, r, cfg))(params, rival)
+    value = jax.jit(lambda p, r: loss(p, r, cfg))(params, rival)
     expected, _ = jax.jit(lambda p, r: plain_loss(p, r, cfg, 1.0))(params, rival)
-    assert metrics["gan_scale"] == 1
-    assert total == pytest.approx(float(expected), rel=1e-5)
+    assert value.metrics["gan_scale"] == 1
+    assert value.loss == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_the_adaptive_weight_is_a_ratio_of_norms_and_at_most_one():
     a, b = {"kernel": jnp.asarray([3.0, 4.0])}, {"kernel": jnp.asarray([0.0, 20.0])}
-    assert adversary.adaptive_scale(a, b) == pytest.approx(0.25)
-    assert adversary.adaptive_scale(b, a) == 1
-    assert adversary.adaptive_scale(a, {"kernel": jnp.zeros(2)}) == 1
+    assert gan.adaptive_scale(a, b) == pytest.approx(0.25)
+    assert gan.adaptive_scale(b, a) == 1
+    assert gan.adaptive_scale(a, {"kernel": jnp.zeros(2)}) == 1
 
 
 def test_terms_of_weight_zero_are_no_part_of_the_program():
@@ -144,14 +149,14 @@ def test_terms_of_weight_zero_are_no_part_of_the_program():
 
     def traced(cfg):
         networks = NETWORKS if cfg.gan_weight else Networks(autoencoder)
-        shown = {}
+        names = set()
 
         def value(params, rival):
-            total, (metrics, _) = loss(params, rival, cfg, networks=networks)
-            shown.update(metrics)
-            return total
+            result = loss(params, rival, cfg, networks=networks)
+            names.update(result.metrics)
+            return result.loss
 
-        return len(str(jax.make_jaxpr(value)(params, rival))), set(shown)
+        return len(str(jax.make_jaxpr(value)(params, rival))), names
 
     game = {"gan", "gan_scale", "disc_loss", "disc_accuracy"}
     always = {"psnr", "latent_std_min", "latent_std_max", "dead_channels"}
@@ -187,7 +192,7 @@ def test_gradients_of_every_term_are_finite_at_one_frame_too(frames):
         params, rival = parameters(kind)
         cfg = dataclasses.replace(FULL, gan=kind, dwt_levels=1)
         gradient = jax.jit(
-            jax.grad(lambda p, r, cfg=cfg: loss(p, r, cfg, frames=pixels(t=frames))[0], (0, 1))
+            jax.grad(lambda p, r, cfg=cfg: loss(p, r, cfg, frames=pixels(t=frames)).loss, (0, 1))
         )(params, rival)
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient))
         # What the generator lowers does not reach the discriminator's parameters.
@@ -197,10 +202,10 @@ def test_gradients_of_every_term_are_finite_at_one_frame_too(frames):
 def test_the_pair_is_judged_in_both_orders():
     video, other = (jnp.asarray(draw(2, 3, 4, 4, 3, seed=seed)) for seed in (1, 2))
     _, rival = parameters()
-    first, second = adversary.judge(discriminator, rival, video, other, "pair")
+    first, second = gan.discriminate(discriminator, rival, video, other, "pair")
     alone = discriminator({"params": rival}, jnp.concatenate([video, other], -1))
     np.testing.assert_allclose(first, alone, rtol=1e-5)
-    swapped = adversary.judge(discriminator, rival, other, video, "pair")
+    swapped = gan.discriminate(discriminator, rival, other, video, "pair")
     np.testing.assert_array_equal(swapped[0], second)
     np.testing.assert_array_equal(swapped[1], first)
 
@@ -208,21 +213,26 @@ def test_the_pair_is_judged_in_both_orders():
 def test_the_discriminator_rests_until_its_time():
     params, rival = parameters()
 
-    def run(updates):
-        return loss(params, rival, FULL, updates=updates, start=7)
+    def gradient(updates):
+        def value(rival):
+            result = loss(params, rival, FULL, updates=updates, start=7)
+            return result.others["discriminator"], result
 
-    program = jax.jit(run)
-    total, (metrics, (_, (value, gradient))) = program(6)
+        return jax.grad(value, has_aux=True)(rival)
+
+    program = jax.jit(gradient)
+    grads, value = program(6)
+    metrics = value.metrics
     assert np.isnan([metrics[name] for name in ("gan", "gan_scale", "disc_accuracy")]).all()
-    assert value == 0
-    assert all((np.asarray(x) == 0).all() for x in jax.tree.leaves(gradient))
+    assert value.others["discriminator"] == 0
+    assert all((np.asarray(x) == 0).all() for x in jax.tree.leaves(grads))
     without = dataclasses.replace(FULL, gan_weight=0.0)
     alone = jax.jit(lambda: loss(params, rival, without, updates=6, networks=Networks(autoencoder)))
-    assert total == pytest.approx(float(alone()[0]), rel=1e-6)
-    _, (metrics, (_, (value, gradient))) = program(7)
-    assert metrics["disc_loss"] == value > 0
-    assert 0 <= metrics["disc_accuracy"] <= 1
-    assert all((np.asarray(x) != 0).any() for x in jax.tree.leaves(gradient))
+    assert value.loss == pytest.approx(float(alone().loss), rel=1e-6)
+    grads, value = program(7)
+    assert value.metrics["disc_loss"] == value.others["discriminator"] > 0
+    assert 0 <= value.metrics["disc_accuracy"] <= 1
+    assert all((np.asarray(x) != 0).any() for x in jax.tree.leaves(grads))
 
 
 def test_kl_grows_from_its_start_to_its_weight():
@@ -232,23 +242,38 @@ def test_kl_grows_from_its_start_to_its_weight():
     assert [vae_loss.kl_weight(n, VAELossConfig(kl_weight=2.0)) for n in (0, 9)] == [2, 2]
 
 
-def contest(tx, disc_tx, *, start=0, spoil=None, accumulate=1):
-    """A plan and a step of the toy networks."""
-    cfg = OptimConfig(accumulate=accumulate, ema_decay=0.9)
-    params, rival = parameters()
-    running = {"mean": jnp.zeros(4), "square": jnp.ones(4)}
-    planned = state.plan(
-        lambda key: params, tx, one_device(), 0, running, (lambda key: rival, disc_tx)
-    )
+class Toy(Stage):
+    """The toy networks as a stage."""
 
-    def value(params, current, batch, key):
-        total, (metrics, found) = vae_loss.vae_loss(
-            NETWORKS, params, current, batch, key, FULL, start
-        )
-        return total, (metrics, found if spoil is None else spoil(found))
+    def __init__(self, cfg, optimizers, start, spoil):
+        super().__init__(cfg, one_device())
+        self._optimizers, self._start, self._spoil = optimizers, start, spoil
 
-    update = adversary.compete(value, tx, disc_tx, cfg, start, planned.layout)
-    return planned.make(), jax.jit(update, compiler_options=QUICK)
+    def init(self, key):
+        params, rival = parameters()
+        return {**params, "discriminator": rival}
+
+    def optimizers(self):
+        return self._optimizers
+
+    def first_statistics(self):
+        return {"mean": jnp.zeros(4), "square": jnp.ones(4)}
+
+    def loss(self, params, current, batch, frozen, key):
+        args = params, current, batch, frozen, key
+        return self._spoil(vae_loss.vae_loss(NETWORKS, *args, FULL, self._start))
+
+    open = describe = abstract_batch = batches = tokens = validate = None
+
+
+def contest(tx, disc_tx, *, start=0, spoil=lambda value: value):
+    """The first state and the step of the toy networks."""
+    optimizers = {
+        MAIN: Optimizer(tx, ema_decay=0.9),
+        "discriminator": Optimizer(disc_tx, start=start),
+    }
+    trainer = step.Trainer(Toy(load("vae"), optimizers, start, spoil), compiler_options=QUICK)
+    return trainer.plan.make(), trainer.step
 
 
 def equal(a, b):
@@ -256,49 +281,63 @@ def equal(a, b):
     return all(np.array_equal(x, y) for x, y in pairs)
 
 
+def halves(current):
+    """Parameters of the autoencoder, and of the discriminator."""
+    groups = state.by_optimizer(current.params, current.opt_state)
+    return groups[MAIN], groups["discriminator"]
+
+
 def test_each_side_changes_nothing_of_the_other():
     batch = {"frames": jnp.asarray(pixels())}
     sides = {}
     for name, rates in {"rival": (0.0, 0.1), "generator": (0.1, 0.0), "both": (0.1, 0.1)}.items():
-        current, step = contest(*(optax.sgd(rate) for rate in rates))
-        new, metrics = step(current, batch, jax.random.key(0))
+        current, take_step = contest(*(optax.sgd(rate) for rate in rates))
+        before = jax.device_get(halves(current))
+        new, metrics = take_step(current, batch)
         assert int(new.updates) == 1
-        assert equal(new.params, current.params) == (rates[0] == 0)
-        assert equal(new.adversary["params"], current.adversary["params"]) == (rates[1] == 0)
+        for old, after, rate in zip(before, halves(new), rates, strict=True):
+            assert equal(old, after) == (rate == 0)
         assert metrics["grad_norm/discriminator"] > 0
-        sides[name] = new
+        sides[name] = halves(new)
     # Each learns as if the other stood still: both look at the other's old parameters.
-    assert equal(sides["both"].params, sides["generator"].params)
-    assert equal(sides["both"].adversary, sides["rival"].adversary)
+    assert equal(sides["both"][0], sides["generator"][0])
+    assert equal(sides["both"][1], sides["rival"][1])
 
 
 def test_the_discriminator_is_untouched_before_its_time():
-    current, step = contest(optax.sgd(0.1), optax.adam(0.1), start=1)
+    current, take_step = contest(optax.sgd(0.1), optax.adam(0.1), start=1)
     batch = {"frames": jnp.asarray(pixels())}
-    new, _ = step(current, batch, jax.random.key(0))
-    assert equal(new.adversary, current.adversary)
-    assert not equal(new.params, current.params)
-    later, _ = step(new, batch, jax.random.key(1))
-    assert not equal(later.adversary["params"], new.adversary["params"])
-    assert int(later.adversary["opt_state"][0].count) == 1
+    before = jax.device_get(current)
+    new, _ = take_step(current, batch)
+    after = jax.device_get(new)
+    for tree in ("params", "opt_state"):
+        assert equal(*(getattr(x, tree)["discriminator"] for x in (before, after)))
+    assert not equal(halves(after)[0], halves(before)[0])
+    later, _ = take_step(new, batch)
+    assert not equal(halves(later)[1], halves(after)[1])
+    assert int(later.opt_state["discriminator"][0].count) == 1
 
 
 @pytest.mark.parametrize("part", ["loss", "gradient"])
 def test_a_discriminator_that_is_not_finite_rejects_the_whole_step(part):
-    def spoil(found):
-        running, (value, gradient) = found
-        if part == "loss":
-            return running, (value * jnp.inf, gradient)
-        first, *rest = jax.tree.leaves(gradient)
-        leaves = [first.at[0, 0].set(jnp.nan), *rest]
-        return running, (value, jax.tree.unflatten(jax.tree.structure(gradient), leaves))
+    @jax.custom_vjp
+    def broken(x):
+        return x
 
-    current, step = contest(optax.adam(0.1), optax.adam(0.1), spoil=spoil)
-    new, metrics = step(current, {"frames": jnp.asarray(pixels())}, jax.random.key(0))
+    broken.defvjp(lambda x: (x, None), lambda _, g: (g * jnp.nan,))
+
+    def spoil(value):
+        own = value.others["discriminator"]
+        own = own * jnp.inf if part == "loss" else broken(own)
+        return dataclasses.replace(value, others={"discriminator": own})
+
+    current, take_step = contest(optax.adam(0.1), optax.adam(0.1), spoil=spoil)
+    before = jax.device_get(current)
+    new, metrics = take_step(current, {"frames": jnp.asarray(pixels())})
     assert np.isfinite(metrics["loss"])
     assert (int(new.step), int(new.updates), int(new.rejected)) == (1, 0, 1)
-    counts = dict(step=current.step, rejected=current.rejected)
-    assert equal(dataclasses.replace(new, **counts), current)
+    counts = dict(step=before.step, rejected=before.rejected)
+    assert equal(dataclasses.replace(new, **counts), before)
 
 
 def test_micro_batches_are_averaged_for_the_discriminator_too():
@@ -313,27 +352,28 @@ def test_micro_batches_are_averaged_for_the_discriminator_too():
         return autoencoder(variables, x, *rest, method=method)
 
     params, rival = parameters()
-    cfgs = {n: OptimConfig(accumulate=n) for n in (1, 2)}
-    found = {}
-    for n, optim in cfgs.items():
-        layout = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), params)
-        # Statistics at rest, so that both halves are normalised alike.
-        value = functools.partial(
-            vae_loss.vae_loss,
-            Networks(still, discriminator),
-            cfg=dataclasses.replace(cfg, gan_adaptive=False, statistics_decay=1.0),
-        )
-        current = state_of(params, rival, updates=10**9)
+    both = {**params, "discriminator": rival}
+    layout = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), both)
+    optimizers = {MAIN: Optimizer(optax.sgd(0.1)), "discriminator": Optimizer(optax.sgd(0.1))}
+    # Statistics at rest, so that both halves are normalised alike.
+    value = functools.partial(
+        vae_loss.vae_loss,
+        Networks(still, discriminator),
+        cfg=dataclasses.replace(cfg, gan_adaptive=False, statistics_decay=1.0),
+    )
+    current = state_of(params, rival, updates=10**9)
+    results = {}
+    for n in (1, 2):
         run = jax.jit(
-            lambda p, optim=optim, value=value, current=current, layout=layout: (
-                state.value_and_gradient(
-                    value, p, current, {"frames": frames}, jax.random.key(0), optim, layout
-                )
+            lambda p, n=n: step.gradients(
+                *(value, optimizers, p, current, {"frames": frames}, {}, jax.random.key(0)),
+                micro_batches=n,
+                layout=layout,
             )
         )
-        (total, (metrics, (_, rivals))), grads = run(params)
-        found[n] = total, metrics["disc_accuracy"], rivals, grads
-    for x, y in zip(jax.tree.leaves(found[1]), jax.tree.leaves(found[2]), strict=True):
+        result, grads = run(both)
+        results[n] = result.loss, result.metrics["disc_accuracy"], result.others, grads
+    for x, y in zip(jax.tree.leaves(results[1]), jax.tree.leaves(results[2]), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
 
 

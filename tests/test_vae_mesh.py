@@ -1,4 +1,4 @@
-"""The game of the VAE stage on several devices, which have to play as one."""
+"""The adversarial training of the VAE stage on several devices, which have to train as one."""
 
 import dataclasses
 
@@ -6,14 +6,14 @@ import pytest
 from test_vae_stage import CLIPS, full
 from tiny_stages import QUICK_MESH, SLOW_MESHES, assert_eight_devices_train_as_one
 
-from ltx_jax.training import vae
+from ltx_jax.training.vae.stage import VAEStage
 
 SLOW = [pytest.param(shape, marks=pytest.mark.slow) for shape in SLOW_MESHES]
 
 
 @pytest.mark.parametrize("shape", [QUICK_MESH, *SLOW], ids=str)
-def test_eight_devices_play_as_one(shape, monkeypatch):
+def test_eight_devices_train_as_one(shape):
     """The whole loss, the discriminator in it from the start."""
     cfg = full(disc_start=0.0)
     cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, buckets=(CLIPS,)))
-    assert_eight_devices_train_as_one(vae, cfg, shape, monkeypatch)
+    assert_eight_devices_train_as_one(lambda mesh: VAEStage.open(cfg, mesh), shape)

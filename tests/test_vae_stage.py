@@ -1,4 +1,4 @@
-"""The VAE stage with its tiny networks: buckets, the game in a compiled step, validation."""
+"""The VAE stage with its tiny networks: buckets, the discriminator, validation."""
 
 import dataclasses
 import itertools
@@ -13,7 +13,12 @@ from tiny_stages import QUICK, load, one_device
 from ltx_jax.config import BucketConfig, DiscriminatorConfig, MeshConfig
 from ltx_jax.data.loader import Batch
 from ltx_jax.runtime import sharding
-from ltx_jax.training import loop, state, vae, vae_validation
+from ltx_jax.training import loop
+from ltx_jax.training.step import GRADIENTS, Trainer
+from ltx_jax.training.vae.gan import METRICS
+from ltx_jax.training.vae.stage import VAEStage
+from ltx_jax.training.vae.validation import require_pixels
+from ltx_jax.training.validation_clips import read_validation_clips
 
 PICTURES = BucketConfig(num_frames=1, height=24, width=16, batch_size=8)
 CLIPS = BucketConfig(num_frames=5, height=16, width=16, batch_size=8)
@@ -33,48 +38,45 @@ def full(*overrides, **changes):
 
 
 @pytest.fixture(scope="module")
-def quick():
-    """Compiles training steps at a low level: tests spend more on compiling than on running."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vae, "make_step", lambda *args: state.make_step(*args[:3], QUICK))
-        yield
-
-
-@pytest.fixture(scope="module")
-def run(quick):
-    """A stage, and states and metrics of six steps; the discriminator begins in the third."""
-    stage, states, metrics = vae.build(full(), one_device()), [], []
-    current = stage.plan.make()
+def run():
+    """A trainer, and states and metrics of six steps; the discriminator begins in the third."""
+    # Compiled at a low level: tests spend more on compiling than on running.
+    trainer = Trainer(VAEStage.open(full(), one_device()), compiler_options=QUICK)
+    current, states, metrics = trainer.plan.make(), [], []
     with sharding.use_mesh(one_device()):
-        for batch in stage.batches(0, 6):
+        for batch in trainer.stage.batches(0, 6):
             states.append(jax.device_get(current))
-            current, found = stage.step(current, batch)
-            metrics.append((batch["frames"].shape, jax.device_get(found)))
-    return stage, [*states, jax.device_get(current)], metrics
+            current, values = trainer.step(current, batch)
+            metrics.append((batch["frames"].shape, jax.device_get(values)))
+    return trainer, [*states, jax.device_get(current)], metrics
 
 
 def equal(a, b):
     return all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))
 
 
-def test_pictures_and_clips_go_through_one_step_and_one_game(run):
+def test_pictures_and_clips_go_through_one_step_and_one_discriminator(run):
     _, states, metrics = run
     assert {shape for shape, _ in metrics} == {(8, 1, 24, 16, 3), (8, 5, 16, 16, 3)}
     assert int(states[-1].updates) == 6
     for step, (before, after) in enumerate(itertools.pairwise(states)):
-        assert equal(before.adversary["params"], after.adversary["params"]) == (step < 2)
-        assert equal(before.adversary["opt_state"], after.adversary["opt_state"]) == (step < 2)
-        assert not equal(before.params, after.params)
+        for tree in ("params", "opt_state"):
+            rival = [getattr(state, tree)["discriminator"] for state in (before, after)]
+            assert equal(*rival) == (step < 2)
+        for part in ("encoder", "decoder"):
+            assert not equal(before.params[part], after.params[part])
+        assert set(after.ema) == {"encoder", "decoder"}
 
 
-def test_every_term_has_a_figure_of_its_own(run):
-    _, _, metrics = run
+def test_every_term_has_a_metric_of_its_own(run):
+    trainer, states, metrics = run
     game = {"gan", "gan_scale", "disc_loss", "disc_accuracy", "grad_norm/discriminator"}
     always = {"loss", "pixel", "mse", "dwt", "kl", "psnr", "grad_norm", "dead_channels"}
     always |= {"latent_std_min", "latent_std_max", "grad_norm/encoder", "grad_norm/decoder"}
+    assert [trainer.resting_metrics(states[i]) for i in (1, 2)] == [set(METRICS), set()]
     for step, (_, shown) in enumerate(metrics):
-        found = {name: value for name, value in shown.items() if name != state.GRADIENTS}
-        assert set(shown[state.GRADIENTS]) == {"encoder", "decoder", "discriminator"}
+        found = {name: value for name, value in shown.items() if name != GRADIENTS}
+        assert set(shown[GRADIENTS]) == {"encoder", "decoder", "discriminator"}
         assert set(found) == always | game | {"rejected", "rejected_in_a_row"}
         silent = {name for name, value in found.items() if np.isnan(value)}
         assert silent == (game if step < 2 else set())  # 5 % of the run
@@ -96,19 +98,19 @@ def test_injected_noise_begins_at_zero_and_is_learnt(run):
 
 def test_a_clip_is_learnt_by_heart(run):
     """By all terms together, against a discriminator that learns too."""
-    stage, states, _ = run
+    trainer, states, _ = run
     current, found = jax.tree.map(jnp.asarray, states[0]), []
     with sharding.use_mesh(one_device()):
-        batch = next(b for b in stage.batches(0, 6) if b["frames"].shape[1] > 1)
+        batch = next(b for b in trainer.stage.batches(0, 6) if b["frames"].shape[1] > 1)
         for _ in range(24):
-            current, metrics = stage.step(current, batch)
+            current, metrics = trainer.step(current, batch)
             found.append(float(metrics["pixel"]))
     assert np.mean(found[-5:]) < 0.5 * found[0]
     assert int(current.updates) == 24
 
 
 @pytest.mark.slow
-def test_a_run_that_goes_on_ends_as_one_that_never_stopped(quick, tmp_path):
+def test_a_run_that_goes_on_ends_as_one_that_never_stopped(tmp_path):
     """The discriminator and its optimiser too."""
     cfg = full("--run.steps", "6", "--run.save-every", "3")
     whole = loop.train(_at(cfg, tmp_path / "whole"), lambda line: None)
@@ -126,7 +128,7 @@ def test_a_run_that_goes_on_ends_as_one_that_never_stopped(quick, tmp_path):
     lines = []
     parts = loop.train(often, lines.append)
     assert any("continues after step 3" in line for line in lines)
-    assert equal(whole.adversary, parts.adversary)
+    assert equal(whole.params["discriminator"], parts.params["discriminator"])
     assert equal(whole, parts)
 
 
@@ -138,24 +140,25 @@ def _at(cfg, folder, **changes):
 
 
 def test_work_is_counted_per_bucket(run):
-    stage, _, _ = run
+    trainer, _, _ = run
     found = {}
     for size in (PICTURES, CLIPS):
         shape = (size.batch_size, size.num_frames, size.height, size.width, 3)
-        found[size] = stage.work({"frames": jnp.zeros(shape, jnp.uint8)}, 3)
+        found[size] = trainer.work({"frames": jnp.zeros(shape, jnp.uint8)}, 3)
     # 4 x 4 x 2 pixels a latent.
     assert found[PICTURES].tokens == 8 * 6 * 4
     assert found[CLIPS].tokens == 8 * 3 * 4 * 4
 
     clips = {"frames": jnp.zeros((8, 5, 16, 16, 3), jnp.uint8)}
-    alone = vae.build(full(gan_weight=0.0), one_device())
+    alone = Trainer(VAEStage.describe(full(gan_weight=0.0), one_device()))
     without = alone.work(clips, 3).flop
     assert 0 < without < found[CLIPS].flop
-    assert stage.work(clips, 2).flop == without  # the discriminator begins in the third step
+    assert trainer.work(clips, 2).flop == without  # the discriminator begins in the third step
 
 
 def test_validation_shows_held_out_clips_by_the_averaged_parameters(run):
-    stage, states, _ = run
+    trainer, states, _ = run
+    stage = trainer.stage
     found = stage.validate(jax.tree.map(jnp.asarray, states[-1]))
     assert next(iter(found.scalars)) == "val_pixel"  # the one to lower
     levels = {f"val_psnr_at/{t}" for t in (0.05, 0.1, 0.2)}
@@ -171,14 +174,14 @@ def test_validation_shows_held_out_clips_by_the_averaged_parameters(run):
     np.testing.assert_array_equal(
         pair.frames[:, :, 16:], found.videos["decode times 1"].frames[:, :, :16]
     )
-    clip = vae_validation.held_out(full().run, full().data).frames[1]
+    clip = read_validation_clips(full().run, full().data).frames[1]
     np.testing.assert_array_equal(pair.frames[:, :, :16], clip)
     error = (pair.frames[:, :, 16:].astype(float) - clip) / 127.5
     # One of two clips; rounding to 256 levels and clipping.
     assert 0 < np.abs(error).mean() < 3 * found.scalars["val_pixel"]
     assert set(found.histograms) == {"latent_mean", "latent_std"}
     np.testing.assert_array_equal(
-        found.histograms["latent_std"], stage.statistics(states[-1])["std"]
+        found.histograms["latent_std"], stage.latent_statistics(states[-1])["std"]
     )
     again = stage.validate(jax.tree.map(jnp.asarray, states[-1]))
     assert again.scalars == found.scalars
@@ -190,15 +193,15 @@ def test_validation_shows_held_out_clips_by_the_averaged_parameters(run):
 
 def test_without_its_files_lpips_is_off_and_the_log_says_so(caplog):
     with caplog.at_level(logging.WARNING):
-        vae.build(load("vae"), one_device())
+        VAEStage.open(load("vae"), one_device())
         assert not caplog.records
-        stage = vae.build(load("vae", "--loss.lpips-weight", "0.5"), one_device())
+        stage = VAEStage.open(load("vae", "--loss.lpips-weight", "0.5"), one_device())
     assert "LPIPS is off" in caplog.text
     assert "--loss.vgg and --loss.lpips-heads" in caplog.text
-    assert "lpips" not in next(stage.batches(0, 1))
+    assert not stage.frozen
     named = ("--loss.lpips-weight", "0.5", "--loss.vgg", "a.pth", "--loss.lpips-heads", "b.pth")
     with pytest.raises(ValueError, match=r"a\.pth is a pickle"):
-        vae.build(load("vae", *named), one_device())
+        VAEStage.open(load("vae", *named), one_device())
 
 
 @pytest.mark.parametrize(
@@ -218,16 +221,16 @@ def test_a_bucket_that_something_cannot_take_is_refused_before_any_step(bucket, 
         discriminator=DiscriminatorConfig(levels=3),
     )
     with pytest.raises(ValueError, match=message):
-        vae.build(cfg, one_device())
+        VAEStage.open(cfg, one_device())
 
 
 def test_held_out_clips_that_are_not_there_show_before_the_first_step():
     wrong = ("--run.validation-source", "/nowhere", "--run.validate-every", "10")
     with pytest.raises(ValueError, match=r"/nowhere is not a folder"):
-        vae_validation.validator(load("vae", *wrong), one_device(), {})
+        VAEStage.open(load("vae", *wrong), one_device())
 
 
 def test_data_without_pixels_is_refused():
     batch = Batch(CLIPS, "none", (), np.zeros(0, np.float32))
     with pytest.raises(ValueError, match="trained on pixels, and this data holds latents"):
-        vae_validation.pixels(batch)
+        require_pixels(batch)

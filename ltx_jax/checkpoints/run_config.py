@@ -14,7 +14,14 @@ from etils import epath
 
 from ltx_jax import config
 from ltx_jax.checkpoints.lock import is_address
-from ltx_jax.config import ExecutionConfig, SamplingConfig, TrainTransformer, TrainVAE, VAEConfig
+from ltx_jax.config import (
+    ExecutionConfig,
+    SamplingConfig,
+    TrainConfig,
+    TrainTransformer,
+    TrainVAE,
+    VAEConfig,
+)
 from ltx_jax.runtime import files
 
 CONFIG = "config.json"
@@ -71,7 +78,7 @@ def is_run(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def write_config(folder: str | os.PathLike[str], cfg: TrainVAE | TrainTransformer) -> None:
+def write_config(folder: str | os.PathLike[str], cfg: TrainConfig) -> None:
     """Writes a configuration with the name of its type, whole or not at all."""
     _write(folder, {"type": type(cfg).__name__, "config": dataclasses.asdict(cfg)})
 

@@ -45,7 +45,7 @@ from ltx_jax.config import (
     ExecutionConfig,
     RunConfig,
     T5Config,
-    TrainTransformer,
+    TrainConfig,
     TrainVAE,
 )
 from ltx_jax.models.t5 import T5Encoder
@@ -66,7 +66,7 @@ class Run:
         things, or is being written by another process.
     """
 
-    def __init__(self, cfg: TrainVAE | TrainTransformer):
+    def __init__(self, cfg: TrainConfig):
         self.folder = locate(cfg.run.output)
         self._cfg = cfg
         self._saving: int | None = None
@@ -263,7 +263,7 @@ def has_step(path: str | os.PathLike[str]) -> bool:
     return steps.exists() and any(entry.name.isdecimal() for entry in steps.iterdir())
 
 
-def restore(cfg: TrainVAE | TrainTransformer, shapes: Mapping[str, Any]) -> dict[str, Any]:
+def restore(cfg: TrainConfig, shapes: Mapping[str, Any]) -> dict[str, Any]:
     """Reads the latest step of a run that another process may be training.
 
     Raises:

@@ -1,7 +1,7 @@
 """Settings of training: data, losses, optimiser, runs, and the two stages."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from ltx_jax.config.networks import (
     DiscriminatorConfig,
@@ -221,6 +221,12 @@ class RunConfig:
     steps: int = 10_000
     seed: int = 0
     init_from: str | None = None  # a checkpoint of any kind, for the initial weights
+    # Regular expressions that say how its network may differ from this one. A tensor is named by
+    # its path ("transformer/blocks/attn1/to_q/kernel"), and each that differs is logged.
+    init_missing: tuple[str, ...] = ()  # tensors that the checkpoint may lack: they are drawn
+    init_extra: tuple[str, ...] = ()  # tensors that this network may lack: they are left out
+    init_redraw: tuple[str, ...] = ()  # tensors to draw although the checkpoint has them
+    init_settings: tuple[str, ...] = ()  # settings of the network that may differ ("norm_eps")
     log_every: int = 50  # steps
     save_every: int = 1000  # steps
     keep: int = 2  # latest checkpoints that are kept
@@ -260,13 +266,31 @@ class DistributedConfig:
     process_id: int | None = None
 
 
+class TrainConfig:
+    """What the configurations of all stages of training have.
+
+    Attributes:
+      stage: the class that trains it, "module:name", a `ltx_jax.training.stage.Stage`.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]  # of its subclasses
+    stage: ClassVar[str]
+    data: DataConfig
+    optim: OptimConfig
+    run: RunConfig
+    mesh: MeshConfig
+    distributed: DistributedConfig
+
+
 @dataclasses.dataclass(frozen=True)
-class TrainVAE:
+class TrainVAE(TrainConfig):
     """The first stage: `ltx-train NAME`.
 
     The discriminator has an optimiser of its own, whose schedule begins when it does. It takes the
     micro-batches of `optim`, and has no parameter average.
     """
+
+    stage: ClassVar[str] = "ltx_jax.training.vae.stage:VAEStage"
 
     model: VAEConfig
     execution: ExecutionConfig = ExecutionConfig()
@@ -293,12 +317,14 @@ class TrainVAE:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainTransformer:
+class TrainTransformer(TrainConfig):
     """The second stage: the transformer on the latents of a trained VAE.
 
     `captions` says where their embeddings come from: "train" trains `text_encoder`, over bytes,
     along; "frozen" runs the one at `text_encoder_path`; "cached" has them stored with the data.
     """
+
+    stage: ClassVar[str] = "ltx_jax.training.transformer.stage:TransformerStage"
 
     model: TransformerConfig
     vae: str  # anything `--checkpoint` of ltx-sample takes

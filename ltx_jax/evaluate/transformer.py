@@ -19,7 +19,7 @@ from ltx_jax.inference.pipeline import LTXPipeline
 from ltx_jax.models import convolution
 from ltx_jax.models.transformer import Context
 from ltx_jax.models.vae import LatentStatistics, VideoVAE
-from ltx_jax.training.flow_validation import TIMES, losses_at_times
+from ltx_jax.training.transformer.validation import TIMES, losses_at_times
 
 
 @functools.partial(jax.jit, static_argnames=("vae", "cfg", "execution"))
@@ -50,10 +50,10 @@ def _losses(
     rope = positions.rope_of(coords[None], frame_rate, cfg)
     context = denoiser.prepare_context(transformer_params, Context(*caption, rope))
 
-    def velocity(params: Any, x: Array, times: Array, context: Any, rope: Any) -> Array:
-        return denoiser(params, x, times, context)[0]
+    def velocity(x: Array, times: Array) -> Array:
+        return denoiser(transformer_params, x, times, context)[0]
 
-    return losses_at_times(velocity, transformer_params, latents, context, None, noise_key)
+    return losses_at_times(velocity, latents, noise_key)
 
 
 def loss_rows(

@@ -15,15 +15,16 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from ltx_jax.config import BucketConfig, TrainTransformer, TrainVAE
+from ltx_jax.config import BucketConfig, TrainConfig
 from ltx_jax.planning import accelerators, hlo
 from ltx_jax.planning.accelerators import Target
 from ltx_jax.planning.hlo import Traffic
 from ltx_jax.runtime import sharding
-from ltx_jax.training import transformer, vae
 from ltx_jax.training.flops import count_traced
-from ltx_jax.training.stage import Sketch, Work, check_batch_size
-from ltx_jax.training.state import TrainState
+from ltx_jax.training.optim import MAIN
+from ltx_jax.training.stage import stage_class
+from ltx_jax.training.state import TrainState, by_optimizer
+from ltx_jax.training.step import Trainer, Work
 
 Log = Callable[[str], None]
 
@@ -105,7 +106,7 @@ def prepare(name: str) -> None:
         jax.config.update("jax_num_cpu_devices", int(match[1]))
 
 
-def plan(cfg: TrainVAE | TrainTransformer, name: str, log: Log = print) -> StepPlan | None:
+def plan(cfg: TrainConfig, name: str, log: Log = print) -> StepPlan | None:
     """Compiles the step of the dearest bucket for a target, and reports on it.
 
     Args:
@@ -121,24 +122,24 @@ def plan(cfg: TrainVAE | TrainTransformer, name: str, log: Log = print) -> StepP
     """
     target = accelerators.find(name)
     mesh = sharding.make_mesh(cfg.mesh, target.devices)
-    for bucket in cfg.data.sizes:
-        check_batch_size(bucket.batch_size, mesh, cfg.optim.accumulate)
-    draw: Any = vae.sketch if isinstance(cfg, TrainVAE) else transformer.sketch
-    sketch: Sketch = draw(cfg, mesh)
+    stage = stage_class(cfg).describe(cfg, mesh)
+    trainer = Trainer(stage)
+    shapes = trainer.plan.shapes
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
     log(f"{name}: {mesh.size} x {target.devices[0].device_kind}, mesh {axes or 'of one'}")
-    count = sum(x.size for x in jax.tree.leaves(sketch.plan.shapes.params))
+    count = sum(x.size for x in jax.tree.leaves(_main_params(shapes)))
     log(f"{count / 1e6:.1f} M parameters; bytes below are those of one device")
-    state = state_bytes(sketch.plan.shapes)
+    state = state_bytes(shapes)
     for kind, size in state.items():
         log(f"  {kind:<16}{_gb(size)}")
     with sharding.use_mesh(mesh):
-        works = [sketch.work(batch, cfg.run.steps) for _, batch in sketch.batches]
+        batches = [stage.abstract_batch(bucket) for bucket in cfg.data.sizes]
+        works = [trainer.work(batch, cfg.run.steps) for batch in batches]
     dearest = max(range(len(works)), key=lambda i: works[i].flop)
-    bucket, batch = sketch.batches[dearest]
+    bucket, batch = cfg.data.sizes[dearest], batches[dearest]
     log(f"{_title(bucket)}{f', the dearest of {len(works)} buckets' if len(works) > 1 else ''}")
     try:
-        planned = _compile(sketch, bucket, batch, works[dearest], target, mesh)
+        planned = _compile(trainer, bucket, batch, works[dearest], target, mesh)
     except jax.errors.JaxRuntimeError as error:
         log(f"  does not fit: {_memory_error(error)}")
         planned = None
@@ -158,22 +159,30 @@ def device_bytes(tree: Any) -> int:
 
 def state_bytes(shapes: TrainState) -> dict[str, int]:
     """Bytes on one device of the parts of a training state that it has."""
+    apart = {
+        name: (shapes.params[name], opt_state)
+        for name, opt_state in shapes.opt_state.items()
+        if name != MAIN
+    }
     parts = {
-        "parameters": shapes.params,
+        "parameters": _main_params(shapes),
         "average": shapes.ema,
-        "optimiser": shapes.opt_state,
-        "discriminator": shapes.adversary,
+        "optimiser": shapes.opt_state[MAIN],
+        **apart,
         "statistics": shapes.statistics,
     }
     return {name: size for name, part in parts.items() if (size := device_bytes(part))}
 
 
+def _main_params(shapes: TrainState) -> Any:
+    return by_optimizer(shapes.params, shapes.opt_state)[MAIN]
+
+
 def _compile(
-    sketch: Sketch, bucket: BucketConfig, batch: Any, work: Work, target: Target, mesh: Mesh
+    trainer: Trainer, bucket: BucketConfig, batch: Any, work: Work, target: Target, mesh: Mesh
 ) -> StepPlan:
-    step: Any = sketch.step
     with sharding.use_mesh(mesh):
-        traced = step.trace(sketch.plan.shapes, batch)
+        traced = trainer.trace(batch)
         executed = count_traced(traced.jaxpr.jaxpr)
         compiled = traced.lower().compile()
     memory = compiled.memory_analysis()
@@ -253,9 +262,7 @@ def _memory_error(error: Exception) -> str:
     return f"{found[1]} of {found[2]}" if found else text.splitlines()[0]
 
 
-def _advice(
-    cfg: TrainVAE | TrainTransformer, state: int, target: Target, mesh: Mesh, bucket: BucketConfig
-) -> str:
+def _advice(cfg: Any, state: int, target: Target, mesh: Mesh, bucket: BucketConfig) -> str:
     """What to change first where a step does not fit."""
     limit = target.chip.memory if target.chip is not None else 0.0
     if state > limit / 2 and mesh.shape["data"] > 1:

@@ -1,0 +1,42 @@
+"""Training: two stages, and what any stage needs.
+
+`train(cfg)` runs a configuration to its end. A kind of training is a `Stage`; a `Trainer` lays its
+state out on the mesh and compiles its step; `fit` is the loop around both:
+
+    from ltx_jax import config, training
+
+    cfg = config.load("configs/shapes_tiny_vae.py")
+    trainer = training.open_trainer(cfg)   # or Trainer(MyStage.open(cfg, mesh))
+    state = training.fit(trainer)
+"""
+
+from ltx_jax.training.loop import evaluate, fit, open_trainer, train
+from ltx_jax.training.optim import Optimizer
+from ltx_jax.training.stage import (
+    BatchSource,
+    InitialWeights,
+    LoggedVideo,
+    LossValue,
+    Stage,
+    Validation,
+    stage_class,
+)
+from ltx_jax.training.state import TrainState
+from ltx_jax.training.step import Trainer
+
+__all__ = [
+    "BatchSource",
+    "InitialWeights",
+    "LoggedVideo",
+    "LossValue",
+    "Optimizer",
+    "Stage",
+    "TrainState",
+    "Trainer",
+    "Validation",
+    "evaluate",
+    "fit",
+    "open_trainer",
+    "stage_class",
+    "train",
+]

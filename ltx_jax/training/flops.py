@@ -1,7 +1,7 @@
 """Floating-point operations by our own count, and what devices can do at best.
 
 XLA's own estimate counts the body of a loop once and library calls not at all. Here a program is
-traced and its products and convolutions are added up; everything else is memory traffic.
+traced and its matmuls and convolutions are added up; everything else is memory traffic.
 """
 
 import math
@@ -41,18 +41,18 @@ def peak_flops(device_kind: str) -> float | None:
 def count_flop(
     function: Callable[..., Any], *arguments: Any, gradient: int | Sequence[int] = ()
 ) -> float:
-    """Operations of all products and convolutions of a program, over all devices.
+    """Operations of all matmuls and convolutions of a program, over all devices.
 
     Args:
-      function: what to count. Loops count as often as they run, conditions with their dearest
-        branch.
+      function: what to count. Loops count as often as they run, conditions with their most
+        expensive branch.
       arguments: of the function; shapes are enough.
       gradient: positions of arguments. Adds what the gradient with respect to them takes: every
-        product once more for each factor that depends on them. What a rematerialised gradient
+        matmul once more for each factor that depends on them. What a rematerialised gradient
         computes a second time does not count, so this is the numerator of an MFU.
 
     Raises:
-      ValueError: for products inside a loop whose length is not known when it is traced.
+      ValueError: for matmuls inside a loop whose length is not fixed when it is traced.
     """
     positions = {gradient} if isinstance(gradient, int) else set(gradient)
     flows = [i in positions for i, tree in enumerate(arguments) for _ in jax.tree.leaves(tree)]
@@ -64,7 +64,7 @@ def count_traced(jaxpr: Any) -> float:
     return _count(jaxpr, [False] * len(jaxpr.invars))[0]
 
 
-class _Ends(NamedTuple):
+class _Outputs(NamedTuple):
     """Which outputs of a program are used at all, and by which of them gradients come in."""
 
     used: list[bool]
@@ -72,14 +72,14 @@ class _Ends(NamedTuple):
 
 
 def _count(
-    jaxpr: Any, flows: Sequence[bool], ends: _Ends | None = None
+    jaxpr: Any, flows: Sequence[bool], ends: _Outputs | None = None
 ) -> tuple[float, list[bool]]:
     """Operations of a program, and which of its outputs depend on the inputs that `flows` marks.
 
     What no used output depends on is not counted: a compiler leaves it out.
     """
     every = [True] * len(jaxpr.outvars)
-    used, wanted = ends or _Ends(every, every)
+    used, wanted = ends or _Outputs(every, every)
     needed, reached = (
         {x for x, yes in zip(jaxpr.outvars, marked, strict=True) if yes and not _is_literal(x)}
         for marked in (used, wanted)
@@ -91,39 +91,39 @@ def _count(
         if reached.intersection(equation.outvars) and equation.primitive.name != "stop_gradient":
             reached |= inputs
 
-    known = {x for x, yes in zip(jaxpr.invars, flows, strict=True) if yes}
+    moving = {x for x, yes in zip(jaxpr.invars, flows, strict=True) if yes}
     total = 0.0
     for equation in jaxpr.eqns:
-        ends = _Ends(*([x in marked for x in equation.outvars] for marked in (needed, reached)))
+        ends = _Outputs(*([x in marked for x in equation.outvars] for marked in (needed, reached)))
         if not any(ends.used) and not equation.effects:
             continue
-        flows = [any(ends.wanted) and not _is_literal(x) and x in known for x in equation.invars]
+        flows = [any(ends.wanted) and not _is_literal(x) and x in moving for x in equation.invars]
         flop, outputs = _count_equation(equation, flows, ends)
         total += flop
         for variable, depends in zip(equation.outvars, outputs, strict=True):
             if depends and jnp.issubdtype(variable.aval.dtype, jnp.inexact):
-                known.add(variable)
-    return total, [not _is_literal(x) and x in known for x in jaxpr.outvars]
+                moving.add(variable)
+    return total, [not _is_literal(x) and x in moving for x in jaxpr.outvars]
 
 
 def _is_literal(atom: Any) -> bool:
     return hasattr(atom, "val")
 
 
-def _count_equation(equation: Any, flows: list[bool], ends: _Ends) -> tuple[float, list[bool]]:
+def _count_equation(equation: Any, flows: list[bool], ends: _Outputs) -> tuple[float, list[bool]]:
     name, parameters = equation.primitive.name, equation.params
     through = [any(flows)] * len(equation.outvars)
     if name == "stop_gradient":
         return 0.0, [False]
-    if name in _PRODUCTS:
-        return _PRODUCTS[name](equation) * (1 + sum(flows)), through
+    if name in _COUNTERS:
+        return _COUNTERS[name](equation) * (1 + sum(flows)), through
     if name.startswith("dot_product_attention"):
         return _cudnn_attention(equation, flows), through
     if name == "scan":
         return _count_scan(equation, flows)
     if name == "while":
         if _count_inside(parameters):
-            raise ValueError("a loop of unknown length holds products: count one turn of it")
+            raise ValueError("a loop of unknown length holds matmuls: count one turn of it")
         return 0.0, through
     if name == "cond":  # the first operand chooses
         counts = [_count(branch, flows[1:], ends) for branch in _branches(parameters)]
@@ -198,12 +198,12 @@ def _cudnn_attention(equation: Any, flows: list[bool]) -> float:
     queries, keys = (x.aval.shape for x in equation.invars[:2])
     one = 2.0 * math.prod(queries) * keys[1]
     if "bwd" in equation.primitive.name:
-        return 5 * one  # the scores again, then two gradients of each of the two products
+        return 5 * one  # the scores again, then two gradients of each of the two matmuls
     q, k, v = flows[:3]
     return one * ((1 + q + k) + (1 + (q or k) + v))
 
 
-_PRODUCTS: dict[str, Callable[[Any], float]] = {
+_COUNTERS: dict[str, Callable[[Any], float]] = {
     "dot_general": _dot,
     "conv_general_dilated": _convolution,
 }

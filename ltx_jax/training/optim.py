@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,31 @@ _UPDATE_RMS = 0.2
 # Output channels of a convolution that Muon takes as one matrix: orthogonalising costs their
 # square, and a kernel of 1024 as a whole takes longer than the gradient of a small network.
 _COLUMNS = 64
+
+MAIN = "main"  # the optimiser of all parameters that have none of their own
+
+
+class Optimizer(NamedTuple):
+    """An optimiser of some of the parameters.
+
+    Attributes:
+      tx: the transformation of their gradient.
+      freeze: patterns of paths; parameters that match have no gradient.
+      ema_decay: of the average of these parameters; None keeps no average.
+      start: updates of the run before it begins; None: it acts in every step.
+      metrics: names of those that are NaN until it begins.
+    """
+
+    tx: optax.GradientTransformation
+    freeze: tuple[str, ...] = ()
+    ema_decay: float | None = None
+    start: int | None = None
+    metrics: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, cfg: OptimConfig, steps: int) -> "Optimizer":
+        """The optimiser of a configuration, for a run of so many steps."""
+        return cls(make_optimizer(cfg, steps), cfg.freeze, cfg.ema_decay)
 
 
 def make_schedule(cfg: OptimConfig, steps: int) -> optax.Schedule:
@@ -73,13 +98,13 @@ def make_optimizer(cfg: OptimConfig, steps: int) -> optax.GradientTransformation
         return tx
 
     def kinds(params: Any) -> Any:
-        fixed = frozen(params, cfg.freeze)
+        fixed = frozen_parameters(params, cfg.freeze)
         return jax.tree.map(lambda no: "frozen" if no else "trained", fixed)
 
     return optax.multi_transform({"trained": tx, "frozen": optax.set_to_zero()}, kinds)
 
 
-def frozen(params: Any, patterns: Sequence[str]) -> Any:
+def frozen_parameters(params: Any, patterns: Sequence[str]) -> Any:
     """True for the parameters whose path, as in "blocks/attn1/to_q/kernel", a pattern matches.
 
     Raises:
@@ -89,15 +114,15 @@ def frozen(params: Any, patterns: Sequence[str]) -> Any:
 
     def leaf(path: Any, _: Any) -> bool:
         name = "/".join(entry.key for entry in path)
-        found = [pattern for pattern in patterns if re.search(pattern, name)]
-        matched.update(dict.fromkeys(found, True))
-        return bool(found)
+        matching = [pattern for pattern in patterns if re.search(pattern, name)]
+        matched.update(dict.fromkeys(matching, True))
+        return bool(matching)
 
     try:
         fixed = jax.tree.map_with_path(leaf, params)
     except re.error as error:
         raise ValueError(f"optim.freeze: {error.pattern!r} cannot be read: {error}") from error
-    idle = [pattern for pattern, found in matched.items() if not found]
+    idle = [pattern for pattern, matches in matched.items() if not matches]
     if idle:
         raise ValueError(f"optim.freeze: {idle[0]!r} matches no parameter")
     return fixed

@@ -27,15 +27,15 @@ def join(cfg: DistributedConfig) -> None:
     Raises:
       ValueError: if only some of the settings are given.
     """
-    given = (cfg.coordinator, cfg.num_processes, cfg.process_id)
-    alone = given == (None, None, None)
-    if not alone and None in given:
+    place = (cfg.coordinator, cfg.num_processes, cfg.process_id)
+    alone = place == (None, None, None)
+    if not alone and None in place:
         raise ValueError(
             "--distributed.coordinator, --distributed.num-processes and --distributed.process-id "
             "belong together: give all three, or none where SLURM, GKE or a TPU pod says it"
         )
     try:
-        jax.distributed.initialize(*given)
+        jax.distributed.initialize(*place)
     except (ValueError, RuntimeError) as error:
         if not (alone and any(text in str(error) for text in _ALONE)):
             raise

@@ -1,4 +1,4 @@
-"""What a run says while it trains: a line of the log, TensorBoard, Weights & Biases."""
+"""What a run reports while it trains: a line of the log, TensorBoard, Weights & Biases."""
 
 import contextlib
 import dataclasses
@@ -15,19 +15,20 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from ltx_jax.config import TrainTransformer, TrainVAE
+from ltx_jax.config import TrainConfig
 from ltx_jax.training.flops import peak_flops
 from ltx_jax.training.process import is_first
-from ltx_jax.training.stage import Footage, Validation, Work
+from ltx_jax.training.stage import LoggedVideo, Validation
+from ltx_jax.training.step import Work
 
 
 class Reporter:
-    """Takes the figures of steps and validations, and says how fast they come.
+    """Reports the metrics of steps and validations, and how fast the steps come.
 
-    Figures that are not a number are left out: they have nothing to say (a loss may). In the line
-    stand those without a "/" in their name.
+    Metrics that are NaN are left out: they have nothing to say. The line of the log has those
+    without a "/" in their name.
 
-    Of several processes only the first says anything.
+    Only the first of several processes reports.
 
     Args:
       cfg: the whole configuration.
@@ -38,7 +39,7 @@ class Reporter:
 
     def __init__(
         self,
-        cfg: TrainVAE | TrainTransformer,
+        cfg: TrainConfig,
         folder: epath.Path,
         first: int,
         log: Callable[[str], None],
@@ -77,15 +78,15 @@ class Reporter:
         self._scalars(done, "train", values)
         self._scalars(done, "speed", speed)
 
-    def validation(self, done: int, found: Validation) -> None:
-        """Reports a look at held-out clips."""
-        self._log(f"step {done}/{self._cfg.steps}  {_numbers(found.scalars)}")
-        scalars = {name.removeprefix("val_"): x for name, x in found.scalars.items()}
+    def validation(self, done: int, results: Validation) -> None:
+        """Reports a validation."""
+        self._log(f"step {done}/{self._cfg.steps}  {_numbers(results.scalars)}")
+        scalars = {name.removeprefix("val_"): x for name, x in results.scalars.items()}
         self._scalars(done, "validation", scalars)
-        for name, footage in found.videos.items():
+        for name, video in results.videos.items():
             for sink in self._sinks:
-                sink.video(done, f"validation/{name}", footage)
-        for name, values in found.histograms.items():
+                sink.video(done, f"validation/{name}", video)
+        for name, values in results.histograms.items():
             for sink in self._sinks:
                 sink.histogram(done, f"validation/{name}", np.asarray(values))
 
@@ -96,7 +97,7 @@ class Reporter:
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """What is done inside does not count as time of steps."""
+        """Time that passes inside does not count as time of steps."""
         begin = time.monotonic()
         yield
         if self._clock is not None:
@@ -110,7 +111,7 @@ class Reporter:
 
 @dataclasses.dataclass
 class _Clock:
-    """What has been done since when."""
+    """What was done since a moment."""
 
     begin: float
     steps: int = 0
@@ -162,14 +163,14 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-def animate(footage: Footage) -> bytes:
+def animate(video: LoggedVideo) -> bytes:
     """A GIF that repeats, the one kind of video that TensorBoard shows; a PNG of a single frame."""
-    images = [Image.fromarray(frame) for frame in np.asarray(footage.frames)]
+    images = [Image.fromarray(frame) for frame in np.asarray(video.frames)]
     file = io.BytesIO()
     if len(images) == 1:
         images[0].save(file, "PNG")
     else:
-        each = round(1000 / footage.frame_rate)  # milliseconds; the format rounds them to tens
+        each = round(1000 / video.frame_rate)  # milliseconds; the format rounds them to tens
         images[0].save(file, "GIF", save_all=True, append_images=images[1:], duration=each, loop=0)
     return file.getvalue()
 
@@ -188,18 +189,18 @@ class _TensorBoard:
     def histogram(self, done: int, name: str, values: np.ndarray) -> None:
         self._writer.add_histogram(name, values, done)
 
-    def video(self, done: int, name: str, footage: Footage) -> None:
+    def video(self, done: int, name: str, video: LoggedVideo) -> None:
         # Not by add_video, which writes nothing where moviepy is missing.
         from tensorboardX.proto.summary_pb2 import (
             Summary,  # pyright: ignore[reportAttributeAccessIssue]
         )
 
-        height, width, colours = footage.frames.shape[1:]
+        height, width, colours = video.frames.shape[1:]
         image = Summary.Image(
             height=height,
             width=width,
             colorspace=colours,
-            encoded_image_string=animate(footage),
+            encoded_image_string=animate(video),
         )
         summary = Summary(value=[Summary.Value(tag=name, image=image)])
         self._writer.file_writer.add_summary(summary, done)  # pyright: ignore[reportOptionalMemberAccess]
@@ -209,7 +210,7 @@ class _TensorBoard:
 
 
 class _WeightsAndBiases:
-    def __init__(self, cfg: TrainVAE | TrainTransformer, folder: epath.Path):
+    def __init__(self, cfg: TrainConfig, folder: epath.Path):
         import wandb  # pyright: ignore[reportMissingImports]  # the tracking extra
 
         # One run there for one run here, however often it goes on.
@@ -233,13 +234,13 @@ class _WeightsAndBiases:
 
         self._run.log({name: wandb.Histogram(values.tolist()), "step": done})  # over the channels
 
-    def video(self, done: int, name: str, footage: Footage) -> None:
+    def video(self, done: int, name: str, video: LoggedVideo) -> None:
         import wandb  # pyright: ignore[reportMissingImports]  # the tracking extra
 
-        if len(footage.frames) == 1:
-            shown: Any = wandb.Image(np.asarray(footage.frames[0]))
+        if len(video.frames) == 1:
+            shown: Any = wandb.Image(np.asarray(video.frames[0]))
         else:
-            shown = wandb.Video(io.BytesIO(animate(footage)), format="gif")
+            shown = wandb.Video(io.BytesIO(animate(video)), format="gif")
         self._run.log({name: shown, "step": done})
 
     def close(self) -> None:
@@ -247,7 +248,7 @@ class _WeightsAndBiases:
 
 
 def _sinks(
-    cfg: TrainVAE | TrainTransformer, folder: epath.Path, first: int, log: Callable[[str], None]
+    cfg: TrainConfig, folder: epath.Path, first: int, log: Callable[[str], None]
 ) -> list[_TensorBoard | _WeightsAndBiases]:
     sinks: list[Any] = []
     if cfg.run.tensorboard and _installed("tensorboardX"):
@@ -259,7 +260,7 @@ def _sinks(
     return sinks
 
 
-def check_installed(cfg: TrainVAE | TrainTransformer) -> None:
+def check_installed(cfg: TrainConfig) -> None:
     """Refuses to begin what could not be reported.
 
     Raises:

@@ -1,28 +1,68 @@
-"""What the loop needs of a stage, and how batches reach the mesh."""
+"""What a stage of training is: the contract between a kind of training and all that is generic.
 
+A stage is one subclass of `Stage`, which holds its networks, its data, its loss and its validation,
+and one configuration, whose `stage` names that class. State, step, loop, reports, checkpoints and
+plans take any of them.
+"""
+
+import abc
 import dataclasses
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
+from jaxtyping import Array
 
 from ltx_jax.checkpoints.checkpoint import Checkpoint
-from ltx_jax.config import BucketConfig
-from ltx_jax.runtime import sharding
-from ltx_jax.training.state import Plan, TrainState
+from ltx_jax.config import BucketConfig, TrainConfig
+from ltx_jax.data.loader import Batch
+from ltx_jax.data.sources import Encoding
+from ltx_jax.training import batches
+from ltx_jax.training.optim import MAIN, Optimizer
+from ltx_jax.training.state import TrainState
 
 
-class Work(NamedTuple):
-    """What a step has to do, over all devices."""
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LossValue:
+    """What a loss gives for a batch.
 
-    tokens: int  # latent voxels, without those dropped
-    flop: float  # of the networks' products and convolutions, by our own count
+    The same tree also carries shapes, so fields are not typed as arrays.
+
+    Attributes:
+      loss: scalar that the main optimiser lowers. Parameters with an optimiser of their own are
+        constants in it (`jax.lax.stop_gradient`).
+      metrics: scalars to report; NaN where one has nothing to say.
+      statistics: the new running statistics.
+      others: scalars that each other optimiser lowers, by its name; there, all other parameters are
+        constants.
+    """
+
+    loss: Any
+    metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
+    statistics: Any = dataclasses.field(default_factory=dict)
+    others: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-class Footage(NamedTuple):
-    """Something to look at."""
+@runtime_checkable
+class BatchSource(Protocol):
+    """Where a stage's examples come from; a `Loader` is one.
+
+    Attributes:
+      encoding: what made the latents; None where batches are pixels.
+    """
+
+    encoding: Encoding | None
+
+    def batches(self, first: int, last: int) -> Iterator[Batch]:
+        """This process's examples of the steps from `first` up to, and without, `last`."""
+        ...
+
+
+class LoggedVideo(NamedTuple):
+    """A video, or a picture, that a validation shows."""
 
     frames: Any  # uint8 (t, h, w, 3)
     frame_rate: float
@@ -30,113 +70,161 @@ class Footage(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """What a look at held-out clips gave. The first scalar is the one to lower."""
+    """The results of a validation. The first scalar is the one to lower."""
 
     scalars: dict[str, float] = dataclasses.field(default_factory=dict)
-    videos: dict[str, Footage] = dataclasses.field(default_factory=dict)
+    videos: dict[str, LoggedVideo] = dataclasses.field(default_factory=dict)
     histograms: dict[str, Any] = dataclasses.field(default_factory=dict)  # of arrays of values
 
 
-class Sketch(NamedTuple):
-    """What can be said of a stage without its data and weights: enough to compile its step.
+class InitialWeights(NamedTuple):
+    """What a stage takes from a checkpoint that it starts from.
 
     Attributes:
-      plan: of the state.
-      step: the compiled update. It takes batches of any bucket, each compiled once.
-      work: (batch, or its shapes; number of the step, from 1) -> what the step has to do.
-      batches: shapes of a batch of each bucket, with what most is given of all that may be.
+      params: by their names at the top of the stage's parameters; parts that are absent are drawn.
+      configs: pairs of networks' configurations, in the checkpoint and in the run.
+      statistics: first running statistics; None leaves those of the stage.
     """
 
-    plan: Plan
-    step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
-    work: Callable[[Any, int], Work]
-    batches: tuple[tuple[BucketConfig, Any], ...]
+    params: dict[str, Any]
+    configs: tuple[tuple[Any, Any], ...]
+    statistics: Any = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """One kind of training, ready to run.
+class Stage(abc.ABC):
+    """One kind of training: networks, data, loss and validation.
+
+    Args:
+      cfg: the whole configuration of the run.
+      mesh: the devices that it runs on.
 
     Attributes:
-      plan: of the state.
-      step: the compiled update. It takes batches of any bucket, each compiled once.
-      batches: (first, last) -> the batches of those steps, on the mesh, made ahead of their use.
-      work: as in `Sketch`.
-      validate: state -> figures and videos; the same clips every time.
-      statistics: state -> the latent statistics to save with it ({} for none).
-      vae: the frozen VAE to keep with the run, if any.
+      cfg: as given.
+      mesh: as given.
+      frozen: weights that the loss uses and nothing trains (LPIPS, a teacher), by name, on the
+        host. The loss gets them on every device.
+      vae: the frozen VAE that is kept with the run; None for none.
+
+    Raises:
+      ValueError: if a batch cannot be split over the mesh.
     """
 
-    plan: Plan
-    step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
-    batches: Callable[[int, int], Iterator[Any]]
-    work: Callable[[Any, int], Work]
-    validate: Callable[[TrainState], Validation]
-    statistics: Callable[[TrainState], dict[str, Any]]
+    frozen: Mapping[str, Any] = {}
     vae: Checkpoint | None = None
 
+    def __init__(self, cfg: TrainConfig, mesh: Mesh):
+        for bucket in cfg.data.sizes:
+            batches.check_batch_size(bucket.batch_size, mesh, cfg.optim.accumulate)
+        self.cfg, self.mesh = cfg, mesh
 
-def check_batch_size(batch_size: int, mesh: Mesh, parts: int = 1) -> None:
-    """Refuses a batch that cannot be split evenly, over the devices and then into micro-batches.
+    @classmethod
+    @abc.abstractmethod
+    def open(cls, cfg: Any, mesh: Mesh, *, loader: BatchSource | None = None) -> "Stage":
+        """Opens the data, and all else that the stage needs to train.
 
-    Raises:
-      ValueError: naming the axes.
-    """
-    shards = _shards(mesh)
-    if batch_size % (shards * parts):
-        times = f" times the {parts} micro-batches of optim.accumulate" if parts > 1 else ""
+        Args:
+          cfg: of the run.
+          mesh: to run on.
+          loader: of examples, in place of that of `cfg.data`.
+
+        Raises:
+          ValueError: if data, networks and settings do not fit each other.
+        """
+
+    @classmethod
+    @abc.abstractmethod
+    def describe(cls, cfg: Any, mesh: Mesh) -> "Stage":
+        """The stage without its data and the weights of frozen networks: enough to compile its
+        step, also for devices that are not here.
+
+        Raises:
+          ValueError: if networks and settings do not fit each other.
+        """
+
+    @abc.abstractmethod
+    def init(self, key: Array) -> dict[str, Any]:
+        """Draws the parameters, with the names of their logical axes."""
+
+    def optimizers(self) -> dict[str, Optimizer]:
+        """The optimisers by name.
+
+        One that is named like a part at the top of the parameters trains that part, `MAIN` all
+        others. `MAIN` comes first, and is the only one of most stages.
+        """
+        return {MAIN: Optimizer.of(self.cfg.optim, self.cfg.run.steps)}
+
+    def first_statistics(self) -> dict[str, Any]:
+        """Running statistics before the first step; {} for none."""
+        return {}
+
+    @abc.abstractmethod
+    def abstract_batch(self, bucket: BucketConfig) -> Any:
+        """Shapes of a batch of a bucket, on the mesh: the largest one, where batches differ."""
+
+    @abc.abstractmethod
+    def batches(self, first: int, last: int) -> Iterator[Any]:
+        """The batches of the steps from `first` up to, and without, `last`, on the mesh.
+
+        They depend on the step alone, so that a run that goes on gets the same ones.
+        """
+
+    @abc.abstractmethod
+    def tokens(self, batch: Any) -> int:
+        """How many latent voxels of a batch, or of its shapes, the networks process."""
+
+    @abc.abstractmethod
+    def loss(
+        self, params: Any, state: TrainState, batch: Any, frozen: Any, key: Array
+    ) -> LossValue:
+        """The loss of a batch, a mean over its examples; a part of the compiled step.
+
+        Args:
+          params: those to differentiate by.
+          state: the rest of what the loss depends on: running statistics, the count of updates.
+          batch: as `batches` gives it, or a micro-batch of it.
+          frozen: the weights of `self.frozen`.
+          key: of this step.
+        """
+
+    def counted(self, step: int) -> "Stage":
+        """The stage whose loss has the operations to count for a step (from 1); this one, if all
+        that its loss computes counts in every step."""
+        del step
+        return self
+
+    @abc.abstractmethod
+    def validate(self, state: TrainState) -> Validation:
+        """Metrics and videos of a state; of the same clips every time."""
+
+    def latent_statistics(self, state: TrainState) -> dict[str, Any]:
+        """Statistics of the latents to store beside the weights; {} for none."""
+        del state
+        return {}
+
+    def initial_weights(self, checkpoint: Checkpoint) -> InitialWeights:
+        """What to start from of another checkpoint (`run.init_from`).
+
+        Raises:
+          ValueError: if the checkpoint has nothing for this stage.
+        """
         raise ValueError(
-            f"data.batch_size = {batch_size} is no multiple of the {shards} devices of the mesh "
-            f"axes data and fsdp{times}: take {-(-batch_size // (shards * parts)) * shards * parts}"
-            ", or set --mesh.data"
+            f"--run.init_from {checkpoint.metadata.get('run', '')}: a {type(self).__name__} starts "
+            "from no other checkpoint"
         )
 
+    def compiler_options(self) -> dict[str, Any] | None:
+        """XLA's options for the compiled step."""
+        return None
 
-def share(mesh: Mesh) -> tuple[int, int]:
-    """Which part of every batch this process loads: its index, and how many parts there are.
 
-    Part i of n is rows [i b/n, (i + 1) b/n) of a batch of b. Processes that only split the rest of
-    the mesh between them load the same part.
+def stage_class(cfg: TrainConfig) -> type[Stage]:
+    """The class that trains a configuration.
 
     Raises:
-      ValueError: if the processes' parts overlap.
+      ValueError: if the configuration names no such class.
     """
-    rows: dict[int, set[int]] = {}
-    shards = _shards(mesh)
-    for device, (index,) in _by_batch(mesh).devices_indices_map((shards,)).items():
-        rows.setdefault(device.process_index, set()).add(index.indices(shards)[0])
-    parts = sorted({tuple(sorted(held)) for held in rows.values()})
-    if sum(len(part) for part in parts) != shards:
-        raise ValueError(
-            f"the mesh {dict(mesh.shape)} gives its processes parts of a batch that overlap: make "
-            "the axes seq and tensor, together, a divisor or a multiple of a process's devices"
-        )
-    return parts.index(tuple(sorted(rows[jax.process_index()]))), len(parts)
-
-
-def _by_batch(mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, sharding.spec(("batch",)))
-
-
-def _shards(mesh: Mesh) -> int:
-    """Devices that share a batch."""
-    return mesh.size // _by_batch(mesh).shard_shape((mesh.size,))[0]
-
-
-def split(tree: Any, mesh: Mesh) -> Any:
-    """Puts arrays on the mesh, their first axis split over the devices that share a batch.
-
-    With several processes each gives its own part, as `share` says.
-    """
-    return jax.make_array_from_process_local_data(_by_batch(mesh), tree)
-
-
-def described(tree: Any, mesh: Mesh, whole: bool = False) -> Any:
-    """Shapes on the mesh, as `split` lays arrays out, or `replicate` (`whole`)."""
-    where = NamedSharding(mesh, P()) if whole else _by_batch(mesh)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
-
-
-def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Puts arrays on every device; all processes give the same."""
-    return jax.make_array_from_process_local_data(NamedSharding(mesh, P()), tree)
+    module, _, name = cfg.stage.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{type(cfg).__name__}.stage = {cfg.stage!r}: {error}") from error

@@ -1,7 +1,7 @@
-"""What the examples of a batch are given beside their noise, drawn on the host.
+"""The conditions of a batch: frames that the network gets beside the noise, drawn on the host.
 
-A batch's pattern says of which kind: nothing, the first frame, the first latent frames, single
-frames or a short clip anywhere later. How many and where is drawn here, for each example.
+A batch's pattern says of which kind they are: none, the first frame, the first latent frames,
+single frames or a short clip anywhere later. How many and where is drawn here, for each example.
 """
 
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from ltx_jax.data.loader import Batch, StoredLatents
 from ltx_jax.diffusion.conditioning import PREFIX
 
 
-class Draw:
+class StepRandom:
     """Random choices of one step, the same for any number of processes.
 
     Each draws for all of them and takes its own rows.
@@ -49,7 +49,7 @@ class Draw:
         return order[self._index * rows :][:rows, :count].T
 
 
-class Item(NamedTuple):
+class ConditionItem(NamedTuple):
     """One image or clip for each example of a batch.
 
     Attributes:
@@ -63,21 +63,24 @@ class Item(NamedTuple):
 
 
 class Conditions(NamedTuple):
-    """What a batch is given.
+    """The conditions of a batch.
 
     Attributes:
-      prefix: how many of the first latent frames, (b,); None for none of any example.
+      prefix: how many of the first latent frames are conditions, (b,); None for none of any
+        example.
       items: images and clips elsewhere.
     """
 
     prefix: Int[np.ndarray, " b"] | None = None
-    items: tuple[Item, ...] = ()
+    items: tuple[ConditionItem, ...] = ()
 
 
-def choose(batch: Batch, draw: Draw, cfg: FlowConfig, temporal_factor: int) -> Conditions:
+def draw_conditions(
+    batch: Batch, random: StepRandom, cfg: FlowConfig, temporal_factor: int
+) -> Conditions:
     """Draws the conditions of a batch; none where its clips are too short for its pattern.
 
-    With single frames or a clip, half of the examples are given their first frame too.
+    With single frames or a clip, half of the examples have their first frame as well.
 
     Raises:
       ValueError: if a data set of latents holds no condition items.
@@ -92,28 +95,28 @@ def choose(batch: Batch, draw: Draw, cfg: FlowConfig, temporal_factor: int) -> C
         return Conditions(np.ones(rows, np.int32))
     if pattern == "prefix":
         longest = min(max(frames // 2, 2), frames - 1)
-        return Conditions(draw.numbers(min(2, longest), longest, rows))
-    count = draw.number(1, cfg.max_keyframes) if pattern == "keyframes" else 1
-    prefix = draw.numbers(0, 1, rows)
+        return Conditions(random.numbers(min(2, longest), longest, rows))
+    count = random.number(1, cfg.max_keyframes) if pattern == "keyframes" else 1
+    prefix = random.numbers(0, 1, rows)
     if batch.latents is not None:
-        return Conditions(prefix, _stored(batch.latents, pattern, count, draw))
+        return Conditions(prefix, _stored_items(batch.latents, pattern, count, random))
     if pattern == "keyframes":
-        starts = 1 + draw.places(batch.bucket.num_frames - 1, count, rows)
+        starts = 1 + random.places(batch.bucket.num_frames - 1, count, rows)
         length = 1
     else:
-        starts = temporal_factor * (1 + draw.places(frames - PREFIX, count, rows))
+        starts = temporal_factor * (1 + random.places(frames - PREFIX, count, rows))
         length = 1 + (PREFIX - 1) * temporal_factor
     return Conditions(prefix, tuple(_cut(batch.frames, start, length) for start in starts))
 
 
-def _cut(pixels: Any, start: Int[np.ndarray, " b"], length: int) -> Item:
+def _cut(pixels: Any, start: Int[np.ndarray, " b"], length: int) -> ConditionItem:
     times = start[:, None] + np.arange(length)
-    return Item(pixels[np.arange(len(start))[:, None], times], start.astype(np.int32))
+    return ConditionItem(pixels[np.arange(len(start))[:, None], times], start.astype(np.int32))
 
 
-def _stored(
-    latents: StoredLatents, pattern: ConditionPattern, count: int, draw: Draw
-) -> tuple[Item, ...]:
+def _stored_items(
+    latents: StoredLatents, pattern: ConditionPattern, count: int, random: StepRandom
+) -> tuple[ConditionItem, ...]:
     if pattern == "keyframes":
         videos, starts = latents.keyframes[:, :, None], latents.keyframe_numbers
     else:
@@ -121,13 +124,13 @@ def _stored(
     rows, stored = starts.shape
     if not stored:
         raise ValueError(
-            f"the stored latents hold no {pattern} to give: encode the data with them, or set "
-            f"--flow.{pattern}_probability 0"
+            f"the stored latents hold no {pattern} for conditions: encode the data with them, or "
+            f"set --flow.{pattern}_probability 0"
         )
     every = np.arange(rows)
     items = []
-    for column in draw.places(stored, min(count, stored), rows):
+    for column in random.places(stored, min(count, stored), rows):
         video = videos[every, column]
         moments = {"mean": video[..., :-1], "logvar": video[..., -1:]}
-        items.append(Item(moments, starts[every, column]))
+        items.append(ConditionItem(moments, starts[every, column]))
     return tuple(items)

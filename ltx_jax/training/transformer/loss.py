@@ -1,7 +1,7 @@
-"""The loss of the second stage: times, noise and conditions of a batch, and what is asked for.
+"""The loss of the second stage: rectified flow on noised latents with conditions.
 
-A batch is laid out by the sampler's own `conditioning.prepare`: a condition token of time t there
-is one of strength 1 - t here.
+`flow_loss` is the whole of it, from a batch to its loss. A batch is laid out by the sampler's own
+`conditioning.prepare`: a condition token of time t here is one of strength 1 - t there.
 """
 
 import dataclasses
@@ -14,13 +14,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ltx_jax.config import FlowConfig, TransformerConfig
+from ltx_jax.config import FlowConfig
 from ltx_jax.diffusion import conditioning, positions
 from ltx_jax.diffusion.conditioning import Encoded
+from ltx_jax.diffusion.denoiser import Plain
 from ltx_jax.diffusion.flow import add_noise, velocity_of
 from ltx_jax.diffusion.noise import KeyNoise
+from ltx_jax.models.transformer import Context
 from ltx_jax.training import losses
-from ltx_jax.training.conditions import Conditions
+from ltx_jax.training.stage import LossValue
+from ltx_jax.training.transformer.conditions import ConditionItem, Conditions
+from ltx_jax.training.transformer.sources import Captions, Moments
 
 _MULTIPLE = 8  # of tokens
 BINS = 5  # of the time, by which the loss is reported
@@ -72,8 +76,8 @@ class Geometry:
     causal: bool
 
 
-class Noised(NamedTuple):
-    """What the network is shown of a batch, and what it has to answer.
+class NoisedBatch(NamedTuple):
+    """What the network gets of a batch, and what it has to predict.
 
     Attributes:
       time: of each sample, (b,).
@@ -92,19 +96,19 @@ class Noised(NamedTuple):
     weight: Any
 
 
-def noised(
+def noise_batch(
     latents: Float[Array, "b t h w c"],
-    given: Conditions,
+    conditions: Conditions,
     key: Array,
     cfg: FlowConfig,
     geometry: Geometry,
     kept: int,
-) -> Noised:
+) -> NoisedBatch:
     """Draws times and noise, and lays out tokens.
 
     Args:
       latents: normalised data.
-      given: conditions, their videos normalised latents (b, t, h, w, c).
+      conditions: their videos are normalised latents (b, t, h, w, c).
       key: of this step.
       cfg: the distribution of times.
       geometry: see there.
@@ -118,11 +122,11 @@ def noised(
     noise = KeyNoise(jax.random.split(noise_key, b))
     fresh = noise.draw("initial", latents.shape)
 
-    conditions = [Encoded(item, strength, frame) for item, frame in given.items]
-    if given.prefix is not None:
-        first = jnp.arange(t)[None] < given.prefix[:, None]
-        conditions.append(Encoded(latents, jnp.where(first, strength[:, None], 0.0), 0))
-    prepared = conditioning.prepare(fresh, conditions, noise, **dataclasses.asdict(geometry))
+    encoded = [Encoded(item, strength, frame) for item, frame in conditions.items]
+    if conditions.prefix is not None:
+        first = jnp.arange(t)[None] < conditions.prefix[:, None]
+        encoded.append(Encoded(latents, jnp.where(first, strength[:, None], 0.0), 0))
+    prepared = conditioning.prepare(fresh, encoded, noise, **dataclasses.asdict(geometry))
     mask = jnp.zeros((b, 1)) if prepared.strength is None else prepared.strength
 
     extra = prepared.tokens.shape[1] - count
@@ -131,7 +135,7 @@ def noised(
     )
     is_free = mask == 0
     x = jnp.where(is_free[..., None], add_noise(data, fresh, time), prepared.tokens)
-    result = Noised(
+    result = NoisedBatch(
         time=time,
         tokens=x,
         times=jnp.minimum(time[:, None], 1 - mask),
@@ -142,7 +146,7 @@ def noised(
     return result if kept == count else _drop(result, drop_key, extra, kept)
 
 
-def _drop(whole: Noised, key: Array, extra: int, kept: int) -> Noised:
+def _drop(whole: NoisedBatch, key: Array, extra: int, kept: int) -> NoisedBatch:
     """Leaves out all but `kept` of the video's own tokens, in their order."""
     b, n = whole.weight.shape
     order = jnp.argsort(jax.random.uniform(key, (b, n - extra)), axis=1)
@@ -154,7 +158,7 @@ def _drop(whole: Noised, key: Array, extra: int, kept: int) -> Noised:
             return x
         return jnp.take_along_axis(x, index if x.ndim == 2 else index[..., None], axis=1)
 
-    return whole._replace(**{name: take(getattr(whole, name)) for name in Noised._fields[1:]})
+    return whole._replace(**{name: take(getattr(whole, name)) for name in NoisedBatch._fields[1:]})
 
 
 def kept_tokens(sizes: Sequence[tuple[int, int]], share: float) -> tuple[int, ...]:
@@ -162,7 +166,7 @@ def kept_tokens(sizes: Sequence[tuple[int, int]], share: float) -> tuple[int, ..
 
     The buckets' steps come as close to each other as dropping at most `share` of a sample's tokens
     allows: the largest one is cut by that share, the others to the same number of tokens if they
-    have more. Of any tokens dropped, a multiple of eight is left, which devices can split.
+    have more. Where tokens are dropped, a multiple of eight is left, which devices can split.
 
     Args:
       sizes: tokens of a sample, and batch size, of each bucket.
@@ -177,35 +181,92 @@ def kept_tokens(sizes: Sequence[tuple[int, int]], share: float) -> tuple[int, ..
     return tuple(kept(count, batch) for count, batch in sizes)
 
 
-def rope_of(
-    coords: Int[Array, "b n 3"], frame_rate: Float[Array, " b"], cfg: TransformerConfig
-) -> tuple[Array, Array]:
-    """Rotary tables of each sample, at its own frames per second."""
-    return positions.rope_tables(positions.positions(coords, frame_rate), cfg)
+@dataclasses.dataclass(frozen=True)
+class FlowModel:
+    """The networks of the stage, as its loss and its validation call them.
+
+    Attributes:
+      denoiser: the network.
+      captions: the source of their embeddings.
+      sample_latents: (moments, key) -> a sample of the posterior, normalised.
+      geometry: see there.
+    """
+
+    denoiser: Plain
+    captions: Captions
+    sample_latents: Callable[[Moments, Array], Array]
+    geometry: Geometry
+
+    def init(self, key: Array) -> dict[str, Any]:
+        """Draws the parameters: "transformer", and the "text_encoder" if it is trained."""
+        keys = jax.random.split(key)
+        return {"transformer": self.denoiser.init(keys[0]), **self.captions.init(keys[1])}
+
+    def context(
+        self, params: Any, batch: Mapping[str, Any], coords: Int[Array, "b n 3"]
+    ) -> Context:
+        """What conditions the network for the tokens at some pixel coordinates of a batch.
+
+        A new conditioning enters here, from its entry in the batch.
+        """
+        caption, mask = self.captions.embed(params, batch["captions"])
+        rope = positions.rope_of(coords, batch["frame_rate"], self.denoiser.cfg)
+        return Context(caption, mask, rope)
+
+    def velocity(
+        self,
+        params: Any,
+        x: Float[Array, "b n c"],
+        times: Float[Array, "b #n"],
+        context: Context,
+    ) -> Float[Array, "b n c"]:
+        """The predicted velocity of every token."""
+        weights = self.denoiser.prepare(params["transformer"])
+        prepared = self.denoiser.prepare_context(weights, context)
+        return self.denoiser(weights, x, times, prepared)[0]
 
 
 def flow_loss(
-    velocity: Callable[..., Any],
+    model: FlowModel,
     params: Any,
-    shown: Noised,
-    captions: Mapping[str, Any],
-    rope: Any,
-) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """Mean squared error of the predicted velocity, and metrics.
+    batch: Mapping[str, Any],
+    key: Array,
+    cfg: FlowConfig,
+    kept: Mapping[positions.Grid, int],
+) -> LossValue:
+    """Mean squared error of the predicted velocity.
 
     Args:
-      velocity: (params, tokens (b, n, c), times (b, 1 or n), captions, rope) -> (b, n, c).
-      params: passed on.
-      shown: the batch.
-      captions: passed on.
-      rope: passed on.
+      model: the networks.
+      params: of those that train.
+      batch: "video", moments of the posterior (b, t, h, w, c); "conditions"; "captions" and
+        "frame_rate", which the context takes.
+      key: of this step.
+      cfg: distribution of times and conditions.
+      kept: how many of a video's own tokens the network sees, by the grid of its latents.
     """
-    prediction = velocity(params, shown.tokens, shown.times, captions, rope)
-    per_sample = losses.velocity_loss(prediction, shown.target, shown.weight)
-    return jnp.mean(per_sample), {
-        "conditioned": 1 - jnp.mean(shown.weight),
-        **by_time(per_sample, shown.time),
-    }
+    # Latents: a sample of each posterior.
+    prefix, items = batch["conditions"]
+    key, video_key, *item_keys = jax.random.split(key, 2 + len(items))
+    latents: Any = model.sample_latents(batch["video"], video_key)
+    items = tuple(
+        ConditionItem(model.sample_latents(item.video, item_key), item.frame)
+        for item, item_key in zip(items, item_keys, strict=True)
+    )
+
+    # Times, noise, condition tokens, and the tokens that are dropped.
+    count = kept[latents.shape[1:4]]
+    noised = noise_batch(latents, Conditions(prefix, items), key, cfg, model.geometry, count)
+
+    # The network.
+    context = model.context(params, batch, noised.coords)
+    prediction = model.velocity(params, noised.tokens, noised.times, context)
+
+    # The error of each sample, condition tokens left out.
+    per_sample = losses.velocity_loss(prediction, noised.target, noised.weight)
+    conditioned = 1 - jnp.mean(noised.weight)
+    metrics = {"conditioned": conditioned, **by_time(per_sample, noised.time)}
+    return LossValue(jnp.mean(per_sample), metrics)
 
 
 def by_time(loss: Float[Array, " b"], time: Float[Array, " b"]) -> dict[str, Float[Array, ""]]:

@@ -1,8 +1,8 @@
-"""The loss of the first stage: one pass through the Video-VAE, and all that is asked of it.
+"""The loss of the first stage: one pass through the Video-VAE, and the terms that compare.
 
-The decoder does the last denoising step (paper, section 2.2): the latents are noised to a level it
-is told, and it must give the clean pixels. Every term has a weight, and one whose weight is 0 is no
-part of the program.
+The decoder does the last denoising step (paper, section 2.2): it gets noised latents with the level
+of the noise, and has to give the clean pixels. Every term has a weight, and one whose weight is 0
+is no part of the program.
 """
 
 from collections.abc import Callable
@@ -10,24 +10,22 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float
 
-from ltx_jax import metrics
 from ltx_jax.config import VAELossConfig
 from ltx_jax.diffusion.flow import add_noise
+from ltx_jax.metrics import psnr
 from ltx_jax.models.lpips import lpips_of_frames
 from ltx_jax.models.vae import LatentStatistics, Posterior, key_noise
-from ltx_jax.training import adversary, losses
+from ltx_jax.pixels import from_bytes
+from ltx_jax.training import losses
 from ltx_jax.training.optim import ema_decay
+from ltx_jax.training.stage import LossValue
 from ltx_jax.training.state import TrainState
+from ltx_jax.training.vae import gan
 
 # A channel whose deviation is less than this part of the largest has died.
 _DEAD = 0.05
-
-
-def to_float(frames: UInt8[Array, "b t h w 3"]) -> Float[Array, "b t h w 3"]:
-    """Pixels in [-1, 1]."""
-    return frames.astype(jnp.float32) / 127.5 - 1
 
 
 def first_statistics(channels: int) -> dict[str, Any]:
@@ -63,11 +61,11 @@ def kl_weight(updates: Any, cfg: VAELossConfig) -> Float[Array, ""]:
     return cfg.kl_weight * jnp.clip(ramp, 0.0, 1.0)
 
 
-class Pass(NamedTuple):
-    """One way through encoder and decoder.
+class Autoencoded(NamedTuple):
+    """One pass through encoder and decoder.
 
     Attributes:
-      reconstruction: the decoder's answer to noised latents.
+      reconstruction: what the decoder makes of noised latents.
       pull: gradient of the reconstruction -> gradient of the decoder's last layer.
       posterior: of the latents.
       running: new statistics.
@@ -87,16 +85,16 @@ def autoencode(
     video: Float[Array, "b t h w 3"],
     key: Array,
     cfg: VAELossConfig,
-) -> Pass:
+) -> Autoencoded:
     """Encodes, noises in normalised space as the sampler does, and decodes."""
     time_key, noise_key, map_key = jax.random.split(key, 3)
     posterior = apply({"params": params}, video, method="encode")
-    seen = jax.lax.stop_gradient(posterior.mean)
-    running = update_statistics(running, seen, updates, cfg.statistics_decay)
+    mean = jax.lax.stop_gradient(posterior.mean)
+    running = update_statistics(running, mean, updates, cfg.statistics_decay)
     statistics = latent_statistics(running)
 
     # One draw: each would cost seconds of compilation.
-    sampling, noise = jax.random.normal(noise_key, (2, *seen.shape))
+    sampling, noise = jax.random.normal(noise_key, (2, *mean.shape))
     z = statistics.normalize(posterior.sample(sampling))
     t = decode_times(time_key, video.shape[0], cfg)
     z = statistics.denormalize(add_noise(z, noise, t))
@@ -107,7 +105,7 @@ def autoencode(
         return apply({"params": weights}, z, t, maps, method="decode")
 
     reconstruction, pull = jax.vjp(decode, params["decoder"]["conv_out"])
-    return Pass(reconstruction, lambda gradient: pull(gradient)[0], posterior, running)
+    return Autoencoded(reconstruction, lambda gradient: pull(gradient)[0], posterior, running)
 
 
 def reconstruction_loss(
@@ -131,18 +129,6 @@ def reconstruction_loss(
     return total, values
 
 
-@jax.custom_vjp
-def _with_gradient(value: Array, gradient: Array, at: Array) -> Array:
-    """`value`, whose gradient with respect to `at` is known."""
-    return value
-
-
-_with_gradient.defvjp(
-    lambda value, gradient, at: (value, gradient),
-    lambda gradient, scale: (jnp.zeros(()), jnp.zeros_like(gradient), scale * gradient),
-)
-
-
 class Networks(NamedTuple):
     """`apply` of the autoencoder, and of the discriminator if the loss has one."""
 
@@ -155,56 +141,63 @@ def vae_loss(
     params: Any,
     state: TrainState,
     batch: dict[str, Any],
+    frozen: dict[str, Any],
     key: Array,
     cfg: VAELossConfig,
     disc_start: int = 0,
-) -> tuple[Float[Array, ""], tuple[dict[str, Array], Any]]:
-    """The loss of a batch, then metrics and new statistics.
+) -> LossValue:
+    """The loss of a batch.
 
-    With a discriminator the statistics come with its loss and gradient, as
-    `adversary.compete` wants them.
+    The terms are differentiated at the reconstruction, once, because the adaptive weight of the
+    adversarial term needs these gradients; the autoencoder's follow from them.
 
     Args:
       networks: what to run.
-      params: of the autoencoder.
-      state: the rest of what the loss depends on.
-      batch: `frames`, and `lpips`: shared weights, where they are given.
+      params: "encoder" and "decoder", and the "discriminator", if there is one.
+      state: running statistics, and the count of updates.
+      batch: `frames`, uint8 (b, t, h, w, 3).
+      frozen: `lpips`: its weights; absent, where that term is off.
       key: of this step.
       cfg: weights of the terms.
       disc_start: updates before the discriminator begins.
     """
-    video = to_float(batch["frames"])
-    done = autoencode(networks.vae, params, state.statistics, state.updates, video, key, cfg)
-    reconstruction = jax.lax.stop_gradient(done.reconstruction)
-    lpips = batch["lpips"].value if "lpips" in batch else None
+    video = from_bytes(batch["frames"])
+    coded = autoencode(networks.vae, params, state.statistics, state.updates, video, key, cfg)
+    reconstruction = jax.lax.stop_gradient(coded.reconstruction)
+
+    # What compares pixels.
     compare = jax.value_and_grad(reconstruction_loss, has_aux=True)
-    (value, shown), of_rest = compare(reconstruction, video, lpips, cfg)
-    total = _with_gradient(value, of_rest, done.reconstruction)
+    (value, metrics), of_rest = compare(reconstruction, video, frozen.get("lpips"), cfg)
+    total = losses.known_gradient(value, of_rest, coded.reconstruction)
+
+    # What shapes the latents.
     if cfg.kl_weight:
-        shown["kl"] = losses.kl_loss(done.posterior.mean, done.posterior.logvar)
-        total += kl_weight(state.updates, cfg) * shown["kl"]
-    std = latent_statistics(done.running).std
-    shown |= {
-        "psnr": jnp.mean(metrics.psnr(reconstruction, video)),
+        metrics["kl"] = losses.kl_loss(coded.posterior.mean, coded.posterior.logvar)
+        total += kl_weight(state.updates, cfg) * metrics["kl"]
+    std = latent_statistics(coded.running).std
+    metrics |= {
+        "psnr": jnp.mean(psnr(reconstruction, video)),
         "latent_std_min": jnp.min(std),
         "latent_std_max": jnp.max(std),
         "dead_channels": jnp.sum(std < _DEAD * jnp.max(std)),
     }
     if networks.discriminator is None:
-        return total, (shown, done.running)
+        return LossValue(total, metrics, coded.running)
 
+    # What the discriminator says: one pass, from which both sides learn.
     active = state.updates >= disc_start
-    weights = jax.lax.stop_gradient(state.adversary["params"])
-    look = adversary.play_if(
+    weights = jax.lax.stop_gradient(params["discriminator"])
+    both = gan.gan_gradients_if(
         active, networks.discriminator, weights, video, reconstruction, cfg.gan
     )
     scale = jnp.ones(())
     if cfg.gan_adaptive:
-        pulled = (done.pull(x) for x in (of_rest, look.of_reconstruction))
-        scale = jax.lax.stop_gradient(adversary.adaptive_scale(*pulled))
-    term = _with_gradient(look.losses.generator, look.of_reconstruction, done.reconstruction)
+        at_last_layer = (coded.pull(x) for x in (of_rest, both.of_reconstruction))
+        scale = jax.lax.stop_gradient(gan.adaptive_scale(*at_last_layer))
+    generator, discriminator, accuracy = both.losses
+    term = losses.known_gradient(generator, both.of_reconstruction, coded.reconstruction)
     total += cfg.gan_weight * scale * term
-    game = (look.losses.generator, scale, look.losses.discriminator, look.losses.accuracy)
-    told = zip(adversary.FIGURES, game, strict=True)
-    shown |= {name: jnp.where(active, x, jnp.nan) for name, x in told}
-    return total, (shown, (done.running, (look.losses.discriminator, look.of_params)))
+    values = zip(gan.METRICS, (generator, scale, discriminator, accuracy), strict=True)
+    metrics |= {name: jnp.where(active, x, jnp.nan) for name, x in values}
+    own = losses.known_gradient(discriminator, both.of_params, params["discriminator"])
+    return LossValue(total, metrics, coded.running, {"discriminator": own})

@@ -1,7 +1,12 @@
-"""Where the captions' embeddings come from: a text encoder that trains along, a frozen one, or the
-data themselves."""
+"""Where a batch's captions and latents come from.
+
+Embeddings of captions come from a text encoder that is trained too, from a frozen one, or with the
+data; latents come with the data, or are encoded as the pixels come.
+"""
 
 import dataclasses
+import functools
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,18 +14,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float16
+from jaxtyping import Array, Bool, Float16, UInt8
 
-from ltx_jax.config import TrainTransformer
-from ltx_jax.data.sources import Encoding
+from ltx_jax.checkpoints.checkpoint import Checkpoint
+from ltx_jax.config import DataConfig, ExecutionConfig, TrainTransformer, VAEConfig
+from ltx_jax.data.sources import Encoding, World
 from ltx_jax.inference import text_encoder
 from ltx_jax.inference.text_encoder import ByteTokenizer, TextEncoder
+from ltx_jax.models import convolution
 from ltx_jax.models.t5 import T5Encoder
+from ltx_jax.models.vae import LatentStatistics, Posterior, VideoVAE
+from ltx_jax.pixels import from_bytes
 from ltx_jax.runtime import sharding
 
 Embedding = Float16[np.ndarray, "_ _"]  # of one caption (m, d), unpadded
 Dropped = Bool[np.ndarray, " b"]
 Place = Callable[[Any], Any]  # tree of host arrays -> of arrays on the mesh
+Moments = dict[str, Any]  # "mean" and "logvar" of posteriors, not normalised
+_ROOM = 2**30  # bytes of moments that are remembered
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +39,10 @@ class Captions:
     """One source of embeddings.
 
     Attributes:
-      read: (captions, stored embeddings or None, which are dropped (b,), `split` or another way to
-        place arrays) -> arrays on the mesh. A dropped caption becomes the empty one.
+      read: (captions, stored embeddings or None, which are dropped (b,), how arrays are placed) ->
+        arrays on the mesh. A dropped caption becomes the empty one.
       embed: (parameters, those arrays) -> embeddings (b, m, d) and mask (b, m); a part of the step.
-      init: key -> the parameters that train along, {} for none.
+      init: key -> the parameters of an encoder that trains, {} for none.
     """
 
     read: Callable[[Sequence[str], Any, Dropped, Place], Any]
@@ -52,9 +63,9 @@ def open_captions(cfg: TrainTransformer, encoding: Encoding | None, mesh: Mesh) 
         transformer.
     """
     if cfg.captions == "train":
-        return trained(cfg)
+        return trained_captions(cfg)
     if cfg.captions == "frozen":
-        return frozen(_load(cfg, mesh), mesh)
+        return frozen_captions(_load_encoder(cfg, mesh), mesh)
     empty = None if encoding is None else encoding.empty
     if empty is None:
         raise ValueError(
@@ -67,10 +78,10 @@ def open_captions(cfg: TrainTransformer, encoding: Encoding | None, mesh: Mesh) 
             f"the data hold embeddings of captions {empty.shape[1]} wide and the transformer "
             f"expects {width}"
         )
-    return cached(empty, cfg.max_caption_tokens)
+    return cached_captions(empty, cfg.max_caption_tokens)
 
 
-def _load(cfg: TrainTransformer, mesh: Mesh) -> TextEncoder:
+def _load_encoder(cfg: TrainTransformer, mesh: Mesh) -> TextEncoder:
     path = cfg.text_encoder_path or ""
     tokens, wanted = cfg.max_caption_tokens, cfg.model.caption_channels
     encoder = TextEncoder.load(path, dtype=cfg.execution.dtype, max_tokens=tokens, mesh=mesh)
@@ -82,14 +93,16 @@ def _load(cfg: TrainTransformer, mesh: Mesh) -> TextEncoder:
     return encoder
 
 
-def sketched(cfg: TrainTransformer) -> Captions:
+def described_captions(cfg: TrainTransformer) -> Captions:
     """The source of a stage without data and encoder, which reads nothing."""
     if cfg.captions == "train":
-        return trained(cfg)
-    return cached(np.zeros((1, cfg.model.caption_channels), np.float16), cfg.max_caption_tokens)
+        return trained_captions(cfg)
+    return cached_captions(
+        np.zeros((1, cfg.model.caption_channels), np.float16), cfg.max_caption_tokens
+    )
 
 
-def shapes(cfg: TrainTransformer, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+def caption_shapes(cfg: TrainTransformer, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
     """What `read` gives for a batch."""
     m, width = cfg.max_caption_tokens, cfg.model.caption_channels
     mask = jax.ShapeDtypeStruct((batch, m), jnp.int32)
@@ -99,7 +112,7 @@ def shapes(cfg: TrainTransformer, batch: int) -> dict[str, jax.ShapeDtypeStruct]
     return {"embeddings": jax.ShapeDtypeStruct((batch, m, width), dtype), "mask": mask}
 
 
-def trained(cfg: TrainTransformer) -> Captions:
+def trained_captions(cfg: TrainTransformer) -> Captions:
     """A T5 over bytes whose parameters are the "text_encoder" of the state's."""
     encoder = T5Encoder(cfg.text_encoder, cfg.text_execution)
 
@@ -120,7 +133,7 @@ def trained(cfg: TrainTransformer) -> Captions:
     return Captions(read, embed, init)
 
 
-def frozen(encoder: TextEncoder, mesh: Mesh) -> Captions:
+def frozen_captions(encoder: TextEncoder, mesh: Mesh) -> Captions:
     """A text encoder that is no part of the state: it embeds each batch before its step."""
 
     def read(captions: Sequence[str], stored: Any, dropped: Dropped, place: Place) -> Any:
@@ -134,16 +147,16 @@ def frozen(encoder: TextEncoder, mesh: Mesh) -> Captions:
                 "mask": mask,
             }
 
-    return Captions(read, _given, lambda key: {})
+    return Captions(read, _unchanged, lambda key: {})
 
 
-def cached(empty: Embedding, max_tokens: int) -> Captions:
+def cached_captions(empty: Embedding, max_tokens: int) -> Captions:
     """Embeddings that come with the data; longer ones are cut to `max_tokens`."""
 
     def read(
         captions: Any, stored: Sequence[Embedding] | None, dropped: Dropped, place: Place
     ) -> Any:
-        if stored is None:  # of the data's own it is known that they have them
+        if stored is None:  # the data's own have them: `open_captions` has looked
             raise ValueError(
                 "captions = 'cached', and the held-out clips have no embeddings: name encoded ones "
                 "(--run.validation_source)"
@@ -156,12 +169,79 @@ def cached(empty: Embedding, max_tokens: int) -> Captions:
             mask[i, : len(row)] = 1
         return place({"embeddings": embeddings, "mask": mask})
 
-    return Captions(read, _given, lambda key: {})
+    return Captions(read, _unchanged, lambda key: {})
 
 
-def _given(params: Any, arrays: Any) -> tuple[Any, Any]:
+def _unchanged(params: Any, arrays: Any) -> tuple[Any, Any]:
     return arrays["embeddings"], arrays["mask"]
 
 
 def _drop(captions: Sequence[str], dropped: Bool[np.ndarray, " b"]) -> list[str]:
     return ["" if no else caption for caption, no in zip(captions, dropped, strict=True)]
+
+
+def latent_sampler(checkpoint: Checkpoint, vae: VAEConfig) -> Callable[[Moments, Array], Array]:
+    """(moments, key) -> a sample of the posterior, normalised: a part of the step."""
+    statistics = checkpoint.statistics or LatentStatistics.identity(vae.latent_channels)
+
+    def sample(moments: Moments, key: Array) -> Array:
+        mean, logvar = (moments[name].astype(jnp.float32) for name in ("mean", "logvar"))
+        noise = jax.random.normal(key, mean.shape)
+        return statistics.normalize(Posterior(mean, logvar).sample(noise))
+
+    return sample
+
+
+def latent_reader(
+    checkpoint: Checkpoint, vae: VAEConfig, data: DataConfig, mesh: Mesh
+) -> Callable[[Any, Place], Moments]:
+    """(pixels in uint8 or stored moments, how arrays are placed) -> moments on the mesh."""
+    model = VideoVAE(vae, ExecutionConfig(dtype=checkpoint.vae_dtype))
+
+    @functools.partial(jax.jit, compiler_options=convolution.compiler_options())
+    def program(params: Any, frames: Array) -> Moments:
+        posterior: Any = model.apply({"params": params}, from_bytes(frames), method="encode")
+        moments = {"mean": posterior.mean, "logvar": posterior.logvar}
+        return jax.tree.map(lambda x: sharding.constrain(x, "batch", *(None,) * 4), moments)
+
+    def encode(frames: UInt8[np.ndarray, "b t h w 3"], place: Place) -> Moments:
+        with sharding.use_mesh(mesh):
+            return program(checkpoint.vae_params, place(frames))
+
+    of_pixels = encode_once(encode) if clips_repeat(data) else encode
+
+    def read(video: Any, place: Place) -> Moments:
+        return place(video) if isinstance(video, dict) else of_pixels(video, place)
+
+    return read
+
+
+def clips_repeat(data: DataConfig) -> bool:
+    """Whether clips are the same in every epoch, and all are this process's."""
+    endless = any(World.has(source.path) for source in data.sources)
+    chance = data.random_start or data.random_crop or data.flip
+    return jax.process_count() == 1 and not endless and not chance
+
+
+def encode_once(encode: Callable[[Any, Place], Moments]) -> Callable[[Any, Place], Moments]:
+    """Encodes each clip once, as long as there is room; a clip is recognised by its pixels."""
+    kept: dict[Any, Moments] = {}
+    room = _ROOM
+
+    def moments(frames: UInt8[np.ndarray, "b t h w 3"], place: Place) -> Moments:
+        nonlocal room
+        names = [(clip.shape, hashlib.blake2b(clip.tobytes()).digest()) for clip in frames]
+        if not all(name in kept for name in names):
+            encoded = encode(frames, place)
+            size = sum(x.nbytes for x in encoded.values())
+            if size > room:
+                return encoded
+            room -= size
+            on_host = jax.tree.map(np.asarray, encoded)
+            for i, name in enumerate(names):
+                kept[name] = jax.tree.map(lambda x, i=i: x[i], on_host)
+        return place(
+            {part: np.stack([kept[name][part] for name in names]) for part in kept[names[0]]}
+        )
+
+    return moments

@@ -1,4 +1,4 @@
-"""The clips that a run is looked at with: not trained on, and the same ones every time."""
+"""The clips of a run's validation: not trained on, and the same ones every time."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from ltx_jax.data.sources import Encoding
 from ltx_jax.world import render
 
 
-def held_out(
+def read_validation_clips(
     run: RunConfig, data: DataConfig, check: Callable[[Encoding], None] = lambda encoding: None
 ) -> Batch:
     """`validation_clips` clips, of the size of the first bucket that is no picture's.
@@ -28,7 +28,7 @@ def held_out(
     size = next((size for size in data.sizes if size.num_frames > 1), data.sizes[0])
     size = dataclasses.replace(size, batch_size=run.validation_clips)
     if run.validation_source is None:
-        return _of_the_world(size, data.frame_rates)
+        return _world_clips(size, data.frame_rates)
     fixed = dataclasses.replace(
         data,
         mix=(SourceConfig(run.validation_source),),
@@ -46,7 +46,7 @@ def held_out(
     return loader.batch(0)
 
 
-def _of_the_world(size: BucketConfig, frame_rates: tuple[float, ...]) -> Batch:
+def _world_clips(size: BucketConfig, frame_rates: tuple[float, ...]) -> Batch:
     rates = [frame_rates[i % len(frame_rates)] for i in range(size.batch_size)]
     clips = [
         render.clip(
@@ -68,7 +68,7 @@ def _of_the_world(size: BucketConfig, frame_rates: tuple[float, ...]) -> Batch:
     )
 
 
-def rows(batch: Batch, chosen: Sequence[int]) -> Batch:
+def select_examples(batch: Batch, chosen: Sequence[int]) -> Batch:
     """Some examples of a batch, in any order and number."""
 
     def take(value: Any) -> Any:

@@ -1,0 +1,87 @@
+"""How the arrays of a batch reach the mesh, and which of them a process loads."""
+
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ltx_jax.runtime import sharding
+
+
+def check_batch_size(batch_size: int, mesh: Mesh, micro_batches: int = 1) -> None:
+    """Refuses a batch that cannot be split evenly, over the devices and then into micro-batches.
+
+    Raises:
+      ValueError: naming the axes.
+    """
+    shards = _shards(mesh)
+    if batch_size % (shards * micro_batches):
+        times = (
+            f" times the {micro_batches} micro-batches of optim.accumulate"
+            if micro_batches > 1
+            else ""
+        )
+        fitting = -(-batch_size // (shards * micro_batches)) * shards * micro_batches
+        raise ValueError(
+            f"data.batch_size = {batch_size} is no multiple of the {shards} devices of the mesh "
+            f"axes data and fsdp{times}: take {fitting}, or set --mesh.data"
+        )
+
+
+def process_part(mesh: Mesh) -> tuple[int, int]:
+    """Which part of every batch this process loads: its index, and how many parts there are.
+
+    Part i of n is rows [i b/n, (i + 1) b/n) of a batch of b. Processes that only split the rest of
+    the mesh between them load the same part.
+
+    Raises:
+      ValueError: if the processes' parts overlap.
+    """
+    rows: dict[int, set[int]] = {}
+    shards = _shards(mesh)
+    for device, (index,) in _by_batch(mesh).devices_indices_map((shards,)).items():
+        rows.setdefault(device.process_index, set()).add(index.indices(shards)[0])
+    parts = sorted({tuple(sorted(held)) for held in rows.values()})
+    if sum(len(part) for part in parts) != shards:
+        raise ValueError(
+            f"the mesh {dict(mesh.shape)} gives its processes parts of a batch that overlap: make "
+            "the axes seq and tensor, together, a divisor or a multiple of a process's devices"
+        )
+    return parts.index(tuple(sorted(rows[jax.process_index()]))), len(parts)
+
+
+def _by_batch(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, sharding.spec(("batch",)))
+
+
+def _shards(mesh: Mesh) -> int:
+    """Devices that share a batch."""
+    return mesh.size // _by_batch(mesh).shard_shape((mesh.size,))[0]
+
+
+def split_over(mesh: Mesh, tree: Any) -> Any:
+    """Puts arrays on the mesh, their first axis split over the devices that share a batch.
+
+    With several processes each gives its own part, as `process_part` says.
+    """
+    return jax.make_array_from_process_local_data(_by_batch(mesh), tree)
+
+
+def replicate_over(mesh: Mesh, tree: Any) -> Any:
+    """Puts arrays on every device; all processes give the same."""
+    return jax.make_array_from_process_local_data(NamedSharding(mesh, P()), tree)
+
+
+def split_shapes(mesh: Mesh, tree: Any) -> Any:
+    """Shapes of arrays as `split_over` lays them out."""
+    return _placed_shapes(tree, _by_batch(mesh))
+
+
+def replicated_shapes(mesh: Mesh, tree: Any) -> Any:
+    """Shapes of arrays as `replicate_over` lays them out."""
+    return _placed_shapes(tree, NamedSharding(mesh, P()))
+
+
+def _placed_shapes(tree: Any, where: NamedSharding) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)

@@ -1,0 +1,321 @@
+"""The training step: loss, gradients, optimisers, rejection; compiled as one program."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool
+
+from ltx_jax.runtime import sharding
+from ltx_jax.training import batches, flops
+from ltx_jax.training.optim import MAIN, Optimizer, ema_decay, frozen_parameters
+from ltx_jax.training.stage import LossValue, Stage
+from ltx_jax.training.state import TrainState, by_optimizer, joined, plan_state
+
+Loss = Callable[[Any, TrainState, Any, Any, Array], LossValue]  # as `Stage.loss`
+GRADIENTS = "gradients"  # the metric that is a tree: the norm of each tensor's gradient
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a step has to do, over all devices."""
+
+    tokens: int  # latent voxels, without those dropped
+    flop: float  # of the networks' matmuls and convolutions, by our own count
+
+
+class Trainer:
+    """A stage with the layout of its state and its compiled step.
+
+    Nothing is compiled or allocated before it is asked for.
+
+    Args:
+      stage: what to train.
+      optimizers: in place of `stage.optimizers()`.
+      compiler_options: of XLA, in place of the stage's.
+
+    Attributes:
+      stage: as given.
+      mesh: the stage's.
+      optimizers: by name.
+      plan: how the state is made and laid out.
+
+    Raises:
+      ValueError: if a pattern of frozen parameters matches none.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        *,
+        optimizers: Mapping[str, Optimizer] | None = None,
+        compiler_options: dict[str, Any] | None = None,
+    ):
+        cfg = stage.cfg
+        self.stage, self.mesh = stage, stage.mesh
+        self.optimizers = stage.optimizers() if optimizers is None else dict(optimizers)
+        self.plan = plan_state(
+            stage.init, self.optimizers, self.mesh, cfg.run.seed, stage.first_statistics()
+        )
+        if compiler_options is None:
+            with sharding.use_mesh(self.mesh):
+                compiler_options = stage.compiler_options()
+        self._step = jax.jit(
+            self._take_step,
+            donate_argnums=0,
+            # Pinned, or XLA may pick another layout for the new state.
+            out_shardings=(self.plan.layout, None),
+            compiler_options=compiler_options,
+        )
+        self._flop = functools.cache(self._count_flop)
+
+    def step(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
+        """Takes a step; the old state's memory is reused.
+
+        Returns:
+          The new state, and metrics: scalars, and under `GRADIENTS` a tree of them.
+        """
+        return self._step(state, batch, self.frozen)
+
+    def trace(self, batch: Any) -> Any:
+        """The traced step (`jax.stages.Traced`) for the shapes of a batch."""
+        frozen = batches.replicated_shapes(self.mesh, dict(self.stage.frozen))
+        return self._step.trace(self.plan.shapes, batch, frozen)
+
+    @functools.cached_property
+    def frozen(self) -> dict[str, Any]:
+        """The stage's frozen weights, on every device."""
+        return batches.replicate_over(self.mesh, dict(self.stage.frozen))
+
+    def _take_step(
+        self, state: TrainState, batch: Any, frozen: Any
+    ) -> tuple[TrainState, dict[str, Any]]:
+        cfg = self.stage.cfg
+        key = jax.random.fold_in(jax.random.key(cfg.run.seed), state.step)
+        value, grads = gradients(
+            self.stage.loss,
+            self.optimizers,
+            *(state.params, state, batch, frozen, key),
+            micro_batches=cfg.optim.accumulate,
+            layout=self.plan.layout.params,
+        )
+        norms, finite = _gradient_norms(grads, self.optimizers, state.updates)
+        finite &= jnp.isfinite(jnp.stack([value.loss, *value.others.values()])).all()
+        new = settle(state, advance(state, grads, self.optimizers, value.statistics), finite)
+        counts = {"rejected": new.step - new.updates, "rejected_in_a_row": new.rejected}
+        return new, {"loss": value.loss, **value.metrics, **norms, **counts}
+
+    def resting_metrics(self, state: TrainState) -> set[str]:
+        """Names of metrics that are NaN by intent: their optimiser has not begun."""
+        updates = int(state.updates)
+        resting = (x for x in self.optimizers.values() if x.start is not None and updates < x.start)
+        return {name for optimizer in resting for name in optimizer.metrics}
+
+    def work(self, batch: Any, step: int) -> Work:
+        """What a step (from 1) has to do for a batch, or for its shapes.
+
+        Encoders that run before the step are not counted.
+        """
+        leaves, tree = jax.tree.flatten(batch)
+        shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves)
+        return Work(self.stage.tokens(batch), self._flop(self.stage.counted(step), tree, shapes))
+
+    def _count_flop(self, stage: Stage, tree: Any, leaves: tuple[Any, ...]) -> float:
+        key, state = jax.eval_shape(jax.random.key, 0), self.plan.shapes
+        rest = state, jax.tree.unflatten(tree, leaves), dict(stage.frozen), key
+        return flops.count_flop(stage.loss, state.params, *rest, gradient=0)
+
+
+def gradients(
+    loss: Loss,
+    optimizers: Mapping[str, Optimizer],
+    params: Any,
+    state: TrainState,
+    batch: Any,
+    frozen: Any,
+    key: Array,
+    *,
+    micro_batches: int,
+    layout: Any,
+) -> tuple[LossValue, Any]:
+    """The value of `loss`, and the gradients of what each optimiser lowers, in one tree.
+
+    Micro-batches come one after the other, each with a key of its own. The loss must be a mean
+    over the batch. Value, gradients and statistics are then means over the micro-batches, and so
+    are metrics, over those where they are a number.
+
+    Args:
+      loss: as `Stage.loss`.
+      optimizers: by name; what they freeze has a gradient of zero, which costs nothing.
+      params: to differentiate by.
+      state: passed on.
+      batch: arrays whose first axis is the batch.
+      frozen: passed on.
+      key: of this step.
+      micro_batches: how many a batch is cut into.
+      layout: of the parameters; the gradients are pinned to it.
+    """
+    groups = by_optimizer(params, optimizers)
+    fixed = joined({n: frozen_parameters(groups[n], x.freeze) for n, x in optimizers.items()})
+
+    def total(params: Any, batch: Any, key: Array) -> tuple[Array, LossValue]:
+        held = jax.tree.map(lambda x, no: jax.lax.stop_gradient(x) if no else x, params, fixed)
+        value = loss(held, state, batch, frozen, key)
+        whole: Any = sum(value.others.values(), start=value.loss)
+        return whole, value
+
+    def pinned(grads: Any) -> Any:
+        return jax.lax.with_sharding_constraint(grads, layout)
+
+    differentiate = jax.value_and_grad(total, has_aux=True)
+    if micro_batches == 1:
+        (_, value), grads = differentiate(params, batch, key)
+        return value, pinned(grads)
+
+    parts = _cut(batch, micro_batches)
+
+    def one(i: Any) -> Any:
+        part = jax.tree.map(lambda x: x[i], parts)
+        (_, value), grads = differentiate(params, part, jax.random.fold_in(key, i))
+        return (pinned(grads), dataclasses.replace(value, metrics={})), value.metrics
+
+    def add(sums: Any, i: Array) -> Any:
+        terms, metrics = one(i)
+        return jax.tree.map(lambda a, b: a + b.astype(jnp.float32), sums, terms), metrics
+
+    shapes, _ = jax.eval_shape(one, 0)
+    grads, value = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
+    sums, metrics = jax.lax.scan(add, (pinned(grads), value), jnp.arange(micro_batches))
+    grads, value = jax.tree.map(
+        lambda x, like: (x / micro_batches).astype(like.dtype), sums, shapes
+    )
+    metrics = jax.tree.map(lambda x: jnp.nanmean(x, axis=0), metrics)
+    return dataclasses.replace(value, metrics=metrics), grads
+
+
+def _cut(batch: Any, parts: int) -> Any:
+    """Gives the arrays of a batch a first axis over its micro-batches.
+
+    Micro-batch i is every `parts`-th example from i on, so that no example changes its device.
+    """
+
+    def cut(x: Any) -> Any:
+        x = jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1)
+        return sharding.constrain(x, None, "batch", *(None,) * (x.ndim - 2))
+
+    return jax.tree.map(cut, batch)
+
+
+def _gradient_norms(
+    grads: Mapping[str, Any], optimizers: Mapping[str, Optimizer], updates: Array
+) -> tuple[dict[str, Any], Bool[Array, ""]]:
+    """Global norms of the gradients as metrics, and whether all of them are finite.
+
+    The metrics are that of the main optimiser's gradient, that of each part, NaN where its
+    optimiser has not begun, and under `GRADIENTS` each tensor's.
+    """
+    groups = by_optimizer(grads, optimizers)
+    squares = jax.tree.map(lambda x: jnp.sum(jnp.square(x.astype(jnp.float32))), groups)
+
+    def norm(tree: Any) -> Array:
+        return jnp.sqrt(optax.tree.sum(tree))
+
+    totals = {name: norm(group) for name, group in squares.items()}
+    metrics = {f"grad_norm/{name}": norm(part) for name, part in squares[MAIN].items()}
+    for name in totals.keys() - {MAIN}:
+        begun = _has_begun(optimizers[name], updates)
+        metrics[f"grad_norm/{name}"] = jnp.where(begun, totals[name], jnp.nan)
+    finite = jnp.isfinite(jnp.stack([*totals.values()])).all()
+    tensors = jax.tree.map(jnp.sqrt, joined(squares))
+    return {"grad_norm": totals[MAIN], **metrics, GRADIENTS: tensors}, finite
+
+
+def _has_begun(optimizer: Optimizer, updates: Array) -> Bool[Array, ""]:
+    return updates >= (optimizer.start or 0)
+
+
+def advance(
+    state: TrainState, grads: Any, optimizers: Mapping[str, Optimizer], statistics: Any
+) -> TrainState:
+    """Takes a step of each optimiser, of parameters and their average.
+
+    `settle` says whether it counts.
+    """
+    old, slopes = (by_optimizer(tree, optimizers) for tree in (state.params, grads))
+    averages = by_optimizer(state.ema, [name for name in optimizers if name in state.ema])
+    params, ema, opt_state = {}, {}, {}
+    for name, optimizer in optimizers.items():
+        params[name], opt_state[name] = _descend(
+            optimizer, slopes[name], old[name], state.opt_state[name], state.updates
+        )
+        if optimizer.ema_decay is not None:
+            keep = ema_decay(state.updates, optimizer.ema_decay)
+            ema[name] = jax.tree.map(
+                lambda old, new, keep=keep: old + (1 - keep).astype(old.dtype) * (new - old),
+                averages[name],
+                params[name],
+            )
+    return dataclasses.replace(
+        state, params=joined(params), ema=joined(ema), opt_state=opt_state, statistics=statistics
+    )
+
+
+def _descend(
+    optimizer: Optimizer, grads: Any, params: Any, opt_state: Any, updates: Array
+) -> tuple[Any, Any]:
+    """Parameters and the optimiser's state after its step; as before, if it has not begun."""
+
+    def learn(params: Any, opt_state: Any) -> tuple[Any, Any]:
+        changes, opt_state = optimizer.tx.update(grads, opt_state, params)
+        return optax.apply_updates(params, changes), opt_state
+
+    if optimizer.start is None:
+        return learn(params, opt_state)
+    begun = _has_begun(optimizer, updates)
+    return jax.lax.cond(begun, learn, lambda *both: both, params, opt_state)
+
+
+def settle(old: TrainState, new: TrainState, finite: Bool[Array, ""]) -> TrainState:
+    """The new state where losses and gradients were finite, else the old one to the bit.
+
+    Only the counts of steps move in either case.
+    """
+    kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+    return dataclasses.replace(
+        kept,
+        step=old.step + 1,
+        updates=old.updates + finite,
+        rejected=jnp.where(finite, 0, old.rejected + 1),
+    )
+
+
+def describe_nonfinite(
+    metrics: Mapping[str, Any], state: TrainState, resting: Collection[str] = ()
+) -> str:
+    """Says which metrics, gradients and parameters are not finite.
+
+    Metrics of parts ("loss_at/0.1") are left out: the gradients name theirs.
+
+    Args:
+      metrics: of a step.
+      state: after it.
+      resting: names of metrics that are NaN by intent (`Trainer.resting_metrics`).
+    """
+    scalars = {
+        name: x
+        for name, x in metrics.items()
+        if name != GRADIENTS and "/" not in name and name not in resting
+    }
+    all_finite = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree))
+    kinds = {"metrics": scalars, "gradients": metrics[GRADIENTS], "parameters": state.params}
+    texts = []
+    for kind, tree in kinds.items():
+        flags = jax.tree.leaves_with_path(jax.device_get(all_finite(dict(tree))))
+        names = ["/".join(str(entry.key) for entry in path) for path, well in flags if not well]
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        texts.append(f"{kind}: {', '.join(names[:5]) or 'none'}{more}")
+    return "Not finite are " + "; ".join(texts)

@@ -1,0 +1,325 @@
+"""The second stage: the transformer, and a text encoder if it is trained, on rectified flow.
+
+Latents come from a frozen VAE, stored with the data or encoded as the batches come. The posterior
+is sampled afresh in every step.
+"""
+
+import copy
+import dataclasses
+import functools
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from ltx_jax.checkpoints import (
+    exported_folder,
+    hub,
+    official,
+    official_config,
+    run_config,
+    runs,
+)
+from ltx_jax.checkpoints.checkpoint import Checkpoint
+from ltx_jax.checkpoints.load import load_checkpoint
+from ltx_jax.checkpoints.releases import RELEASED
+from ltx_jax.config import BucketConfig, TrainTransformer, TrainVAE, VAEConfig
+from ltx_jax.data.loader import Batch, Loader
+from ltx_jax.diffusion import positions
+from ltx_jax.diffusion.conditioning import PREFIX
+from ltx_jax.diffusion.denoiser import Plain
+from ltx_jax.inference.encode_dataset import check_vae
+from ltx_jax.models.vae import check_video_shape
+from ltx_jax.runtime import sharding
+from ltx_jax.runtime.platforms import onednn_options
+from ltx_jax.training import batches
+from ltx_jax.training.stage import BatchSource, InitialWeights, LossValue, Stage, Validation
+from ltx_jax.training.state import TrainState
+from ltx_jax.training.transformer import sources
+from ltx_jax.training.transformer.conditions import (
+    ConditionItem,
+    Conditions,
+    StepRandom,
+    draw_conditions,
+)
+from ltx_jax.training.transformer.loss import FlowModel, Geometry, flow_loss, kept_tokens
+from ltx_jax.training.transformer.sources import Captions, Dropped, Moments, Place
+from ltx_jax.training.transformer.validation import FlowValidator
+
+_log = logging.getLogger(__name__)
+
+
+class TransformerStage(Stage):
+    """Trains the transformer on the latents of a VAE.
+
+    Args:
+      cfg: of the run.
+      mesh: to run on.
+      vae: a checkpoint with the VAE's configuration, and with weights and statistics where there
+        are data.
+      captions: the source of embeddings.
+      loader: of clips or latents; None for a stage that is only described.
+
+    Raises:
+      ValueError: if networks and settings do not fit each other.
+    """
+
+    cfg: TrainTransformer
+    vae: Checkpoint
+
+    def __init__(
+        self,
+        cfg: TrainTransformer,
+        mesh: Mesh,
+        vae: Checkpoint,
+        captions: Captions,
+        loader: BatchSource | None = None,
+    ):
+        super().__init__(cfg, mesh)
+        self.vae, self._loader, self._captions = vae, loader, captions
+        vae_cfg = self._vae_cfg
+        check_fit(cfg, vae_cfg, mesh)
+        causal = cfg.model.causal_temporal_positioning
+        self.model = FlowModel(
+            Plain(cfg.model, cfg.execution),
+            captions,
+            sources.latent_sampler(vae, vae_cfg),
+            Geometry(vae_cfg.temporal_factor, vae_cfg.spatial_factor, causal),
+        )
+        grids = [latent_grid(bucket, vae_cfg) for bucket in cfg.data.sizes]
+        sizes = zip(map(math.prod, grids), (x.batch_size for x in cfg.data.sizes), strict=True)
+        kept = kept_tokens(tuple(sizes), cfg.flow.token_drop)
+        self._kept = dict(zip(grids, kept, strict=True))
+        if loader is not None:
+            self._moments = sources.latent_reader(vae, vae_cfg, cfg.data, mesh)
+
+    @classmethod
+    def open(
+        cls,
+        cfg: TrainTransformer,
+        mesh: Mesh,
+        *,
+        loader: BatchSource | None = None,
+        vae: Checkpoint | None = None,
+    ) -> "TransformerStage":
+        """The stage with its data, its VAE and its text encoder.
+
+        Args:
+          cfg: of the run.
+          mesh: to run on.
+          loader: of examples, in place of that of `cfg.data`.
+          vae: in place of the one that `cfg.vae` names.
+        """
+        vae = _load_vae(cfg, mesh) if vae is None else vae
+        if vae.vae is None:
+            raise ValueError(f"{cfg.vae} holds no VAE: --vae must name a checkpoint that does")
+        check_fit(cfg, vae.vae, mesh)  # before anything large is opened
+        if loader is None:
+            index, count = batches.process_part(mesh)
+            loader = Loader(
+                *(cfg.data, cfg.flow.patterns, cfg.run.seed),
+                process_index=index,
+                process_count=count,
+            )
+        if loader.encoding is not None:
+            check_vae(loader.encoding, vae, cfg.vae)
+        captions = sources.open_captions(cfg, loader.encoding, mesh)
+        stage = cls(cfg, mesh, vae, captions, loader)
+        if cfg.run.validate_every:
+            stage._validator.prepare()  # so that what is wrong shows before the first step
+        return stage
+
+    @classmethod
+    def describe(cls, cfg: TrainTransformer, mesh: Mesh) -> "TransformerStage":
+        """The stage without its data, and without the weights of its VAE and its text encoder."""
+        vae = Checkpoint(vae=_describe_vae(cfg.vae, cfg.model.in_channels))
+        return cls(cfg, mesh, vae, sources.described_captions(cfg))
+
+    def init(self, key: Array) -> dict[str, Any]:
+        """Draws "transformer", and the "text_encoder" if it is trained."""
+        return self.model.init(key)
+
+    def abstract_batch(self, bucket: BucketConfig) -> dict[str, Any]:
+        """A batch with the conditions that add the most tokens."""
+        cfg, b, grid = self.cfg, bucket.batch_size, latent_grid(bucket, self._vae_cfg)
+        channels = self._vae_cfg.latent_channels
+
+        def moments(frames: int) -> Moments:
+            shape = (b, frames, *grid[1:])
+            return {
+                "mean": jax.ShapeDtypeStruct((*shape, channels), jnp.float16),
+                "logvar": jax.ShapeDtypeStruct((*shape, 1), jnp.float16),
+            }
+
+        number: Any = jax.ShapeDtypeStruct((b,), jnp.int32)
+        patterns = {name for name, share in cfg.flow.patterns[1:] if share and grid[0] > 1}
+        keyframes = cfg.flow.max_keyframes if "keyframes" in patterns else 0
+        lengths = [1] * keyframes or [PREFIX] * ("clip" in patterns)
+        items = tuple(ConditionItem(moments(frames), number) for frames in lengths)
+        batch = {
+            "video": moments(grid[0]),
+            "conditions": Conditions(number if patterns else None, items),
+            "frame_rate": jax.ShapeDtypeStruct((b,), jnp.float32),
+            "captions": sources.caption_shapes(cfg, b),
+        }
+        return batches.split_shapes(self.mesh, batch)
+
+    def batches(self, first: int, last: int) -> Iterator[dict[str, Any]]:
+        """Batches as `abstract_batch` has them, with the conditions of their pattern."""
+        assert self._loader is not None, "a stage that is only described has no data"
+        cfg, part = self.cfg, batches.process_part(self.mesh)
+        place = functools.partial(batches.split_over, self.mesh)
+        # Not in a thread: all processes have to begin programs in one order.
+        for step, batch in enumerate(self._loader.batches(first, last), first):
+            random = StepRandom(cfg.run.seed, step, part)
+            dropped = random.chances(cfg.flow.caption_dropout, len(batch.captions))
+            factor = self._vae_cfg.temporal_factor
+            conditions = draw_conditions(batch, random, cfg.flow, factor)
+            yield self._on_mesh(batch, conditions, dropped, place)
+
+    def _on_mesh(
+        self, batch: Batch, conditions: Conditions, dropped: Dropped, place: Place
+    ) -> dict[str, Any]:
+        """A batch as a step takes it; work for the devices is begun, not waited for."""
+        prefix = None if conditions.prefix is None else place(conditions.prefix)
+        items = (
+            ConditionItem(self._moments(item.video, place), place(item.frame))
+            for item in conditions.items
+        )
+        return {
+            "video": self._moments(_pixels_or_moments(batch), place),
+            "conditions": Conditions(prefix, tuple(items)),
+            "frame_rate": place(batch.frame_rate),
+            "captions": self._captions.read(batch.captions, batch.embeddings, dropped, place),
+        }
+
+    def tokens(self, batch: dict[str, Any]) -> int:
+        """Tokens that the transformer gets: those of conditions too, without those dropped."""
+        b, *grid, _ = batch["video"]["mean"].shape
+        items = batch["conditions"].items
+        extra = sum(math.prod(item.video["mean"].shape[1:4]) for item in items)
+        return b * (self._kept[tuple(grid)] + extra)
+
+    def loss(
+        self, params: Any, state: TrainState, batch: Any, frozen: Any, key: Array
+    ) -> LossValue:
+        """`flow_loss`."""
+        return flow_loss(self.model, params, batch, key, self.cfg.flow, self._kept)
+
+    def counted(self, step: int) -> Stage:
+        """With plain attention, which has no padding to be counted."""
+        return self._plain
+
+    @functools.cached_property
+    def _plain(self) -> "TransformerStage":
+        execution = dataclasses.replace(self.cfg.execution, attention="plain")
+        stage, denoiser = copy.copy(self), Plain(self.cfg.model, execution)
+        stage.model = dataclasses.replace(self.model, denoiser=denoiser)
+        return stage
+
+    def validate(self, state: TrainState) -> Validation:
+        """See `FlowValidator`."""
+        return self._validator(state)
+
+    @functools.cached_property
+    def _validator(self) -> FlowValidator:
+        return FlowValidator(self.cfg, self.mesh, self.vae, self.model, self._on_mesh)
+
+    def initial_weights(self, checkpoint: Checkpoint) -> InitialWeights:
+        """The transformer of a checkpoint, and its text encoder if one is trained here."""
+        if checkpoint.transformer is None:
+            raise ValueError("--run.init_from names a checkpoint without a transformer")
+        params = {"transformer": checkpoint.transformer_params}
+        configs = ((checkpoint.transformer, self.cfg.model),)
+        if checkpoint.text_encoder is None or self.cfg.captions != "train":
+            return InitialWeights(params, configs)
+        text_cfg, text_params, _ = checkpoint.text_encoder
+        params["text_encoder"] = text_params
+        return InitialWeights(params, (*configs, (text_cfg, self.cfg.text_encoder)))
+
+    def compiler_options(self) -> dict[str, Any] | None:
+        """Those of matmuls on a CPU."""
+        return onednn_options()
+
+    @property
+    def _vae_cfg(self) -> VAEConfig:
+        assert self.vae.vae is not None  # `open` and `describe` see to it
+        return self.vae.vae
+
+
+def latent_grid(bucket: BucketConfig, vae: VAEConfig) -> positions.Grid:
+    """Latent frames, rows and columns of a bucket's clips."""
+    return (
+        (bucket.num_frames - 1) // vae.temporal_factor + 1,
+        bucket.height // vae.spatial_factor,
+        bucket.width // vae.spatial_factor,
+    )
+
+
+def check_fit(cfg: TrainTransformer, vae: VAEConfig, mesh: Mesh) -> None:
+    """Refuses settings that do not fit each other.
+
+    Raises:
+      ValueError: naming them.
+    """
+    sharding.check_heads(cfg.model.num_attention_heads, mesh)
+    for size in cfg.data.sizes:
+        shape = (size.batch_size, size.num_frames, size.height, size.width, vae.in_channels)
+        check_video_shape(vae, shape)
+    for name in ("in_channels", "out_channels"):
+        channels = getattr(cfg.model, name)
+        if channels != vae.latent_channels:
+            raise ValueError(
+                f"the VAE of {cfg.vae} has {vae.latent_channels} latent channels and "
+                f"model.{name} is {channels}"
+            )
+
+
+def _load_vae(cfg: TrainTransformer, mesh: Mesh) -> Checkpoint:
+    # A run that goes on keeps the VAE it began with, whatever has become of that path.
+    stored = runs.load_vae(cfg.run.output, mesh=mesh) if runs.has_step(cfg.run.output) else None
+    whole = stored or load_checkpoint(cfg.vae, mesh=mesh)
+    # What else the checkpoint holds, a transformer of many gigabytes perhaps, is let go.
+    return Checkpoint(
+        vae=whole.vae,
+        vae_params=whole.vae_params,
+        vae_dtype=whole.vae_dtype,
+        statistics=whole.statistics,
+    )
+
+
+def _describe_vae(path: str, channels: int) -> VAEConfig:
+    """The configuration of the VAE at a path; if there is none, of the released one: all releases
+    compress alike.
+
+    Raises:
+      ValueError: if there is none, and the released one has other than so many channels.
+    """
+    if run_config.is_run(path):
+        cfg = run_config.read_config(path)
+        return cfg.model if isinstance(cfg, TrainVAE) else _describe_vae(cfg.vae, channels)
+    file = hub.EMBEDDED_FOLDER if path == hub.EMBEDDED else Path(path)
+    file = file / exported_folder.MODEL if exported_folder.is_exported(file) else file
+    if file.is_file() and (vae := official.read_configs(file).vae) is not None:
+        return vae
+    released = official_config.vae(RELEASED["2b-0.9.5"].config["vae"])
+    if released.latent_channels != channels:
+        raise ValueError(
+            f"there is no VAE at {path}, and the released one has {released.latent_channels} "
+            f"channels where model.in_channels is {channels}: train it first, or name another --vae"
+        )
+    _log.warning("there is no VAE at %s: latents are taken to be those of the released one", path)
+    return released
+
+
+def _pixels_or_moments(batch: Batch) -> Any:
+    """Pixels, or the moments of stored posteriors."""
+    if batch.latents is None:
+        return batch.frames
+    return {"mean": batch.latents.mean, "logvar": batch.latents.logvar}

@@ -1,0 +1,156 @@
+"""Validation of the second stage: the loss at fixed times, and videos, of held-out clips."""
+
+import dataclasses
+import functools
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float
+
+from ltx_jax.checkpoints import run_config
+from ltx_jax.checkpoints.checkpoint import Checkpoint
+from ltx_jax.config import TrainTransformer
+from ltx_jax.data.loader import Batch
+from ltx_jax.diffusion import positions
+from ltx_jax.diffusion.flow import add_noise, velocity_of
+from ltx_jax.inference.encode_dataset import check_vae
+from ltx_jax.inference.pipeline import LTXPipeline
+from ltx_jax.runtime import sharding
+from ltx_jax.training.batches import replicate_over
+from ltx_jax.training.stage import LoggedVideo, Validation
+from ltx_jax.training.state import TrainState
+from ltx_jax.training.transformer.conditions import Conditions
+from ltx_jax.training.transformer.loss import FlowModel
+from ltx_jax.training.validation_clips import read_validation_clips, select_examples
+
+TIMES = tuple(i / 10 for i in range(1, 10))
+EMBEDDINGS = ("prompt_embeds", "prompt_mask", "negative_embeds", "negative_mask")
+_STEPS = 20  # of a sampled video
+
+
+def losses_at_times(
+    velocity: Callable[[Array, Array], Array], latents: Float[Array, "b t h w c"], key: Array
+) -> Float[Array, " s"]:
+    """Mean squared error of the velocity at each of `TIMES`, with the same noise at all.
+
+    Args:
+      velocity: (tokens (b, n, c), times (b, 1)) -> the predicted velocity.
+      latents: normalised data.
+      key: of the noise.
+    """
+    data = positions.patchify(latents)
+    noise = jax.random.normal(key, data.shape)
+    target = velocity_of(data, noise)
+
+    def at(time: Array) -> Array:
+        t = jnp.broadcast_to(time, (data.shape[0], 1))
+        error = velocity(add_noise(data, noise, t), t) - target
+        return jnp.mean(error * error)
+
+    return jax.lax.map(at, jnp.asarray(TIMES))
+
+
+class FlowValidator:
+    """Losses at fixed times and videos of held-out clips, by the averaged parameters.
+
+    Noise is the same every time, and there are no conditions but the caption.
+
+    Args:
+      cfg: of the run.
+      mesh: to run on.
+      vae: a checkpoint that holds the VAE.
+      model: the networks of the stage.
+      on_mesh: (batch, conditions, which captions are dropped, how arrays are placed) -> a batch as
+        the step takes it.
+    """
+
+    def __init__(
+        self,
+        cfg: TrainTransformer,
+        mesh: Mesh,
+        vae: Checkpoint,
+        model: FlowModel,
+        on_mesh: Callable[..., Any],
+    ):
+        self._cfg, self._mesh, self._vae, self._model = cfg, mesh, vae, model
+        self._on_mesh = on_mesh
+        everywhere = NamedSharding(mesh, P())
+        self._measure = jax.jit(self._losses, out_shardings=everywhere)
+        self._embed = jax.jit(model.captions.embed, out_shardings=everywhere)
+
+    @functools.cached_property
+    def _clips(self) -> tuple[Batch, list[Any], Any]:
+        """Held-out clips, each of them on all devices (they are few), and the empty caption."""
+        same_vae = functools.partial(check_vae, loaded=self._vae, name=self._cfg.vae)
+        clips = read_validation_clips(self._cfg.run, self._cfg.data, same_vae)
+        place = functools.partial(replicate_over, self._mesh)
+        singles = [select_examples(clips, [i]) for i in range(len(clips.captions))]
+        placed = [self._on_mesh(one, Conditions(), np.zeros(1, bool), place) for one in singles]
+        first = singles[0]
+        empty = self._model.captions.read(first.captions, first.embeddings, np.ones(1, bool), place)
+        return clips, placed, empty
+
+    def prepare(self) -> None:
+        """Reads the clips and makes the pipeline; raises a ValueError if they cannot be used."""
+        _ = self._clips, self._pipeline
+
+    @functools.cached_property
+    def _pipeline(self) -> LTXPipeline:
+        cfg = self._cfg
+        own = dataclasses.replace(self._vae, transformer=cfg.model, scheduler=cfg.scheduler)
+        pipeline = LTXPipeline(own, dtype=cfg.execution.dtype, mesh=self._mesh)
+        pipeline.execution = dataclasses.replace(cfg.execution, remat="none")
+        return pipeline
+
+    def __call__(self, state: TrainState) -> Validation:
+        """Metrics and videos of a state."""
+        clips, placed, empty = self._clips
+        losses, videos = [], {}
+        for i, (one, text) in enumerate(zip(placed, clips.captions, strict=True)):
+            with sharding.use_mesh(self._mesh):
+                losses.append(np.asarray(self._measure(state.ema, one, jax.random.key(i))))
+            name = f"sample {i}: {textwrap.shorten(text, 60)}"
+            videos[name] = self._video(state.ema, one["captions"], empty, clips, i)
+        means = np.mean(losses, axis=0)
+        scalars = {"val_loss": float(means.mean())}
+        scalars |= {f"val_loss_at/{t}": float(x) for t, x in zip(TIMES, means, strict=True)}
+        return Validation(scalars, videos)
+
+    def _losses(self, params: Any, batch: Any, key: Array) -> Array:
+        """The loss at each of `TIMES`."""
+        model = self._model
+        sample_key, noise_key = jax.random.split(key)
+        video: Any = model.sample_latents(batch["video"], sample_key)
+        corners = positions.latent_coords(video.shape[1:4])
+        coords = positions.pixel_coords(corners, **dataclasses.asdict(model.geometry))
+        coords = jnp.broadcast_to(coords, (video.shape[0], *coords.shape))
+        context = model.context(params, batch, coords)
+        velocity = functools.partial(self._velocity, params, context)
+        return losses_at_times(velocity, video, noise_key)
+
+    def _velocity(self, params: Any, context: Any, x: Array, t: Array) -> Array:
+        return self._model.velocity(params, x, t, context)
+
+    def _video(self, params: Any, captions: Any, empty: Any, clips: Batch, i: int) -> LoggedVideo:
+        settings: Any = run_config.own_settings(self._cfg)  # a transformer's run has them
+        options = dataclasses.replace(
+            settings,
+            num_frames=clips.bucket.num_frames,
+            height=clips.bucket.height,
+            width=clips.bucket.width,
+            frame_rate=float(clips.frame_rate[i]),
+            num_inference_steps=_STEPS,
+            seed=self._cfg.run.seed,
+        )
+        with sharding.use_mesh(self._mesh):
+            texts = (*self._embed(params, captions), *self._embed(params, empty))
+        self._pipeline.params = self._pipeline.denoiser.prepare(params["transformer"])
+        embeddings: dict[str, Any] = dict(zip(EMBEDDINGS, texts, strict=True))
+        video = self._pipeline(None, options, embeddings=embeddings, first_sample=i)
+        return LoggedVideo(video[0], options.frame_rate)

@@ -1,0 +1,89 @@
+"""The adversarial term of the Video-VAE's loss: one pass of the discriminator, two gradients.
+
+Autoencoder and discriminator learn from the same reconstruction, in one step. Each gradient is
+taken where the other side is a constant: the autoencoder's flows through the reconstruction alone.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float
+
+from ltx_jax.training import losses
+
+GANKind = Literal["pair", "single"]
+_LOSSES = {"pair": losses.pair_losses, "single": losses.hinge_losses}
+# Metrics of the term; NaN before the discriminator begins.
+METRICS = ("gan", "gan_scale", "disc_loss", "disc_accuracy")
+
+
+class GANGradients(NamedTuple):
+    """The losses of both sides for one batch, and their gradients."""
+
+    losses: losses.GANLosses
+    of_reconstruction: Any  # gradient of the generator's loss
+    of_params: Any  # gradient of the discriminator's loss, by its parameters
+
+
+def discriminate(
+    apply: Callable[..., Any],
+    params: Any,
+    video: Float[Array, "b t h w c"],
+    reconstruction: Float[Array, "b t h w c"],
+    kind: GANKind,
+) -> tuple[Float[Array, "b t2 h2 w2"], Float[Array, "b t2 h2 w2"]]:
+    """Logits of both orders of a pair, the original first and then second; or, of "single" clips,
+    of the original and of the reconstruction."""
+    both = (video, reconstruction)
+    if kind == "pair":
+        both = tuple(jnp.concatenate(pair, axis=-1) for pair in (both, both[::-1]))
+    clips = jnp.stack(both, axis=1)  # the two of a sample lie side by side, on one device
+    logits = apply({"params": params}, clips.reshape(-1, *clips.shape[2:]))
+    first, second = jnp.unstack(logits.reshape(-1, 2, *logits.shape[1:]), axis=1)
+    return first, second
+
+
+def gan_gradients(
+    apply: Callable[..., Any],
+    params: Any,
+    video: Float[Array, "b t h w c"],
+    reconstruction: Float[Array, "b t h w c"],
+    kind: GANKind,
+) -> GANGradients:
+    """One pass of the discriminator over originals and reconstructions, pulled back twice."""
+    both_losses = _LOSSES[kind]
+    logits, pull = jax.vjp(
+        lambda params, y: discriminate(apply, params, video, y, kind), params, reconstruction
+    )
+    _, of_reconstruction = pull(jax.grad(lambda x: both_losses(*x).generator)(logits))
+    of_params, _ = pull(jax.grad(lambda x: both_losses(*x).discriminator)(logits))
+    return GANGradients(both_losses(*logits), of_reconstruction, of_params)
+
+
+def gan_gradients_if(
+    active: Bool[Array, ""],
+    apply: Callable[..., Any],
+    params: Any,
+    video: Float[Array, "b t h w c"],
+    reconstruction: Float[Array, "b t h w c"],
+    kind: GANKind,
+) -> GANGradients:
+    """`gan_gradients`, or zeros at no cost."""
+
+    def compute() -> GANGradients:
+        return gan_gradients(apply, params, video, reconstruction, kind)
+
+    def rest() -> GANGradients:
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(compute))
+
+    return jax.lax.cond(active, compute, rest)
+
+
+def adaptive_scale(of_rest: Any, of_gan: Any) -> Float[Array, ""]:
+    """VQGAN's weight of the adversarial term: the norm of the other terms' gradient at the
+    decoder's last layer over that of its own, here at most 1 (Esser et al., arXiv 2012.09841)."""
+    own = jnp.maximum(optax.tree.norm(of_gan), 1e-12)
+    return jnp.minimum(optax.tree.norm(of_rest) / own, 1.0)

@@ -1,0 +1,209 @@
+"""The first stage: the Video-VAE and its discriminator, on pictures and videos together."""
+
+import copy
+import dataclasses
+import functools
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from ltx_jax.checkpoints import perceptual
+from ltx_jax.checkpoints.checkpoint import Checkpoint
+from ltx_jax.config import BucketConfig, TrainVAE, VAELossConfig
+from ltx_jax.data.loader import Loader
+from ltx_jax.models import convolution
+from ltx_jax.models.discriminator import Discriminator
+from ltx_jax.models.vae import VideoVAE, check_video_shape
+from ltx_jax.training import batches
+from ltx_jax.training.optim import MAIN, Optimizer, make_optimizer
+from ltx_jax.training.stage import BatchSource, InitialWeights, LossValue, Stage, Validation
+from ltx_jax.training.state import TrainState
+from ltx_jax.training.vae import gan
+from ltx_jax.training.vae.loss import (
+    Networks,
+    first_statistics,
+    latent_statistics,
+    reconstruction_loss,
+    vae_loss,
+)
+from ltx_jax.training.vae.validation import VAEValidator, require_pixels
+
+_log = logging.getLogger(__name__)
+
+
+class VAEStage(Stage):
+    """Trains the Video-VAE, against a discriminator where `loss.gan_weight` is above 0.
+
+    Args:
+      cfg: of the run.
+      mesh: to run on.
+
+    Raises:
+      ValueError: if the sizes of clips do not fit the networks, or a file of weights cannot be
+        read.
+    """
+
+    cfg: TrainVAE
+
+    def __init__(self, cfg: TrainVAE, mesh: Mesh):
+        if not cfg.model.timestep_conditioning:
+            # A decoder that does not know the level of the noise gets clean latents.
+            clean = dataclasses.replace(cfg.loss, max_decode_time=0.0)
+            cfg = dataclasses.replace(cfg, loss=clean)
+        super().__init__(cfg, mesh)
+        self._loader: BatchSource | None = None
+        lpips = _read_lpips(cfg.loss)
+        self.frozen = {} if lpips is None else {"lpips": lpips}
+        self._vae = VideoVAE(cfg.model, cfg.execution)
+        self._discriminator = Discriminator(cfg.discriminator, cfg.disc_execution)
+        self._has_gan = cfg.loss.gan_weight > 0
+        self._disc_start = round(cfg.loss.disc_start * cfg.run.steps)
+        for bucket in cfg.data.sizes:
+            self._check(bucket)
+
+    @classmethod
+    def open(cls, cfg: TrainVAE, mesh: Mesh, *, loader: BatchSource | None = None) -> "VAEStage":
+        """The stage with its data: those of `cfg.data`, or of another loader."""
+        stage = cls(cfg, mesh)
+        if loader is None:
+            index, count = batches.process_part(mesh)
+            loader = Loader(
+                cfg.data,
+                (("none", 1.0),),
+                cfg.run.seed,
+                process_index=index,
+                process_count=count,
+            )
+        stage._loader = loader
+        if cfg.run.validate_every:
+            stage._validator.prepare()  # so that what is wrong shows before the first step
+        return stage
+
+    @classmethod
+    def describe(cls, cfg: TrainVAE, mesh: Mesh) -> "VAEStage":
+        """The stage without its data."""
+        return cls(cfg, mesh)
+
+    def init(self, key: Array) -> dict[str, Any]:
+        """Draws "encoder" and "decoder", and the "discriminator", if there is one."""
+        smallest = min(self.cfg.data.sizes, key=lambda b: b.num_frames * b.height * b.width)
+        video = jnp.zeros((1, *_shape(smallest)[1:]))
+        params: Any = self._vae.init(key, video)["params"]
+        if not self._has_gan:
+            return params
+        pair = jnp.concatenate([video] * (2 if self.cfg.loss.gan == "pair" else 1), axis=-1)
+        own = self._discriminator.init(jax.random.fold_in(key, 1), pair)["params"]
+        return {**params, "discriminator": own}
+
+    def optimizers(self) -> dict[str, Optimizer]:
+        """The autoencoder's, and the discriminator's, which begins later and keeps no average."""
+        main = super().optimizers()
+        if not self._has_gan:
+            return main
+        cfg, start = self.cfg, self._disc_start
+        tx = make_optimizer(cfg.disc_optim, cfg.run.steps - start)
+        own = Optimizer(tx, cfg.disc_optim.freeze, start=start, metrics=gan.METRICS)
+        return {MAIN: main[MAIN], "discriminator": own}
+
+    def first_statistics(self) -> dict[str, Any]:
+        """Running moments of the latents, before any batch."""
+        return first_statistics(self.cfg.model.latent_channels)
+
+    def abstract_batch(self, bucket: BucketConfig) -> dict[str, Any]:
+        """`frames`, uint8 (b, t, h, w, 3)."""
+        frames = jax.ShapeDtypeStruct(_shape(bucket), jnp.uint8)
+        return batches.split_shapes(self.mesh, {"frames": frames})
+
+    def batches(self, first: int, last: int) -> Iterator[dict[str, Any]]:
+        """Batches of `frames`."""
+        assert self._loader is not None, "a stage that is only described has no data"
+        for batch in self._loader.batches(first, last):
+            yield {"frames": batches.split_over(self.mesh, require_pixels(batch))}
+
+    def tokens(self, batch: dict[str, Any]) -> int:
+        """Latent voxels of a batch."""
+        b, t, h, w, _ = batch["frames"].shape
+        time, space = self.cfg.model.temporal_factor, self.cfg.model.spatial_factor
+        return b * ((t - 1) // time + 1) * (h // space) * (w // space)
+
+    def loss(
+        self, params: Any, state: TrainState, batch: Any, frozen: Any, key: Array
+    ) -> LossValue:
+        """`vae_loss`."""
+        discriminator = self._discriminator.apply if self._has_gan else None
+        networks = Networks(self._vae.apply, discriminator)
+        return vae_loss(
+            networks, params, state, batch, frozen, key, self.cfg.loss, self._disc_start
+        )
+
+    def counted(self, step: int) -> Stage:
+        """Without the discriminator, before it begins."""
+        # It waits for updates. Steps may be a few more: those that are rejected.
+        return self._alone if self._has_gan and step <= self._disc_start else self
+
+    @functools.cached_property
+    def _alone(self) -> "VAEStage":
+        stage = copy.copy(self)
+        stage._has_gan = False
+        return stage
+
+    def validate(self, state: TrainState) -> Validation:
+        """See `VAEValidator`."""
+        return self._validator(state)
+
+    @functools.cached_property
+    def _validator(self) -> VAEValidator:
+        return VAEValidator(self.cfg, self.mesh, self.frozen)
+
+    def latent_statistics(self, state: TrainState) -> dict[str, Any]:
+        """Mean and deviation of each channel of the latents."""
+        value = latent_statistics(state.statistics)
+        return {"mean": value.mean, "std": value.std}
+
+    def initial_weights(self, checkpoint: Checkpoint) -> InitialWeights:
+        """The VAE of a checkpoint, and its statistics as the running ones."""
+        if checkpoint.vae is None:
+            raise ValueError("--run.init_from names a checkpoint without a VAE")
+        running = None
+        if checkpoint.statistics is not None:
+            moments = checkpoint.statistics.mean, checkpoint.statistics.std
+            mean, std = (jnp.asarray(x) for x in moments)
+            running = {"mean": mean, "square": std**2 + mean**2}
+        configs = ((checkpoint.vae, self.cfg.model),)
+        return InitialWeights(checkpoint.vae_params, configs, running)
+
+    def compiler_options(self) -> dict[str, Any] | None:
+        """Those of convolutions."""
+        return convolution.compiler_options()
+
+    def _check(self, bucket: BucketConfig) -> None:
+        """Refuses sizes that a network or a term of the loss cannot take, before any step."""
+        shape = _shape(bucket)
+        check_video_shape(self.cfg.model, shape)
+        video, lpips = jax.ShapeDtypeStruct(shape, jnp.float32), self.frozen.get("lpips")
+        jax.eval_shape(lambda x: reconstruction_loss(x, x, lpips, self.cfg.loss), video)
+        if self._has_gan:
+            jax.eval_shape(self._discriminator.init, jax.random.key(0), video)
+
+
+def _read_lpips(cfg: VAELossConfig) -> Any:
+    """LPIPS' weights, or None where the term is off."""
+    if not cfg.lpips_weight:
+        return None
+    if not (cfg.vgg and cfg.lpips_heads):
+        _log.warning(
+            "LPIPS is off: loss.lpips_weight is %g, but its weights are not given; name files of "
+            "them with --loss.vgg and --loss.lpips-heads",
+            cfg.lpips_weight,
+        )
+        return None
+    return perceptual.read_lpips(cfg.vgg, cfg.lpips_heads)
+
+
+def _shape(bucket: BucketConfig) -> tuple[int, ...]:
+    return (bucket.batch_size, bucket.num_frames, bucket.height, bucket.width, 3)

@@ -1,0 +1,142 @@
+"""Weights that a run starts from, where it does not draw them: those of another checkpoint."""
+
+import dataclasses
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from ltx_jax.checkpoints.load import load_checkpoint
+from ltx_jax.config import BlockConfig, RunConfig
+from ltx_jax.training.stage import Stage
+from ltx_jax.training.state import StatePlan, TrainState
+
+_log = logging.getLogger(__name__)
+
+_Tensors = Mapping[str, Any]  # by path
+
+
+def first_state(stage: Stage, plan: StatePlan) -> TrainState:
+    """The state that a run begins with: drawn, or with the weights of `run.init_from`.
+
+    Tensors of the checkpoint and of the run must be the same ones, but for those that `run.init_*`
+    names, each of which is logged.
+
+    Args:
+      stage: picks from the checkpoint what fits it.
+      plan: of the stage's state.
+
+    Raises:
+      ValueError: if the checkpoint is of another architecture than `run` allows; names the first
+        tensors that differ, or the setting. Or if one of its patterns matches nothing.
+    """
+    run = stage.cfg.run
+    if run.init_from is None:
+        for name in ("init_missing", "init_extra", "init_redraw", "init_settings"):
+            if getattr(run, name):
+                raise ValueError(f"--run.{name} has no effect without --run.init_from")
+        return plan.make()
+    dtype = jax.tree.leaves(plan.shapes.params)[0].dtype.name
+    weights = stage.initial_weights(load_checkpoint(run.init_from, mesh=stage.mesh, dtype=dtype))
+    wanted = {name: plan.shapes.params.get(name, {}) for name in weights.params}
+    for name in plan.shapes.params.keys() - weights.params.keys():
+        _log.info("%s: drawn, the checkpoint has none", name)
+    tensors = _fitting(run, dict(flat_tensors(weights.params)), dict(flat_tensors(wanted)))
+    for there, here in weights.configs:
+        _check_settings(run, there, here)
+    return plan.make(_nested(tensors), weights.statistics)
+
+
+def _fitting(run: RunConfig, there: _Tensors, here: _Tensors) -> dict[str, Any]:
+    """The tensors of a checkpoint to start from; those of the run that are not among them are
+    drawn."""
+    redraw = _matching("init_redraw", run.init_redraw, here)
+    missing = _matching("init_missing", run.init_missing, [x for x in here if x not in there])
+    extra = _matching("init_extra", run.init_extra, [x for x in there if x not in here])
+    wrong = []
+    for name in [*here, *(name for name in there if name not in here)]:
+        shapes = [x[name].shape if name in x else None for x in (there, here)]
+        if name in redraw | missing:
+            _log.info("%s: drawn, %s here, %s there", name, shapes[1], shapes[0] or "absent")
+        elif name in extra:
+            _log.info("%s: left out, absent here, %s there", name, shapes[0])
+        elif shapes[0] != shapes[1]:
+            old, new = (shape or "absent" for shape in shapes)
+            wrong.append(f"{name} is {old} there, {new} here")
+    if wrong:
+        more = f"; and {len(wrong) - 5} more tensors" if len(wrong) > 5 else ""
+        raise ValueError(
+            f"--run.init_from {run.init_from} is of another architecture: {'; '.join(wrong[:5])}"
+            f"{more}. Regular expressions over these names allow it: --run.init_missing for what "
+            "is absent there, --run.init_extra for what is absent here, --run.init_redraw for what "
+            "is to be drawn in any case"
+        )
+    return {name: x for name, x in there.items() if name not in redraw | extra}
+
+
+def _matching(option: str, patterns: Sequence[str], names: Any) -> set[str]:
+    """The names that a pattern matches somewhere.
+
+    Raises:
+      ValueError: if a pattern is no regular expression, or matches none.
+    """
+    matches = set()
+    for pattern in patterns:
+        try:
+            own = {name for name in names if re.search(pattern, name)}
+        except re.error as error:
+            raise ValueError(f"--run.{option}: {pattern!r} cannot be read: {error}") from error
+        if not own:
+            kinds = {"init_missing": " that is absent there", "init_extra": " that is absent here"}
+            what = "setting" if option == "init_settings" else f"tensor{kinds.get(option, '')}"
+            raise ValueError(f"--run.{option}: {pattern!r} matches no {what}")
+        matches |= own
+    return matches
+
+
+def flat_tensors(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Path and array of every tensor: "blocks/attn1/to_q/kernel"."""
+    for name, value in params.items():
+        if isinstance(value, Mapping):
+            yield from flat_tensors(value, f"{prefix}{name}/")
+        else:
+            yield prefix + name, value
+
+
+def _nested(tensors: _Tensors) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, value in tensors.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = value
+    return tree
+
+
+def _check_settings(run: RunConfig, there: Any, here: Any) -> None:
+    """The tensors may agree and the arithmetic not: heads, paddings, scales."""
+    names = [field.name for field in dataclasses.fields(here)]
+    allowed = _matching("init_settings", run.init_settings, names)
+    for name in names:
+        old, new = (_plain(getattr(cfg, name)) for cfg in (there, here))
+        if old == new:
+            continue
+        if name not in allowed:
+            raise ValueError(
+                f"--run.init_from {run.init_from} was made with {name} = {old!r}, and this config "
+                f"has {new!r}: its weights mean something else here. --run.init_settings {name} "
+                "allows it"
+            )
+        _log.info("%s = %r here, %r there", name, new, old)
+
+
+def _plain(value: Any) -> Any:
+    """Block lists with their defaults written out."""
+    if isinstance(value, tuple):
+        return tuple(_plain(item) for item in value)
+    if isinstance(value, BlockConfig):
+        return dataclasses.replace(value, multiplier=value.channel_multiplier)
+    return value
