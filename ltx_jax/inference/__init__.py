@@ -4,7 +4,9 @@
   with the latent upsampler between.
 - `arguments`: what a call asks for, checked. `text_encoder`: prompts to embeddings.
 - `encode_decode`: the compiled programs before and after the denoising loop.
-- `outputs`: the videos of a sampling run, their names and settings.
+- `make_videos`: what `ltx-sample` does with its settings. `outputs`: the videos of a sampling run,
+  their names and settings.
+- `encode_dataset`: what `ltx-encode` does: clips and captions, encoded once.
 """
 
 from typing import TYPE_CHECKING
