@@ -27,9 +27,9 @@ MIN_SIZE = 2 ** (len(STAGES) - 1)
 class LPIPS(nn.Module):
     """The distance of each picture from its counterpart, both with values in [-1, 1]; float32.
 
-    Parameters: `conv_S_I` is VGG16's convolution I of stage S, and `head_S` (c,) is the weight of
-      each
-    channel of the stage. They are read from files (`checkpoints/perceptual.py`), not initialised.
+    The parameter `conv_S_I` is VGG16's convolution I of stage S, and `head_S` (c,) is the weight
+    of each channel of the stage. They are read from files (`checkpoints/perceptual.py`), not
+    initialised.
     """
 
     @nn.compact
