@@ -1,16 +1,19 @@
 # Everything runs from .venv, which these targets make. On a machine without Python 3.11 or newer
 # under one of these names: make PYTHON=/path/to/python3.
-PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
-  $$p -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
+# Where pyenv keeps the versions that are not on the path.
+PYENV := $(or $(PYENV_ROOT),$(HOME)/.pyenv)/versions
+find_python = $(shell for p in python3.11 python3.12 python3.13 python3 \
+  $(wildcard $(PYENV)/3.1[1-9].*/bin/python3); do \
+  $$p -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, $(1)))' >/dev/null 2>&1 \
   && { echo $$p; break; }; done)
+PYTHON ?= $(call find_python,11)
 VENV ?= .venv
 # Installed first and by itself, so that nothing later picks another build of it.
 TORCH ?= torch==2.13.0
 WORKERS ?= 2
-# The compilers that `make test-compile` asks come for these alone.
-COMPILE_PYTHON ?= $(shell for p in python3.12 python3.13 python3; do \
-  $$p -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 12))' >/dev/null 2>&1 \
-  && { echo $$p; break; }; done)
+# The newest jax needs a newer Python, and so do the compilers that `make test-compile` asks.
+NEWER_PYTHON ?= $(call find_python,12)
+NEWEST_VENV ?= .venv-newest
 COMPILE_VENV ?= .venv-compile
 
 BIN := $(VENV)/bin
@@ -18,18 +21,22 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Through the environment, so that it may hold quotes.
 export PROMPT ?= a small red star moves left
 
+check_newer_python = @test -n "$(NEWER_PYTHON)" \
+  || { echo "no Python 3.12 or newer with venv found; set NEWER_PYTHON" >&2; exit 1; }
+
 .DEFAULT_GOAL := help
-.PHONY: help sample demo docs test test-slow test-compile lint clean
+.PHONY: help sample demo docs test test-slow test-newest test-compile lint clean
 
 help:
 	@echo "make sample     a video from the small model that ships: PROMPT='a small red star moves left'"
 	@echo "make demo       a web page that makes videos, at http://127.0.0.1:7860"
 	@echo "make test       the tests, 15 minutes or less on 2 cores"
 	@echo "make test-slow  the tests that kill, run several processes or take gigabytes"
+	@echo "make test-newest  the tests that need no torch, with the newest jax on Python 3.12 or newer"
 	@echo "make test-compile  compile for GPUs and TPUs that are not here (5 GB of compilers)"
 	@echo "make lint       ruff and pyright"
 	@echo "make docs       the documentation as a site, in site/"
-	@echo "make clean      remove .venv and .venv-compile"
+	@echo "make clean      remove the environments"
 
 $(VENV)/.python:
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer with venv found; set PYTHON" >&2; exit 1; }
@@ -76,10 +83,19 @@ test: $(VENV)/.test
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow -q
 
+# Whatever releases pip takes for the newest.
+test-newest:
+	$(check_newer_python)
+	$(NEWER_PYTHON) -m venv $(NEWEST_VENV)
+	$(NEWEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade \
+	  --upgrade-strategy eager --editable '.[test-without-torch]'
+	$(NEWEST_VENV)/bin/python -c 'import jax, sys; print("jax", jax.__version__, "Python", sys.version)'
+	$(NEWEST_VENV)/bin/python -m pytest -n $(WORKERS) -q
+
 # In an environment of its own: the compilers are large, and nothing else needs them.
 $(COMPILE_VENV)/.ready: pyproject.toml
-	@test -n "$(COMPILE_PYTHON)" || { echo "no Python 3.12 or newer found: set COMPILE_PYTHON" >&2; exit 1; }
-	$(COMPILE_PYTHON) -m venv $(COMPILE_VENV)
+	$(check_newer_python)
+	$(NEWER_PYTHON) -m venv $(COMPILE_VENV)
 	$(COMPILE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[compile]'
 	@touch $@
 
@@ -92,4 +108,4 @@ lint: $(VENV)/.dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:
-	rm -rf $(VENV) $(COMPILE_VENV)
+	rm -rf $(VENV) $(NEWEST_VENV) $(COMPILE_VENV)

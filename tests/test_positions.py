@@ -118,12 +118,12 @@ def test_rotary_tables_of_the_2b_model_match_the_released_code(misc, monkeypatch
 def test_rotary_tables_match_diffusers(heads, head_dim, fps, monkeypatch):
     """At PyTorch's powers, which for the released widths differ from ours in the last bit."""
     torch = pytest.importorskip("torch")
-    from diffusers.models.transformers.transformer_ltx import LTXVideoRotaryPosEmbed
+    theirs = pytest.importorskip("diffusers.models.transformers.transformer_ltx")
 
     cfg = TransformerConfig(num_attention_heads=heads, attention_head_dim=head_dim)
     coords = positions.pixel_coords(positions.latent_coords((18, 2, 2)), 8, 32, causal=True)
     at = positions.positions(coords, fps)
-    oracle = LTXVideoRotaryPosEmbed(dim=cfg.width)
+    oracle = theirs.LTXVideoRotaryPosEmbed(dim=cfg.width)
     powers = 10_000.0 ** torch.linspace(0, 1, cfg.width // 6)
     frequencies = (powers * np.pi / 2).numpy()
     ours = positions.rope_frequencies(cfg.width, 10_000.0)

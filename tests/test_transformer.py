@@ -166,8 +166,7 @@ def test_time_modulation_matches_the_released_code(golden, variables):
 )
 def test_velocity_matches_diffusers(heads, head_dim, grid):
     torch = pytest.importorskip("torch")
-    from diffusers import LTXVideoTransformer3DModel
-
+    diffusers = pytest.importorskip("diffusers")
     cfg = dataclasses.replace(
         TINY,
         num_layers=2,
@@ -175,7 +174,7 @@ def test_velocity_matches_diffusers(heads, head_dim, grid):
         attention_head_dim=head_dim,
         norm_eps=1e-2,  # large enough to tell the three epsilons apart
     )
-    oracle = LTXVideoTransformer3DModel(
+    oracle = diffusers.LTXVideoTransformer3DModel(
         in_channels=cfg.in_channels,
         out_channels=cfg.out_channels,
         num_attention_heads=heads,
