@@ -53,7 +53,8 @@ def convolve(
 ) -> Float[Array, "b t2 h2 w2 d"]:
     """Convolves without padding in time, and with one pixel of it in space.
 
-    Windows of 3 x 3 pixels keep the size; those of 4 x 4 halve an even one at a stride of 2.
+    Windows of 3 x 3 pixels keep the size; those of 4 x 4 halve an even one at a stride of 2. On a
+    mesh the output is split as `sharding.constrain` would split it: samples, and rows over `seq`.
     """
     if jax.sharding.get_abstract_mesh().size <= 1:  # 0 without a mesh
         return _on_device(x, kernel, stride, padding)
@@ -70,8 +71,8 @@ def _on_device(
     return _convolve(jnp.pad(x, sides, mode=_PAD_MODES[padding]), kernel, stride, (0, 0))
 
 
-# The gradient is that of the whole, so that what waits for it is laid out as parameters and
-# activations are: no gathered kernels, no rows twice.
+# With a gradient of its own outside of `shard_map`: what is kept for the backward pass is then the
+# input and the kernel as they are laid out, without neighbours' rows and not gathered.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _on_mesh(x: Array, kernel: Array, stride: Stride, padding: Padding) -> Array:
     layout, on_shard = _split(x.shape, kernel.shape, stride, padding)
@@ -121,8 +122,8 @@ def _split(
 
 
 def _with_neighbours(x: Array, after: int, padding: Padding) -> Array:
-    """A device's rows below the last one of the device above, and above the first `after` (0 or 1)
-    of the device below; at the ends of the picture what `padding` puts there."""
+    """A device's rows with the last row of the device above before them, and the first `after` rows
+    (0 or 1) of the device below behind; at the ends of the picture, the rows of the padding."""
     count, index = jax.lax.axis_size("seq"), jax.lax.axis_index("seq")
     down = [(i, (i + 1) % count) for i in range(count if padding == "circular" else count - 1)]
     up = [(j, i) for i, j in down]

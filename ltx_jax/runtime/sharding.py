@@ -98,8 +98,7 @@ def fit(
 ) -> tuple[str | None, ...]:
     """Drops the logical axes of dimensions that their devices do not divide: those stay whole.
 
-    So do rows where a device would get a single one: of two such devices, XLA (jax 0.10) makes
-    wrong convolutions.
+    So do rows where a device would get a single one: padding by reflection needs a second.
     """
 
     def fits(size: int, name: str | None) -> bool:
