@@ -1,4 +1,4 @@
-"""The web page's studio: what it makes, and what it refuses."""
+"""The web page's studio: the videos that it samples, and the requests that it refuses."""
 
 import shlex
 
@@ -10,7 +10,7 @@ from ltx_jax import sample
 from ltx_jax.data import video
 from ltx_jax.demo import studio as studio_module
 from ltx_jax.demo.__main__ import main
-from ltx_jax.demo.studio import Picture, Studio
+from ltx_jax.demo.studio import PageImage, Studio
 from ltx_jax.inference import make_videos
 
 
@@ -31,23 +31,23 @@ def models(arguments):
 
 @pytest.fixture
 def studio(arguments, models, tmp_path):
-    """Of a tiny random model, whose settings are its own."""
+    """A studio with a tiny random model and its stored settings."""
     return Studio(sample.parse(arguments), tmp_path, arguments=arguments, models=models)
 
 
 def test_a_video_is_the_one_that_its_command_makes(studio, tmp_path, monkeypatch):
     steps, clips, original = [], [], make_videos.sample_batch
 
-    def keeping(*arguments, **more):
-        latents, made = original(*arguments, **more)
-        clips.append(made)
-        return latents, made
+    def recording_sample(*arguments, **more):
+        latents, result = original(*arguments, **more)
+        clips.append(result)
+        return latents, result
 
-    monkeypatch.setattr(make_videos, "sample_batch", keeping)
-    made = studio.make("a red star", progress=steps.append, seed=5, num_frames=17)
+    monkeypatch.setattr(make_videos, "sample_batch", recording_sample)
+    result = studio.make("a red star", progress=steps.append, seed=5, num_frames=17)
     assert [(step.step, step.steps) for step in steps] == [(1, 2), (2, 2)]
-    assert video.read_video(made.path)[0].shape == (17, SETTINGS.height, SETTINGS.width, 3)
-    program, *arguments = shlex.split(made.command)
+    assert video.read_video(result.path)[0].shape == (17, SETTINGS.height, SETTINGS.width, 3)
+    program, *arguments = shlex.split(result.command)
     assert program == "ltx-sample"
     assert sample.main([*arguments, "--output_path", str(tmp_path / "again.mp4")]) == 0
     studio.make("a red star", seed=6, num_frames=17)
@@ -56,33 +56,35 @@ def test_a_video_is_the_one_that_its_command_makes(studio, tmp_path, monkeypatch
 
 
 def test_what_the_page_starts_from_is_sampled(arguments, models, tmp_path, monkeypatch):
-    given = [*arguments, "--prompt", "a red star", "--first_sample", "3", "--seed", "5"]
-    studio = Studio(sample.parse(given), tmp_path, arguments=given, models=models)
+    command_line = [*arguments, "--prompt", "a red star", "--first_sample", "3", "--seed", "5"]
+    studio = Studio(sample.parse(command_line), tmp_path, arguments=command_line, models=models)
     assert studio.settings.prompt == "a red star"
     clips, original = [], make_videos.sample_batch
 
-    def keeping(*arguments, **more):
-        latents, made = original(*arguments, **more)
-        clips.append(made)
-        return latents, made
+    def recording_sample(*arguments, **more):
+        latents, result = original(*arguments, **more)
+        clips.append(result)
+        return latents, result
 
-    monkeypatch.setattr(make_videos, "sample_batch", keeping)
-    made = studio.make("a blue star")
-    assert made.settings.prompt == "a blue star"
-    command = shlex.split(made.command)[1:]
+    monkeypatch.setattr(make_videos, "sample_batch", recording_sample)
+    result = studio.make("a blue star")
+    assert result.settings.prompt == "a blue star"
+    command = shlex.split(result.command)[1:]
     assert sample.main([*command, "--output_path", str(tmp_path / "again.mp4")]) == 0
     np.testing.assert_array_equal(*clips)
 
 
 def test_pictures_are_put_at_their_frames(studio, monkeypatch):
-    given = []
+    conditions_by_call = []
     monkeypatch.setattr(
-        make_videos, "sample_batch", lambda *_, conditions, **more: given.append(conditions)
+        make_videos,
+        "sample_batch",
+        lambda *_, conditions, **more: conditions_by_call.append(conditions),
     )
     grey, white = np.full((8, 8, 3), 128, np.uint8), np.full((8, 8, 3), 255, np.uint8)
-    with pytest.raises(TypeError):  # there is no video to write
-        studio.make("", [Picture(grey, 0), Picture(white, 8)])
-    assert [(one.frame, one.media[0, 0, 0], one.strength) for one in given[0]] == [
+    with pytest.raises(TypeError):  # the fake returns no video to write
+        studio.make("", [PageImage(grey, 0), PageImage(white, 8)])
+    assert [(one.frame, one.media[0, 0, 0], one.strength) for one in conditions_by_call[0]] == [
         (0, 128, 1.0),
         (8, 255, 1.0),
     ]
@@ -98,7 +100,10 @@ def test_pictures_are_put_at_their_frames(studio, monkeypatch):
         ({"width": 128, "height": 64, "num_frames": 17}, "1.9 times what one video may be here"),
         ({"num_frames": 0}, "num_frames must be positive"),
         ({"prompt": "x" * 2001}, "a prompt may have 2000 letters"),
-        ({"pictures": [Picture(np.zeros((8, 8, 3), np.uint8), 9)]}, "there is no frame 9: the las"),
+        (
+            {"pictures": [PageImage(np.zeros((8, 8, 3), np.uint8), 9)]},
+            "there is no frame 9: the las",
+        ),
     ],
 )
 def test_what_is_too_much_is_refused_before_any_work(studio, tmp_path, changes, message):
@@ -108,11 +113,11 @@ def test_what_is_too_much_is_refused_before_any_work(studio, tmp_path, changes, 
 
 
 def test_old_videos_make_room_for_new_ones(studio, tmp_path, monkeypatch):
-    monkeypatch.setattr(studio_module, "KEPT", 2)
+    monkeypatch.setattr(studio_module, "MAX_VIDEOS", 2)
     clip = np.zeros((1, 2, 16, 16, 3), np.uint8)
     monkeypatch.setattr(make_videos, "sample_batch", lambda *_, **more: (None, clip))
-    made = [studio.make("a").path for _ in range(3)]
-    assert [path.exists() for path in made] == [False, True, True]
+    paths = [studio.make("a").path for _ in range(3)]
+    assert [path.exists() for path in paths] == [False, True, True]
     assert len(list(tmp_path.iterdir())) == 2
 
 

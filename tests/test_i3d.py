@@ -124,7 +124,9 @@ def test_other_weights_are_refused_by_name(tensors):
     with pytest.raises(ValueError, match=r"there is no tensor Conv3d_1a_7x7\.conv3d\.weight"):
         i3d.fold({"features.0.weight": np.zeros(3)})
     wrong = tensors | {"Mixed_4f.b1b.bn.bias": np.zeros(7)}
-    with pytest.raises(ValueError, match=r"Mixed_4f\.b1b\.bn\.bias of I3D is \(7,\), and \(320,\)"):
+    with pytest.raises(
+        ValueError, match=r"Mixed_4f\.b1b\.bn\.bias of I3D has shape \(7,\), expected \(320,\)"
+    ):
         i3d.fold(wrong)
 
 

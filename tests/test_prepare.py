@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -135,6 +136,16 @@ def test_a_finished_set_is_left_alone(films, prepared):
     assert {path: path.stat().st_mtime_ns for path in prepared.rglob("*")} == before
     with pytest.raises(ValueError, match=r"settings\.min_motion = [\d.]+, and now it is null:"):
         command.prepare(dataclasses.replace(CFG, min_motion=None), [str(films.folder)], prepared)
+
+
+def test_preparing_changes_no_setting_of_logging(films, prepared):
+    logging.disable(logging.INFO)
+    try:
+        command.prepare(CFG, [str(films.folder)], prepared)
+        assert logging.root.manager.disable == logging.INFO
+        assert not logging.root.filters
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def test_a_stopped_run_goes_on_without_doing_anything_twice(films, prepared, tmp_path, monkeypatch):

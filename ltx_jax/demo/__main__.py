@@ -1,8 +1,8 @@
 """A web page that makes videos: ltx-demo [--host --port --limit] [options]
 
-Every option of ltx-sample is taken too: the model (--checkpoint, --config, --text_encoder; without
-them the small model that ships), and what the fields of the page start from. The page is for
-this machine alone unless --host says otherwise; it asks for no password.
+Every option of ltx-sample is accepted too: those that choose the model (--checkpoint, --config,
+--text_encoder; by default the small model that ships), and the initial values of the page's fields.
+The page is reachable from this machine only unless --host is set; it has no password.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from ltx_jax.runtime import cli
 def main(arguments: list[str]) -> None:
     """Runs the command; returns its exit status."""
     options, rest = _parser().parse_known_args(arguments)
-    # All that the page can serve lies in this folder, and is gone when it ends.
+    # The page can serve files of this folder only, and the folder is deleted at the end.
     with tempfile.TemporaryDirectory(prefix="ltx_jax_demo_") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         _serve(options, rest, Path(folder))
@@ -36,12 +36,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves the whole network")
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument(
-        "--limit", type=float, default=4.0, help="pixels of a video, in those of the settings (4)"
+        "--limit",
+        type=float,
+        default=4.0,
+        help="most pixels of a video, as a multiple of the default size",
     )
     return parser
 
 
-def _serve(given: argparse.Namespace, rest: Sequence[str], folder: Path) -> None:
+def _serve(options: argparse.Namespace, rest: Sequence[str], folder: Path) -> None:
     from ltx_jax import sample
 
     settings = sample.parse(rest)
@@ -51,10 +54,10 @@ def _serve(given: argparse.Namespace, rest: Sequence[str], folder: Path) -> None
         raise ValueError(f"{error}: pip install '.[demo]' in the repository") from error
     from ltx_jax.demo.studio import Studio
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends it as Ctrl-C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends the page like Ctrl-C
     print("loading ...", file=sys.stderr)
-    studio = Studio(settings, folder, limit=given.limit, arguments=rest)
-    blocks = page.launch(studio, given.host, given.port)
+    studio = Studio(settings, folder, limit=options.limit, arguments=rest)
+    blocks = page.launch(studio, options.host, options.port)
     print(f"The page is at {blocks.local_url} (end it with Ctrl-C)")
     blocks.block_thread()
 

@@ -8,7 +8,7 @@ import gradio as gr  # pyright: ignore[reportMissingImports]  # the demo extra
 from gradio.themes import Soft  # pyright: ignore[reportMissingImports]
 
 from ltx_jax.checkpoints import hub
-from ltx_jax.demo.studio import MAX_PROMPT, Picture, Studio
+from ltx_jax.demo.studio import MAX_PROMPT, PageImage, Studio
 from ltx_jax.diffusion.sampler import Progress
 from ltx_jax.world import grammar
 
@@ -160,9 +160,9 @@ def _handler(
         seed = None if inputs["new_seed"] else inputs["seed"]
         changes = {name: _number(studio, name, inputs[name]) for name in numbers}
         changes["seed"] = secrets.randbelow(2**32) if seed is None else int(seed)
-        pictures = [] if inputs["first"] is None else [Picture(inputs["first"], 0)]
+        pictures = [] if inputs["first"] is None else [PageImage(inputs["first"], 0)]
         if inputs["later"] is not None:
-            pictures.append(Picture(inputs["later"], int(inputs["frame"])))
+            pictures.append(PageImage(inputs["later"], int(inputs["frame"])))
 
         def show_progress(step: Progress) -> None:
             what = "Denoising" if step.step < step.steps else "Decoding"

@@ -1,6 +1,6 @@
-"""What the web page asks for: checked against its limits, sampled, written as a video.
+"""Samples the videos that the web page requests: checks limits, samples, and writes the file.
 
-Knows nothing of the page itself.
+Independent of the page itself.
 """
 
 import collections
@@ -24,30 +24,30 @@ from ltx_jax.diffusion.conditioning import Condition
 from ltx_jax.diffusion.sampler import Progress
 from ltx_jax.inference import make_videos
 
-MAX_PROMPT = 2000  # letters
+MAX_PROMPT = 2000  # characters
 MAX_STEPS = 50
-KEPT = 32  # videos; older ones are deleted
+MAX_VIDEOS = 32  # older videos are deleted
 
 
-class Picture(NamedTuple):
-    """A picture that the video has to show, and at which frame."""
+class PageImage(NamedTuple):
+    """An image condition: the pixels, and the frame of the video at which they stand."""
 
     pixels: UInt8[np.ndarray, "h w 3"]
     frame: int
 
 
-class Video(NamedTuple):
-    """A video that was made, and how."""
+class SampledVideo(NamedTuple):
+    """A sampled video: its file, its settings, and the time it took."""
 
     path: Path
     settings: SampleConfig
     seconds: float
-    command: str  # makes it again
+    command: str  # command line that samples the same video
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """The most that one video may ask for, so that nobody fills the memory from a page."""
+    """The largest video that a page may request, so that no request exhausts the memory."""
 
     height: int
     width: int
@@ -57,7 +57,7 @@ class Limits:
 
     @classmethod
     def of(cls, settings: SamplingConfig, factor: float | int) -> "Limits":
-        """Sides and lengths up to twice, all pixels up to `factor` times those of the settings."""
+        """Allows twice the sides and length, and `factor` times the pixels, of the settings."""
         frames, height, width = settings.num_frames, settings.height, settings.width
         return cls(
             height=2 * height,
@@ -68,15 +68,15 @@ class Limits:
         )
 
     def check(self, settings: SamplingConfig) -> None:
-        """Refuses what is larger.
+        """Checks a request.
 
         Raises:
-          ValueError: naming the value and the most it may be.
+          ValueError: if it exceeds a limit; the message names the value and the limit.
         """
         for name in ("height", "width", "num_frames"):
-            value, most = getattr(settings, name), getattr(self, name)
-            if value > most:
-                raise ValueError(f"{name} may be {most} at most here, got {value}")
+            value, limit = getattr(settings, name), getattr(self, name)
+            if value > limit:
+                raise ValueError(f"{name} may be {limit} at most here, got {value}")
         if settings.num_inference_steps > self.steps:
             raise ValueError(f"at most {self.steps} steps here, got {settings.num_inference_steps}")
         pixels = settings.num_frames * settings.height * settings.width
@@ -89,11 +89,11 @@ class Limits:
 
 
 class Studio:
-    """Makes videos one at a time.
+    """Samples videos, one at a time.
 
     Attributes:
-      settings: that a request starts from.
-      limits: of a request.
+      settings: the defaults of a request.
+      limits: the limits of a request.
     """
 
     def __init__(
@@ -105,22 +105,22 @@ class Studio:
         arguments: Sequence[str] = (),
         models: make_videos.Models | None = None,
     ):
-        """Loads the models that the settings name.
+        """Loads the models named in the settings.
 
         Args:
           settings: as ltx-sample reads them.
-          folder: where videos go, each into a folder of its own.
-          limit: pixels of a video, in multiples of the settings'.
-          arguments: options of ltx-sample that gave the settings, for the commands shown.
-          models: None loads those of the settings.
+          folder: the folder of all videos, each of which gets a subfolder.
+          limit: largest number of pixels of a video, as a multiple of that in the settings.
+          arguments: the options of ltx-sample that the settings come from, for the commands shown.
+          models: models that are already loaded; None loads those named in the settings.
 
         Raises:
-          ValueError: if a model is missing or does not fit, or for settings that no page can use.
+          ValueError: if a model cannot be loaded, or a setting makes no sense for a page.
         """
         names = ("embeddings", "noise", "prompts_file", "conditioning_media_paths")
-        if given := [name for name in names if getattr(settings, name)]:
+        if unusable := [name for name in names if getattr(settings, name)]:
             raise ValueError(
-                f"the page asks for prompts and pictures itself: leave out {' and '.join(given)}"
+                f"prompts and pictures are entered on the page: leave out {' and '.join(unusable)}"
             )
         self.settings = dataclasses.replace(
             settings, output_path=None, save_latents=None, previews=False
@@ -128,38 +128,38 @@ class Studio:
         self.limits = Limits.of(settings, limit)
         self._folder, self._arguments = folder, tuple(arguments)
         self._models = make_videos.load_models(self.settings) if models is None else models
-        self._busy = threading.Lock()
-        self._made: collections.deque[Path] = collections.deque()
+        self._lock = threading.Lock()
+        self._folders: collections.deque[Path] = collections.deque()
 
     @property
     def spatial_factor(self) -> int:
-        """Pixels per latent: sizes that are no multiple of it are padded."""
+        """Pixels per latent in height and width; other sizes are padded to a multiple of it."""
         return self._models.pipe.vae.spatial_factor
 
     @property
     def temporal_factor(self) -> int:
-        """Frames per latent frame; lengths of 8k+1 are whole where it is 8."""
+        """Frames per latent frame; with 8, a video has 8k+1 frames."""
         return self._models.pipe.vae.temporal_factor
 
     def make(
         self,
         prompt: str,
-        pictures: Sequence[Picture] = (),
+        pictures: Sequence[PageImage] = (),
         *,
         progress: Callable[[Progress], None] = lambda step: None,
         **changes: Any,
-    ) -> Video:
-        """Makes one video.
+    ) -> SampledVideo:
+        """Samples one video.
 
         Args:
-          prompt: may be empty.
-          pictures: that it has to show.
+          prompt: the prompt, which may be empty.
+          pictures: image conditions.
           progress: called after every step.
-          changes: fields of the settings.
+          **changes: settings that differ from the defaults.
 
         Raises:
-          ValueError: for anything that does not fit, naming the value and a way out.
-          MemoryError: if the device's memory does not suffice.
+          ValueError: if the request exceeds a limit or a setting is invalid.
+          MemoryError: if the device runs out of memory.
         """
         if len(prompt) > MAX_PROMPT:
             raise ValueError(f"a prompt may have {MAX_PROMPT} letters, this one has {len(prompt)}")
@@ -172,8 +172,8 @@ class Studio:
                     f"frame {settings.num_frames - 1}"
                 )
         conditions = [Condition(picture.pixels, picture.frame) for picture in pictures]
-        begin = time.perf_counter()
-        with self._busy:
+        start = time.perf_counter()
+        with self._lock:
             _, clips = make_videos.sample_batch(
                 settings,
                 self._models,
@@ -182,19 +182,19 @@ class Studio:
                 conditions=conditions,
                 callback=progress,
             )
-            path = self._place()
+            path = self._new_path()
             video.write_video(path, clips[0], settings.frame_rate)
-        taken = time.perf_counter() - begin
-        return Video(path, settings, taken, self._command(prompt, pictures, changes))
+        seconds = time.perf_counter() - start
+        return SampledVideo(path, settings, seconds, self._command(prompt, pictures, changes))
 
-    def _place(self) -> Path:
-        """A folder for one more video, and room for it."""
-        while len(self._made) >= KEPT:
-            shutil.rmtree(self._made.popleft(), ignore_errors=True)
-        self._made.append(Path(tempfile.mkdtemp(dir=self._folder)))
-        return self._made[-1] / "video.mp4"
+    def _new_path(self) -> Path:
+        """The path of a new video; the oldest video is deleted if there are too many."""
+        while len(self._folders) >= MAX_VIDEOS:
+            shutil.rmtree(self._folders.popleft(), ignore_errors=True)
+        self._folders.append(Path(tempfile.mkdtemp(dir=self._folder)))
+        return self._folders[-1] / "video.mp4"
 
-    def _command(self, prompt: str, pictures: Sequence[Picture], changes: dict[str, Any]) -> str:
+    def _command(self, prompt: str, pictures: Sequence[PageImage], changes: dict[str, Any]) -> str:
         words = ["ltx-sample", *self._arguments, "--prompt", prompt]
         for name, value in changes.items():
             if value != getattr(self.settings, name):

@@ -1,11 +1,11 @@
 """Measures a model: ltx-evaluate vae|transformer|shapes|judge ...
 
 vae          PSNR, SSIM, LPIPS and rFVD of reconstructions, and the grid in flat colours
-transformer  the loss on clips it has not seen, at fixed times and with fixed noise
-shapes       what the videos of a model of the procedural world show, by the judge
-judge        the judge itself, on clips whose truth is known
+transformer  the training loss on clips, at fixed times and with fixed noise
+shapes       how well a model of the procedural world follows its prompts, according to the judge
+judge        accuracy of the judge itself, on rendered clips
 
-Each prints a table and writes it as OUTPUT.json and OUTPUT.md.
+Each prints a table and writes it to OUTPUT.json and OUTPUT.md.
 """
 
 import argparse
@@ -27,25 +27,25 @@ def main(arguments: list[str]) -> None:
     _run(_parser().parse_args(arguments))
 
 
-def _run(given: argparse.Namespace) -> None:
-    """Measures part by part, and writes what there is after each."""
+def _run(args: argparse.Namespace) -> None:
+    """Measures part by part, and writes the table after each part."""
     from ltx_jax.evaluate import metric_table
     from ltx_jax.runtime import files
 
-    output = given.output or Path("outputs") / f"evaluate_{given.kind}"
-    title, figures = f"Evaluation: {given.kind}", []
-    settings = {name: value for name, value in vars(given).items() if name not in ("output", "run")}
-    for place in metric_table.output_paths(output):
-        files.check_writable(place)
-    for found, about in given.run(given):
-        settings |= about
-        figures += found
-        paths = metric_table.write(output, title, settings, figures)
-    metric_table.show(title, figures)
+    output = args.output or Path("outputs") / f"evaluate_{args.kind}"
+    title, rows = f"Evaluation: {args.kind}", []
+    settings = {name: value for name, value in vars(args).items() if name not in ("output", "run")}
+    for path in metric_table.output_paths(output):
+        files.check_writable(path)
+    for new_rows, new_settings in args.run(args):
+        settings |= new_settings
+        rows += new_rows
+        paths = metric_table.write(output, title, settings, rows)
+    metric_table.show(title, rows)
     print(*paths, sep="\n")
 
 
-# Metrics, and what the table is to say of how they were measured.
+# Rows of a part of the table, and settings to store with them.
 Parts = Iterator[tuple[list["MetricRow"], dict[str, Any]]]
 
 
@@ -64,37 +64,43 @@ def _parser() -> argparse.ArgumentParser:
     ):
         kind = kinds.add_parser(name, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         kind.set_defaults(run=run)
-        kind.add_argument("--output", type=Path, help="path without its ending")
-        kind.add_argument("--seed", type=int, default=0, help="of all noise; judge: of the clips")
+        kind.add_argument("--output", type=Path, help="path of the table, without .json or .md")
+        kind.add_argument(
+            "--seed", type=int, default=0, help="seed of the noise, or of the judge's clips"
+        )
         add(kind)
     return parser
 
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", required=True, help="anything ltx-sample takes")
+    parser.add_argument(
+        "--checkpoint", required=True, help="any checkpoint that ltx-sample accepts"
+    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
 
 
 def _add_text_encoder(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--text_encoder", help="a T5 folder, if the checkpoint has none of its own")
+    parser.add_argument("--text_encoder", help="T5 folder, if the checkpoint contains none")
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="a folder, or shapes: held-out scenes")
     parser.add_argument(
-        "--height", type=_positive, default=256, help="clips are scaled and cut to it"
+        "--height", type=_positive, default=256, help="clips are scaled and cropped to it"
     )
-    parser.add_argument("--width", type=_positive, default=256, help="likewise")
-    parser.add_argument("--num_frames", type=_positive, default=17, help="at most; cut to 8k+1")
     parser.add_argument(
-        "--limit", type=_positive, help="at most so many clips, and as many pictures"
+        "--width", type=_positive, default=256, help="clips are scaled and cropped to it"
     )
+    parser.add_argument(
+        "--num_frames", type=_positive, default=17, help="most frames of a clip; cut to 8k+1"
+    )
+    parser.add_argument("--limit", type=_positive, help="largest number of clips, and of pictures")
 
 
 def _add_vae(parser: argparse.ArgumentParser) -> None:
@@ -103,13 +109,15 @@ def _add_vae(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--frame_folders", action="store_true", help="each folder of pictures is a clip (DAVIS)"
     )
-    parser.add_argument("--decode_timestep", type=float, default=0.0, help="noise of the latents")
     parser.add_argument(
-        "--batch_size", type=_positive, default=1, help="clips of one length at a time"
+        "--decode_timestep", type=float, default=0.0, help="noise level of the latents"
     )
-    parser.add_argument("--vgg", help="weights of VGG16 (safetensors), and")
-    parser.add_argument("--lpips_heads", help="of LPIPS' linear heads: for LPIPS")
-    parser.add_argument("--i3d", help="weights of I3D (safetensors): for rFVD")
+    parser.add_argument(
+        "--batch_size", type=_positive, default=1, help="clips of the same length per batch"
+    )
+    parser.add_argument("--vgg", help="for LPIPS: weights of VGG16 (safetensors)")
+    parser.add_argument("--lpips_heads", help="for LPIPS: weights of its linear heads")
+    parser.add_argument("--i3d", help="for rFVD: weights of I3D (safetensors)")
 
 
 def _add_transformer(parser: argparse.ArgumentParser) -> None:
@@ -123,12 +131,14 @@ def _add_shapes(parser: argparse.ArgumentParser) -> None:
     _add_text_encoder(parser)
     parser.add_argument("--config", help="sampling settings: of configs/sample, or a video's JSON")
     for name in ("height", "width", "num_frames", "num_inference_steps"):
-        parser.add_argument(f"--{name}", type=_positive, help="in place of the settings'")
+        parser.add_argument(f"--{name}", type=_positive, help="instead of the setting's value")
     for name in ("frame_rate", "guidance_scale"):
-        parser.add_argument(f"--{name}", type=float, help="in place of the settings'")
-    parser.add_argument("--rows", nargs="+", metavar="ROW", help="some of the rows, in this order")
-    parser.add_argument("--prompts", type=_positive, help="of each row, in place of its own number")
-    parser.add_argument("--batch_size", type=_positive, default=8, help="videos at a time")
+        parser.add_argument(f"--{name}", type=float, help="instead of the setting's value")
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="groups of rows, in this order")
+    parser.add_argument(
+        "--prompts", type=_positive, help="prompts per group, instead of its default"
+    )
+    parser.add_argument("--batch_size", type=_positive, default=8, help="videos per batch")
 
 
 def _add_judge(parser: argparse.ArgumentParser) -> None:
@@ -139,59 +149,59 @@ def _add_judge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frame_rate", type=float, default=24.0)
 
 
-def _run_vae(given: argparse.Namespace) -> Parts:
+def _run_vae(args: argparse.Namespace) -> Parts:
     from ltx_jax.checkpoints import perceptual
     from ltx_jax.checkpoints.load import load_checkpoint
     from ltx_jax.config import ExecutionConfig
     from ltx_jax.evaluate import autoencoder, clip_reader
 
-    if bool(given.vgg) != bool(given.lpips_heads):
+    if bool(args.vgg) != bool(args.lpips_heads):
         raise ValueError("LPIPS needs both --vgg and --lpips_heads")
-    lpips = perceptual.read_lpips(given.vgg, given.lpips_heads) if given.vgg else None
-    features = perceptual.read_i3d(given.i3d) if given.i3d else None
-    loaded = load_checkpoint(given.checkpoint)
-    if loaded.vae is None:
-        raise ValueError(f"{given.checkpoint} holds no VAE")
-    execution = ExecutionConfig(dtype=given.dtype)
+    lpips = perceptual.read_lpips(args.vgg, args.lpips_heads) if args.vgg else None
+    features = perceptual.read_i3d(args.i3d) if args.i3d else None
+    checkpoint = load_checkpoint(args.checkpoint)
+    if checkpoint.vae is None:
+        raise ValueError(f"{args.checkpoint} contains no VAE")
+    execution = ExecutionConfig(dtype=args.dtype)
     reconstruct = autoencoder.reconstructor(
-        loaded, loaded.vae, execution, time=given.decode_timestep, seed=given.seed
+        checkpoint, checkpoint.vae, execution, time=args.decode_timestep, seed=args.seed
     )
-    factor = loaded.vae.temporal_factor
-    cut = clip_reader.ClipFormat(given.num_frames, given.height, given.width, factor)
+    factor = checkpoint.vae.temporal_factor
+    clip_format = clip_reader.ClipFormat(args.num_frames, args.height, args.width, factor)
     skipped: list[str] = []
     clips = clip_reader.read_clips(
-        given.data, cut, limit=given.limit, frame_folders=given.frame_folders, skipped=skipped
+        args.data, clip_format, limit=args.limit, frame_folders=args.frame_folders, skipped=skipped
     )
-    figures = autoencoder.reconstruction_metrics(
-        _watched(clips),
+    rows = autoencoder.reconstruction_metrics(
+        _count_clips(clips),
         reconstruct,
-        batch_size=given.batch_size,
+        batch_size=args.batch_size,
         lpips=lpips,
         features=features,
     )
     _warn(skipped)
-    yield figures, {"checkpoint_hash": loaded.source_hash, "skipped": skipped}
-    yield autoencoder.flat_colour_metrics(reconstruct, cut), {}
+    yield rows, {"checkpoint_hash": checkpoint.source_hash, "skipped": skipped}
+    yield autoencoder.flat_colour_metrics(reconstruct, clip_format), {}
 
 
-def _run_transformer(given: argparse.Namespace) -> Parts:
+def _run_transformer(args: argparse.Namespace) -> Parts:
     from ltx_jax.evaluate import clip_reader, transformer
     from ltx_jax.inference.pipeline import LTXPipeline
 
-    pipe = LTXPipeline.from_pretrained(given.checkpoint, given.text_encoder, dtype=given.dtype)
-    cut = clip_reader.ClipFormat(
-        given.num_frames, given.height, given.width, pipe.vae.temporal_factor
+    pipe = LTXPipeline.from_pretrained(args.checkpoint, args.text_encoder, dtype=args.dtype)
+    clip_format = clip_reader.ClipFormat(
+        args.num_frames, args.height, args.width, pipe.vae.temporal_factor
     )
     skipped: list[str] = []
     clips = clip_reader.read_clips(
-        given.data, cut, limit=given.limit, captioned=True, skipped=skipped
+        args.data, clip_format, limit=args.limit, captioned=True, skipped=skipped
     )
-    rows = transformer.loss_rows(pipe, _watched(clips), seed=given.seed)
+    rows = transformer.loss_rows(pipe, _count_clips(clips), seed=args.seed)
     _warn(skipped)
     yield rows, {"checkpoint_hash": pipe.checkpoint.source_hash, "skipped": skipped}
 
 
-def _run_shapes(given: argparse.Namespace) -> Parts:
+def _run_shapes(args: argparse.Namespace) -> Parts:
     import rich.console
     import rich.progress
 
@@ -199,19 +209,19 @@ def _run_shapes(given: argparse.Namespace) -> Parts:
     from ltx_jax.evaluate import autoencoder, metric_table, world_table
     from ltx_jax.inference.pipeline import LTXPipeline
 
-    rows = list(world_table.ROWS) if given.rows is None else given.rows
-    unknown = sorted(set(rows) - set(world_table.ROWS))
+    names_ = list(world_table.ROWS) if args.rows is None else args.rows
+    unknown = sorted(set(names_) - set(world_table.ROWS))
     if unknown:
         raise ValueError(
             f"--rows: there is no {', '.join(unknown)}; known: {' '.join(world_table.ROWS)}"
         )
     options = world_table.OPTIONS
-    if given.config is not None:
-        options = sampling_options(load_sampling(given.config))
+    if args.config is not None:
+        options = sampling_options(load_sampling(args.config))
     names = ("height", "width", "num_frames", "num_inference_steps", "frame_rate", "guidance_scale")
-    changes = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
-    options = dataclasses.replace(options, seed=given.seed, **changes)
-    pipe = LTXPipeline.from_pretrained(given.checkpoint, given.text_encoder, dtype=given.dtype)
+    changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    options = dataclasses.replace(options, seed=args.seed, **changes)
+    pipe = LTXPipeline.from_pretrained(args.checkpoint, args.text_encoder, dtype=args.dtype)
     reconstruct = autoencoder.reconstructor(pipe.checkpoint, pipe.vae, pipe.execution)
     about = {"checkpoint_hash": pipe.checkpoint.source_hash, **dataclasses.asdict(options)}
     columns = (
@@ -224,39 +234,39 @@ def _run_shapes(given: argparse.Namespace) -> Parts:
     with rich.progress.Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("")
 
-        def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def count_progress(function: Callable[..., Any]) -> Callable[..., Any]:
             def call(batch: Any, *arguments: Any, **more: Any) -> Any:
-                made = function(batch, *arguments, **more)
+                result = function(batch, *arguments, **more)
                 progress.advance(task, len(batch))
-                return made
+                return result
 
             return call
 
-        bench = world_table.WorldBenchmark(
-            counted(pipe),
-            counted(reconstruct),
+        benchmark = world_table.WorldBenchmark(
+            count_progress(pipe),
+            count_progress(reconstruct),
             pipe.vae.temporal_factor,
             options,
-            given.batch_size,
+            args.batch_size,
         )
-        for name in rows:
-            row = world_table.ROWS[name]
-            prompts = row.prompts if given.prompts is None else given.prompts
-            progress.reset(task, total=row.videos * prompts, description=name)
-            figures = row.measure(bench, prompts)
-            metric_table.show(name, figures)
-            yield figures, about
+        for name in names_:
+            group = world_table.ROWS[name]
+            prompts = group.prompts if args.prompts is None else args.prompts
+            progress.reset(task, total=group.videos * prompts, description=name)
+            rows = group.measure(benchmark, prompts)
+            metric_table.show(name, rows)
+            yield rows, about
 
 
-def _run_judge(given: argparse.Namespace) -> Parts:
+def _run_judge(args: argparse.Namespace) -> Parts:
     from ltx_jax.evaluate import judge_accuracy
 
-    size = judge_accuracy.ClipSize(given.num_frames, given.height, given.width, given.frame_rate)
-    yield judge_accuracy.accuracy(given.clips, size, given.seed), {}
+    size = judge_accuracy.ClipSize(args.num_frames, args.height, args.width, args.frame_rate)
+    yield judge_accuracy.accuracy(args.clips, size, args.seed), {}
 
 
-def _watched(clips: Iterator[Any]) -> Iterator[Any]:
-    """Counts clips on stderr."""
+def _count_clips(clips: Iterator[Any]) -> Iterator[Any]:
+    """Yields the clips, and shows their number on stderr."""
     import rich.console
     import rich.progress
 
@@ -270,6 +280,7 @@ def _watched(clips: Iterator[Any]) -> Iterator[Any]:
 
 
 def _warn(skipped: list[str]) -> None:
+    """Lists the files that could not be used."""
     for reason in skipped:
         print(f"left out: {reason}", file=sys.stderr)
     if skipped:

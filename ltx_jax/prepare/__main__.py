@@ -1,11 +1,11 @@
 """From raw videos to a data set: ltx-prepare CONFIG --input PATTERN --output DIR
 
-Cuts videos into shots and clips, crops black bars, drops what does not move, what is there twice
-and what is covered with text, scores and captions the rest, and writes it all with its provenance;
-DIR is then a source of training data (`--data.source DIR`). DIR/dropped.csv says what was dropped
-and why, DIR/report.html shows it.
+Cuts videos into shots and clips, crops black bars, drops clips without motion, duplicates and clips
+covered with text, scores and captions the others, and writes them with their provenance. DIR is
+then a source of training data (`--data.source DIR`). DIR/dropped.csv lists the dropped clips with
+reasons, DIR/report.html shows examples.
 
-The same command goes on where one was stopped. Options of Apache Beam follow after `--`.
+The same command continues a run that was stopped. Options of Apache Beam follow after `--`.
 `ltx-prepare aesthetics-train --help` trains the head that scores pictures.
 """
 
@@ -36,18 +36,18 @@ def prepare(
     workers: int = 1,
     beam_options: Sequence[str] = (),
 ) -> None:
-    """Makes a data set of raw videos.
+    """Makes a data set from raw videos.
 
     Args:
-      cfg: what every stage does.
+      cfg: settings of all stages.
       inputs: patterns, folders, files, or lists of files (`@list.txt`).
-      output: a folder: new, empty, or begun with the same settings and inputs.
-      work: the folder of intermediate results, which several runs may share; None: in `output`.
-      workers: processes, where no other runner is named.
-      beam_options: of Apache Beam.
+      output: a new or empty folder, or one begun with the same settings and inputs.
+      work: folder of intermediate results, which several runs may share; None: `output`/work.
+      workers: number of processes, unless `beam_options` name another runner.
+      beam_options: command-line options of Apache Beam.
 
     Raises:
-      ValueError: if inputs, settings and folders do not fit, or nothing is left to store.
+      ValueError: if an input, setting or folder cannot be used, or all clips were dropped.
     """
     with _installed():
         from ltx_jax.prepare import beam_pipeline, clip_table, html_report, input_files, scoring
@@ -68,22 +68,23 @@ def prepare(
 
 
 def _training(path: str, output: str | Path) -> TrainTransformer:
-    """The training that is to use the set.
+    """Reads the config of the training that will use the data set.
 
     Raises:
-      ValueError: if the file holds something else.
+      ValueError: if the file contains something else.
     """
     cfg = config.load(path)
     if not isinstance(cfg, TrainTransformer):
-        raise ValueError(f"--latents {path} holds a {type(cfg).__name__}, not a TrainTransformer")
+        raise ValueError(f"--latents {path} is a {type(cfg).__name__}, not a TrainTransformer")
     data = dataclasses.replace(cfg.data, source=str(output), mix=())
     return dataclasses.replace(cfg, data=data)
 
 
 @contextlib.contextmanager
 def _installed() -> Iterator[None]:
-    """Imports within say what to install where something is missing."""
-    logging.disable(logging.WARNING)  # Beam misses parts of itself that nobody needs here
+    """Explains failed imports, and hides Beam's warnings about its optional dependencies."""
+    root = logging.getLogger()  # Beam logs these warnings on the root logger
+    root.addFilter(_is_not_from_beam)
     try:
         yield
     except ImportError as error:
@@ -91,14 +92,18 @@ def _installed() -> Iterator[None]:
             f"data preparation needs {error.name}: pip install '.[prepare]' in the repository"
         ) from error
     finally:
-        logging.disable(logging.NOTSET)
+        root.removeFilter(_is_not_from_beam)
+
+
+def _is_not_from_beam(record: logging.LogRecord) -> bool:
+    return "apache_beam" not in record.pathname
 
 
 def _runner(workers: int, options: Sequence[str]) -> list[str]:
-    """Options for Beam's own runner, unless another one is named."""
+    """Options that select Beam's local runner, unless another runner is named."""
     if any(option.partition("=")[0] == "--runner" for option in options):
         return []
-    # By its full name: Beam's DirectRunner looks for another one on the network first.
+    # The full name avoids Beam's DirectRunner, which first looks for another runner on the network.
     name = "apache_beam.runners.portability.fn_api_runner.fn_runner.FnApiRunner"
     mode = "in_memory" if workers == 1 else "multi_processing"
     return [f"--runner={name}", f"--direct_num_workers={workers}", f"--direct_running_mode={mode}"]
@@ -122,25 +127,27 @@ def main(arguments: list[str]) -> None:
         description=(__doc__ or "").partition(":")[0],
         allow_abbrev=False,
     )
-    parser.add_argument("config", help="what every stage does: `clips`, or a Python file")
+    parser.add_argument("config", help="settings of all stages: `clips`, or a Python file")
     parser.add_argument("--input", nargs="+", required=True, help="patterns, folders or @list.txt")
-    parser.add_argument("--output", required=True, help="a new folder, or one to go on with")
-    parser.add_argument("--work", help="intermediate results; DIR/work if not given")
-    parser.add_argument("--workers", type=int, default=1, help="processes on this machine")
-    given, overrides = parser.parse_known_args(own)
+    parser.add_argument("--output", required=True, help="a new folder, or one to continue")
+    parser.add_argument("--work", help="folder of intermediate results (default: DIR/work)")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="number of processes on this machine"
+    )
+    args, overrides = parser.parse_known_args(own)
     logging.getLogger("apache_beam").setLevel(logging.ERROR)
-    cfg = config.load(given.config, overrides, program=program)
+    cfg = config.load(args.config, overrides, program=program)
     if not isinstance(cfg, PrepareConfig):
-        raise ValueError(f"{given.config} holds a {type(cfg).__name__}: nothing to prepare")
+        raise ValueError(f"{args.config} is a {type(cfg).__name__}, not a PrepareConfig")
     prepare(
         cfg,
-        given.input,
-        given.output,
-        work=given.work,
-        workers=given.workers,
+        args.input,
+        args.output,
+        work=args.work,
+        workers=args.workers,
         beam_options=beam_options,
     )
-    print(given.output)
+    print(args.output)
 
 
 if __name__ == "__main__":
