@@ -99,15 +99,15 @@ MESHES = [dict(data=1, seq=8), dict(data=1, seq=4, tensor=2), dict(data=1, fsdp=
 
 
 @pytest.mark.parametrize("sizes", MESHES, ids=str)
-@pytest.mark.parametrize("of_itself", [True, False])
-def test_tokens_and_heads_over_eight_devices_are_attended_to_as_on_one(sizes, of_itself):
+@pytest.mark.parametrize("is_self_attention", [True, False])
+def test_tokens_and_heads_over_eight_devices_are_attended_to_as_on_one(sizes, is_self_attention):
     n = 136  # large enough, with all its keys, to compute one head at a time
     qkv, _ = draw(n, n, b=2, k=8)
     mask = jnp.arange(n)[None] < jnp.array([[n], [n - 5]])
     weight = jnp.sin(jnp.arange(qkv[0].size, dtype=jnp.float32)).reshape(qkv[0].shape)
 
     def run(q, k, v):
-        out = attention(q, k, v, mask=mask, of_itself=of_itself)
+        out = attention(q, k, v, mask=mask, is_self_attention=is_self_attention)
         return jnp.sum(weight * out), out
 
     def program():
@@ -118,7 +118,7 @@ def test_tokens_and_heads_over_eight_devices_are_attended_to_as_on_one(sizes, of
     with sharding.use_mesh(split):
         spread = program().lower(*qkv).compile()
         got = spread(*qkv)
-    assert ("all-to-all" in spread.as_text()) == of_itself
+    assert ("all-to-all" in spread.as_text()) == is_self_attention
     for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(x, y, rtol=0, atol=1e-6 * np.abs(y).max())
 
@@ -130,7 +130,7 @@ def test_a_device_holds_its_part_of_the_tokens_or_of_the_heads():
     where = NamedSharding(split, P(None, "seq"))
     q = jax.ShapeDtypeStruct((1, n, heads, 16), jnp.float32, sharding=where)
     with sharding.use_mesh(split):
-        program = jax.jit(lambda *x: attention(*x, of_itself=True), out_shardings=where)
+        program = jax.jit(lambda *x: attention(*x, is_self_attention=True), out_shardings=where)
         compiled = program.lower(q, q, q).compile()
     assert "all-gather" not in compiled.as_text()
     assert compiled.memory_analysis().temp_size_in_bytes < 3 * 4 * n * n  # one of eight heads
@@ -144,7 +144,7 @@ def test_heads_that_cannot_be_split_are_refused_with_the_way_out(sizes):
         sharding.use_mesh(split),
         pytest.raises(ValueError, match=r"3 attention heads.*--mesh\.seq"),
     ):
-        jax.eval_shape(lambda *x: attention(*x, of_itself=True), *qkv)
+        jax.eval_shape(lambda *x: attention(*x, is_self_attention=True), *qkv)
 
 
 def test_scores_and_softmax_are_in_float32_whatever_the_input():

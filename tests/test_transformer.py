@@ -363,8 +363,8 @@ def test_remat_attention_recomputes_all_but_attention(variables, inputs, monkeyp
 
     fused.defvjp(lambda *heads: (fused.fun(*heads), heads), lambda saved, grad: (grad,) * 3)
 
-    def attention(q, k, v, *, mask, form, of_itself):
-        return fused(q, k, v) if of_itself else jnp.tanh(q)
+    def attention(q, k, v, *, mask, form, is_self_attention):
+        return fused(q, k, v) if is_self_attention else jnp.tanh(q)
 
     monkeypatch.setattr("ltx_jax.models.transformer.attention", attention)
 

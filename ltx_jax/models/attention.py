@@ -36,7 +36,7 @@ def attention(
     *,
     mask: Mask | None = None,
     form: AttentionForm = "plain",
-    of_itself: bool = False,
+    is_self_attention: bool = False,
 ) -> Float[Array, "b n k e"]:
     """Softmax attention with scale e**-0.5; scores and softmax are float32.
 
@@ -49,9 +49,9 @@ def attention(
         bfloat16 and float16, and masks whose ones (at least one) all come first. "splash", for
         TPUs, accepts masks with at least one 1. "auto" selects "cudnn" for these dtypes on GPUs,
         "splash" on TPUs, and "plain" otherwise.
-      of_itself: self-attention: the keys belong to the same tokens as the queries and are sharded
-        like them. During attention, the devices of the `seq` axis split the heads instead of the
-        tokens (Ulysses, Jacobs et al., arXiv 2309.14509).
+      is_self_attention: whether the keys belong to the same tokens as the queries and are
+        sharded like them. During attention, the devices of the `seq` axis split the heads instead
+        of the tokens (Ulysses, Jacobs et al., arXiv 2309.14509).
 
     Raises:
       ValueError: if the number of heads is not divisible by the devices of `seq` and `tensor`.
@@ -69,8 +69,8 @@ def attention(
         axes = ("batch", tokens, "act_heads", None)[: x.ndim]
         return sharding.spec(sharding.fit(x.shape, axes, mesh))
 
-    queries, keys = layout(q, "token"), layout(k, "token" if of_itself else None)
-    swap = of_itself and queries[1] is not None and mesh.shape["seq"] > 1
+    queries, keys = layout(q, "token"), layout(k, "token" if is_self_attention else None)
+    swap = is_self_attention and queries[1] is not None and mesh.shape["seq"] > 1
     if swap:
         sharding.check_heads(q.shape[2], mesh)
     masks = None if mask is None else layout(mask, None)

@@ -207,10 +207,12 @@ class Attention(nn.Module):
         return heads(q, "token"), heads(k, keys), heads(v, keys)
 
     def attend(
-        self, heads: Heads, mask: Mask | None = None, of_itself: bool = False
+        self, heads: Heads, mask: Mask | None = None, is_self_attention: bool = False
     ) -> Float[Array, "b n d"]:
         """The values that each query attends to, weighted."""
-        out = attention(*heads, mask=mask, form=self.execution.attention, of_itself=of_itself)
+        out = attention(
+            *heads, mask=mask, form=self.execution.attention, is_self_attention=is_self_attention
+        )
         out = constrain(out, "batch", "token", "act_heads", None)
         return out.reshape(*out.shape[:2], -1)
 
@@ -289,7 +291,7 @@ class Block(nn.Module):
             return nn.remat(method, prevent_cse=False) if recomputes else method
 
         heads = part(type(self)._to_self)(self, x, shared)
-        attended = self.attn1.attend(heads, shared.token_mask, of_itself=True)
+        attended = self.attn1.attend(heads, shared.token_mask, is_self_attention=True)
         after, heads = part(type(self)._to_caption)(self, x, attended, heads[2], keep, shared)
         attended = self.attn2.attend(heads, shared.caption_mask)
         after = part(type(self)._to_end)(self, after, attended, shared)
