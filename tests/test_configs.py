@@ -136,7 +136,7 @@ def test_a_sampling_config_fits_its_checkpoint(path):
             skip_final=options.skip_final_inference_steps,
             allowed=raw.get("allowed_inference_steps"),
         )
-        plan = guidance.plan(options, times, layers)
+        plan = guidance.guidance_schedule(options, times, layers)
         assert len(plan.branches) == len(times)
         starts.append(float(times[0]))
     assert starts[0] == 1.0
@@ -150,7 +150,7 @@ def test_the_13b_model_guides_as_released():
     times = flow.inference_times(
         official_config.scheduler(raw["scheduler"]), 6144, num_inference_steps=30, skip_final=3
     )
-    plan = guidance.plan(cfg, times, 48)
+    plan = guidance.guidance_schedule(cfg, times, 48)
     index = [0, 1, 1, 2, 2, *[3] * 5, *[4] * 4, *[5] * 5, *[6] * 8]
     np.testing.assert_array_equal(
         np.asarray(plan.scales.cfg), np.asarray(cfg.guidance_scale, np.float32)[index]

@@ -16,7 +16,7 @@ TIMES = np.float32([1.0, 0.8, 0.4])
 
 
 def plan(times=TIMES, **changes):
-    return guidance.plan(dataclasses.replace(PLAIN, **changes), times, LAYERS)
+    return guidance.guidance_schedule(dataclasses.replace(PLAIN, **changes), times, LAYERS)
 
 
 def test_guidance_changes_at_the_times_of_the_released_13b_settings():

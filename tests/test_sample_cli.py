@@ -142,7 +142,7 @@ def test_settings_survive_the_json(folder, tmp_path):
 
     path = os.path.join(os.path.dirname(__file__), "../configs/sample/ltxv_13b_0_9_8_dev.py")
     cfg = dataclasses.replace(config.load(path), mesh=config.MeshConfig(1, 2, 1, 1), prompt="a")
-    (item,) = outputs.plan(cfg)
+    (item,) = outputs.planned_videos(cfg)
     item = dataclasses.replace(item, path=tmp_path / "video.mp4")
     outputs.write_sidecar(cfg, item, "hash", {})
     again = config.load_sampling(str(tmp_path / "video.json"))
@@ -229,7 +229,7 @@ def test_a_prompts_file_is_resumed_and_its_videos_do_not_depend_on_the_batch(
 
     rest = tmp_path / "rest.txt"
     rest.write_text("a green star\n")
-    [item] = outputs.plan(SampleConfig(prompts_file=str(rest), seed=3, first_sample=3))
+    [item] = outputs.planned_videos(SampleConfig(prompts_file=str(rest), seed=3, first_sample=3))
     assert (item.index, item.path.name) == (3, names[2])
 
     file.write_text("a yellow circle\n")

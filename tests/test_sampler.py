@@ -22,7 +22,7 @@ NEGATIVE, POSITIVE = -1.0, 1.0
 
 
 def inputs_for(options, times=TIMES, batch=2, strength=None, image_noise=None):
-    plan = guidance.plan(options, times, LAYERS)
+    plan = guidance.guidance_schedule(options, times, LAYERS)
     padded, scales = sampler.per_step(times, plan)
     context, negative = (
         Context(jnp.full((batch, 1, 1), value), jnp.ones((batch, 1)), None)

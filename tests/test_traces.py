@@ -60,8 +60,7 @@ def test_every_step_is_that_of_the_released_pipeline(name):
         done += 1
         return tokens, state
 
-    mode = sampler.mode_of(start.options)
-    mode = dataclasses.replace(mode, solver=Watching(mode.solver))
+    mode = dataclasses.replace(start.mode, solver=Watching(start.mode.solver))
     tokens = sampler.sample(
         start.denoiser, pipe.params, start.inputs, start.branches, mode, call=compare
     )

@@ -51,7 +51,7 @@ class Scales:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class GuidanceSchedule:
     """The guidance of a whole run: the rows of each step, and the numbers."""
 
     branches: tuple[Branches, ...]
@@ -63,7 +63,9 @@ class Plan:
         return any(step.negative for step in self.branches)
 
 
-def plan(options: SamplingConfig, times: Float32[np.ndarray, "s"], num_layers: int) -> Plan:
+def guidance_schedule(
+    options: SamplingConfig, times: Float32[np.ndarray, "s"], num_layers: int
+) -> GuidanceSchedule:
     """Lays the per-step options out over the times of a run.
 
     An option that is a list has one value per entry of `guidance_timesteps`; a step at time t takes
@@ -92,7 +94,7 @@ def plan(options: SamplingConfig, times: Float32[np.ndarray, "s"], num_layers: i
             rescale[i] = 1
         perturbed = stg[i] > 0 and len(blocks) > 0 and options.stg_mode != "residual"
         branches.append(Branches(bool(cfg[i] > 1), bool(perturbed)))
-    return Plan(tuple(branches), Scales(cfg, stg, rescale, keep))
+    return GuidanceSchedule(tuple(branches), Scales(cfg, stg, rescale, keep))
 
 
 def _entries(

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Float32, Int
 from ltx_jax.config import SamplingConfig, STGMode
 from ltx_jax.diffusion import flow, guidance
 from ltx_jax.diffusion.denoiser import Denoiser, call_directly
-from ltx_jax.diffusion.guidance import Branches, Plan, Scales
+from ltx_jax.diffusion.guidance import Branches, GuidanceSchedule, Scales
 from ltx_jax.diffusion.solver import Euler, Interval, Solver, solver_of
 from ltx_jax.runtime.sharding import constrain
 
@@ -98,14 +98,14 @@ def mode_of(options: SamplingConfig) -> Mode:
     return Mode(options.stg_mode, options.cfg_star_rescale, solver_of(options))
 
 
-def per_step(times: Float32[np.ndarray, "s"], plan: Plan) -> tuple[Array, Scales]:
+def per_step(times: Float32[np.ndarray, "s"], schedule: GuidanceSchedule) -> tuple[Array, Scales]:
     """Times and scales on the device, padded so that runs of similar length share a program."""
     pad = -len(times) % _BUCKET
 
     def padded(x: np.ndarray) -> Array:
         return jnp.asarray(np.pad(x, ((0, pad),) + ((0, 0),) * (x.ndim - 1)))
 
-    return padded(times), jax.tree.map(padded, plan.scales)
+    return padded(times), jax.tree.map(padded, schedule.scales)
 
 
 @functools.partial(
@@ -191,7 +191,7 @@ def sample(
       denoiser: the network.
       params: its prepared parameters.
       inputs: see there.
-      branches: the branches of each step, from `guidance.plan`.
+      branches: the branches of each step, from `guidance.guidance_schedule`.
       mode: see there.
       callback: called after each step; what it raises ends the run.
       call: calls a jitted function; for those who compile or time apart.

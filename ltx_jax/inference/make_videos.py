@@ -45,7 +45,9 @@ def make_videos(cfg: SampleConfig) -> None:
         raise ValueError("say which model to use: --checkpoint FILE, FOLDER or REPOSITORY")
     embeddings = None if cfg.embeddings is None else read_embeddings(cfg.embeddings)
     noise = None if cfg.noise is None else read_noise(cfg.noise)
-    videos = outputs.plan(cfg, 1 if embeddings is None else len(embeddings["prompt_embeds"]))
+    videos = outputs.planned_videos(
+        cfg, 1 if embeddings is None else len(embeddings["prompt_embeds"])
+    )
     batches = [
         batch
         for batch in outputs.batches(cfg, videos)

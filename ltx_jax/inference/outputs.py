@@ -28,7 +28,7 @@ class Video:
     path: Path
 
 
-def plan(cfg: SampleConfig, rows: int = 1) -> list[Video]:
+def planned_videos(cfg: SampleConfig, rows: int = 1) -> list[Video]:
     """The videos of a run, and where each goes; `rows` is the batch of the embeddings.
 
     Raises:

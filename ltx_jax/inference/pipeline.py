@@ -48,6 +48,7 @@ class Start:
       denoiser: the form of the network for this run.
       inputs: what the loop reads.
       branches: of each step.
+      mode: of all steps.
       coords: (n, 3) pixel coordinates of the tokens.
     """
 
@@ -56,6 +57,7 @@ class Start:
     denoiser: Denoiser
     inputs: Inputs
     branches: tuple[guidance.Branches, ...]
+    mode: sampler.Mode
     coords: Any
 
 
@@ -255,7 +257,7 @@ class LTXPipeline:
                 self.params,
                 start.inputs,
                 start.branches,
-                sampler.mode_of(start.options),
+                start.mode,
                 callback=callback,
                 call=self._call,
             )
@@ -294,10 +296,11 @@ class LTXPipeline:
             allowed=self.checkpoint.allowed_inference_steps,
         )
         arguments.check_input(options, float(times[0]), input_media, input_latents)
-        plan = guidance.plan(options, times, self.transformer.num_layers)
+        schedule = guidance.guidance_schedule(options, times, self.transformer.num_layers)
+        mode = sampler.mode_of(options)
         denoiser = with_teacache(self.denoiser, options.teacache, float(times[-1]))
         with self.part("text", size):
-            captions = self._captions(prompt, embeddings, options, plan.needs_negative)
+            captions = self._captions(prompt, embeddings, options, schedule.needs_negative)
             denoiser = for_masks(denoiser, [caption.mask for caption in captions])
             batch = captions[0].embeddings.shape[0]
         clips = arguments.load_conditions(conditions, size, batch, options.prepare_conditions)
@@ -337,7 +340,7 @@ class LTXPipeline:
                 )
                 for caption in captions
             )
-        padded_times, scales = sampler.per_step(times, plan)
+        padded_times, scales = sampler.per_step(times, schedule)
         image_noise = options.image_cond_noise_scale
         inputs = Inputs(
             start=prepared.tokens,
@@ -349,7 +352,7 @@ class LTXPipeline:
             image_noise=jnp.asarray(image_noise, jnp.float32) if image_noise > 0 else None,
             noise=source,
         )
-        return Start(options, size, denoiser, inputs, plan.branches, prepared.coords)
+        return Start(options, size, denoiser, inputs, schedule.branches, mode, prepared.coords)
 
     def decode(
         self,

@@ -121,7 +121,7 @@ def inputs(denoiser: Plain | Fast, params: Any, batch: int) -> Any:
     shape, cfg = jax.ShapeDtypeStruct, denoiser.cfg
     times = np.linspace(1, 0.05, 20, dtype=np.float32)
     options = SamplingConfig(guidance_scale=1.0, stg_scale=0.0)
-    planned = guidance.plan(options, times, cfg.num_layers)
+    planned = guidance.guidance_schedule(options, times, cfg.num_layers)
     padded, scales = jax.eval_shape(lambda: sampler.per_step(times, planned))
     context = Context(
         shape((batch, CAPTION, CHANNELS), jnp.bfloat16),
