@@ -122,6 +122,7 @@ def test_a_mistake_in_a_config_names_what_was_meant(tmp_path):
         "OptimConfig(peek_lr=1.0)": "OptimConfig has no field 'peek_lr': did you mean 'peak_lr'?",
         "dataclasses.replace(RunConfig(), stpes=3)": "RunConfig has no field 'stpes': did you",
         "OptimConfig(zzz=1)": "OptimConfig has no field 'zzz'",
+        "TransformerConfig(remat='full')": "no field 'remat': it is one of ExecutionConfig",
         "TrainVAE()": "missing 1 required positional argument: 'model'",
         "3": "holds a int: nothing to train",
         "RunConfig(keep=0)": "keep must be positive, got 0",

@@ -112,6 +112,11 @@ def _explain(error: TypeError) -> str:
     kind = next(filter(None, kinds), None)
     if match is None or kind is None:
         return str(error)
+    if match[2] in (field.name for field in dataclasses.fields(networks.ExecutionConfig)):
+        return (
+            f"{match[1]} has no field {match[2]!r}: it is one of ExecutionConfig, which a stage "
+            "has as `execution`"
+        )
     fields = [field.name for field in dataclasses.fields(kind)]
     return f"{match[1]} has no field {match[2]!r}{nearest(match[2], fields)}"
 
