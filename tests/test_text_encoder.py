@@ -20,7 +20,7 @@ import transformers
 from safetensors.numpy import load_file, save_file
 from t5_reference import TINY, reference, run, save, whole
 
-from ltx_jax.checkpoints import t5_files
+from ltx_jax.checkpoints import hub, t5_files
 from ltx_jax.config import MeshConfig
 from ltx_jax.inference import text_encoder
 from ltx_jax.inference.text_encoder import ByteTokenizer, TextEncoder, VocabularyTokenizer, tokenize
@@ -271,6 +271,11 @@ def test_transformers_loads_what_we_save(pixart, tokenizer, tmp_path, dtype, sha
     np.testing.assert_allclose(embeds, run(model.float(), ids, np.array(mask)), atol=2e-5)
     again = t5_files.load_params(tmp_path / "b", ours.cfg)
     jax.tree.map(np.testing.assert_array_equal, again, ours.params)
+
+
+def test_the_key_of_stored_embeddings_is_that_of_older_versions():
+    """It was made for the model that ships, before dtypes left the encoder's configuration."""
+    assert TextEncoder.load(hub.EMBEDDED_FOLDER).identity == "byt5-2891d99df51d481d"
 
 
 def test_a_byte_model_is_saved_with_its_tokenizer(encoder, tmp_path):
