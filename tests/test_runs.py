@@ -96,8 +96,8 @@ def test_a_run_says_how_it_is_sampled(tmp_path):
     own = own_settings(tmp_path)
     assert (own.num_frames, own.height, own.width, own.frame_rate) == (9, 32, 48, 24.0)
     assert own.guidance_scale == 1.0  # what is never dropped cannot be guided by
-    assert runs.own_settings(cfg).guidance_scale > 1
-    assert runs.own_settings(config.load(str(ROOT / "configs/shapes_tiny_vae.py"))) is None
+    assert cfg.sampling_settings().guidance_scale > 1
+    assert config.load(str(ROOT / "configs/shapes_tiny_vae.py")).sampling_settings() is None
 
 
 def test_a_folder_that_is_no_run_is_not_taken_for_one(tmp_path):

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from ltx_jax import config
 from ltx_jax.checkpoints import run_config
 from ltx_jax.config import MeshConfig, TrainTransformer, TransformerConfig
-from ltx_jax.models.transformer import Transformer
+from ltx_jax.models.transformer import Context, Transformer
 from ltx_jax.runtime import sharding
 from ltx_jax.training.stage import stage_class
 from ltx_jax.training.step import Trainer
@@ -77,9 +77,7 @@ def test_tokens_that_seq_does_not_divide_are_padded_and_unseen(n, times):
     inputs = (
         normal(2, n, 4),
         jnp.asarray(rng.uniform(size=(2, n if times == "each" else 1)), jnp.float32),
-        normal(2, 3, 8),
-        None,
-        (jnp.cos(angles), jnp.sin(angles)),
+        Context(normal(2, 3, 8), None, (jnp.cos(angles), jnp.sin(angles))),
     )
     model = Transformer(cfg)
     boxed = jax.jit(lambda *x: sharding.unbox(model.init(jax.random.key(0), *x)))(*inputs)

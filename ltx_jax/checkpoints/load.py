@@ -67,7 +67,7 @@ def own_settings(path_or_hub_id: str | Path) -> SamplingConfig | None:
     if exported_folder.is_exported(path):
         return exported_folder.read_settings(path)
     if run_config.is_run(path_or_hub_id):
-        return run_config.own_settings(run_config.read_config(path_or_hub_id))
+        return run_config.read_config(path_or_hub_id).sampling_settings()
     return None
 
 

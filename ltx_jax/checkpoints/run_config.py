@@ -14,20 +14,12 @@ from etils import epath
 
 from ltx_jax import config
 from ltx_jax.checkpoints.lock import is_address
-from ltx_jax.config import (
-    ExecutionConfig,
-    SamplingConfig,
-    TrainConfig,
-    TrainTransformer,
-    TrainVAE,
-    VAEConfig,
-)
+from ltx_jax.config import ExecutionConfig, TrainConfig, VAEConfig
 from ltx_jax.runtime import files
 
 CONFIG = "config.json"
 STEPS = "steps"
 
-_KINDS: dict[str, Any] = {kind.__name__: kind for kind in (TrainVAE, TrainTransformer)}
 _EXECUTION = tuple(field.name for field in dataclasses.fields(ExecutionConfig))
 # Where older versions kept a network's execution: among the settings of the network itself.
 _OLD_EXECUTION = {
@@ -42,6 +34,12 @@ class StoredVAE(NamedTuple):
 
     cfg: VAEConfig
     execution: ExecutionConfig
+
+
+def _kinds() -> dict[str, type[TrainConfig]]:
+    """Configurations of runs by the name of their type, those of stages outside this package too,
+    once their module is loaded."""
+    return {kind.__name__: kind for kind in TrainConfig.__subclasses__()}
 
 
 def locate(path: str | os.PathLike[str]) -> epath.Path:
@@ -73,7 +71,7 @@ def is_run(path: str | os.PathLike[str]) -> bool:
     """Whether a folder is a run of ltx-train, or a step of one."""
     try:
         content = json.loads((split(path)[0] / CONFIG).read_text())
-        return content.get("type") in _KINDS
+        return content.get("type") in _kinds()
     except (OSError, ValueError, AttributeError):
         return False
 
@@ -96,7 +94,7 @@ def read_config(path: str | os.PathLike[str]) -> Any:
     """
 
     def parse(content: Any) -> Any:
-        kind, raw = _KINDS[content["type"]], dict(content["config"])
+        kind, raw = _kinds()[content["type"]], dict(content["config"])
         for network, execution in _OLD_EXECUTION.items():
             if network in raw and execution not in raw:
                 raw[network], raw[execution] = _parted(raw[network])
@@ -153,28 +151,6 @@ def _read(path: str | os.PathLike[str], parse: Any) -> Any:
         raise ValueError(f"{file} is no configuration of a run: {error!r}") from error
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
-
-
-def own_settings(cfg: TrainVAE | TrainTransformer) -> SamplingConfig | None:
-    """How the model of a run is sampled: videos of its largest size, guided if it can be.
-
-    None for a VAE alone.
-    """
-    if isinstance(cfg, TrainVAE):
-        return None
-    rates = sorted(cfg.data.frame_rates)
-    largest = max(cfg.data.sizes, key=lambda size: size.num_frames * size.height * size.width)
-    return SamplingConfig(
-        negative_prompt="",  # what dropped captions are
-        height=largest.height,
-        width=largest.width,
-        num_frames=largest.num_frames,
-        frame_rate=cfg.data.resample or rates[len(rates) // 2],
-        guidance_scale=3.0 if cfg.flow.caption_dropout else 1.0,
-        stg_scale=0.0,
-        image_cond_noise_scale=0.0,
-        prepare_conditions=False,  # conditions in training are clean
-    )
 
 
 def may_change(name: str) -> bool:

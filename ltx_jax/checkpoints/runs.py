@@ -34,7 +34,6 @@ from ltx_jax.checkpoints.run_config import (
     StoredVAE,
     check_same,
     locate,
-    own_settings,
     read_config,
     read_vae,
     split,
@@ -46,6 +45,7 @@ from ltx_jax.config import (
     RunConfig,
     T5Config,
     TrainConfig,
+    TrainTransformer,
     TrainVAE,
 )
 from ltx_jax.models.t5 import T5Encoder
@@ -336,6 +336,8 @@ def load_run(
             checkpoint.vae_params = restored[part]
             checkpoint.statistics = LatentStatistics(**restored["statistics"])
             return checkpoint
+        if not isinstance(cfg, TrainTransformer):
+            raise ValueError(f"{folder} is a {type(cfg).__name__} run, and holds no model to load")
         boxed = {"transformer": keys.transformer_boxed(cfg.model, dtype)}
         if cfg.captions == "train":
             boxed["text_encoder"] = _text_encoder_boxed(cfg.text_encoder, cfg.text_execution)
@@ -343,7 +345,7 @@ def load_run(
     checkpoint.transformer = cfg.model
     checkpoint.transformer_params = restored["transformer"]
     checkpoint.scheduler = cfg.scheduler
-    checkpoint.settings = own_settings(cfg)
+    checkpoint.settings = cfg.sampling_settings()
     if "text_encoder" in restored:
         encoder = restored["text_encoder"]
         checkpoint.text_encoder = (cfg.text_encoder, encoder, cfg.max_caption_tokens)

@@ -13,7 +13,7 @@ from ltx_jax.config.networks import (
     VAEConfig,
     require,
 )
-from ltx_jax.config.sampling import SchedulerConfig
+from ltx_jax.config.sampling import SamplingConfig, SchedulerConfig
 
 # The conditions of a batch: none, the first frame, the first latent frames, single frames anywhere,
 # or a short clip anywhere.
@@ -281,6 +281,10 @@ class TrainConfig:
     mesh: MeshConfig
     distributed: DistributedConfig
 
+    def sampling_settings(self) -> SamplingConfig | None:
+        """How the model of a run is sampled; None: it is not."""
+        return None
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainVAE(TrainConfig):
@@ -353,6 +357,22 @@ class TrainTransformer(TrainConfig):
             "frozen captions need a text_encoder_path",
         )
         _require_dtypes_alone("text_execution", self.text_execution)
+
+    def sampling_settings(self) -> SamplingConfig:
+        """Videos of the largest size of the data, guided if captions were dropped in training."""
+        rates = sorted(self.data.frame_rates)
+        largest = max(self.data.sizes, key=lambda size: size.num_frames * size.height * size.width)
+        return SamplingConfig(
+            negative_prompt="",  # what dropped captions are
+            height=largest.height,
+            width=largest.width,
+            num_frames=largest.num_frames,
+            frame_rate=self.data.resample or rates[len(rates) // 2],
+            guidance_scale=3.0 if self.flow.caption_dropout else 1.0,
+            stg_scale=0.0,
+            image_cond_noise_scale=0.0,
+            prepare_conditions=False,  # conditions in training are clean
+        )
 
 
 def _require_dtypes_alone(name: str, execution: ExecutionConfig) -> None:

@@ -20,6 +20,7 @@ from ltx_jax.planning import accelerators, hlo
 from ltx_jax.planning.accelerators import Target
 from ltx_jax.planning.hlo import Traffic
 from ltx_jax.runtime import sharding
+from ltx_jax.training.batches import check_batch_sizes
 from ltx_jax.training.flops import count_traced
 from ltx_jax.training.optim import MAIN
 from ltx_jax.training.stage import stage_class
@@ -122,6 +123,7 @@ def plan(cfg: TrainConfig, name: str, log: Log = print) -> StepPlan | None:
     """
     target = accelerators.find(name)
     mesh = sharding.make_mesh(cfg.mesh, target.devices)
+    check_batch_sizes(cfg, mesh)
     stage = stage_class(cfg).describe(cfg, mesh)
     trainer = Trainer(stage)
     shapes = trainer.plan.shapes

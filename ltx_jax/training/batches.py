@@ -6,7 +6,14 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from ltx_jax.config import TrainConfig
 from ltx_jax.runtime import sharding
+
+
+def check_batch_sizes(cfg: TrainConfig, mesh: Mesh) -> None:
+    """`check_batch_size` for the buckets of a run."""
+    for bucket in cfg.data.sizes:
+        check_batch_size(bucket.batch_size, mesh, cfg.optim.accumulate)
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, micro_batches: int = 1) -> None:

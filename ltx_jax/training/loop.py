@@ -14,6 +14,7 @@ from ltx_jax.config import TrainConfig
 from ltx_jax.runtime import sharding
 from ltx_jax.runtime.compiled import explain_memory_errors
 from ltx_jax.training import process, warm_start
+from ltx_jax.training.batches import check_batch_sizes
 from ltx_jax.training.report import Reporter, check_installed
 from ltx_jax.training.stage import Validation, stage_class
 from ltx_jax.training.state import TrainState, from_stored, to_stored
@@ -66,7 +67,9 @@ def open_trainer(cfg: TrainConfig) -> Trainer:
       ValueError: as `train` does.
     """
     check_installed(cfg)
-    return Trainer(stage_class(cfg).open(cfg, sharding.make_mesh(cfg.mesh)))
+    mesh = sharding.make_mesh(cfg.mesh)
+    check_batch_sizes(cfg, mesh)
+    return Trainer(stage_class(cfg).open(cfg, mesh))
 
 
 def fit(trainer: Trainer, log: Log = print, profile: bool = False) -> TrainState:

@@ -19,7 +19,6 @@ from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.config import BucketConfig, TrainConfig
 from ltx_jax.data.loader import Batch
 from ltx_jax.data.sources import Encoding
-from ltx_jax.training import batches
 from ltx_jax.training.optim import MAIN, Optimizer
 from ltx_jax.training.state import TrainState
 
@@ -104,17 +103,12 @@ class Stage(abc.ABC):
       frozen: weights that the loss uses and nothing trains (LPIPS, a teacher), by name, on the
         host. The loss gets them on every device.
       vae: the frozen VAE that is kept with the run; None for none.
-
-    Raises:
-      ValueError: if a batch cannot be split over the mesh.
     """
 
     frozen: Mapping[str, Any] = {}
     vae: Checkpoint | None = None
 
     def __init__(self, cfg: TrainConfig, mesh: Mesh):
-        for bucket in cfg.data.sizes:
-            batches.check_batch_size(bucket.batch_size, mesh, cfg.optim.accumulate)
         self.cfg, self.mesh = cfg, mesh
 
     @classmethod

@@ -13,7 +13,6 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from ltx_jax.checkpoints import run_config
 from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.config import TrainTransformer
 from ltx_jax.data.loader import Batch
@@ -138,9 +137,8 @@ class FlowValidator:
         return self._model.velocity(params, x, t, context)
 
     def _video(self, params: Any, captions: Any, empty: Any, clips: Batch, i: int) -> LoggedVideo:
-        settings: Any = run_config.own_settings(self._cfg)  # a transformer's run has them
         options = dataclasses.replace(
-            settings,
+            self._cfg.sampling_settings(),
             num_frames=clips.bucket.num_frames,
             height=clips.bucket.height,
             width=clips.bucket.width,
