@@ -50,7 +50,7 @@ def test_an_edit_applies_and_is_as_short_as_the_page_says(example, tmp_path):
 @pytest.mark.parametrize("example", EXAMPLES, ids=NAMES)
 def test_an_edited_tree_trains_resumes_samples_and_exports(example, tmp_path):
     tree = edited_tree(example, tmp_path)
-    environment = os.environ | {"PYTHON": sys.executable, "PYTHONPATH": str(tree)}
+    environment = os.environ | {"PYTHON": sys.executable, "HERE": str(example), "PYTHONPATH": "."}
     result = subprocess.run(
         ["bash", "-euo", "pipefail", str(example / "run.sh")],
         cwd=tree,
