@@ -180,7 +180,7 @@ def test_gradients_of_every_term_are_finite_at_one_frame_too(frames):
     def each(y):
         def of(name):
             cfg = VAELossConfig(**(dict.fromkeys(weights, 0.0) | {name: 1.0}))
-            return jax.grad(lambda y: vae_loss.reconstruction_loss(y, video, None, cfg)[0])(y)
+            return jax.grad(lambda y: vae_loss.reconstruction_loss(y, video, {}, cfg)[0])(y)
 
         return {name: of(name) for name in weights}
 

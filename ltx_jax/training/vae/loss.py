@@ -5,7 +5,7 @@ of the noise, and has to give the clean pixels. Every term has a weight, and one
 is no part of the program.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -111,17 +111,20 @@ def autoencode(
 def reconstruction_loss(
     reconstruction: Float[Array, "b t h w 3"],
     video: Float[Array, "b t h w 3"],
-    lpips: Any,
+    frozen: Mapping[str, Any],
     cfg: VAELossConfig,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """Weighted sum of the terms that compare pixels, and each of them; `lpips`: its weights."""
+    """Weighted sum of the terms that compare pixels, and each of them.
+
+    A term with a frozen network is on where the stage's `frozen` weights hold that network.
+    """
     terms: dict[str, tuple[float, Callable[[], Array]]] = {
         "pixel": (cfg.pixel_weight, lambda: losses.pixel_loss(reconstruction, video, cfg.pixel)),
         "mse": (cfg.mse_weight, lambda: losses.pixel_loss(reconstruction, video, "mse")),
         "dwt": (cfg.dwt_weight, lambda: losses.dwt_loss(reconstruction, video, cfg.dwt_levels)),
         "lpips": (
-            cfg.lpips_weight if lpips is not None else 0.0,
-            lambda: lpips_of_frames(lpips, reconstruction, video),
+            cfg.lpips_weight if "lpips" in frozen else 0.0,
+            lambda: lpips_of_frames(frozen["lpips"], reconstruction, video),
         ),
     }
     values = {name: term() for name, (weight, term) in terms.items() if weight}
@@ -141,7 +144,7 @@ def vae_loss(
     params: Any,
     state: TrainState,
     batch: dict[str, Any],
-    frozen: dict[str, Any],
+    frozen: Mapping[str, Any],
     key: Array,
     cfg: VAELossConfig,
     disc_start: int = 0,
@@ -167,7 +170,7 @@ def vae_loss(
 
     # What compares pixels.
     compare = jax.value_and_grad(reconstruction_loss, has_aux=True)
-    (value, metrics), of_rest = compare(reconstruction, video, frozen.get("lpips"), cfg)
+    (value, metrics), of_rest = compare(reconstruction, video, frozen, cfg)
     total = losses.known_gradient(value, of_rest, coded.reconstruction)
 
     # What shapes the latents.

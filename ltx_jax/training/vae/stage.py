@@ -185,8 +185,8 @@ class VAEStage(Stage):
         """Refuses sizes that a network or a term of the loss cannot take, before any step."""
         shape = _shape(bucket)
         check_video_shape(self.cfg.model, shape)
-        video, lpips = jax.ShapeDtypeStruct(shape, jnp.float32), self.frozen.get("lpips")
-        jax.eval_shape(lambda x: reconstruction_loss(x, x, lpips, self.cfg.loss), video)
+        video = jax.ShapeDtypeStruct(shape, jnp.float32)
+        jax.eval_shape(lambda x: reconstruction_loss(x, x, self.frozen, self.cfg.loss), video)
         if self._has_gan:
             jax.eval_shape(self._discriminator.init, jax.random.key(0), video)
 
