@@ -80,9 +80,10 @@ class SourceConfig:
 class DataConfig:
     """Clips to train on."""
 
-    # "shapes" (the procedural world; "shapes:rotate,orbit" has these motions alone), a folder of
-    # clip.mp4 + clip.txt, or a data set in ArrayRecord as `ltx_jax.prepare` and `ltx_jax.encode`
-    # write it.
+    # "shapes" (the procedural world; "shapes:rotate,orbit" has these motions alone), "emoji:DIR"
+    # (scenes of the emoji that `ltx_jax.prepare emoji` wrote; "emoji:DIR@bases" those of a split
+    # that is held out), a folder of clip.mp4 + clip.txt, or a data set in ArrayRecord as
+    # `ltx_jax.prepare` and `ltx_jax.encode` write it.
     source: str = "shapes"
     mix: tuple[SourceConfig, ...] = ()  # several sources, in place of `source`
     num_frames: int = 25
@@ -90,7 +91,7 @@ class DataConfig:
     width: int = 128
     batch_size: int = 8  # global
     buckets: tuple[BucketConfig, ...] = ()  # several sizes, in place of the one above
-    frame_rates: tuple[float, ...] = (24.0,)  # the procedural world draws one for each clip
+    frame_rates: tuple[float, ...] = (24.0,)  # of rendered clips, one drawn for each clip
     # Frames per second that files are resampled to; None keeps the rate of each file.
     resample: float | None = None
     random_start: bool = False  # cut clips anywhere in a file rather than at its start

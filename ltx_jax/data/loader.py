@@ -19,7 +19,7 @@ from jaxtyping import Float16, Float32, UInt8
 from ltx_jax.config import BucketConfig, ConditionPattern, DataConfig
 from ltx_jax.data import order, workers
 from ltx_jax.data.read_ahead import in_background, read_ahead
-from ltx_jax.data.sources import Encoding, Example, Source, StoredLatents, World
+from ltx_jax.data.sources import EMOJI, Encoding, Example, Source, StoredLatents, World
 
 __all__ = ["Batch", "Loader", "StoredLatents", "open_source"]
 
@@ -235,8 +235,10 @@ def open_source(path: str, cfg: DataConfig, seed: int) -> Source:
     if World.has(path):
         return World(path, cfg, seed)
     # These need PyAV and TFDS, which the procedural world does not.
-    from ltx_jax.data import dataset, folder, latent_cache, media
+    from ltx_jax.data import dataset, emoji, folder, latent_cache, media
 
+    if path.startswith(EMOJI):
+        return emoji.Emoji(path, cfg, seed)
     kind = dataset.kind_of(path)
     if kind is None:
         clips, facts = folder.check_clips(folder.list_clips(path))

@@ -9,6 +9,7 @@ from jaxtyping import Float16, Int32, UInt8
 from ltx_jax.config import BucketConfig, DataConfig
 from ltx_jax.world import render, scenes
 
+EMOJI = "emoji:"  # prefix of the sources of `ltx_jax.data.emoji`
 CACHE_BYTES = 2 * 2**30  # memory for the examples that a source caches
 
 
@@ -143,3 +144,8 @@ class World:
             motions=self._motions,
         )
         return Example(clip.caption, frame_rate, clip.frames)
+
+
+def is_endless(path: str) -> bool:
+    """Whether a source's name denotes an endless one, which renders its examples."""
+    return World.has(path) or path.startswith(EMOJI)

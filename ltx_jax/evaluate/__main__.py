@@ -90,7 +90,7 @@ def _add_text_encoder(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", required=True, help="a folder, or shapes: held-out scenes")
+    parser.add_argument("--data", required=True, help="a folder, shapes, or emoji:DIR@SPLIT")
     parser.add_argument(
         "--height", type=_positive, default=256, help="clips are scaled and cropped to it"
     )

@@ -1,16 +1,19 @@
 """Reads the clips and pictures on which a model is measured."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
+from ltx_jax.config import DataConfig
+from ltx_jax.data.sources import EMOJI
 from ltx_jax.world import render
 
 WORLD = "shapes"
-_WORLD_COUNT = 100
+_DRAWN_COUNT = 100  # clips, and as many pictures, of an endless source
+_EMOJI_SEED = 271_828  # differs from the seeds of training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +71,8 @@ def read_clips(
     """Reads clips, then pictures.
 
     Args:
-      source: a folder of clips and pictures, or "shapes" for held-out clips and pictures of the
-        procedural world.
+      source: a folder of clips and pictures, "shapes" for held-out clips and pictures of the
+        procedural world, or "emoji:DIR@SPLIT" for those of a split of a data set of emoji.
       clip_format: their size and length.
       limit: the largest number of clips, and of pictures, spread evenly over the sorted files.
       frame_folders: treat the pictures of each folder as the frames of one clip, in the order of
@@ -80,8 +83,9 @@ def read_clips(
     Raises:
       ValueError: if there is no such folder, or none of its files can be used.
     """
-    if source == WORLD:
-        yield from _world(clip_format, _WORLD_COUNT if limit is None else limit)
+    if source == WORLD or source.startswith(EMOJI):
+        draw, frame_rate = _world(clip_format) if source == WORLD else _emoji(source, clip_format)
+        yield from _drawn(draw, clip_format, _DRAWN_COUNT if limit is None else limit, frame_rate)
         return
     count = 0
     for files, caption in _files(source, limit, frame_folders, captioned):
@@ -99,21 +103,44 @@ def read_clips(
         )
 
 
-def _world(clip_format: ClipFormat, count: int) -> Iterator[EvaluationClip]:
+# (number, number of frames) -> frames and caption.
+_Draw = Callable[[int, int], tuple[np.ndarray, str]]
+
+
+def _drawn(
+    draw: _Draw, clip_format: ClipFormat, count: int, frame_rate: float
+) -> Iterator[EvaluationClip]:
     for length in sorted({clip_format.length(clip_format.num_frames), 1}, reverse=True):
         for i in range(count):
             # Pictures show other scenes than the clips.
             index = i if length > 1 else count + i
-            clip = render.clip(
-                index,
-                split="held_out",
-                num_frames=length,
-                height=clip_format.height,
-                width=clip_format.width,
-            )
-            yield EvaluationClip(
-                f"{length} frames, number {index}", clip.frames, clip.caption, 24.0
-            )
+            frames, caption = draw(index, length)
+            yield EvaluationClip(f"{length} frames, number {index}", frames, caption, frame_rate)
+
+
+def _world(clip_format: ClipFormat) -> tuple[_Draw, float]:
+    height, width = clip_format.height, clip_format.width
+
+    def draw(index: int, length: int) -> tuple[np.ndarray, str]:
+        clip = render.clip(index, split="held_out", num_frames=length, height=height, width=width)
+        return clip.frames, clip.caption
+
+    return draw, 24.0
+
+
+def _emoji(source: str, clip_format: ClipFormat) -> tuple[_Draw, float]:
+    from ltx_jax.data import emoji  # needs TFDS, which the procedural world does not
+
+    scenes = emoji.Emoji(source, DataConfig(), _EMOJI_SEED)
+    height, width = clip_format.height, clip_format.width
+
+    def draw(index: int, length: int) -> tuple[np.ndarray, str]:
+        clip = scenes.clip(
+            index, num_frames=length, height=height, width=width, fps=emoji.FRAME_RATE
+        )
+        return clip.frames, clip.caption
+
+    return draw, emoji.FRAME_RATE
 
 
 def _files(

@@ -6,5 +6,6 @@
 - `scoring`, `aesthetics`, `captioner`, `pretrained`: expensive scores and captions by models.
 - `clip_video`: decodes clips, and encodes them as they are stored.
 - `beam_pipeline`, `result_cache`: runs these stages with Apache Beam, and caches their results.
+- `emoji`: the data set of animated emoji, which needs none of the above.
 - `records`, `clip_table`, `html_report`: the record of a clip, and the tables and report of a run.
 """

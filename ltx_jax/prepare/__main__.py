@@ -6,7 +6,8 @@ then a source of training data (`--data.source DIR`). DIR/dropped.csv lists the 
 reasons, DIR/report.html shows examples.
 
 The same command continues a run that was stopped. Options of Apache Beam follow after `--`.
-`ltx-prepare aesthetics-train --help` trains the head that scores pictures.
+`ltx-prepare aesthetics-train --help` trains the head that scores pictures;
+`ltx-prepare emoji --help` fetches and writes a data set of animated emoji.
 """
 
 import argparse
@@ -117,6 +118,11 @@ def main(arguments: list[str]) -> None:
             from ltx_jax.prepare import aesthetics
 
         aesthetics.main(arguments[1:])
+        return
+    if arguments[:1] == ["emoji"]:
+        from ltx_jax.prepare import emoji
+
+        emoji.main(arguments[1:])
         return
     at = arguments.index("--") if "--" in arguments else len(arguments)
     own, beam_options = arguments[:at], arguments[at + 1 :]

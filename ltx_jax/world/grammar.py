@@ -25,7 +25,7 @@ WAYS = {
     "down-right": ("down and right", "down and to the right"),
 }
 # Finite verb and participle of each motion: "it moves left", "a star moving left".
-_VERBS = {
+VERBS = {
     motion: tuple((f"{verb} {way}", f"{form} {way}") for verb, form in _MOVES for way in ways)
     for motion, ways in WAYS.items()
 } | {
@@ -56,8 +56,8 @@ _VERBS = {
         ("turns around its centre", "turning around its centre"),
     ),
 }
-_SENSES = {1: "clockwise", -1: "counterclockwise"}
-_ADVERBS = {"slow": "slowly", "fast": "quickly"}
+SENSES = {1: "clockwise", -1: "counterclockwise"}
+ADVERBS = {"slow": "slowly", "fast": "quickly"}
 _SIZE_WORDS = {"small": "small", "large": "large"}
 _PAN = "the camera pans {pan}"
 _ON = "on a {ground} background"
@@ -112,8 +112,13 @@ def caption(scene: Scene, rng: np.random.Generator, *, motion: bool = True) -> s
     if pan:
         text += _choose(rng, (". ", ", ")) + pan
     if rng.random() < 0.5:
-        text = re.sub(r"(^|\. )([a-z])", lambda match: match[1] + match[2].upper(), text) + "."
+        text = as_sentences(text)
     return text
+
+
+def as_sentences(text: str) -> str:
+    """A caption in lower case with capitals and a full stop."""
+    return re.sub(r"(^|\. )([a-z])", lambda match: match[1] + match[2].upper(), text) + "."
 
 
 def _parts(obj: SceneObject, rng: np.random.Generator, detailed: bool) -> dict[str, str]:
@@ -122,12 +127,12 @@ def _parts(obj: SceneObject, rng: np.random.Generator, detailed: bool) -> dict[s
     subject = short
     if obj.size_class in _SIZE_WORDS and rng.random() < 0.5:
         subject = f"{_SIZE_WORDS[obj.size_class]} {short}"
-    verb, participle = _choose(rng, _VERBS[obj.motion])
+    verb, participle = _choose(rng, VERBS[obj.motion])
     if detailed and obj.motion in ("orbit", "rotate") and rng.random() < 0.5:
-        sense = _SENSES[1 if obj.rate > 0 else -1]
+        sense = SENSES[1 if obj.rate > 0 else -1]
         verb, participle = f"{verb} {sense}", f"{participle} {sense}"
-    if detailed and obj.speed_class in _ADVERBS and rng.random() < 0.5:
-        adverb = _ADVERBS[obj.speed_class]
+    if detailed and obj.speed_class in ADVERBS and rng.random() < 0.5:
+        adverb = ADVERBS[obj.speed_class]
         if rng.random() < 0.5:
             verb, participle = f"{adverb} {verb}", f"{adverb} {participle}"
         else:
@@ -157,8 +162,8 @@ def _choose(rng: np.random.Generator, options):
 def words() -> tuple[str, ...]:
     """Every word that can occur in a caption, in lower case, sorted."""
     phrases = [*SHAPES, *COLOURS, *TONES, *TEXTURES, *PANS, *_SIZE_WORDS.values()]
-    phrases += [*_SENSES.values(), *_ADVERBS.values(), _PAN, _ON, "an"]
-    phrases += [phrase for verbs in _VERBS.values() for pair in verbs for phrase in pair]
+    phrases += [*SENSES.values(), *ADVERBS.values(), _PAN, _ON, "an"]
+    phrases += [phrase for verbs in VERBS.values() for pair in verbs for phrase in pair]
     phrases += [*_ONE, *_ONE_BEHIND, *_TWO, *_PICTURE, *_TWO_PICTURED]
     text = re.sub(r"{\w+}", " ", " ".join(phrases))
     return tuple(sorted(set(re.findall("[a-z]+", text))))
@@ -169,9 +174,9 @@ def vocabulary() -> dict[str, tuple[str, ...]]:
     return {
         "shapes": SHAPES,
         "colours": tuple(COLOURS),
-        "motions": tuple(verbs[0][0] for verbs in _VERBS.values()),
+        "motions": tuple(verbs[0][0] for verbs in VERBS.values()),
         "sizes": tuple(_SIZE_WORDS.values()),
-        "paces": tuple(_ADVERBS.values()),
+        "paces": tuple(ADVERBS.values()),
         "backgrounds": (*TONES, *TEXTURES),
     }
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float16, UInt8
 
 from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.config import DataConfig, ExecutionConfig, TrainTransformer, VAEConfig
-from ltx_jax.data.sources import Encoding, World
+from ltx_jax.data.sources import Encoding, is_endless
 from ltx_jax.inference import text_encoder
 from ltx_jax.inference.text_encoder import ByteTokenizer, TextEncoder
 from ltx_jax.models import convolution
@@ -218,7 +218,7 @@ def latent_reader(
 
 def clips_repeat(data: DataConfig) -> bool:
     """Whether clips are the same in every epoch, and all are this process's."""
-    endless = any(World.has(source.path) for source in data.sources)
+    endless = any(is_endless(source.path) for source in data.sources)
     chance = data.random_start or data.random_crop or data.flip
     return jax.process_count() == 1 and not endless and not chance
 
