@@ -1,0 +1,81 @@
+"""The VAE of animated emoji: scenes at 96x96, 25 frames, 12 fps.
+
+    python -m ltx_jax.prepare emoji --output data/emoji
+    python train.py configs/emoji_vae.py
+
+16x16x8 pixels per latent of 64 channels, like the VAE of shapes, with more blocks where pictures
+are small and blocks cheap: faces and limbs are to be told from few latents. Pixel, wavelet and KL
+terms alone, to a plateau; in float32, which a CPU without matrix units is as fast in.
+"""
+
+from ltx_jax.config import (
+    BlockConfig,
+    BucketConfig,
+    DataConfig,
+    OptimConfig,
+    RunConfig,
+    TrainVAE,
+    VAEConfig,
+    VAELossConfig,
+)
+
+config = TrainVAE(
+    model=VAEConfig(
+        encoder_blocks=(
+            BlockConfig("compress_all_res"),
+            BlockConfig("res_x", num_layers=2),
+            BlockConfig("compress_all_res"),
+            BlockConfig("res_x", num_layers=3),
+            BlockConfig("compress_time_res", multiplier=1),
+            BlockConfig("res_x", num_layers=2),
+        ),
+        decoder_blocks=(
+            BlockConfig("res_x", inject_noise=True),
+            BlockConfig("compress_all", multiplier=2, residual=True),
+            BlockConfig("res_x", num_layers=2, inject_noise=True),
+            BlockConfig("compress_all", multiplier=2, residual=True),
+            BlockConfig("res_x", num_layers=3, inject_noise=True),
+            BlockConfig("compress_time"),
+            BlockConfig("res_x", num_layers=2),
+        ),
+        latent_channels=64,
+        encoder_base_channels=32,
+        decoder_base_channels=32,
+        timestep_conditioning=True,
+    ),
+    loss=VAELossConfig(
+        # Squares weigh most what is most wrong: a small face before a large background.
+        mse_weight=16.0,
+        dwt_weight=0.5,
+        kl_start=300,
+        kl_warmup=200,
+        clean_fraction=0.25,
+    ),
+    data=DataConfig(
+        source="emoji:data/emoji",
+        buckets=(
+            BucketConfig(25, 96, 96, batch_size=4, weight=0.85),
+            BucketConfig(1, 96, 96, batch_size=24, weight=0.15),
+        ),
+        frame_rates=(12.0,),
+    ),
+    optim=OptimConfig(
+        name="muon",
+        peak_lr=2e-3,
+        warmup_steps=50,
+        decay="linear",
+        decay_fraction=0.4,
+        b1=0.9,
+        weight_decay=0.0,
+        ema_decay=0.998,
+    ),
+    run=RunConfig(
+        output="runs/emoji_vae",
+        steps=30_000,
+        log_every=20,
+        save_every=250,
+        validate_every=1_000,
+        validation_source="emoji:data/emoji@bases",
+        validation_clips=8,
+    ),
+)
