@@ -1,7 +1,7 @@
 """The VAE of animated emoji: scenes at 96x96, 25 frames, 12 fps.
 
-    python -m ltx_jax.prepare emoji --output data/emoji
-    python train.py configs/emoji_vae.py
+    ltx-prepare emoji --output data/emoji
+    ltx-train emoji_vae
 
 16x16x8 pixels per latent of 64 channels, like the VAE of shapes, with more blocks where pictures
 are small and blocks cheap: faces and limbs are to be told from few latents. Pixel, wavelet and KL

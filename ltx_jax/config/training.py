@@ -81,9 +81,9 @@ class DataConfig:
     """Clips to train on."""
 
     # "shapes" (the procedural world; "shapes:rotate,orbit" has these motions alone), "emoji:DIR"
-    # (scenes of the emoji that `ltx_jax.prepare emoji` wrote; "emoji:DIR@bases" those of a split
-    # that is held out), a folder of clip.mp4 + clip.txt, or a data set in ArrayRecord as
-    # `ltx_jax.prepare` and `ltx_jax.encode` write it.
+    # (scenes of the emoji that `ltx-prepare emoji` wrote; "emoji:DIR@bases" are those of a held-out
+    # split), a folder of clip.mp4 + clip.txt, or a data set in ArrayRecord as `ltx-prepare` and
+    # `ltx-encode` write it.
     source: str = "shapes"
     mix: tuple[SourceConfig, ...] = ()  # several sources, in place of `source`
     num_frames: int = 25
