@@ -1,4 +1,4 @@
-"""Data sets in ArrayRecord: what goes in comes out, and a killed writer goes on."""
+"""Data sets in ArrayRecord: rows are read as they were written, and a killed writer continues."""
 
 import dataclasses
 import hashlib
@@ -58,7 +58,7 @@ def write(folder, lengths=(3, 2)):
 
 @pytest.fixture
 def clips(tmp_path):
-    """The same five clips as a folder and as a data set."""
+    """The same five clips, as a folder and as a data set."""
     folder, stored = tmp_path / "folder", tmp_path / "stored"
     folder.mkdir()
     rows = []
@@ -81,7 +81,7 @@ def draw(*shape, seed=0):
 
 
 def encoded(number, frames=2, keyframes=3, clips=1):
-    """An example with latents; every array is of its own."""
+    """An example with latents; all arrays differ."""
     stored = StoredLatents(
         mean=draw(frames, 4, 4, 2, seed=number),
         logvar=draw(frames, 4, 4, 1, seed=number),
@@ -189,7 +189,7 @@ def test_a_killed_writer_goes_on_to_the_same_files(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="killed is incomplete: run the command"):
         dataset.DatasetReader(folder)
 
-    # Again, while all is put together.
+    # A second time, while `finish` joins the shards.
     monkeypatch.setattr(tfds.folder_dataset, "write_metadata", lambda **_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write(folder)
@@ -229,7 +229,7 @@ def test_damage_is_said(tmp_path, clips):
     with pytest.raises(ValueError, match=r"ltx_jax.json does not describe a data set"):
         dataset.kind_of(folder)
 
-    # A damaged record is as a damaged clip: another example takes its place.
+    # A damaged record is replaced by another example, like a damaged clip.
     loader = load(DataConfig(source=str(clips[1]), num_frames=9, height=24, width=32, batch_size=5))
     [file] = clips[1].glob("*-00001-of-*")
     file.unlink()

@@ -1,4 +1,4 @@
-"""Which examples a step sees, and that nothing but seed and step decides it."""
+"""The loader: seed and step alone determine the examples of a batch."""
 
 import collections
 import dataclasses
@@ -40,7 +40,7 @@ def check_same(batch, other):
 
 
 def write_clip(folder, name, *, frames=12, height=16, width=16, level=None, fps=10):
-    """A clip whose frame i is of the grey level 8 (i + 1), or all of one level."""
+    """A clip whose frame i has the grey level 8 (i + 1), or whose frames all have one level."""
     levels = np.full(frames, level) if level else 8 * np.arange(1, frames + 1)
     pixels = np.broadcast_to(
         levels.astype(np.uint8)[:, None, None, None], (frames, height, width, 3)
@@ -52,7 +52,7 @@ def write_clip(folder, name, *, frames=12, height=16, width=16, level=None, fps=
 
 @pytest.fixture
 def clips(tmp_path):
-    """Twelve clips, told apart by their captions."""
+    """Twelve clips with different captions."""
     for i in range(12):
         write_clip(tmp_path / "clips", f"{i:02}", level=20 * (i + 1))
     return DataConfig(
@@ -62,7 +62,7 @@ def clips(tmp_path):
 
 @pytest.fixture
 def mixed(clips):
-    """The world and the clips, in buckets of all of them."""
+    """The config of two sources, the world and the clips, with several buckets."""
     sources = (SourceConfig(clips.source, 3.0), SourceConfig("shapes", 1.0))
     buckets = (BucketConfig(9, 16, 16, 8), BucketConfig(5, 16, 24, 4), BucketConfig(1, 24, 24, 8))
     return DataConfig(mix=sources, buckets=buckets, random_start=True, random_crop=True)
@@ -86,7 +86,7 @@ def test_buckets_and_patterns_come_in_their_shares():
     plans = [order.plan(step) for step in range(10_000)]
     buckets = np.array([plan.bucket for plan in plans])
     for number, size in enumerate(BUCKETS):
-        # In the whole run, and in any stretch of it too.
+        # Over the whole run, and over any part of it.
         assert np.mean(buckets == number) == pytest.approx(size.weight, rel=0.02)
         assert np.mean(buckets[5000:5500] == number) == pytest.approx(size.weight, rel=0.05)
         patterns = [plan.pattern for plan in plans if plan.bucket == number]
@@ -103,7 +103,7 @@ def test_sources_are_mixed_by_their_weights(tmp_path):
     sources = [source for step in range(1250) for source, _ in order.plan(step).rows]
     shares = np.bincount(sources) / len(sources)
     np.testing.assert_allclose(shares, [0.7, 0.2, 0.1], rtol=0.02)
-    # What has nothing for a bucket leaves its share to the others.
+    # The weight of a source without examples for a bucket goes to the others.
     order = Order(cfg, [[5, None, 0]], PATTERNS, 0)
     sources = [source for step in range(1250) for source, _ in order.plan(step).rows]
     np.testing.assert_allclose(np.bincount(sources) / len(sources), [7 / 9, 2 / 9], rtol=0.02)
@@ -118,7 +118,7 @@ def test_a_world_may_have_some_motions_alone():
 
 
 def test_choices_are_counted_rightly_from_anywhere():
-    """The closed form against counting one by one."""
+    """The closed form, compared with counting."""
     weights = (0.31, 0.0, 0.02, 1.7)
     shares = WeightedChoices(weights, (4, 2))
     options, ranks = shares.choose(0, 3000)
@@ -160,7 +160,7 @@ def test_orders_are_permutations_without_a_favourite(count):
         pairs = neighbours[~np.eye(count, dtype=bool)]
         expected = epochs / count
         assert ((pairs - expected) ** 2 / expected).sum() < len(pairs) + 5 * (2 * len(pairs)) ** 0.5
-    # Nor are neighbours in the data neighbours in the order.
+    # Neighbours in the data are not neighbours in the order either.
     if count == 1000:
         assert np.mean(np.abs(np.diff(orders)) == 1) < 0.01  # 2 in 1000 by chance
 
@@ -374,7 +374,7 @@ def test_a_clip_fits_where_it_is_long_enough_and_little_is_cut_off(tmp_path, cap
     assert seen((square, wide), max_crop=0.8) == [{"long", "wide"}, {"long", "wide"}]
     # At twice the rate a clip has twice the frames.
     assert seen((square,), resample=20.0) == [{"long", "short"}]
-    # Pictures go into buckets of one frame, and clips where there is no picture.
+    # Buckets of one frame take pictures, or clips if there are no pictures.
     assert seen((square, single)) == [{"long"}, {"picture"}]
     (tmp_path / "picture.png").unlink()
     assert seen((square, single)) == [{"long"}, {"long", "short"}]
@@ -393,7 +393,7 @@ def test_clips_are_cut_from_the_start_and_the_centre_unless_told_otherwise(tmp_p
     def firsts(**settings):
         loader = load(dataclasses.replace(cfg, **settings))
         batches = [loader.batch(step).frames[0] for step in range(30)]
-        # Frame i is of the level 8 (i + 1); H.264 keeps flat levels to within 2.
+        # Frame i has the level 8 (i + 1); H.264 preserves flat levels to within 2.
         levels = np.array([batch.mean(axis=(1, 2, 3)) for batch in batches]) / 8 - 1
         np.testing.assert_allclose(np.diff(levels), 1, atol=0.5)
         return set(np.round(levels[:, 0]).astype(int).tolist())

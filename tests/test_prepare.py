@@ -35,7 +35,7 @@ SIZE = {"height": 90, "width": 160}
 
 
 def examples(path):
-    """What a data set holds, by the names of its clips."""
+    """Provenance, captions and file of every clip in a data set, by name."""
     records = dataset.DatasetReader(path)
     found = {}
     for i in range(len(records.index)):
@@ -54,7 +54,7 @@ def dropped(path):
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory):
-    """A few films with their truth: cuts, bars, a still, a copy; and a file that is none."""
+    """Films with known ground truth: cuts, bars, a still, a copy; and a file that is no video."""
     made = footage.Footage(tmp_path_factory.mktemp("raw"), 3, **SIZE)
     made.cut("cuts0", fades=False, flashes=False)
     made.bars("letterbox")
@@ -91,14 +91,14 @@ def test_clips_are_cut_cropped_and_stored_with_their_provenance(films, prepared)
     assert captions == ["made-up footage, letterbox"]
     assert known["motion"] > CFG.min_motion
     assert len(known["hashes"]) == 4
-    # Of a clip and its enlarged copy the larger one is kept.
+    # The larger one of a clip and its enlarged copy is kept.
     names = {known["source"] for known, *_ in found.values()}
     assert str(copy.path) in names
     assert str(pan.path) not in names
 
 
 def test_pixels_are_those_of_the_source(films, prepared):
-    """The shot itself, not its neighbour: H.264 at crf 18 keeps within a few levels."""
+    """The stored frames are those of the shot; H.264 at crf 18 changes them by a few levels."""
     cuts = films.films[0]
     for known, _, content in examples(prepared).values():
         if known["source"] != str(cuts.path):
@@ -171,7 +171,7 @@ def test_a_stopped_run_goes_on_without_doing_anything_twice(films, prepared, tmp
 
 
 def write(path, frames, rate, *, codec="libx264", form="yuv420p", options=None, container=None):
-    """A file of any codec and pixel format."""
+    """Writes a file in any codec and pixel format."""
     with av.open(os.fspath(path), "w", format=container) as file:
         stream = file.add_stream(codec, rate=rate, options=options or {})
         stream.height, stream.width = frames[0].shape[:2]
@@ -192,7 +192,7 @@ def sound(path):
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory):
-    """One odd file of each kind, and what becomes of it."""
+    """A folder with one unusual file of each kind."""
     folder = tmp_path_factory.mktemp("odd")
     rng = np.random.default_rng(5)
 
@@ -273,7 +273,7 @@ def test_odd_files_are_handled_or_dropped_with_a_reason(odd, tmp_path):
 
 
 def test_what_must_not_be_read_is_named_in_the_table(films, tmp_path, monkeypatch):
-    """A file and a whole folder without permission, among others."""
+    """A file and a whole folder without read permission, beside readable files."""
     raw, locked = tmp_path / "raw", tmp_path / "raw" / "locked"
     locked.mkdir(parents=True)
     pan = films.films[3].path
@@ -306,7 +306,7 @@ def test_what_must_not_be_read_is_named_in_the_table(films, tmp_path, monkeypatc
 
 
 def test_a_name_with_brackets_is_no_pattern(tmp_path):
-    """yt-dlp puts an address in them, and a shell writes the patterns of a command out."""
+    """yt-dlp writes video ids in brackets, and a shell expands patterns to such names."""
     for name in ("talk [dQw4w9Wg].mp4", "clip 1.mp4", "clip [1].mp4"):
         (tmp_path / name).touch()
     for name in ("talk [dQw4w9Wg].mp4", "clip [1].mp4"):
