@@ -36,7 +36,7 @@ from ltx_jax.config import (  # noqa: E402
     VAEConfig,
     VAELossConfig,
 )
-from ltx_jax.data import video  # noqa: E402
+from ltx_jax.data import pixels, video, writing  # noqa: E402
 from ltx_jax.data.folder import ENDINGS  # noqa: E402
 from ltx_jax.models.vae import VideoVAE  # noqa: E402
 from ltx_jax.training.loop import train  # noqa: E402
@@ -101,13 +101,13 @@ def cut(clips: pathlib.Path, out: pathlib.Path) -> list[np.ndarray]:
             continue
         border = len(frames) * 3 // 4
         for start in range(0, border - FRAMES + 1, FRAMES // 2):
-            clip = video.resize_crop(frames[start : start + FRAMES], SIDE, SIDE)
+            clip = pixels.resize_crop(frames[start : start + FRAMES], SIDE, SIDE)
             target = out / f"{path.stem}_{start:04}.mp4"
             if not target.exists():
-                video.write_video(target, clip, rate)
+                writing.write_video(target, clip, rate)
                 target.with_suffix(".txt").write_text(path.stem.replace("_", " ") + "\n")
         for start in range(border, len(frames) - FRAMES + 1, FRAMES):
-            held_out.append(video.resize_crop(frames[start : start + FRAMES], SIDE, SIDE))
+            held_out.append(pixels.resize_crop(frames[start : start + FRAMES], SIDE, SIDE))
     return held_out
 
 
@@ -257,7 +257,7 @@ def main() -> int:
     (arguments.results / "ablation.json").write_text(json.dumps(result, indent=1) + "\n")
     (arguments.results / "ablation.md").write_text("\n".join(markdown(rows)) + "\n")
     sheet = np.concatenate([np.concatenate(list(strip), axis=1) for strip in strips])
-    video.write_image(arguments.out / "ablation.png", sheet)
+    writing.write_image(arguments.out / "ablation.png", sheet)
     print("\n".join(markdown(rows)))
     return 0
 

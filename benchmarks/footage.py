@@ -12,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ltx_jax.data import video
+from ltx_jax.data import video, writing
 
 BARS = (
     *("letterbox", "thin letterbox", "pillarbox", "narrow pillarbox", "windowbox", "top alone"),
@@ -187,7 +187,9 @@ class Footage:
     def _save(self, name: str, frames, rate: float, **truth) -> None:
         path = self.folder / f"{self._seed:03}_{name.replace(' ', '_')}.mp4"
         rounded = (np.round(frame).astype(np.uint8) for frame in frames)
-        video.write_video(path, rounded, rate, crf=int(self._rng.integers(18, 26)), repeatable=True)
+        writing.write_video(
+            path, rounded, rate, crf=int(self._rng.integers(18, 26)), repeatable=True
+        )
         path.with_suffix(".txt").write_text(f"made-up footage, {name}")
         self.films.append(Film(path, name, **truth))
 
@@ -301,7 +303,7 @@ class Footage:
             made.append(np.clip(frame, 0, 255))
         path = self.folder / f"{self._seed:03}_copy_{film.path.stem}.mp4"
         rounded = np.stack(made).round().astype(np.uint8)
-        video.write_video(path, rounded, rate, crf=32, repeatable=True)
+        writing.write_video(path, rounded, rate, crf=32, repeatable=True)
         path.with_suffix(".txt").write_text(f"a copy, {kind}")
         bars = (20, 20, 0, 0) if kind == "letterboxed" else (0, 0, 0, 0)
         self.films.append(Film(path, kind, bars=bars, copy_of=film.path))

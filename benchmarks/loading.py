@@ -22,7 +22,7 @@ from benchmarks.harness import Report
 from benchmarks.sizes import Scale
 from ltx_jax import config
 from ltx_jax.config import BucketConfig, DataConfig, TrainTransformer, TrainVAE
-from ltx_jax.data import dataset, latent_cache, media, video
+from ltx_jax.data import dataset, inputs, latent_cache, media, writing
 from ltx_jax.data.loader import Batch, Loader
 from ltx_jax.data.sources import Encoding, Example, StoredLatents
 from ltx_jax.inference.encode_dataset import encode
@@ -48,9 +48,9 @@ def make_clips(root: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
     for i in range(CLIPS):
         clip = render.clip(i, num_frames=25, height=SIZE.height, width=SIZE.width)
         path = folder / f"{i}.mp4"
-        video.write_video(path, clip.frames, 24)
+        writing.write_video(path, clip.frames, 24)
         path.with_suffix(".txt").write_text(clip.caption)
-        medium = video.Stored(path.name, path.read_bytes())
+        medium = inputs.Stored(path.name, path.read_bytes())
         rows.append(dataset.clip_row(medium, [clip.caption], {}))
     shards = dataset.DatasetWriter(stored, dataset.CLIPS, dataset.clip_features(), media.FACTS, {})
     shards.write(0, rows)

@@ -27,7 +27,7 @@ import numpy as np
 from benchmarks import footage
 from benchmarks.preparation import write_results
 from ltx_jax.config import PrepareConfig, StoreConfig, TextConfig
-from ltx_jax.data import dataset, video
+from ltx_jax.data import dataset, video, writing
 from ltx_jax.data.filters import bars, hashes, lettering, motion, shots
 from ltx_jax.prepare import __main__ as command
 from ltx_jax.prepare import beam_pipeline, clip_video, examine
@@ -46,7 +46,7 @@ def make_films(folder: pathlib.Path) -> list[pathlib.Path]:
         rng = np.random.default_rng([i, 30])
         frames = footage.take(kind, rng, SECONDS * RATE, HEIGHT, WIDTH, RATE)
         path = folder / f"{i}.mp4"
-        video.write_video(path, (frame.astype(np.uint8) for frame in frames), RATE)
+        writing.write_video(path, (frame.astype(np.uint8) for frame in frames), RATE)
         path.with_suffix(".txt").write_text(kind)
         paths.append(path)
     return paths

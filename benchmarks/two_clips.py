@@ -15,7 +15,7 @@ import numpy as np
 
 from ltx_jax import Condition, LTXPipeline
 from ltx_jax.config import SamplingConfig
-from ltx_jax.data import folder, video
+from ltx_jax.data import folder, writing
 from ltx_jax.data.contact_sheet import contact_sheet
 from ltx_jax.models.vae import VideoVAE
 
@@ -110,7 +110,7 @@ def main() -> None:
     for i, name in enumerate(names):
         shown += [clips[i], decoded[i], by_caption[i], by_frame[i]]
         labels += [f"{name}: clip", "VAE", "by its caption", "by its first frame"]
-    video.write_image(args.sheet, contact_sheet(shown, labels))
+    writing.write_image(args.sheet, contact_sheet(shown, labels))
     print(f"wrote {args.sheet}")
 
 

@@ -12,7 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from ltx_jax.config import BucketConfig, DataConfig, SourceConfig
-from ltx_jax.data import dataset, latent_cache, media, video
+from ltx_jax.data import dataset, inputs, latent_cache, media, writing
 from ltx_jax.data.loader import Loader, StoredLatents
 from ltx_jax.data.sources import Encoding, Example
 from ltx_jax.world import render
@@ -65,9 +65,9 @@ def clips(tmp_path):
     for i in range(5):
         path = folder / f"{i}.mp4"
         clip = render.clip(i, num_frames=12, height=24, width=32)
-        video.write_video(path, clip.frames, 10 + i)
+        writing.write_video(path, clip.frames, 10 + i)
         path.with_suffix(".txt").write_text(f"clip {i}")
-        medium = video.Stored(path.name, path.read_bytes())
+        medium = inputs.Stored(path.name, path.read_bytes())
         rows.append(dataset.clip_row(medium, [f"clip {i}"], {"source": "the world", "scene": i}))
     shards = dataset.DatasetWriter(stored, dataset.CLIPS, dataset.clip_features(), media.FACTS, {})
     shards.write(0, rows[:3])
@@ -251,7 +251,7 @@ def test_a_data_set_of_clips_trains_as_the_folder_they_came_from(clips):
 
 
 def test_one_of_several_captions_is_drawn_each_time(tmp_path, clips):
-    medium = video.Stored("0", (clips[0] / "0.mp4").read_bytes())
+    medium = inputs.Stored("0", (clips[0] / "0.mp4").read_bytes())
     shards = dataset.DatasetWriter(
         tmp_path / "set", dataset.CLIPS, dataset.clip_features(), media.FACTS, {}
     )

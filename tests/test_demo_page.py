@@ -13,7 +13,7 @@ from tiny_checkpoint import SETTINGS, write_exported
 
 from ltx_jax import sample
 from ltx_jax.checkpoints import hub
-from ltx_jax.data import video
+from ltx_jax.data import inputs, video, writing
 
 gradio = pytest.importorskip("gradio", reason="the demo extra is not installed")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -95,7 +95,7 @@ def make(page):
     player = page.wait_for_selector("#video video")
     source = player.get_attribute("src")
     with urllib.request.urlopen(source) as answer:
-        return video.read_video(video.Stored("answer.mp4", answer.read()))
+        return video.read_video(inputs.Stored("answer.mp4", answer.read()))
 
 
 def fill(page, name, value):
@@ -147,7 +147,7 @@ def test_each_step_is_shown_while_it_runs(page):
 
 def test_pictures_are_taken(page, folder):
     white = np.full((32, 64, 3), 255, np.uint8)
-    video.write_image(folder / "white.png", white)
+    writing.write_image(folder / "white.png", white)
     open_part(page, "Settings")
     page.get_by_label("A new seed every time").uncheck()
     plain, _ = make(page)

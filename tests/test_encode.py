@@ -14,7 +14,7 @@ from ltx_jax.checkpoints import official, runs
 from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.checkpoints.load import load_checkpoint
 from ltx_jax.config import BucketConfig, DataConfig, SourceConfig, T5Config
-from ltx_jax.data import dataset, folder, latent_cache, video
+from ltx_jax.data import dataset, folder, latent_cache, writing
 from ltx_jax.data.loader import Loader
 from ltx_jax.inference import encode_dataset
 from ltx_jax.inference.text_encoder import ByteTokenizer, TextEncoder
@@ -69,9 +69,9 @@ def clips(tmp_path):
     path.mkdir()
     for i in range(7):
         clip = render.clip(i, num_frames=10, height=16, width=16)
-        video.write_video(path / f"{i}.mp4", clip.frames, 10 + i)
+        writing.write_video(path / f"{i}.mp4", clip.frames, 10 + i)
         (path / f"{i}.txt").write_text(f"clip {i}" * (i + 1))
-    video.write_image(path / "p.png", render.clip(9, num_frames=1, height=24, width=16).frames[0])
+    writing.write_image(path / "p.png", render.clip(9, num_frames=1, height=24, width=16).frames[0])
     (path / "p.txt").write_text("a picture")
     return path
 
@@ -258,7 +258,7 @@ def test_an_endless_source_is_encoded_as_far_as_told(tmp_path):
 @pytest.mark.usefixtures("loaded")
 def test_clips_that_cannot_be_read_are_left_out_counted_and_named(clips, tmp_path, caplog):
     noise = np.random.default_rng(0).integers(0, 255, (10, 64, 96, 3), dtype=np.uint8)
-    video.write_video(clips / "3.mp4", noise, 24)
+    writing.write_video(clips / "3.mp4", noise, 24)
     data = bytearray((clips / "3.mp4").read_bytes())
     middle = len(data) // 2
     data[middle : middle + 4000] = np.random.default_rng(2).bytes(4000)

@@ -15,7 +15,7 @@ from ltx_jax import metrics
 from ltx_jax.checkpoints import perceptual
 from ltx_jax.checkpoints.load import load_checkpoint
 from ltx_jax.config import ExecutionConfig
-from ltx_jax.data import video
+from ltx_jax.data import writing
 from ltx_jax.diffusion.flow import add_noise
 from ltx_jax.evaluate import autoencoder, clip_reader, metric_table, transformer
 from ltx_jax.evaluate.__main__ import main
@@ -43,11 +43,11 @@ def clips(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clips")
     for name, frames in (("a/one", 12), ("b/two", 20), ("short", 5)):
         made = render.clip(frames, num_frames=frames, height=64, width=80).frames
-        video.write_video(folder / f"{name}.mp4", made, 24)
+        writing.write_video(folder / f"{name}.mp4", made, 24)
         (folder / f"{name}.txt").write_text(f"clip {name}")
     (folder / "broken.avi").write_bytes(b"RIFF this is no video")
     (folder / "broken.txt").write_text("nothing")
-    video.write_image(folder / "photo.png", made[0])
+    writing.write_image(folder / "photo.png", made[0])
     (folder / "photo.txt").write_text("a picture")
     return folder
 

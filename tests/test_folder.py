@@ -1,7 +1,12 @@
+import os
+import re
+
+import av
 import numpy as np
 import pytest
+from PIL import Image
 
-from ltx_jax.data import folder, video
+from ltx_jax.data import folder, writing
 
 
 def grey(count: int) -> np.ndarray:
@@ -13,9 +18,9 @@ def grey(count: int) -> np.ndarray:
 def clips(tmp_path):
     """Two clips and a picture, captioned, and files that are none of these."""
     (tmp_path / "sub").mkdir()
-    video.write_video(tmp_path / "b.mp4", grey(24), 24)
-    video.write_gif(tmp_path / "sub" / "c.gif", grey(6), 10)
-    video.write_image(tmp_path / "a.png", grey(1)[0])
+    writing.write_video(tmp_path / "b.mp4", grey(24), 24)
+    writing.write_gif(tmp_path / "sub" / "c.gif", grey(6), 10)
+    writing.write_image(tmp_path / "a.png", grey(1)[0])
     (tmp_path / "a.txt").write_text("a picture")
     (tmp_path / "b.txt").write_text("\ufeff a clip,\n  in two lines \n", encoding="utf-8")
     (tmp_path / "sub" / "c.txt").write_text("ein Clip, größer", encoding="utf-8")
@@ -38,18 +43,94 @@ def test_clips_are_listed_in_order_with_their_captions(clips):
     ]
 
 
-def test_a_clip_without_caption_is_an_error_that_names_it(clips):
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, r"b.mp4 has no caption: there is no file b.txt"),
+        (b" \n", r"b.txt is empty; the caption of b.mp4"),
+        (b"\xff\xfe\xfa", r"b.txt cannot be read as UTF-8"),
+        ("größer".encode("cp1252"), r"b.txt cannot be read as UTF-8 text \(byte 2 is 0xf6\)"),
+    ],
+)
+def test_a_clip_without_usable_caption_is_left_out_counted_and_named(
+    clips, caplog, content, reason
+):
     (clips / "b.txt").unlink()
-    with pytest.raises(ValueError, match=r"b.mp4 has no caption.*b.txt"):
-        folder.list_clips(clips)
+    if content is not None:
+        (clips / "b.txt").write_bytes(content)
+    assert [clip.path.name for clip in folder.list_clips(clips)] == ["a.png", "c.gif"]
+    assert re.search(rf"left out: .*{reason}", caplog.text)
+    assert "1 of 3 clips are left out" in caplog.text
+
+
+def test_empty_captions_are_taken_where_they_are_allowed(clips):
+    (clips / "b.txt").unlink()
     assert folder.list_clips(clips, allow_empty_captions=True)[1].caption == ""
     (clips / "b.txt").write_text(" \n")
-    with pytest.raises(ValueError, match=r"b.txt is empty"):
-        folder.list_clips(clips)
     assert folder.list_clips(clips, allow_empty_captions=True)[1].caption == ""
-    (clips / "b.txt").write_bytes(b"\xff\xfe\xfa")
-    with pytest.raises(ValueError, match=r"b.txt cannot be read as UTF-8"):
-        folder.list_clips(clips)
+
+
+def test_captions_are_read_in_utf_16_and_beside_capital_endings(clips):
+    (clips / "b.mp4").rename(clips / "B.MP4")
+    (clips / "b.txt").unlink()
+    (clips / "B.TXT").write_bytes("größer\r\nals".encode("utf-16"))
+    captions = {clip.path.name: clip.caption for clip in folder.list_clips(clips)}
+    assert captions["B.MP4"] == "größer als"
+
+
+def test_nothing_that_has_a_caption_is_skipped_in_silence(clips, caplog):
+    (clips / "d.vob").write_bytes(b"?")
+    (clips / "d.txt").write_text("a film")
+    (clips / "e.mp4").mkdir()
+    (clips / "e.txt").write_text("a folder")
+    os.mkfifo(clips / "f.mp4")
+    (clips / "f.txt").write_text("a pipe")
+    good, _ = folder.check_clips(folder.list_clips(clips))
+    assert [clip.path.name for clip in good] == ["a.png", "b.mp4", "c.gif"]
+    for reason in (
+        "d.vob has none of the endings of clips and pictures",
+        "e.mp4 is a folder",
+        "f.mp4 is a pipe or a device",
+    ):
+        assert re.search(rf"left out: .*{reason}", caplog.text)
+
+
+@pytest.mark.parametrize("ending", ["mpg", "ts", "MTS", "wmv", "flv", "3gp", "ogv", "avif", "TIF"])
+def test_files_of_many_endings_are_training_data(tmp_path, ending):
+    path = tmp_path / f"a.{ending}"
+    if ending in ("avif", "TIF"):
+        Image.fromarray(grey(1)[0]).save(path)
+    else:
+        codec, form = {
+            "mpg": ("mpeg2video", "mpeg"),
+            "wmv": ("wmv2", "asf"),
+            "flv": ("flv", "flv"),
+            "ogv": ("libvpx", "ogg"),
+            "3gp": ("mpeg4", "3gp"),
+        }.get(ending, ("libx264", "mpegts"))
+        with av.open(str(path), "w", format=form) as container:
+            stream = container.add_stream(codec, rate=24)
+            stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+            for picture in grey(24):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode())
+    path.with_suffix(".txt").write_text("a caption")
+    (clip,), (facts,) = folder.check_clips(folder.list_clips(tmp_path))
+    assert clip.path == path
+    assert (facts.height, facts.width) == (48, 64)
+    assert facts.frames == (1 if ending in ("avif", "TIF") else 24)
+
+
+def test_linked_folders_are_listed_once_and_in_no_circle(clips, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside")
+    writing.write_image(outside / "d.png", grey(1)[0])
+    (outside / "d.txt").write_text("elsewhere")
+    (clips / "sub" / "loop").symlink_to(clips)
+    (clips / "linked").symlink_to(outside)
+    (clips / "linked_again").symlink_to(outside)
+    (clips / "round").symlink_to(clips / "round")
+    paths = [clip.path.relative_to(clips).as_posix() for clip in folder.list_clips(clips)]
+    assert paths == ["a.png", "b.mp4", "linked/d.png", "sub/c.gif"]
 
 
 def test_a_folder_without_clips_is_an_error(tmp_path):

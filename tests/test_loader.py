@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from ltx_jax.config import BucketConfig, DataConfig, SourceConfig
-from ltx_jax.data import video
+from ltx_jax.data import writing
 from ltx_jax.data.loader import Loader
 from ltx_jax.data.order import Order, WeightedChoices, shuffled
 
@@ -46,7 +46,7 @@ def write_clip(folder, name, *, frames=12, height=16, width=16, level=None, fps=
         levels.astype(np.uint8)[:, None, None, None], (frames, height, width, 3)
     )
     folder.mkdir(exist_ok=True)
-    video.write_video(folder / f"{name}.mp4", pixels, fps)
+    writing.write_video(folder / f"{name}.mp4", pixels, fps)
     (folder / f"{name}.txt").write_text(name)
 
 
@@ -351,7 +351,7 @@ def test_a_clip_fits_where_it_is_long_enough_and_little_is_cut_off(tmp_path, cap
     write_clip(tmp_path, "short", frames=6)
     write_clip(tmp_path, "long", frames=20)
     write_clip(tmp_path, "wide", frames=20, width=64)
-    video.write_image(tmp_path / "picture.png", np.zeros((16, 16, 3), np.uint8))
+    writing.write_image(tmp_path / "picture.png", np.zeros((16, 16, 3), np.uint8))
     (tmp_path / "picture.txt").write_text("picture")
     square, wide = BucketConfig(9, 16, 16, 2), BucketConfig(17, 16, 48, 2)
     single = BucketConfig(1, 16, 16, 2)
@@ -404,7 +404,7 @@ def test_clips_are_cut_from_the_start_and_the_centre_unless_told_otherwise(tmp_p
     assert min(starts) >= 0
     assert max(starts) <= 15
 
-    video.write_video(tmp_path / "a.mp4", pixels, 10)
+    writing.write_video(tmp_path / "a.mp4", pixels, 10)
 
     def columns(**settings):
         loader = load(dataclasses.replace(cfg, max_crop=0.7, **settings))

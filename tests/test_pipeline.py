@@ -11,7 +11,8 @@ import pytest
 
 from ltx_jax.checkpoints import keys, official
 from ltx_jax.config import MeshConfig, SamplingConfig, T5Config
-from ltx_jax.data import video
+from ltx_jax.data import writing
+from ltx_jax.data.condition_pixels import prepare_condition
 from ltx_jax.diffusion.conditioning import Condition
 from ltx_jax.inference import arguments
 from ltx_jax.inference.pipeline import LTXPipeline
@@ -169,9 +170,9 @@ def test_cropping_undoes_padding():
 
 def test_a_condition_image_is_prepared_as_in_training(pipe, picture, tmp_path):
     path = tmp_path / "first.png"
-    video.write_image(path, picture)
+    writing.write_image(path, picture)
     start = pipe.prepare(PROMPTS[0], FAST, conditions=[Condition(path)]).inputs.start
-    by_hand = video.prepare_condition(picture[None], 64, 96)
+    by_hand = prepare_condition(picture[None], 64, 96)
     expected = pipe.prepare(PROMPTS[0], FAST, conditions=[Condition(by_hand)]).inputs.start
     np.testing.assert_array_equal(start, expected)
     array = pipe.prepare(PROMPTS[0], FAST, conditions=[Condition(picture)]).inputs.start
@@ -199,7 +200,7 @@ def test_a_padded_video_shows_its_condition_where_it_is_cropped(pipe, picture):
     (clip,) = arguments.load_conditions([Condition(picture)], size, 1, False)
     assert clip.shape == (1, 1, 64, 96, 3)
     np.testing.assert_array_equal(
-        size.crop(clip)[0], video.prepare_condition(picture[None], 50, 75, blur=False, crf=0)
+        size.crop(clip)[0], prepare_condition(picture[None], 50, 75, blur=False, crf=0)
     )
     assert np.all(clip[:, :, :7] == 0)
 
@@ -238,7 +239,7 @@ def test_an_input_video_is_noised_to_the_first_time(pipe, input_clip):
 def test_a_longer_input_is_cut_and_added_frames_repeat_the_last(input_clip):
     size = arguments.Size(12, 64, 96, 8, 32)  # sampled as 17 frames
     clip = arguments.load_input(input_clip, size, 1, False)
-    expected = video.prepare_condition(input_clip[:17], 64, 96, blur=False, crf=0)
+    expected = prepare_condition(input_clip[:17], 64, 96, blur=False, crf=0)
     np.testing.assert_array_equal(clip[0], expected)
     clip = arguments.load_input(input_clip[:12], size, 1, False)
     np.testing.assert_array_equal(clip[0, :12], expected[:12])

@@ -22,7 +22,7 @@ pytest.importorskip("apache_beam", reason="needs the extra `prepare`: pip instal
 from benchmarks import footage
 from ltx_jax import config
 from ltx_jax.config import BucketConfig, DataConfig, PrepareConfig, StoreConfig, TextConfig
-from ltx_jax.data import dataset, video
+from ltx_jax.data import dataset, inputs, video, writing
 from ltx_jax.data.loader import Loader
 from ltx_jax.prepare import __main__ as command
 from ltx_jax.prepare import beam_pipeline, examine, input_files
@@ -84,7 +84,7 @@ def test_clips_are_cut_cropped_and_stored_with_their_provenance(films, prepared)
     top, bottom, _, _ = bars.bars
     assert abs(known["crop"][0] - top) <= 2
     assert abs(90 - bottom - known["crop"][0] - known["crop"][2]) <= 2
-    facts = video.probe(video.Stored("clip", content))
+    facts = video.probe(inputs.Stored("clip", content))
     assert abs(facts.height - (90 - top - bottom)) <= 4
     assert facts.frame_rate == pytest.approx(known["source_rate"], rel=1e-3)
     assert facts.frames == pytest.approx(known["seconds"] * facts.frame_rate, abs=1)
@@ -103,7 +103,7 @@ def test_pixels_are_those_of_the_source(films, prepared):
     for known, _, content in examples(prepared).values():
         if known["source"] != str(cuts.path):
             continue
-        stored, _ = video.read_video(video.Stored("clip", content))
+        stored, _ = video.read_video(inputs.Stored("clip", content))
         frames, _ = video.read_video(cuts.path, start=known["start"], num_frames=len(stored))
         top, left, height, width = known["crop"]
         kept = frames[:, top : top + height, left : left + width][:, : stored.shape[1]]
@@ -213,7 +213,7 @@ def odd(tmp_path_factory):
     big = frames(1, 540, 960)[0].repeat(8, 0).repeat(8, 1)
     moved = [np.roll(big, 240 * i, 1) for i in range(9)]
     write(folder / "big.mp4", moved, 8, codec="mpeg4", options={"qscale": "8"})
-    video.write_image(folder / "picture.png", frames(1)[0])
+    writing.write_image(folder / "picture.png", frames(1)[0])
     (folder / "picture.png").rename(folder / "picture.mp4")
     (folder / "empty.mp4").write_bytes(b"")
     (folder / "text.mp4").write_text("a letter")
@@ -241,8 +241,9 @@ def test_odd_files_are_handled_or_dropped_with_a_reason(odd, tmp_path):
         for known, _, content in examples(tmp_path / "set").values()
     }
     assert set(kept) == {"ten_bits", "fast", "is_mkv", "big"}
-    assert video.probe(video.Stored("fast", kept["fast"])).frame_rate == pytest.approx(60, rel=1e-3)
-    facts = video.probe(video.Stored("big", kept["big"]))
+    facts = video.probe(inputs.Stored("fast", kept["fast"]))
+    assert facts.frame_rate == pytest.approx(60, rel=1e-3)
+    facts = video.probe(inputs.Stored("big", kept["big"]))
     assert (facts.height, facts.width) == (1080, 1920)
     reasons = {
         name.partition(".")[0]: (row["reason"], row["detail"])
@@ -260,7 +261,7 @@ def test_odd_files_are_handled_or_dropped_with_a_reason(odd, tmp_path):
         "text": ("unusable file", "is not a video"),
         "sound": ("unusable file", "no video stream, only audio"),
         "cut_off": ("unusable file", "damaged"),
-        "gone": ("unusable file", "No such file"),
+        "gone": ("unusable file", "there is no file"),
         "no_caption": ("no caption", "there is no file no_caption.txt"),
         "latin": ("no caption", "cannot be read as UTF-8"),
         "blank": ("no caption", "is empty"),
@@ -317,7 +318,7 @@ def test_a_name_with_brackets_is_no_pattern(tmp_path):
 def test_black_stretches_take_no_memory(tmp_path, monkeypatch):
     black = np.zeros((60, 90, 160, 3), np.uint8)
     moving = render.clip(0, num_frames=60, **SIZE, motions=["right"]).frames
-    video.write_video(tmp_path / "late.mp4", np.concatenate([black, moving]), 25)
+    writing.write_video(tmp_path / "late.mp4", np.concatenate([black, moving]), 25)
     kept, add = [], examine._Samples.add
 
     def noted(samples, *arguments):
@@ -346,7 +347,7 @@ def test_a_caption_is_no_input_of_its_own(odd, tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (["--input", "/nowhere/*.mp4"], "matches no file"),
-        (["--input", "@/nowhere/list"], "cannot be read"),
+        (["--input", "@/nowhere/list"], "there is no file /nowhere/list"),
         (["--input", "x", "--text.detector", "nowhere:f"], "nowhere:f is no MODULE:FUNCTION"),
         pytest.param(
             ["--input", "x", "--captions.model", "/nowhere"],

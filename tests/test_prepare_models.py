@@ -15,7 +15,7 @@ import transformers
 from safetensors.torch import save_file
 
 from ltx_jax.config import AestheticsConfig, CaptionsConfig, PrepareConfig, TextConfig
-from ltx_jax.data import video
+from ltx_jax.data import writing
 from ltx_jax.data.filters import lettering
 from ltx_jax.prepare import aesthetics, captioner, pretrained, scoring
 from ltx_jax.prepare.records import ClipRecord
@@ -185,7 +185,7 @@ def test_scores_and_captions_are_kept_and_models_loaded_once(clip, llava, tmp_pa
     frames = [np.full((32, 48, 3), level, np.uint8) for level in range(0, 240, 10)]
     films = []
     for i in range(3):
-        video.write_video(tmp_path / f"{i}.mp4", np.stack(frames[8 * i :][:8]), 8)
+        writing.write_video(tmp_path / f"{i}.mp4", np.stack(frames[8 * i :][:8]), 8)
         fields = {"digest": str(i), "number": 0, "seconds": 1.0, "crop": (0, 0, 32, 48)}
         films.append(
             ClipRecord(source=str(tmp_path / f"{i}.mp4"), captions=(("file", "told"),), **fields)

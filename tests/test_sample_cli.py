@@ -34,7 +34,7 @@ SMALL = [*SIZES, *FAST, "--dtype", "float32", "--frame_rate", "8"]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A checkpoint, a text encoder, embeddings and media; compiled programs are kept beside."""
-    from ltx_jax.data import video
+    from ltx_jax.data import writing
     from ltx_jax.inference import pipeline
 
     root = tmp_path_factory.mktemp("sample")
@@ -54,9 +54,9 @@ def folder(tmp_path_factory):
     masks = {name: np.ones((1, 5), np.int32) for name in ("prompt_mask", "negative_mask")}
     np.savez(root / "embeddings.npz", **{k: v.astype(np.float32) for k, v in rows.items()}, **masks)
     clip = draw.integers(0, 255, (17, HEIGHT, WIDTH, 3), np.uint8)
-    video.write_video(root / "clip17.mp4", clip, 8.0)
-    video.write_video(root / "clip8.mp4", clip[:8], 8.0)
-    video.write_image(root / "still.png", clip[0])
+    writing.write_video(root / "clip17.mp4", clip, 8.0)
+    writing.write_video(root / "clip8.mp4", clip[:8], 8.0)
+    writing.write_image(root / "still.png", clip[0])
     yield root
     pipeline.Programs = programs
     jax.config.update("jax_compilation_cache_dir", before)
@@ -179,9 +179,9 @@ def test_without_a_checkpoint_the_model_that_ships_is_sampled(tmp_path, monkeypa
     shown, rate = read(files[1])
     assert frames.shape == shown.shape == (SETTINGS.num_frames, SETTINGS.height, SETTINGS.width, 3)
     assert rate == pytest.approx(SETTINGS.frame_rate, rel=0.05)  # GIFs count in hundredths
-    from ltx_jax.data import video
+    from ltx_jax.data import pictures
 
-    height, width, _ = video.read_image(files[2]).shape
+    height, width, _ = pictures.read_image(files[2]).shape
     assert height > SETTINGS.height
     assert width > 6 * SETTINGS.width
     assert "warning: this model has never read dog, by, moonlight." in printed.err

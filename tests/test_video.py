@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ltx_jax.data import video
+from ltx_jax.data import inputs, pictures, pixels, video, writing
+from ltx_jax.data.condition_pixels import gaussian_blur, prepare_condition
 from ltx_jax.data.contact_sheet import contact_sheet
 from ltx_jax.runtime import files
 
@@ -57,7 +58,7 @@ def textured() -> np.ndarray:
 
 @pytest.mark.parametrize("fps", [12.0, 24.0, 30000 / 1001, 60.0])
 def test_a_written_clip_reads_back_with_its_frames_and_rate(tmp_path, textured, fps):
-    video.write_video(tmp_path / "clip.mp4", textured, fps)
+    writing.write_video(tmp_path / "clip.mp4", textured, fps)
     frames, read_fps = video.read_video(tmp_path / "clip.mp4")
     assert frames.shape == textured.shape
     assert frames.dtype == np.uint8
@@ -70,27 +71,30 @@ def test_a_written_clip_reads_back_with_its_frames_and_rate(tmp_path, textured, 
 
 def test_opencv_reads_the_same_clip(tmp_path, textured):
     cv2 = pytest.importorskip("cv2")
-    video.write_video(tmp_path / "clip.mp4", textured, 24)
+    writing.write_video(tmp_path / "clip.mp4", textured, 24)
     ours, _ = video.read_video(tmp_path / "clip.mp4")
     capture = cv2.VideoCapture(str(tmp_path / "clip.mp4"))
     theirs = [capture.read()[1][..., ::-1] for _ in range(25)]
     assert not capture.read()[0]
     assert capture.get(cv2.CAP_PROP_FPS) == 24
-    # The two scale chroma up differently.
-    assert np.abs(ours.astype(float) - np.stack(theirs)).mean() < 1
+    # OpenCV's conversion rounds down, by a level on average, and by up to two and a half.
+    difference = ours.astype(float) - np.stack(theirs)
+    assert 0 < difference.mean() < 1.5
+    assert np.abs(difference).mean() < 2.5
+    assert np.corrcoef(ours.ravel(), np.stack(theirs).ravel())[0, 1] > 0.999
 
 
 def test_flat_colours_survive(tmp_path):
     colours = np.uint8([RED, BLUE, (250, 220, 30), (40, 200, 210), (255, 255, 255), (0, 0, 0)])
     frames = np.broadcast_to(colours[:, None, None], (6, 32, 32, 3))
-    video.write_video(tmp_path / "clip.mp4", frames, 24, crf=5)
+    writing.write_video(tmp_path / "clip.mp4", frames, 24, crf=5)
     read, _ = video.read_video(tmp_path / "clip.mp4")
     # 8-bit YUV cannot hold every colour: rounding costs up to 2 levels.
     assert np.abs(read[:, 8:24, 8:24].astype(int) - frames[:, 8:24, 8:24]).max() <= 3
 
 
 def test_the_file_is_one_that_browsers_play(tmp_path, textured):
-    video.write_video(tmp_path / "clip.mp4", textured, 24)
+    writing.write_video(tmp_path / "clip.mp4", textured, 24)
     data = (tmp_path / "clip.mp4").read_bytes()
     assert data.index(b"moov") < data.index(b"mdat")  # plays before it is all there
     with av.open(str(tmp_path / "clip.mp4")) as container:
@@ -103,7 +107,7 @@ def test_the_file_is_one_that_browsers_play(tmp_path, textured):
 
 def test_odd_sizes_gain_a_repeated_row_and_column(tmp_path, textured):
     odd = textured[:3, :63, :95]
-    video.write_video(tmp_path / "clip.mp4", odd, 24)
+    writing.write_video(tmp_path / "clip.mp4", odd, 24)
     frames, _ = video.read_video(tmp_path / "clip.mp4")
     assert frames.shape == (3, 64, 96, 3)
     assert np.abs(frames[:, :63, :95].astype(float) - odd).mean() < 3
@@ -112,7 +116,7 @@ def test_odd_sizes_gain_a_repeated_row_and_column(tmp_path, textured):
 
 def test_a_higher_crf_makes_a_smaller_file(tmp_path, textured):
     for crf in (10, 40):
-        video.write_video(tmp_path / f"{crf}.mp4", textured, 24, crf=crf)
+        writing.write_video(tmp_path / f"{crf}.mp4", textured, 24, crf=crf)
     assert (tmp_path / "40.mp4").stat().st_size < (tmp_path / "10.mp4").stat().st_size / 2
 
 
@@ -130,7 +134,7 @@ def test_a_higher_crf_makes_a_smaller_file(tmp_path, textured):
 def test_rotation_and_mirroring_of_phones_are_applied(tmp_path, matrix, corners):
     """The display matrix is patched into the file's track header by hand."""
     path = tmp_path / "phone.mp4"
-    video.write_video(path, cornered(), 24)
+    writing.write_video(path, cornered(), 24)
     data = bytearray(path.read_bytes())
     a, b, c, d = (value << 16 for value in matrix)
     begin = data.index(b"tkhd") + 44  # type, version, 20 bytes of times and ids, 16 of others
@@ -148,7 +152,7 @@ def test_rotation_and_mirroring_of_phones_are_applied(tmp_path, matrix, corners)
             assert corner_colours(theirs) == corners
 
 
-def test_anamorphic_clips_are_widened_on_request(tmp_path):
+def test_the_pixels_of_anamorphic_clips_become_square(tmp_path):
     path = tmp_path / "wide.mkv"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=24)
@@ -157,8 +161,7 @@ def test_anamorphic_clips_are_widened_on_request(tmp_path):
         for picture in cornered():
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
-    assert video.read_video(path)[0].shape == (3, 48, 64, 3)
-    frames, _ = video.read_video(path, square_pixels=True)
+    frames, _ = video.read_video(path)
     assert frames.shape == (3, 48, 96, 3)
     assert corner_colours(frames[0]) == "rb--"
 
@@ -211,14 +214,14 @@ def test_reading_starts_where_it_is_told(tmp_path, ending):
 
 
 def test_a_clip_shorter_than_asked_gives_what_it_has(tmp_path):
-    video.write_video(tmp_path / "clip.mp4", numbered(5), 24)
+    writing.write_video(tmp_path / "clip.mp4", numbered(5), 24)
     assert numbers(video.read_video(tmp_path / "clip.mp4", num_frames=9)[0]) == [0, 1, 2, 3, 4]
     assert numbers(video.read_video(tmp_path / "clip.mp4", num_frames=2)[0]) == [0, 1]
 
 
 def _good(path: Path) -> bytes:
     noise = np.random.default_rng(0).integers(0, 255, (25, 64, 96, 3), dtype=np.uint8)
-    video.write_video(path, noise, 24)
+    writing.write_video(path, noise, 24)
     return path.read_bytes()
 
 
@@ -302,9 +305,9 @@ def test_probing_finds_what_reading_would(tmp_path, kind):
 
 def test_probing_tells_what_reading_gives(tmp_path):
     clips = [tmp_path / "a.mp4", tmp_path / "b.mkv", tmp_path / "c.gif", tmp_path / "d.mkv"]
-    video.write_video(clips[0], numbered(7), 24)
+    writing.write_video(clips[0], numbered(7), 24)
     write_timed(clips[1], numbered(9), np.arange(9) / 24)
-    video.write_gif(clips[2], numbered(5), 10)
+    writing.write_gif(clips[2], numbered(5), 10)
     write_timed(clips[3], numbered(5), [0.0, 0.1, 0.2, 0.5, 0.6])
     for path in clips:
         frames, rate = video.read_video(path)
@@ -314,7 +317,7 @@ def test_probing_tells_what_reading_gives(tmp_path):
         assert facts.steady == (path != clips[3])
         # Resampled, a clip has as many frames as it has ticks.
         assert len(video.read_video(path, frame_rate=50)[0]) == round(50 * facts.seconds)
-    video.write_image(tmp_path / "e.png", cornered(30, 20)[0])
+    writing.write_image(tmp_path / "e.png", cornered(30, 20)[0])
     assert video.probe(tmp_path / "e.png") == (1, 30, 20, 0, 0, True)
 
 
@@ -345,10 +348,10 @@ def test_a_file_that_cannot_be_entered_is_read_from_its_start(tmp_path):
 
 
 def test_a_file_in_memory_is_read_as_on_disk(tmp_path):
-    video.write_video(tmp_path / "a.mp4", numbered(7), 24)
-    video.write_image(tmp_path / "b.png", cornered()[0])
+    writing.write_video(tmp_path / "a.mp4", numbered(7), 24)
+    writing.write_image(tmp_path / "b.png", cornered()[0])
     clip, picture = (
-        video.Stored("stored", (tmp_path / name).read_bytes()) for name in ("a.mp4", "b.png")
+        inputs.Stored("stored", (tmp_path / name).read_bytes()) for name in ("a.mp4", "b.png")
     )
     assert video.probe(clip) == video.probe(tmp_path / "a.mp4")
     for options in ({}, {"start": 0.1, "num_frames": 2}):
@@ -356,15 +359,15 @@ def test_a_file_in_memory_is_read_as_on_disk(tmp_path):
         expected, _ = video.read_video(tmp_path / "a.mp4", **options)
         np.testing.assert_array_equal(frames, expected)
         assert rate == 24
-    assert video.is_image(picture)
-    np.testing.assert_array_equal(video.read_image(picture), cornered()[0])
+    assert pictures.is_image(picture)
+    np.testing.assert_array_equal(pictures.read_image(picture), cornered()[0])
     for content, message in ((b"", "stored is empty"), (b"text" * 99, "stored is not a video")):
         with pytest.raises(ValueError, match=message):
-            video.read_video(video.Stored("stored", content))
+            video.read_video(inputs.Stored("stored", content))
 
 
 def test_reading_past_the_end_is_an_error(tmp_path):
-    video.write_video(tmp_path / "clip.mp4", numbered(5), 24)
+    writing.write_video(tmp_path / "clip.mp4", numbered(5), 24)
     with pytest.raises(ValueError, match=r"clip.mp4 has no frame .*after 3.0 s"):
         video.read_video(tmp_path / "clip.mp4", start=3.0)
     for wrong in ({"num_frames": 0}, {"start": -1.0}, {"frame_rate": 0.0}):
@@ -374,13 +377,13 @@ def test_reading_past_the_end_is_an_error(tmp_path):
 
 def test_still_images_are_told_from_clips(tmp_path):
     still, moving, clip = (tmp_path / name for name in ("a.png", "b.gif", "c.mp4"))
-    video.write_image(still, cornered()[0])
-    video.write_gif(moving, numbered(5), 10)
-    video.write_video(clip, numbered(5), 10)
+    writing.write_image(still, cornered()[0])
+    writing.write_gif(moving, numbered(5), 10)
+    writing.write_video(clip, numbered(5), 10)
     (tmp_path / "text.png").write_text("no picture")
-    assert video.is_image(still)
-    for other in (moving, clip, tmp_path / "text.png", tmp_path / "missing.png"):
-        assert not video.is_image(other)
+    assert pictures.is_image(still)
+    for other in (moving, clip, tmp_path / "text.png"):
+        assert not pictures.is_image(other)
     assert len(video.read_media(still)) == 1
     assert len(video.read_media(clip)) == len(video.read_media(moving)) == 5
 
@@ -393,21 +396,21 @@ def test_pictures_are_read_upright(tmp_path, orientation, corners):
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(cornered()[0]).save(tmp_path / "photo.png", exif=exif)
-    assert corner_colours(video.read_image(tmp_path / "photo.png")) == corners
+    assert corner_colours(pictures.read_image(tmp_path / "photo.png")) == corners
 
 
 def test_transparency_lies_over_white_and_greys_are_rgb(tmp_path):
     clear = np.zeros((4, 4, 4), np.uint8)
     clear[:2] = (255, 0, 0, 128)
     Image.fromarray(clear).save(tmp_path / "clear.png")
-    read = video.read_image(tmp_path / "clear.png")
+    read = pictures.read_image(tmp_path / "clear.png")
     assert (read[3] == 255).all()
     assert np.abs(read[0].astype(int) - (255, 127, 127)).max() <= 1
     grey = np.full((4, 4), 200, np.uint8)
     Image.fromarray(grey).save(tmp_path / "grey.png")
     Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
     for name in ("grey.png", "deep.png"):
-        np.testing.assert_array_equal(video.read_image(tmp_path / name), np.full((4, 4, 3), 200))
+        np.testing.assert_array_equal(pictures.read_image(tmp_path / name), np.full((4, 4, 3), 200))
 
 
 def test_bad_pictures_are_errors_that_name_them(tmp_path):
@@ -416,9 +419,9 @@ def test_bad_pictures_are_errors_that_name_them(tmp_path):
     Image.fromarray(noise).save(tmp_path / "cut.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:3000])
     with pytest.raises(ValueError, match=r"text.png is not an image"):
-        video.read_image(tmp_path / "text.png")
+        pictures.read_image(tmp_path / "text.png")
     with pytest.raises(ValueError, match=r"cut.png is a damaged or unreadable image"):
-        video.read_image(tmp_path / "cut.png")
+        pictures.read_image(tmp_path / "cut.png")
 
 
 def test_a_place_that_cannot_be_written_is_said(tmp_path):
@@ -426,7 +429,7 @@ def test_a_place_that_cannot_be_written_is_said(tmp_path):
     (tmp_path / "clip.mp4").mkdir()
     for place in (tmp_path / "file" / "clip.mp4", tmp_path / "clip.mp4"):
         with pytest.raises(ValueError, match=r"cannot write .*clip.mp4"):
-            video.write_video(place, numbered(3), 24)
+            writing.write_video(place, numbered(3), 24)
         with pytest.raises(ValueError, match=r"cannot write .*clip.mp4"):
             files.check_writable(place)
     files.check_writable(tmp_path / "new" / "clip.mp4")
@@ -435,18 +438,18 @@ def test_a_place_that_cannot_be_written_is_said(tmp_path):
 
 def test_a_failed_write_leaves_nothing_and_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "clip.mp4"
-    video.write_video(path, numbered(3), 24)
+    writing.write_video(path, numbered(3), 24)
     before = path.read_bytes()
-    calls, real = iter(range(200)), video._even
+    calls, real = iter(range(200)), writing._even
 
     def full_disk(picture):
         if next(calls) == 90:  # the encoder holds some forty frames back
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(picture)
 
-    monkeypatch.setattr(video, "_even", full_disk)
+    monkeypatch.setattr(writing, "_even", full_disk)
     with pytest.raises(ValueError, match=r"cannot write .*clip.mp4: No space left"):
-        video.write_video(path, np.zeros((100, 32, 48, 3), np.uint8), 24)
+        writing.write_video(path, np.zeros((100, 32, 48, 3), np.uint8), 24)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["clip.mp4"]
 
@@ -455,18 +458,18 @@ def test_what_cannot_be_written_as_a_video_is_said(tmp_path):
     for wrong in (numbered(2).astype(np.float32), numbered(2)[..., :2], numbered(2)[:0]):
         # Below the type check, which runs in tests alone.
         with pytest.raises(ValueError, match="frames must be uint8"):
-            video._check_frames(wrong, 24)
+            writing._check_frames(wrong, 24)
     with pytest.raises(ValueError, match="fps must be positive"):
-        video.write_video(tmp_path / "a.mp4", numbered(2), 0)
+        writing.write_video(tmp_path / "a.mp4", numbered(2), 0)
     with pytest.raises(ValueError, match=r"must end in .mp4"):
-        video.write_video(tmp_path / "a.avi", numbered(2), 24)
+        writing.write_video(tmp_path / "a.avi", numbered(2), 24)
     with pytest.raises(ValueError, match="crf must lie between 0 and 51"):
-        video.write_video(tmp_path / "a.mp4", numbered(2), 24, crf=52)
+        writing.write_video(tmp_path / "a.mp4", numbered(2), 24, crf=52)
     assert not any(tmp_path.iterdir())
 
 
 def test_gifs_last_as_long_as_they_should(tmp_path):
-    video.write_gif(tmp_path / "clip.gif", numbered(24), 24)
+    writing.write_gif(tmp_path / "clip.gif", numbered(24), 24)
     with Image.open(tmp_path / "clip.gif") as image:
         assert image.n_frames == 24
         assert image.info["loop"] == 0
@@ -504,20 +507,20 @@ def test_contact_sheets_show_frames_evenly_below_their_label():
 )
 def test_conditions_are_cut_to_the_aspect_around_the_centre(stored, wanted, kept):
     frames = np.random.default_rng(0).integers(0, 255, (1, *stored, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(video.crop_to_aspect(frames, *wanted), frames[:, *kept])
+    np.testing.assert_array_equal(pixels.crop_to_aspect(frames, *wanted), frames[:, *kept])
 
 
 def test_the_blur_is_opencvs():
     cv2 = pytest.importorskip("cv2")
     frames = np.random.default_rng(0).random((2, 33, 40, 3), dtype=np.float32)
     theirs = [cv2.GaussianBlur(f, (3, 3), 1, borderType=cv2.BORDER_REFLECT_101) for f in frames]
-    np.testing.assert_allclose(video.gaussian_blur(frames), np.stack(theirs), atol=1e-6)
+    np.testing.assert_allclose(gaussian_blur(frames), np.stack(theirs), atol=1e-6)
     row = np.ones((1, 1, 5, 3), np.float32)
-    np.testing.assert_allclose(video.gaussian_blur(row), row, atol=1e-6)
+    np.testing.assert_allclose(gaussian_blur(row), row, atol=1e-6)
 
 
 def test_preparation_can_be_turned_off(textured):
-    plain = video.prepare_condition(textured[:2], 64, 96, blur=False, crf=0)
+    plain = prepare_condition(textured[:2], 64, 96, blur=False, crf=0)
     np.testing.assert_allclose((plain + 1) * 127.5, textured[:2], atol=1e-4)
     assert plain.dtype == np.float32
 
@@ -525,27 +528,27 @@ def test_preparation_can_be_turned_off(textured):
 def test_preparation_blurs_then_compresses_each_frame_by_itself():
     noise = np.random.default_rng(0).integers(0, 255, (3, 48, 64, 3), dtype=np.uint8)
     sharp, blurred, coded, full = (
-        video.prepare_condition(noise, 48, 64, blur=blur, crf=crf)
+        prepare_condition(noise, 48, 64, blur=blur, crf=crf)
         for blur, crf in ((False, 0), (True, 0), (False, 29), (True, 29))
     )
-    np.testing.assert_allclose(blurred, video.gaussian_blur((sharp + 1) / 2) * 2 - 1, atol=1e-6)
+    np.testing.assert_allclose(blurred, gaussian_blur((sharp + 1) / 2) * 2 - 1, atol=1e-6)
     assert np.abs(coded - sharp).mean() > 0.1  # noise does not survive
     assert np.abs(full - blurred).mean() < np.abs(full - sharp).mean()
-    np.testing.assert_array_equal(video.prepare_condition(noise[1:2], 48, 64)[0], full[1])
+    np.testing.assert_array_equal(prepare_condition(noise[1:2], 48, 64)[0], full[1])
     assert full.min() >= -1
     assert full.max() <= 1
 
 
 def test_a_smooth_condition_comes_through_nearly_unchanged(textured):
-    prepared = video.prepare_condition(textured[:1], 64, 96)
+    prepared = prepare_condition(textured[:1], 64, 96)
     # crf 29 costs about two levels, and truncation half a level.
     assert np.abs((prepared + 1) * 127.5 - textured[:1]).mean() < 5
 
 
 def test_odd_condition_sizes_are_kept(textured):
     """The official compressor cuts an odd last row and column off."""
-    assert video.prepare_condition(textured[:1], 45, 67).shape == (1, 45, 67, 3)
-    assert video.prepare_condition(textured[:1], 1, 1).shape == (1, 1, 1, 3)
+    assert prepare_condition(textured[:1], 45, 67).shape == (1, 45, 67, 3)
+    assert prepare_condition(textured[:1], 1, 1).shape == (1, 1, 1, 3)
 
 
 @pytest.mark.parametrize("size", [(30, 30), (20, 50), (64, 96), (100, 120), (33, 47)])
@@ -557,7 +560,7 @@ def test_resizing_does_not_shift_or_stretch_the_picture(size):
     scale = min(64 / height, 96 / width)
     rows = 32 + (np.arange(height) + 0.5 - height / 2) * scale - 0.5
     columns = 48 + (np.arange(width) + 0.5 - width / 2) * scale - 0.5
-    resized = video.resize_crop(plane[None], height, width)[0]
+    resized = pixels.resize_crop(plane[None], height, width)[0]
     inner = np.s_[3:-3, 3:-3]  # the filter mirrors nothing at the edge
     # Half a level of rounding, and as much for Pillow's fixed-point weights.
     expected = np.broadcast_to(2 * columns + 20, size)
@@ -569,6 +572,6 @@ def test_resizing_does_not_shift_or_stretch_the_picture(size):
 def test_resizing_is_antialiased():
     lines = np.zeros((1, 96, 96, 3), np.uint8)
     lines[:, :, ::2] = 255
-    assert np.ptp(video.resize_crop(lines, 20, 20)[0, 4:-4, 4:-4].astype(int)) < 16
+    assert np.ptp(pixels.resize_crop(lines, 20, 20)[0, 4:-4, 4:-4].astype(int)) < 16
     with pytest.raises(ValueError, match="height and width must be positive"):
-        video.resize_crop(lines, 0, 20)
+        pixels.resize_crop(lines, 0, 20)

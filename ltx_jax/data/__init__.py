@@ -1,6 +1,9 @@
 """Videos and training data.
 
-- `video`, `frames`: reading and writing videos and images; `contact_sheet`: overview pictures.
+- `video`: reading videos and images, with PyAV (`decoding`, `frames`) and Pillow (`pictures`).
+- `inputs`: checks of users' files, and their captions.
+- `writing`: writing videos and images; `contact_sheet`: overview pictures.
+- `pixels`, `condition_pixels`: cutting and scaling frames, and degrading those of conditions.
 - `sources`: the interface of a source of training examples, and the procedural world as a source.
 - `emoji`: data sets of animated emoji, and scenes of them as a source.
 - `folder`, `media`: clips in a folder as a source, cut to the buckets of a config.

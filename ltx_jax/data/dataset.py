@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ltx_jax.config import DataConfig
-from ltx_jax.data import media, video
+from ltx_jax.data import inputs, media, video
 from ltx_jax.runtime import files
 
 _DESCRIPTION = "ltx_jax.json"
@@ -237,7 +237,7 @@ def clip_features() -> dict[str, Any]:
 
 
 def clip_row(
-    medium: video.Stored, captions: Sequence[str], provenance: dict[str, Any]
+    medium: inputs.Stored, captions: Sequence[str], provenance: dict[str, Any]
 ) -> tuple[dict[str, Any], tuple]:
     """Makes the row of a clip or picture for `DatasetWriter.write`.
 
@@ -272,9 +272,9 @@ def open_clips(folder: str | os.PathLike, cfg: DataConfig) -> media.Media:
     def name(number: int) -> str:
         return f"example {number} of {folder}"
 
-    def load(number: int) -> tuple[video.Stored, list[str]]:
+    def load(number: int) -> tuple[inputs.Stored, list[str]]:
         example = reader[number]
         captions = [caption.decode() for caption in example["captions"]]
-        return video.Stored(name(number), example["media"]), captions
+        return inputs.Stored(name(number), example["media"]), captions
 
     return media.Media(reader.index, name, load, cfg)

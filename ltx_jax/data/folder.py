@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,17 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from ltx_jax.data import video
+from ltx_jax.data import inputs, pictures, pixels, video
 
-CLIPS = (".mp4", ".mkv", ".webm", ".mov", ".m4v", ".avi", ".gif")
-ENDINGS = (*CLIPS, ".png", ".jpg", ".jpeg", ".webp", ".bmp")
+CLIPS = (
+    *(".mp4", ".mkv", ".webm", ".mov", ".m4v", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".mts"),
+    *(".m2ts", ".wmv", ".flv", ".3gp", ".ogv"),
+)
+ENDINGS = (
+    *CLIPS,
+    *(".png", ".apng", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".avif"),
+    *(".heic", ".heif"),
+)
 _NAMED = 100  # of the clips that are left out; more are only counted
 
 _log = logging.getLogger(__name__)
@@ -22,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Captioned:
-    """A media file and what its caption file says."""
+    """A media file and its caption."""
 
     path: Path
     caption: str
@@ -33,44 +40,51 @@ def list_clips(
 ) -> tuple[Captioned, ...]:
     """Finds the clips and pictures of a folder and of those in it, sorted by path.
 
+    What looks like one and cannot be used, as it has no usable caption, is left out, named and
+    counted in the log. So is a file of another ending that has a caption and no clip beside it.
+
     Args:
-      folder: hidden files and files of other endings in it are left alone.
+      folder: hidden files in it are left alone; links to folders are followed, each folder once.
       allow_empty_captions: take a missing or blank caption file as an empty caption.
 
     Raises:
-      ValueError: if there is no such folder, or no clip in it, or a clip without caption.
+      ValueError: if there is no such folder, or no clip in it that can be used.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
-    paths = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in ENDINGS
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-    if not paths:
+    paths = sorted(inputs.walk(folder))
+    media = [path for path in paths if path.suffix.lower() in ENDINGS]
+    others = _captioned_others(paths, {path.with_suffix("") for path in media})
+    if not media and not others:
         raise ValueError(f"{folder} holds no clip or picture ({' '.join(ENDINGS)})")
-    return tuple(Captioned(path, _read_caption(path, allow_empty_captions)) for path in paths)
+    clips: list[Captioned] = []
+    problems = [
+        f"{path} has none of the endings of clips and pictures ({' '.join(ENDINGS)})"
+        for path in others
+    ]
+    for path in media:
+        try:
+            caption = inputs.read_caption(path, allow_empty=allow_empty_captions)
+            clips.append(Captioned(path, caption))
+        except ValueError as error:
+            problems.append(str(error))
+    report_left_out(problems, str, len(media) + len(others))
+    return tuple(clips)
 
 
-def _read_caption(path: Path, allow_empty: bool) -> str:
-    file = path.with_suffix(".txt")
-    if not file.exists():
-        if allow_empty:
-            return ""
-        raise ValueError(f"{path} has no caption: there is no file {file.name} beside it")
-    try:
-        text = " ".join(file.read_text(encoding="utf-8-sig").split())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} cannot be read as UTF-8 text: {error}") from error
-    if not text and not allow_empty:
-        raise ValueError(f"{file} is empty; the caption of {path.name} is expected in it")
-    return text
+def _captioned_others(paths: Sequence[Path], stems: Collection[Path]) -> list[Path]:
+    """Files that are no media by their endings, though a caption lies beside them."""
+    captioned = {path.with_suffix("") for path in paths if inputs.is_caption(path)} - set(stems)
+    return [
+        path
+        for path in paths
+        if path.with_suffix("") in captioned and not inputs.is_caption(path) and not path.is_dir()
+    ]
 
 
 def load_clip(
-    path: video.File,
+    path: inputs.File,
     num_frames: int,
     height: int,
     width: int,
@@ -88,7 +102,7 @@ def load_clip(
       width: too.
       start: seconds into the clip.
       frame_rate: resample by time; None takes the stored frames.
-      place: of the part that is kept, as `video.resize_crop` has it.
+      place: of the part that is kept, as `pixels.resize_crop` has it.
 
     Returns:
       The frames and their rate; the rate of a picture is `frame_rate`, or 1.
@@ -98,18 +112,18 @@ def load_clip(
     """
     if num_frames <= 0:
         raise ValueError(f"num_frames must be positive, got {num_frames}")
-    if video.is_image(path):
+    if pictures.is_image(path):
         if num_frames > 1:
             raise ValueError(f"{path} is a still image; a clip of {num_frames} frames is expected")
-        picture = video.read_image(path)[None]
-        return video.resize_crop(picture, height, width, place=place), float(frame_rate or 1)
+        picture = pictures.read_image(path)[None]
+        return pixels.resize_crop(picture, height, width, place=place), float(frame_rate or 1)
     frames, fps = video.read_video(path, num_frames=num_frames, start=start, frame_rate=frame_rate)
     if len(frames) < num_frames:
         raise ValueError(
             f"{path} is too short: {len(frames)} frames at {fps:g} per second from {start:g} s on, "
             f"and {num_frames} are needed"
         )
-    return video.resize_crop(frames, height, width, place=place), fps
+    return pixels.resize_crop(frames, height, width, place=place), fps
 
 
 def check_clips(

@@ -4,21 +4,78 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-from av.video.reformatter import VideoReformatter
+from av.video.frame import VideoFrame
+from av.video.reformatter import Interpolation, VideoReformatter
 from jaxtyping import UInt8
 from PIL import Image
 
-_TRANSPARENT = ("yuva", "rgba", "bgra", "argb", "abgr", "gbrap", "ya8", "ya16", "ayuv")  # FFmpeg's
+from ltx_jax.data import pixels
+
+# Without them swscale takes shortcuts that darken by about a level, more in every generation.
+EXACT = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+CONVERT = Interpolation.BICUBIC | EXACT
+_REDUCE = Interpolation.AREA | EXACT
 _HIGH_DYNAMIC_RANGE = (16, 18)  # transfer curves: SMPTE 2084 (PQ), and hybrid log-gamma
+_FULL_RANGE = 2  # FFmpeg's number for levels from 0 on
+UPRIGHT = (1, 0, 0, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """How the frames of a stream are shown.
+
+    Attributes:
+      turn: signs (a, b, c, d) of the display matrix: x' = a x + c y and y' = b x + d y.
+      pixel_aspect: width of a stored pixel over its height.
+    """
+
+    turn: tuple[int, int, int, int] = UPRIGHT
+    pixel_aspect: float = 1.0
+
+    @classmethod
+    def of(cls, frame: VideoFrame, pixel_aspect: float) -> "Look":
+        """The look of a stream, from its first frame."""
+        # The side data of a frame and the frame keep each other alive until Python's collector of
+        # cycles runs; a small copy has the same side data.
+        small = VideoReformatter().reformat(frame, width=16, height=16, format="gray", threads=1)
+        try:
+            matrix = small.side_data.get("DISPLAYMATRIX")
+        except ValueError:  # PyAV 18 refuses kinds of side data that it does not know, as EXIF
+            return cls(_QUARTER_TURNS.get(int(frame.rotation), UPRIGHT), pixel_aspect)
+        if matrix is None:
+            return cls(UPRIGHT, pixel_aspect)
+        a, b, _, c, d = np.sign(np.frombuffer(bytes(matrix), np.int32)[:5]).tolist()
+        is_quarter = (a == 0 and d == 0) or (b == 0 and c == 0)
+        return cls((a, b, c, d) if is_quarter else UPRIGHT, pixel_aspect)
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether height and width change places."""
+        return self.turn[0] == 0
+
+    def upright(self, picture: np.ndarray) -> np.ndarray:
+        """Applies the turn and the mirroring."""
+        a, b, c, d = self.turn
+        if self.is_turned:
+            picture, a, d = picture.swapaxes(0, 1), c, b
+        return np.ascontiguousarray(picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+
+
+# By the angle that PyAV gives, counter-clockwise.
+_QUARTER_TURNS = {-90: (0, 1, -1, 0), 90: (0, -1, 1, 0), 180: (-1, 0, 0, -1), -180: (-1, 0, 0, -1)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """A decoded frame and when it is on the screen, in seconds. Pictures made of it are upright."""
+    """A decoded frame and when it is on the screen, in seconds.
+
+    Pictures made of it are upright and have square pixels.
+    """
 
     begin: float
     end: float
-    _frame: Any  # of PyAV
+    look: Look
+    _frame: VideoFrame
     _converter: VideoReformatter  # shared: a new one for every frame takes ten times as long
 
     @property
@@ -28,64 +85,68 @@ class Shown:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width, upright."""
-        size = self._frame.height, self._frame.width
-        return size[::-1] if self._is_turned else size
+        """Height and width, as shown."""
+        height, width = self._square
+        return (width, height) if self.look.is_turned else (height, width)
+
+    @property
+    def _square(self) -> tuple[int, int]:
+        """Height and width with square pixels, not turned yet."""
+        return self._frame.height, max(round(self._frame.width * self.look.pixel_aspect), 1)
+
+    @property
+    def is_transparent(self) -> bool:
+        """Whether anything in it may be transparent."""
+        return any(component.is_alpha for component in self._frame.format.components)
 
     @property
     def oddity(self) -> str:
-        """What keeps a frame from being shown as it is; mostly nothing."""
+        """What keeps the picture from being right as it is converted here; mostly nothing."""
         if self._frame.interlaced_frame:
             return "interlaced"
-        if self._frame.format.name.startswith(_TRANSPARENT):
-            return "transparent"
         return "high dynamic range" if self._frame.color_trc in _HIGH_DYNAMIC_RANGE else ""
 
-    def rgb(self, pixel_aspect: float = 1.0) -> UInt8[np.ndarray, "h w 3"]:
-        """All pixels; `pixel_aspect` is the width of a stored one over its height."""
-        picture = self._converted("rgb24")
-        if pixel_aspect not in (0, 1):
-            size = max(round(self._frame.width * pixel_aspect), 1), self._frame.height
-            picture = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
-        return self._upright(picture)
+    def rgb(self) -> UInt8[np.ndarray, "h w 3"]:
+        """All pixels, transparency laid over white."""
+        if self.is_transparent:
+            picture = pixels.over_white(self._converted("rgba"))
+        elif self._is_deep_full_range:
+            picture = self._rounded_down_to_8_bits()
+        else:
+            picture = self._converted("rgb24")
+        height, width = self._square
+        if width != self._frame.width:
+            resized = Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC)
+            picture = np.asarray(resized)
+        return self.look.upright(picture)
 
     def luma(self, longest: int) -> UInt8[np.ndarray, "h w"]:
         """Grey levels from black, 0, to white, 255, averaged down so that no side is longer."""
-        return self._upright(self._converted("gray", **self._reduced(longest)))
+        return self.look.upright(self._reduced("gray", longest))
 
     def bgr(self, longest: int) -> UInt8[np.ndarray, "h w 3"]:
         """Blue, green and red, averaged down so that no side is longer."""
-        return self._upright(self._converted("bgr24", **self._reduced(longest)))
+        return self.look.upright(self._reduced("bgr24", longest))
 
-    def _reduced(self, longest: int) -> dict[str, Any]:
-        height, width = self._frame.height, self._frame.width
-        scale = min(longest / max(height, width), 1)
-        size = (max(round(side * scale), 1) for side in (height, width))
-        return {**dict(zip(("height", "width"), size, strict=True)), "interpolation": "AREA"}
+    def _reduced(self, form: str, longest: int) -> np.ndarray:
+        scale = min(longest / max(self._square), 1)
+        height, width = (max(round(side * scale), 1) for side in self._square)
+        return self._converted(form, height=height, width=width, interpolation=_REDUCE)
+
+    @property
+    def _is_deep_full_range(self) -> bool:
+        parts = self._frame.format.components
+        is_deep = bool(parts) and parts[0].bits > 8
+        return is_deep and self._frame.color_range == _FULL_RANGE
+
+    def _rounded_down_to_8_bits(self) -> np.ndarray:
+        """Of n bits, white is 2^n - 1, which swscale takes for 255 2^(n-8) in 8 bits."""
+        bits = self._frame.format.components[0].bits
+        white = 2**16 - 2 ** (16 - bits)
+        deep = self._converted("rgb48le")
+        return ((deep.astype(np.uint32) * 255 + white // 2) // white).clip(max=255).astype(np.uint8)
 
     def _converted(self, form: str, **options: Any) -> np.ndarray:
+        options = {"interpolation": CONVERT, **options}
         # One thread: handing a small picture to several takes longer than converting it.
         return self._converter.reformat(self._frame, format=form, threads=1, **options).to_ndarray()
-
-    @property
-    def _turn(self) -> tuple[int, int, int, int]:
-        """The display matrix, signs alone: x' = a x + c y and y' = b x + d y."""
-        matrix = self._frame.side_data.get("DISPLAYMATRIX")
-        if matrix is None:
-            return 1, 0, 0, 1
-        a, b, _, c, d = np.sign(np.frombuffer(bytes(matrix), np.int32)[:5]).tolist()
-        return a, b, c, d
-
-    @property
-    def _is_turned(self) -> bool:
-        a, _, _, d = self._turn
-        return a == 0 and d == 0
-
-    def _upright(self, picture: np.ndarray) -> np.ndarray:
-        """Applies the turn and the mirroring; angles other than quarter turns are ignored."""
-        a, b, c, d = self._turn
-        if self._is_turned:
-            picture, a, d = picture.swapaxes(0, 1), c, b
-        elif b != 0 or c != 0:
-            return picture
-        return np.ascontiguousarray(picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from ltx_jax.config import BucketConfig, DataConfig
-from ltx_jax.data import folder, video
+from ltx_jax.data import folder, inputs, video
 from ltx_jax.data.sources import CACHE_BYTES, Example
 
 FACTS = np.dtype(
@@ -46,7 +46,7 @@ class Media:
         self,
         facts: np.ndarray,
         name: Callable[[int], str],
-        load: Callable[[int], tuple[video.File, Sequence[str]]],
+        load: Callable[[int], tuple[inputs.File, Sequence[str]]],
         cfg: DataConfig,
     ):
         self._facts, self._name, self._load, self._cfg = facts, name, load, cfg

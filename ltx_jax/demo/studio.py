@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ltx_jax.config import SampleConfig, SamplingConfig
-from ltx_jax.data import video
+from ltx_jax.data import writing
 from ltx_jax.diffusion.conditioning import Condition
 from ltx_jax.diffusion.sampler import Progress
 from ltx_jax.inference import make_videos
@@ -183,7 +183,7 @@ class Studio:
                 callback=progress,
             )
             path = self._new_path()
-            video.write_video(path, clips[0], settings.frame_rate)
+            writing.write_video(path, clips[0], settings.frame_rate)
         seconds = time.perf_counter() - start
         return SampledVideo(path, settings, seconds, self._command(prompt, pictures, changes))
 

@@ -170,17 +170,17 @@ def _spread(files: list, limit: int | None) -> list:
 
 
 def _read(files: Sequence[Path], clip_format: ClipFormat) -> tuple[np.ndarray, float]:
-    from ltx_jax.data import video
+    from ltx_jax.data import pictures, pixels, video
 
     if len(files) > 1:
         length = clip_format.length(len(files))
-        pictures = [video.read_image(path) for path in files[:length]]
-        if len({picture.shape for picture in pictures}) > 1:
+        images = [pictures.read_image(path) for path in files[:length]]
+        if len({image.shape for image in images}) > 1:
             raise ValueError("its frames differ in size")
-        frames, frame_rate = np.stack(pictures), 24.0
-    elif video.is_image(files[0]):
-        frames, frame_rate = video.read_image(files[0])[None], 1.0
+        frames, frame_rate = np.stack(images), 24.0
+    elif pictures.is_image(files[0]):
+        frames, frame_rate = pictures.read_image(files[0])[None], 1.0
     else:
         frames, frame_rate = video.read_video(files[0], num_frames=clip_format.num_frames)
         frames = frames[: clip_format.length(len(frames))]
-    return video.resize_crop(frames, clip_format.height, clip_format.width), frame_rate
+    return pixels.resize_crop(frames, clip_format.height, clip_format.width), frame_rate

@@ -157,12 +157,12 @@ def _read(media: Any, num_frames: int) -> Shaped[np.ndarray, "b t h w c"]:
 def _fit(clip: Shaped[np.ndarray, "b t h w c"], size: Size, prepare: bool) -> Any:
     if clip.dtype != np.uint8:
         return np.asarray(conditioning.resize(jnp.asarray(clip), size.height, size.width))
-    from ltx_jax.data import video
+    from ltx_jax.data.condition_pixels import prepare_condition
 
     crf = 29 if prepare else 0
     return np.stack(
         [
-            video.prepare_condition(frames, size.height, size.width, blur=prepare, crf=crf)
+            prepare_condition(frames, size.height, size.width, blur=prepare, crf=crf)
             for frames in clip
         ]
     )

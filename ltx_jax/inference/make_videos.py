@@ -20,7 +20,7 @@ import rich.progress
 from ltx_jax import config
 from ltx_jax.checkpoints import hub
 from ltx_jax.config import MeshConfig, SampleConfig, sampling_options
-from ltx_jax.data import video
+from ltx_jax.data import video, writing
 from ltx_jax.data.contact_sheet import contact_sheet
 from ltx_jax.inference import outputs
 from ltx_jax.runtime import compiled, files
@@ -263,7 +263,7 @@ def _sample_and_write(
         print(cfg.save_latents)
     for item, clip in zip(batch, clips, strict=False):
         if not outputs.done(cfg, item):
-            video.write_video(item.path, clip, cfg.frame_rate)
+            writing.write_video(item.path, clip, cfg.frame_rate)
             outputs.write_sidecar(cfg, item, pipe.checkpoint.source_hash, seconds)
             print(item.path)
             if cfg.previews:
@@ -273,9 +273,9 @@ def _sample_and_write(
 
 def _write_previews(cfg: SampleConfig, item: outputs.Video, clip: np.ndarray) -> None:
     gif, sheet = (item.path.with_suffix(ending) for ending in (".gif", ".png"))
-    video.write_gif(gif, clip, cfg.frame_rate)
+    writing.write_gif(gif, clip, cfg.frame_rate)
     scale = min(1.0, 256 / clip.shape[2])
-    video.write_image(sheet, contact_sheet([clip], [item.prompt or ""], scale=scale))
+    writing.write_image(sheet, contact_sheet([clip], [item.prompt or ""], scale=scale))
     print(gif, sheet, sep="\n")
 
 

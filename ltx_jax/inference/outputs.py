@@ -12,7 +12,7 @@ import jax
 
 from ltx_jax import config
 from ltx_jax.config import SampleConfig
-from ltx_jax.data import folder
+from ltx_jax.data import folder, inputs
 from ltx_jax.runtime import files
 
 # What may differ between two runs of one prompts file into one folder.
@@ -43,11 +43,11 @@ def planned_videos(cfg: SampleConfig, rows: int = 1) -> list[Video]:
             raise ValueError(f"{out} is one file, and prompts_file makes many: name a folder")
         if cfg.save_latents is not None or cfg.noise is not None:
             raise ValueError("save_latents and noise are for one prompt, not for a prompts_file")
-        lines = Path(cfg.prompts_file).read_text().splitlines()
+        lines = inputs.read_lines(cfg.prompts_file)
         videos = [
-            Video(i, line.strip(), out / f"{i + 1:04d}_seed{cfg.seed}.mp4")
+            Video(i, line, out / f"{i + 1:04d}_seed{cfg.seed}.mp4")
             for i, line in enumerate(lines, cfg.first_sample)
-            if line.strip()
+            if line
         ]
         if not videos:
             raise ValueError(f"{cfg.prompts_file} holds no prompt")

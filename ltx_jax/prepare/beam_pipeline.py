@@ -20,14 +20,14 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.pvalue import PCollection
 
 from ltx_jax.config.preparation import PrepareConfig
-from ltx_jax.data import dataset, media
+from ltx_jax.data import dataset, inputs, media
 from ltx_jax.prepare import clip_table, clip_video, duplicates, input_files, scoring
 from ltx_jax.prepare.examine import examine
 from ltx_jax.prepare.records import ClipRecord, Reason
 from ltx_jax.prepare.result_cache import ResultCache, cache_key, file_digest
 
 _CHUNK = 16  # number of clips that are scored and encoded together
-_VERSION = 2  # of the stages' behaviour: cached results of another version are not used
+_VERSION = 3  # of the stages' behaviour: cached results of another version are not used
 
 _log = logging.getLogger(__name__)
 
@@ -147,10 +147,15 @@ def _examine(path: str, plan: PreparationPlan) -> tuple[str, list[ClipRecord]]:
     """Examines a source; returns (path, clips)."""
     cfg = plan.cfg
     try:
+        if not os.path.isdir(path):  # a folder is among the sources if it cannot be read
+            inputs.check_regular(path)
         digest = file_digest(path)
     except OSError as error:
         reason = error.strerror or str(error)
         return path, [ClipRecord(source=path).drop(Reason.FILE, f"it cannot be read: {reason}")]
+    except ValueError as error:
+        reason = str(error).replace(path, "the file")
+        return path, [ClipRecord(source=path).drop(Reason.FILE, reason)]
     settings = [dataclasses.asdict(cfg.shots), cfg.crop_bars, cfg.min_motion]
     settings += [cfg.store.min_side, cfg.store.min_frame_rate, cfg.store.max_frame_rate]
     name = cache_key("examine", _VERSION, settings, digest)

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from ltx_jax.config.preparation import StoreConfig
-from ltx_jax.data import video
+from ltx_jax.data import inputs, video, writing
 from ltx_jax.prepare.records import ClipRecord
 
 
@@ -33,7 +33,7 @@ def write_clips(path: Path, clips: Sequence[ClipRecord], store: StoreConfig) -> 
     writer = ArrayRecordWriter(os.fspath(path), "group_size:1")
     scratch = path.with_name(f"{path.name}.mp4")
     for clip in clips:
-        video.write_video(
+        writing.write_video(
             scratch, _stored_frames(clip, store), clip.frame_rate, crf=store.crf, repeatable=True
         )
         writer.write(scratch.read_bytes())
@@ -41,14 +41,14 @@ def write_clips(path: Path, clips: Sequence[ClipRecord], store: StoreConfig) -> 
     writer.close()
 
 
-def read_clip(clip: ClipRecord) -> video.Stored:
+def read_clip(clip: ClipRecord) -> inputs.Stored:
     """Reads an encoded clip that `write_clips` wrote."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     reader = ArrayRecordReader(clip.file)
     content = reader.read([clip.place])[0]
     reader.close()
-    return video.Stored(clip.name, content)
+    return inputs.Stored(clip.name, content)
 
 
 def _stored_frames(clip: ClipRecord, store: StoreConfig) -> Iterator[np.ndarray]:

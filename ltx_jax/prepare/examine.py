@@ -69,7 +69,7 @@ def examine(path: str | os.PathLike, cfg: PrepareConfig) -> list[ClipRecord]:
     A source that cannot be used gives one dropped clip that states the reason.
     """
     try:
-        facts = video.probe(path)
+        facts = video.probe(path, any_picture=True)
         source = ClipRecord(
             height=facts.height,
             width=facts.width,
@@ -117,8 +117,9 @@ def _find_clips(
             clips.append(_filter_clip(clip, samples.take(start, end), cfg))
 
     for frame in video.decode_video(path):
-        if frame.oddity:
-            return [source.drop(Reason.PICTURES, frame.oddity)]
+        oddity = frame.oddity or ("transparent" if frame.is_transparent else "")
+        if oddity:
+            return [source.drop(Reason.PICTURES, oddity)]
         picture = frame.bgr(_SMALL_SIDE)
         for finished_shot in finder.add(frame.begin, frame.end, picture):
             measure(finished_shot)

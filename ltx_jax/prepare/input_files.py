@@ -1,11 +1,12 @@
 """Finds the raw video files of a run, and reads the captions beside them."""
 
+import fnmatch
 import glob
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-_CAPTION = ".txt"
+from ltx_jax.data import inputs as user_files
 
 
 def find(inputs: Sequence[str]) -> tuple[str, ...]:
@@ -29,11 +30,11 @@ def find(inputs: Sequence[str]) -> tuple[str, ...]:
         if not files:
             raise ValueError(f"--input {text} matches no file: quote patterns, and check the path")
         paths |= files
-    stems = {stem for stem, ending in map(os.path.splitext, paths) if ending != _CAPTION}
+    stems = {os.path.splitext(path)[0] for path in paths if not user_files.is_caption(path)}
     media = sorted(
         path
-        for path, (stem, ending) in zip(paths, map(os.path.splitext, paths), strict=True)
-        if ending != _CAPTION or stem not in stems
+        for path in paths
+        if not user_files.is_caption(path) or os.path.splitext(path)[0] not in stems
     )
     if not media:
         raise ValueError(f"--input {' '.join(inputs)} matches caption files only, no video")
@@ -42,21 +43,42 @@ def find(inputs: Sequence[str]) -> tuple[str, ...]:
 
 def _listed(path: str) -> set[str]:
     """The paths in a list file."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"the list {path} cannot be read as UTF-8 text: {error}") from error
-    return {line.strip() for line in lines if line.strip()}
+    return {line for line in user_files.read_lines(path) if line}
 
 
 def _matching(text: str) -> set[str]:
     """Files that match a path, folder or pattern, and the folders that cannot be read."""
     if os.path.isfile(text):  # first, as names from yt-dlp contain brackets
         return {text}
-    pattern = os.path.join(glob.escape(text), "**", "*") if os.path.isdir(text) else text
-    files = {path for path in glob.glob(pattern, recursive=True) if not os.path.isdir(path)}
-    folders = glob.glob(os.path.join(os.path.dirname(pattern) or ".", ""), recursive=True)
-    return files | {folder.rstrip(os.sep) for folder in folders if not _is_readable(folder)}
+    if os.path.isdir(text):
+        paths = {text, *map(str, user_files.walk(text))}
+    elif "**" in Path(text).parts:
+        paths = _matching_below(text)
+    else:
+        folders = glob.glob(os.path.join(os.path.dirname(text) or ".", ""))
+        paths = {*glob.glob(text), *(folder.rstrip(os.sep) for folder in folders)}
+    return {path for path in paths if not os.path.isdir(path) or not _is_readable(path)}
+
+
+def _matching_below(text: str) -> set[str]:
+    """Paths that match a pattern with `**`, and all folders; `glob` follows links in circles."""
+    parts = Path(text).parts
+    depth = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    root, patterns = Path(*parts[:depth]), parts[depth:]
+    return {
+        str(path)
+        for path in [root, *user_files.walk(root)]
+        if path.is_dir() or _matches(path.relative_to(root).parts, patterns)
+    }
+
+
+def _matches(parts: Sequence[str], patterns: Sequence[str]) -> bool:
+    if not patterns:
+        return not parts
+    if patterns[0] == "**":
+        return any(_matches(parts[i:], patterns[1:]) for i in range(len(parts) + 1))
+    fits = bool(parts) and fnmatch.fnmatchcase(parts[0], patterns[0])
+    return fits and _matches(parts[1:], patterns[1:])
 
 
 def _is_readable(folder: str) -> bool:
@@ -78,11 +100,7 @@ def size(path: str) -> int:
 
 def caption(path: str) -> tuple[str, str]:
     """Reads the caption beside a file: (caption, "") or, if there is none, ("", error message)."""
-    file = Path(path).with_suffix(_CAPTION)
     try:
-        text = " ".join(file.read_text(encoding="utf-8-sig").split())
-    except FileNotFoundError:
-        return "", f"there is no file {file.name} beside it"
-    except (OSError, UnicodeDecodeError) as error:
-        return "", f"{file.name} cannot be read as UTF-8 text: {error}"
-    return text, "" if text else f"{file.name} is empty"
+        return user_files.read_caption(path), ""
+    except ValueError as error:
+        return "", str(error).replace(os.path.join(os.path.dirname(path), ""), "")

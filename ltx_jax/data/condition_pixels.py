@@ -1,0 +1,71 @@
+"""Frames of conditions, degraded as those that the released models were trained to continue."""
+
+import io
+import math
+from fractions import Fraction
+
+import av
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from ltx_jax.data import pixels, writing
+
+
+def prepare_condition(
+    frames: UInt8[np.ndarray, "t h w 3"],
+    height: int,
+    width: int,
+    *,
+    blur: bool = True,
+    crf: int = 29,
+) -> Float32[np.ndarray, "t {height} {width} 3"]:
+    """Turns condition frames into what the released models were trained to continue, in [-1, 1].
+
+    Crop to the aspect, bicubic resize, a slight blur, and the loss of an H.264 file, each frame by
+    itself: the models move little when the condition is sharper than a video (official
+    `inference.py` and `crf_compressor.py`). The official script leaves out the resize here, so that
+    it blurs and pads at the source's scale, and cuts odd sizes; this resizes first and keeps them.
+
+    Args:
+      frames: RGB.
+      height: of the result, in pixels, and
+      width: too.
+      blur: Gaussian, 3 x 3, sigma 1.
+      crf: of the H.264 round trip; 0 leaves it out.
+    """
+    levels = pixels.resized(pixels.crop_to_aspect(frames, height, width), height, width)
+    unit = levels.astype(np.float32) / 255
+    if blur:
+        unit = gaussian_blur(unit)
+    if crf:
+        # Truncated, not rounded, as the official script does: half a level darker.
+        levels = np.stack([_compressed(frame, crf) for frame in (unit * 255).astype(np.uint8)])
+        unit = levels.astype(np.float32) / 255
+    return unit * 2 - 1
+
+
+def gaussian_blur(frames: Float32[np.ndarray, "t h w c"]) -> Float32[np.ndarray, "t h w c"]:
+    """Blurs by 3 x 3 taps of a Gaussian of deviation 1, mirrored about the outermost pixels."""
+    side = math.exp(-0.5)
+    for axis in (1, 2):
+        if frames.shape[axis] == 1:  # nothing to mirror
+            continue
+        widths = [(0, 0)] * 4
+        widths[axis] = (1, 1)
+        padded = np.pad(frames, widths, mode="reflect")
+        before, after = (np.roll(padded, shift, axis) for shift in (1, -1))
+        blurred = (padded + side * (before + after)) / (1 + 2 * side)
+        frames = blurred.take(np.arange(1, frames.shape[axis] + 1), axis)
+    return frames
+
+
+def _compressed(picture: np.ndarray, crf: int) -> np.ndarray:
+    """One picture after an H.264 encoder and decoder, with the official encoder's settings."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        options = {"crf": str(crf), "preset": "veryfast"}
+        writing.encode_h264(container, [picture], Fraction(1), options, tagged=False)
+    file.seek(0)
+    with av.open(file, "r") as container:
+        decoded = next(container.decode(video=0)).to_ndarray(format="rgb24")
+    return decoded[: picture.shape[0], : picture.shape[1]]

@@ -1,0 +1,146 @@
+"""Files of users: checked before a library opens them, listed below a folder, and read as text."""
+
+import codecs
+import dataclasses
+import io
+import os
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+_CAPTION_ENDINGS = (".txt", ".TXT", ".Txt")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A media file in memory, and its name in messages."""
+
+    name: str
+    content: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+
+File = str | os.PathLike | Stored
+
+
+def handle(path: File) -> str | io.BytesIO:
+    """The argument with which a library opens a file."""
+    return io.BytesIO(path.content) if isinstance(path, Stored) else os.fspath(path)
+
+
+def head(path: File, size: int) -> bytes:
+    """The first bytes of a file that `check` has passed."""
+    if isinstance(path, Stored):
+        return path.content[:size]
+    with open(path, "rb") as file:
+        return file.read(size)
+
+
+def check(path: File) -> None:
+    """Refuses a file that no reader should open.
+
+    Raises:
+      ValueError: if it is missing, a folder, a pipe, a device, unreadable or empty.
+    """
+    if not isinstance(path, Stored):
+        check_regular(path)
+    try:
+        empty = not head(path, 1)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    if empty:
+        raise ValueError(f"{path} is empty (0 bytes)")
+
+
+def check_regular(path: str | os.PathLike) -> None:
+    """Refuses what is no regular file: opening a pipe may wait for ever.
+
+    Raises:
+      ValueError: if it is missing, a folder, a pipe or a device.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError as error:
+        raise ValueError(f"there is no file {path}") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    if stat.S_ISDIR(mode):
+        raise ValueError(f"{path} is a folder; a file is expected")
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{path} is a pipe or a device: copy its content into a file first")
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """Reads UTF-8, with or without a byte-order mark, or UTF-16 with one; newlines become `\\n`.
+
+    Raises:
+      ValueError: naming the file, if there is none, or it holds another encoding.
+    """
+    check_regular(path)
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = content.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} cannot be read as UTF-8 text (byte {error.start} is {content[error.start]:#x})"
+            ": save it as UTF-8"
+        ) from error
+    return re.sub("\r\n?", "\n", text)
+
+
+def read_lines(path: str | os.PathLike) -> list[str]:
+    """The lines of a text file, without surrounding space; split at newlines alone.
+
+    `str.splitlines` also splits at separators that belong to a text, such as U+2028 and tabs.
+
+    Raises:
+      ValueError: as `read_text`.
+    """
+    return [line.strip() for line in read_text(path).split("\n")]
+
+
+def read_caption(path: str | os.PathLike, *, allow_empty: bool = False) -> str:
+    """The caption beside a medium, on one line: that of `clip.mp4` is in `clip.txt` or `clip.TXT`.
+
+    Raises:
+      ValueError: if it cannot be read, or is missing or blank and `allow_empty` is off.
+    """
+    files = [Path(path).with_suffix(ending) for ending in _CAPTION_ENDINGS]
+    file = next((file for file in files if file.exists()), None)
+    text = "" if file is None else " ".join(read_text(file).split())
+    if text or allow_empty:
+        return text
+    if file is None:
+        raise ValueError(f"{path} has no caption: there is no file {files[0].name} beside it")
+    raise ValueError(f"{file} is empty; the caption of {Path(path).name} is expected in it")
+
+
+def is_caption(path: str | os.PathLike) -> bool:
+    """Whether a file has the ending of captions."""
+    return Path(path).suffix in _CAPTION_ENDINGS
+
+
+def walk(folder: str | os.PathLike) -> Iterator[Path]:
+    """All files and folders below a folder, without hidden ones; the content of a folder once.
+
+    Links to folders are followed, after the folders beside them, and never in a circle.
+    """
+    visited: set[tuple[int, int]] = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        status = os.stat(parent)
+        identity = status.st_dev, status.st_ino
+        if identity in visited:
+            folders.clear()
+            continue
+        visited.add(identity)
+        folders[:] = (name for name in folders if not name.startswith("."))
+        folders.sort(key=lambda name: (os.path.islink(os.path.join(parent, name)), name))
+        files = (name for name in names if not name.startswith("."))
+        yield from (Path(parent, name) for name in [*folders, *sorted(files)])
