@@ -149,7 +149,7 @@ def test_links_files_and_settings_in_the_documentation_exist(page):
     for target in re.findall(r"\]\(([^)#\s]+?)(?:#[^)]*)?\)", text):
         if not target.startswith("http"):
             assert (folder / target).exists(), target
-    for target in re.findall(r"`([\w/]+\.py|(?:ltx_jax|configs|docs|tests)/[\w/]*)`", text):
+    for target in re.findall(r"`(\w+/[\w/]*\.py|(?:ltx_jax|configs|docs|tests)/[\w/]*)`", text):
         places = (ROOT / target, ROOT / "ltx_jax" / target, ROOT / "docs" / target)
         assert any(place.exists() for place in places), target
     for target in re.findall(r"(?:configs|benchmarks|tests)/[\w/]+\.py", text):
