@@ -72,6 +72,7 @@ def test_the_pages_hold_commands():
 @pytest.fixture
 def recorded(monkeypatch, tmp_path):
     """The calls of the work behind every command, which is not done."""
+    pytest.importorskip("torch", reason="ltx_jax.prepare.aesthetics imports it")
     calls = []
 
     def record(place, value=None):
