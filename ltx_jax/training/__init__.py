@@ -10,19 +10,24 @@ state out on the mesh and compiles its step; `fit` is the loop around both:
     state = training.fit(trainer)
 """
 
-from ltx_jax.training.loop import evaluate, fit, open_trainer, train
-from ltx_jax.training.optim import Optimizer
-from ltx_jax.training.stage import (
-    BatchSource,
-    InitialWeights,
-    LoggedVideo,
-    LossValue,
-    Stage,
-    Validation,
-    stage_class,
-)
-from ltx_jax.training.state import TrainState
-from ltx_jax.training.step import Trainer
+from typing import TYPE_CHECKING
+
+from ltx_jax.runtime.lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from ltx_jax.training.loop import evaluate, fit, open_trainer, train
+    from ltx_jax.training.optim import Optimizer
+    from ltx_jax.training.stage import (
+        BatchSource,
+        InitialWeights,
+        LoggedVideo,
+        LossValue,
+        Stage,
+        Validation,
+        stage_class,
+    )
+    from ltx_jax.training.state import TrainState
+    from ltx_jax.training.step import Trainer
 
 __all__ = [
     "BatchSource",
@@ -40,3 +45,24 @@ __all__ = [
     "stage_class",
     "train",
 ]
+
+# The count of operations needs no optimiser and no checkpoints.
+__getattr__ = lazy_attributes(
+    __name__,
+    {
+        "BatchSource": "ltx_jax.training.stage",
+        "InitialWeights": "ltx_jax.training.stage",
+        "LoggedVideo": "ltx_jax.training.stage",
+        "LossValue": "ltx_jax.training.stage",
+        "Optimizer": "ltx_jax.training.optim",
+        "Stage": "ltx_jax.training.stage",
+        "TrainState": "ltx_jax.training.state",
+        "Trainer": "ltx_jax.training.step",
+        "Validation": "ltx_jax.training.stage",
+        "evaluate": "ltx_jax.training.loop",
+        "fit": "ltx_jax.training.loop",
+        "open_trainer": "ltx_jax.training.loop",
+        "stage_class": "ltx_jax.training.stage",
+        "train": "ltx_jax.training.loop",
+    },
+)
