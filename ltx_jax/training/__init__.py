@@ -1,7 +1,7 @@
-"""Training: two stages, and what any stage needs.
+"""Training: two stages, and the code that every stage shares.
 
-`train(cfg)` runs a configuration to its end. A kind of training is a `Stage`; a `Trainer` lays its
-state out on the mesh and compiles its step; `fit` is the loop around both:
+`train(cfg)` trains a configuration to its last step. Each kind of training is a `Stage`; a
+`Trainer` lays a stage's state out on the mesh and compiles its step; `fit` is the training loop:
 
     from ltx_jax import config, training
 

@@ -11,16 +11,16 @@ from ltx_jax.runtime import sharding
 
 
 def check_batch_sizes(cfg: TrainConfig, mesh: Mesh) -> None:
-    """`check_batch_size` for the buckets of a run."""
+    """Calls `check_batch_size` for every bucket of a run."""
     for bucket in cfg.data.sizes:
         check_batch_size(bucket.batch_size, mesh, cfg.optim.accumulate)
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, micro_batches: int = 1) -> None:
-    """Refuses a batch that cannot be split evenly, over the devices and then into micro-batches.
+    """Checks that a batch splits evenly over the devices and then into micro-batches.
 
     Raises:
-      ValueError: naming the axes.
+      ValueError: if it does not; the message names the mesh axes.
     """
     shards = _shards(mesh)
     if batch_size % (shards * micro_batches):
@@ -39,8 +39,8 @@ def check_batch_size(batch_size: int, mesh: Mesh, micro_batches: int = 1) -> Non
 def process_part(mesh: Mesh) -> tuple[int, int]:
     """Which part of every batch this process loads: its index, and how many parts there are.
 
-    Part i of n is rows [i b/n, (i + 1) b/n) of a batch of b. Processes that only split the rest of
-    the mesh between them load the same part.
+    Part i of n is rows [i b/n, (i + 1) b/n) of a batch of b. Processes whose devices differ only
+    along mesh axes that do not split the batch load the same part.
 
     Raises:
       ValueError: if the processes' parts overlap.
@@ -63,20 +63,20 @@ def _by_batch(mesh: Mesh) -> NamedSharding:
 
 
 def _shards(mesh: Mesh) -> int:
-    """Devices that share a batch."""
+    """How many shards the batch axis is split into."""
     return mesh.size // _by_batch(mesh).shard_shape((mesh.size,))[0]
 
 
 def split_over(mesh: Mesh, tree: Any) -> Any:
-    """Puts arrays on the mesh, their first axis split over the devices that share a batch.
+    """Puts arrays on the mesh, with their first axis split over the mesh axes of the batch.
 
-    With several processes each gives its own part, as `process_part` says.
+    With several processes, each passes only its own part of the batch (see `process_part`).
     """
     return jax.make_array_from_process_local_data(_by_batch(mesh), tree)
 
 
 def replicate_over(mesh: Mesh, tree: Any) -> Any:
-    """Puts arrays on every device; all processes give the same."""
+    """Puts a copy of the arrays on every device; all processes must pass the same values."""
     return jax.make_array_from_process_local_data(NamedSharding(mesh, P()), tree)
 
 

@@ -1,7 +1,8 @@
-"""Floating-point operations by our own count, and what devices can do at best.
+"""Counts the floating-point operations of a program; peak rates of known devices.
 
-XLA's own estimate counts the body of a loop once and library calls not at all. Here a program is
-traced and its matmuls and convolutions are added up; everything else is memory traffic.
+XLA's own estimate counts the body of a loop only once and ignores calls of libraries such as cuDNN.
+Here a program is traced, and the operations of its matmuls and convolutions are added up; all other
+operations are limited by memory traffic and not counted.
 """
 
 import math
@@ -13,8 +14,9 @@ import jax.numpy as jnp
 
 from ltx_jax.runtime.platforms import platform
 
-# Dense bfloat16, per device as JAX sees them; the first name that the device's kind holds counts.
-# Sources: NVIDIA's data sheets (half of what they give with sparsity), cloud.google.com/tpu/docs.
+# Dense bfloat16 operations per second of one JAX device. The first name that is contained in
+# `device_kind` applies. Sources: NVIDIA's data sheets (half of the value that they list with
+# sparsity), cloud.google.com/tpu/docs.
 _PEAKS = {
     "B200": 2250e12,
     "H100 PCIe": 756e12,
@@ -33,23 +35,23 @@ _PEAKS = {
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Bfloat16 operations per second of a device of this kind (`jax.Device.device_kind`), or None
-    where we do not know it."""
+    """Peak bfloat16 operations per second of a device of this kind (`jax.Device.device_kind`), or
+    None if it is unknown."""
     return next((peak for name, peak in _PEAKS.items() if name in device_kind), None)
 
 
 def count_flop(
     function: Callable[..., Any], *arguments: Any, gradient: int | Sequence[int] = ()
 ) -> float:
-    """Operations of all matmuls and convolutions of a program, over all devices.
+    """Counts the operations of all matmuls and convolutions of a program, over all devices.
 
     Args:
-      function: what to count. Loops count as often as they run, conditions with their most
-        expensive branch.
-      arguments: of the function; shapes are enough.
-      gradient: positions of arguments. Adds what the gradient with respect to them takes: every
-        matmul once more for each factor that depends on them. What a rematerialised gradient
-        computes a second time does not count, so this is the numerator of an MFU.
+      function: the program. The body of a loop counts once per iteration; of a conditional, only
+        the most expensive branch counts.
+      arguments: arguments of the function; shapes are enough.
+      gradient: positions of arguments. Adds the operations of the gradient with respect to these
+        arguments: every matmul once more for each operand that depends on them. Operations that
+        rematerialisation repeats do not count, so the result is the numerator of an MFU.
 
     Raises:
       ValueError: for matmuls inside a loop whose length is not fixed when it is traced.
@@ -60,12 +62,12 @@ def count_flop(
 
 
 def count_traced(jaxpr: Any) -> float:
-    """Operations of a program as it is traced, with all that it computes a second time."""
+    """Counts the operations of a traced program, including those that rematerialisation repeats."""
     return _count(jaxpr, [False] * len(jaxpr.invars))[0]
 
 
 class _Outputs(NamedTuple):
-    """Which outputs of a program are used at all, and by which of them gradients come in."""
+    """Which outputs of a program are used at all, and which of them receive a gradient."""
 
     used: list[bool]
     wanted: list[bool]
@@ -74,9 +76,9 @@ class _Outputs(NamedTuple):
 def _count(
     jaxpr: Any, flows: Sequence[bool], ends: _Outputs | None = None
 ) -> tuple[float, list[bool]]:
-    """Operations of a program, and which of its outputs depend on the inputs that `flows` marks.
+    """Counts a program's operations; also returns which outputs depend on the inputs in `flows`.
 
-    What no used output depends on is not counted: a compiler leaves it out.
+    Equations that no used output depends on are not counted, as the compiler removes them.
     """
     every = [True] * len(jaxpr.outvars)
     used, wanted = ends or _Outputs(every, every)
@@ -125,7 +127,7 @@ def _count_equation(equation: Any, flows: list[bool], ends: _Outputs) -> tuple[f
         if _count_inside(parameters):
             raise ValueError("a loop of unknown length holds matmuls: count one turn of it")
         return 0.0, through
-    if name == "cond":  # the first operand chooses
+    if name == "cond":  # the first operand selects the branch
         counts = [_count(branch, flows[1:], ends) for branch in _branches(parameters)]
         outputs = [any(flags) for flags in zip(*(out for _, out in counts), strict=True)]
         return max(flop for flop, _ in counts), outputs
@@ -136,14 +138,14 @@ def _count_equation(equation: Any, flows: list[bool], ends: _Outputs) -> tuple[f
     if not inner:
         return 0.0, through
     flop, outputs = _count(inner[0], flows, ends)
-    if name == "shard_map":  # shapes are those of one device; what devices do alike counts once
+    if name == "shard_map":  # shapes are those of one device; replicated work counts once
         specs = [tuple(spec) for key in ("in_specs", "out_specs") for spec in parameters[key]]
         flop *= math.prod(parameters["mesh"].shape[axis] for axis in set(jax.tree.leaves(specs)))
     return flop, outputs
 
 
 def _branches(parameters: Any) -> list[Any]:
-    """The branches of a condition; of those for one platform each, the one for ours."""
+    """The branches of a conditional; of a `lax.platform_dependent`, only the current platform's."""
     branches = [branch.jaxpr for branch in parameters["branches"]]
     ours = {"gpu": ("gpu", "cuda")}.get(platform(), (platform(),))
     for names, branch in zip(parameters.get("branches_platforms") or (), branches, strict=False):
@@ -156,13 +158,13 @@ def _count_scan(equation: Any, flows: list[bool]) -> tuple[float, list[bool]]:
     body = equation.params["jaxpr"].jaxpr
 
     def whole(outer: Sequence[Any], inner: Sequence[Any]) -> int:
-        """How many are not stacked: these come first."""
+        """How many variables are not stacked over iterations; they come first."""
         return sum(a.aval.ndim == b.aval.ndim for a, b in zip(outer, inner, strict=True))
 
-    # Constants and what is carried go in, what is carried comes out, before what is stacked.
+    # The inputs of a scan are constants, carry, stacked inputs; its outputs carry, stacked outputs.
     carried, last = whole(equation.outvars, body.outvars), whole(equation.invars, body.invars)
     first = last - carried
-    while True:  # what is carried may come to depend on more in a later turn
+    while True:  # the carry may depend on more of the inputs after a further iteration
         flop, outputs = _count(body, flows)
         merged = [a or b for a, b in zip(flows[first:last], outputs[:carried], strict=True)]
         if merged == flows[first:last]:
@@ -188,17 +190,17 @@ def _dot(equation: Any) -> float:
 def _convolution(equation: Any) -> float:
     kernel = equation.invars[1].aval.shape
     features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
-    # The gradient of a stride puts zeros between the inputs: those take no work.
+    # The gradient of a strided convolution puts zeros between the inputs; these are not counted.
     spread = math.prod(equation.params["lhs_dilation"])
     return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) / features / spread
 
 
 def _cudnn_attention(equation: Any, flows: list[bool]) -> float:
-    """JAX's primitives for cuDNN's kernels, queries (b, n, k, e) and keys (b, m, k, e)."""
+    """Counts JAX's cuDNN attention primitives: queries (b, n, k, e) and keys (b, m, k, e)."""
     queries, keys = (x.aval.shape for x in equation.invars[:2])
     one = 2.0 * math.prod(queries) * keys[1]
     if "bwd" in equation.primitive.name:
-        return 5 * one  # the scores again, then two gradients of each of the two matmuls
+        return 5 * one  # recomputes the scores, then two gradients of each of the two matmuls
     q, k, v = flows[:3]
     return one * ((1 + q + k) + (1 + (q or k) + v))
 

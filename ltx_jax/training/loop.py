@@ -29,14 +29,15 @@ _MEMORY_ADVICE = (
 
 
 def train(cfg: TrainConfig, log: Log = print, profile: bool = False) -> TrainState:
-    """Trains from the latest step of `run.output`, or from the start, to `run.steps`.
+    """Trains from the latest checkpoint in `run.output`, or from the start, to step `run.steps`.
 
-    SIGTERM and Ctrl-C save and return after the step in progress; a second Ctrl-C leaves at once.
+    On SIGTERM or Ctrl-C, the step in progress is finished and saved before the function returns; a
+    second Ctrl-C interrupts at once.
 
     Args:
       cfg: the whole configuration.
-      log: takes the lines of the log; in the first process only.
-      profile: writes a profiler's trace of a few steps under the run.
+      log: called with each line of the log, in the first process only.
+      profile: whether to write a profiler trace of a few steps into the run's folder.
 
     Returns:
       The last state.
@@ -44,24 +45,24 @@ def train(cfg: TrainConfig, log: Log = print, profile: bool = False) -> TrainSta
     Raises:
       ValueError: if the configuration, the data or the run's folder cannot be used.
       FloatingPointError: after `run.max_rejected` steps in a row that were not finite.
-      MemoryError: says what to lower.
+      MemoryError: if the device's memory does not suffice; the message says what to lower.
     """
     with explain_memory_errors(_MEMORY_ADVICE):
         return fit(open_trainer(cfg), log, profile)
 
 
 def evaluate(cfg: TrainConfig, log: Log = print) -> Validation:
-    """Validates the latest step of `run.output`, and logs the metrics.
+    """Validates the latest checkpoint in `run.output`, and logs the metrics.
 
     Raises:
-      ValueError: if there is no such run or no step of it, or it has another configuration.
+      ValueError: if the run or a checkpoint of it is missing, or its configuration differs.
     """
     with explain_memory_errors(_MEMORY_ADVICE):
         return validate_latest(open_trainer(cfg), log)
 
 
 def open_trainer(cfg: TrainConfig) -> Trainer:
-    """The stage of a configuration with its data, ready to train.
+    """Opens the stage of a configuration with its data, and makes its `Trainer`.
 
     Raises:
       ValueError: as `train` does.
@@ -73,7 +74,7 @@ def open_trainer(cfg: TrainConfig) -> Trainer:
 
 
 def fit(trainer: Trainer, log: Log = print, profile: bool = False) -> TrainState:
-    """`train`, of a stage that is open."""
+    """Does what `train` does, with a stage that is already open."""
     if not process.is_first():
         log = _silent
     cfg = trainer.stage.cfg
@@ -87,13 +88,13 @@ def fit(trainer: Trainer, log: Log = print, profile: bool = False) -> TrainState
             contextlib.closing(Reporter(cfg, run.folder, int(state.step), log)) as reporter,
         ):
             state, stopped = _steps(trainer, run, state, reporter, tracer, stopping)
-    if stopped:  # and saved: the run is closed
+    if stopped:  # closing the run has finished the save
         log(f"stopped and saved at step {state.step}; the same command goes on from there")
     return state
 
 
 def validate_latest(trainer: Trainer, log: Log = print) -> Validation:
-    """`evaluate`, of a stage that is open."""
+    """Does what `evaluate` does, with a stage that is already open."""
     cfg = trainer.stage.cfg
     state = _restored(lambda shapes: runs.restore(cfg, shapes), trainer)
     with sharding.use_mesh(trainer.mesh):
@@ -106,13 +107,13 @@ def validate_latest(trainer: Trainer, log: Log = print) -> Validation:
 
 
 def trace_folder(folder: epath.Path) -> epath.Path:
-    """Where a run's profile is written: under it; for a run at an address, under the folder of its
-    name here."""
+    """Where a run's profile is written: in the run's folder; for a run at a remote address, in a
+    local folder of the same name."""
     return (epath.Path(folder.name) if is_address(folder) else folder) / "profile"
 
 
 def _begin(run: runs.Run, trainer: Trainer, log: Log) -> TrainState:
-    """The state to go on from."""
+    """Returns the state to start or to resume from."""
     if run.latest_step is None:
         state = warm_start.first_state(trainer.stage, trainer.plan)
         count = sum(x.size for x in jax.tree.leaves(to_stored(state)["params"]))
@@ -142,7 +143,7 @@ def _steps(
     tracer: Callable[[int, Any], None],
     stopping: Callable[[int], bool],
 ) -> tuple[TrainState, bool]:
-    """Takes all steps that are left; the last state, and whether it was asked to stop before."""
+    """Takes all remaining steps; returns the last state, and whether a signal ended them early."""
     stage, settings = trainer.stage, trainer.stage.cfg.run
     first, last = int(state.step), settings.steps
     batches = stage.batches(first, last)
@@ -161,10 +162,11 @@ def _steps(
         begin = time.monotonic()
         batch = next(batches)
         waited = time.monotonic() - begin
-        # May run programs: in the midst of a step's collectives they would hang.
+        # Counted before the step, since tracing may run programs on the devices, which would hang
+        # between the collectives of a step in progress.
         work = trainer.work(batch, done)
         state, metrics = trainer.step(state, batch)
-        report()  # of the step before: fetching this one's metrics would make the device wait
+        report()  # on the step before: fetching this step's metrics would make the device wait
         unreported = _UnreportedStep(done, metrics, work, waited)
         run.check()
         stop = stopping(done)
@@ -201,7 +203,7 @@ def _silent(_: str) -> None: ...
 
 
 def _save(run: runs.Run, trainer: Trainer, state: TrainState, loss: float | None) -> None:
-    step = int(state.step)  # waits for it
+    step = int(state.step)  # waits until the step is done
     parts = to_stored(state)
     statistics = trainer.stage.latent_statistics(state)
     if statistics:

@@ -19,12 +19,13 @@ def pixel_loss(
 
 @jax.custom_vjp
 def known_gradient(value: Float[Array, ""], gradient: Any, at: Any) -> Float[Array, ""]:
-    """A loss whose gradient has been computed before: `value`, which pulls `at` by `gradient`.
+    """Returns `value`, with `gradient` as its gradient with respect to `at` (a custom VJP).
 
     Args:
       value: the loss.
-      gradient: of the loss with respect to `at`, a tree like it.
-      at: what the loss is differentiated by; `value` and `gradient` are constants.
+      gradient: gradient of the loss with respect to `at`, a tree of the same structure. Like
+        `value`, it is a constant in the backward pass.
+      at: the arrays to differentiate with respect to.
     """
     return value
 
@@ -40,14 +41,14 @@ known_gradient.defvjp(lambda value, gradient, at: (value, gradient), _known_grad
 def haar_bands(
     video: Float[Array, "b t h w c"], levels: int = 1
 ) -> list[Float[Array, "b t2 h2 w2 c"]]:
-    """The orthonormal 3-D Haar transform: the detail bands of each level, then what is left.
+    """Orthonormal 3-D Haar transform: the detail bands of every level, then the last low band.
 
-    A level halves frames, rows and columns and gives eight bands. An odd number of frames is made
-    even by repeating the first, as the causal encoder does; a single frame is halved in rows and
-    columns alone, into four bands.
+    Each level halves frames, rows and columns and yields eight bands. An odd number of frames is
+    made even by repeating the first, as the causal encoder does; for a single frame, only rows and
+    columns are halved, which yields four bands.
 
     Raises:
-      ValueError: if rows or columns cannot be halved as often.
+      ValueError: if rows or columns cannot be halved that many times.
     """
     height, width = video.shape[2:4]
     if height % 2**levels or width % 2**levels:
@@ -63,7 +64,7 @@ def haar_bands(
 
 
 def _halve(bands: list[Array], axes: tuple[int, ...]) -> list[Array]:
-    """Splits every band in two along every axis; the lowest comes first."""
+    """Splits every band in two along each of the axes; the lowest band comes first."""
     for axis in axes:
         pairs = [
             (jax.lax.slice_in_dim(x, 0, None, 2, axis), jax.lax.slice_in_dim(x, 1, None, 2, axis))
@@ -78,7 +79,7 @@ def dwt_loss(
 ) -> Float[Array, ""]:
     """Mean absolute error over all Haar coefficients ("video DWT loss", paper, section 2.1).
 
-    Pixel losses alone blur what is fine; here every band of it has a share of its own.
+    With pixel losses alone, fine detail gets blurred; this loss acts on each frequency band.
     """
     error = reconstruction.astype(jnp.float32) - video.astype(jnp.float32)
     bands = haar_bands(error, levels)  # the transform is linear
@@ -91,8 +92,8 @@ def kl_loss(
 ) -> Float[Array, ""]:
     """KL divergence from a standard normal: summed over channels, averaged over voxels.
 
-    A uniform log-variance may come with one channel or repeated on all; both mean the same, so the
-    term pulls on all channels alike (paper, section 2.1).
+    A uniform log-variance (paper, section 2.1) may have one channel, or be repeated over all
+    channels; the result is the same.
     """
     mean, logvar = mean.astype(jnp.float32), logvar.astype(jnp.float32)
     per_channel = 0.5 * (mean * mean + jnp.exp(logvar) - 1 - logvar)
@@ -100,18 +101,18 @@ def kl_loss(
 
 
 class GANLosses(NamedTuple):
-    """What each side of an adversarial game has to lower, and how well the discriminator does."""
+    """The losses of generator and discriminator, and the discriminator's accuracy."""
 
     generator: Float[Array, ""]
     discriminator: Float[Array, ""]
-    accuracy: Float[Array, ""]  # share of right answers; 0.5: it cannot tell
+    accuracy: Float[Array, ""]  # of the discriminator; 0.5 is chance
 
 
 def pair_losses(first: Float[Array, "*b"], second: Float[Array, "*b"]) -> GANLosses:
-    """The reconstruction GAN's (paper, section 2.1).
+    """Losses of the reconstruction GAN, whose discriminator compares pairs (paper, section 2.1).
 
-    The logits say "the first of the two is the original": `first` where it is, `second` for the
-    same pair the other way round.
+    A logit stands for "the first clip of the pair is the original". `first` are the logits of pairs
+    with the original first, `second` those of the same pairs in reverse order.
     """
     first, second = first.astype(jnp.float32), second.astype(jnp.float32)
     return GANLosses(
@@ -122,7 +123,7 @@ def pair_losses(first: Float[Array, "*b"], second: Float[Array, "*b"]) -> GANLos
 
 
 def hinge_losses(original: Float[Array, "*b"], reconstruction: Float[Array, "*b"]) -> GANLosses:
-    """The usual GAN's, with a hinge: the logits of each clip alone say that it is an original."""
+    """Hinge losses of the usual GAN: each logit rates one clip alone as original or not."""
     original, reconstruction = (x.astype(jnp.float32) for x in (original, reconstruction))
     return GANLosses(
         -jnp.mean(reconstruction),
@@ -140,7 +141,7 @@ def velocity_loss(
     velocity: Float[Array, "b n c"],
     weight: Float[Array, "b n"],
 ) -> Float[Array, " b"]:
-    """Mean squared error of each sample over its tokens; tokens of weight 0 do not count at all."""
+    """Mean squared error of each sample over its tokens; tokens of weight 0 are left out."""
     error = prediction.astype(jnp.float32) - velocity.astype(jnp.float32)
     per_token = jnp.mean(error * error, axis=-1)
     total = jnp.maximum(jnp.sum(weight, axis=-1), 1e-6)

@@ -11,26 +11,27 @@ from optax.contrib import MuonDimensionNumbers
 
 from ltx_jax.config import OptimConfig
 
-# Makes the root mean square of a Muon update that of an Adam update, so that both share one
-# learning rate (Liu et al., "Muon is scalable for LLM training", arXiv 2502.16982).
+# Scales Muon's updates to the root mean square of Adam's, so that both can share one learning rate
+# (Liu et al., "Muon is scalable for LLM training", arXiv 2502.16982).
 _UPDATE_RMS = 0.2
 
-# Output channels of a convolution that Muon takes as one matrix: orthogonalising costs their
-# square, and a kernel of 1024 as a whole takes longer than the gradient of a small network.
+# Muon orthogonalises wide convolution kernels in groups of this many output channels: the cost
+# grows with the square of their number, and 1024 output channels at once would take longer than the
+# whole gradient of a small network.
 _COLUMNS = 64
 
-MAIN = "main"  # the optimiser of all parameters that have none of their own
+MAIN = "main"  # name of the optimiser for all parameters that no other optimiser trains
 
 
 class Optimizer(NamedTuple):
-    """An optimiser of some of the parameters.
+    """The optimiser of a part of the parameters.
 
     Attributes:
-      tx: the transformation of their gradient.
-      freeze: patterns of paths; parameters that match have no gradient.
-      ema_decay: of the average of these parameters; None keeps no average.
-      start: updates of the run before it begins; None: it acts in every step.
-      metrics: names of those that are NaN until it begins.
+      tx: the gradient transformation.
+      freeze: regular expressions; parameters whose path matches one get no gradient.
+      ema_decay: decay of the exponential average of these parameters; None keeps no average.
+      start: number of updates of the run after which this optimiser begins; None means at once.
+      metrics: names of the metrics that are NaN until this optimiser begins.
     """
 
     tx: optax.GradientTransformation
@@ -41,14 +42,15 @@ class Optimizer(NamedTuple):
 
     @classmethod
     def of(cls, cfg: OptimConfig, steps: int) -> "Optimizer":
-        """The optimiser of a configuration, for a run of so many steps."""
+        """Makes the optimiser of a configuration, for a run of `steps` steps."""
         return cls(make_optimizer(cfg, steps), cfg.freeze, cfg.ema_decay)
 
 
 def make_schedule(cfg: OptimConfig, steps: int) -> optax.Schedule:
-    """Learning rate by step: linear warm-up, then constant, linear or cosine decay to zero.
+    """Learning rate by step: linear warm-up, then constant, or linear or cosine decay to zero.
 
-    A linear decay covers the last `decay_fraction` of the run, a cosine everything after warm-up.
+    A linear decay covers the last `decay_fraction` of the run; a cosine decay starts right after
+    the warm-up.
     """
     warmup = optax.linear_schedule(
         cfg.peak_lr / (cfg.warmup_steps + 1), cfg.peak_lr, cfg.warmup_steps
@@ -105,10 +107,10 @@ def make_optimizer(cfg: OptimConfig, steps: int) -> optax.GradientTransformation
 
 
 def frozen_parameters(params: Any, patterns: Sequence[str]) -> Any:
-    """True for the parameters whose path, as in "blocks/attn1/to_q/kernel", a pattern matches.
+    """A tree of booleans: True where a pattern matches the path ("blocks/attn1/to_q/kernel").
 
     Raises:
-      ValueError: if a pattern is no regular expression, or matches nothing.
+      ValueError: if a pattern is not a regular expression, or matches nothing.
     """
     matched = dict.fromkeys(patterns, False)
 
@@ -129,18 +131,18 @@ def frozen_parameters(params: Any, patterns: Sequence[str]) -> Any:
 
 
 def decayed(params: Any) -> Any:
-    """True for matrices and convolution kernels: what weight decay acts on.
+    """A tree of booleans: True for the parameters with weight decay, matrices and kernels.
 
-    The name decides, not the rank: biases and gains of stacked blocks have two dimensions too.
+    Decided by name, not by rank: stacking the blocks gives biases and gains two dimensions too.
     """
     return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
 def muon_axes(params: Any) -> Any:
-    """How each kernel is a matrix (inputs x outputs); None for what AdamW takes.
+    """Which axes of each kernel are inputs and outputs for Muon; None for parameters on AdamW.
 
-    Stacked blocks (3 dimensions) are one matrix each, groups of columns (6) too; a convolution's
-    window counts as inputs.
+    Each block of a stacked kernel (3 dimensions) is one matrix, and so is each group of columns of
+    a convolution kernel (6 dimensions). The axes of a convolution's window count as inputs.
     """
 
     def axes(path: Any, x: Any) -> MuonDimensionNumbers | None:
@@ -153,7 +155,8 @@ def muon_axes(params: Any) -> Any:
 
 
 def _in_columns(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Shows `tx` wide convolution kernels (..., n * columns) as (..., n, columns)."""
+    """Wraps `tx` so that it gets wide convolution kernels (..., n * columns) reshaped to
+    (..., n, columns)."""
 
     def fold(tree: Any) -> Any:
         def leaf(x: Any) -> Any:
@@ -170,9 +173,9 @@ def _in_columns(tx: optax.GradientTransformation) -> optax.GradientTransformatio
 
 
 def ema_decay(updates: Any, decay: float) -> jax.Array:
-    """Decay of the parameter average after `updates` earlier ones: min(decay, (1 + n) / (10 + n)).
+    """Decay of the parameter average after n = `updates` updates: min(decay, (1 + n) / (10 + n)).
 
-    The warm-up keeps the average of a short run from resting on the initial values.
+    Thanks to this warm-up, the average of a short run is not dominated by the initial values.
     """
     n = jnp.asarray(updates, jnp.float32)
     return jnp.minimum(decay, (1 + n) / (10 + n))

@@ -1,4 +1,4 @@
-"""What surrounds a training process: the others, the signals it gets, the profiler."""
+"""Joins the processes of a run, handles signals, and runs the profiler."""
 
 import contextlib
 import signal
@@ -11,18 +11,20 @@ from jax.experimental import multihost_utils
 
 from ltx_jax.config import DistributedConfig
 
-# What jax says where it recognises no cluster, and where devices are in use already (a notebook).
+# Parts of jax.distributed's error messages if it detects no cluster, and if devices are already in
+# use (as in a notebook). In both cases this process runs alone.
 _ALONE = ("coordinator_address should be defined", "must be called before any JAX calls")
-# Steps of a trace, counted from 1: after those that compile, and few enough to be looked at.
+# The steps of a profiler trace, counted from 1: after the steps that compile, and few, so that the
+# trace stays readable.
 _TRACED = range(3, 6)
 
 
 def join(cfg: DistributedConfig) -> None:
-    """Meets the other processes, before the first use of a device.
+    """Connects to the other processes of the run; must be called before the first use of a device.
 
-    SLURM, GKE, TPU pods and Open MPI are recognised from the environment by jax.distributed, each
-    with its own idea of a process (SLURM: one task for each GPU). Elsewhere the three settings say
-    who is where; without them this process is alone.
+    jax.distributed detects SLURM, GKE, TPU pods and Open MPI from the environment, each with its
+    own definition of a process (SLURM: one task for each GPU). Elsewhere the three settings are
+    needed; without them this process runs alone.
 
     Raises:
       ValueError: if only some of the settings are given.
@@ -48,10 +50,10 @@ def is_first() -> bool:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[Callable[[int], bool]]:
-    """Turns SIGTERM and SIGINT into a question, asked after every step: whether to stop.
+    """Catches SIGTERM and SIGINT; yields a function that returns whether to stop after a step.
 
-    The second signal of one kind acts as it always did. Of several processes all stop after the
-    same step when one gets a SIGTERM; SIGINT is left alone there.
+    A second signal of the same kind has its usual effect. With several processes, all stop after
+    the same step once one of them gets a SIGTERM, and SIGINT is not caught.
     """
     if jax.process_count() > 1:
         yield multihost_utils.reached_preemption_sync_point
@@ -79,9 +81,10 @@ def interruptible() -> Iterator[Callable[[int], bool]]:
 def traced(
     folder: epath.Path | None, log: Callable[[str], None]
 ) -> Iterator[Callable[[int, Any], None]]:
-    """Writes the profiler's trace of a few steps to a folder; None: of none.
+    """Writes a profiler trace of a few steps to a folder; with None, it writes no trace.
 
-    What it yields is called before every step with its number, from 1, and the state it begins on.
+    Yields a function that has to be called before every step, with the step's number (from 1) and
+    the state before it.
     """
     running = False
 

@@ -1,4 +1,4 @@
-"""What a run reports while it trains: a line of the log, TensorBoard, Weights & Biases."""
+"""Reports the metrics of a run to the log, TensorBoard and Weights & Biases."""
 
 import contextlib
 import dataclasses
@@ -23,18 +23,18 @@ from ltx_jax.training.step import Work
 
 
 class Reporter:
-    """Reports the metrics of steps and validations, and how fast the steps come.
+    """Reports the metrics of steps and validations, and the speed of training.
 
-    Metrics that are NaN are left out: they have nothing to say. The line of the log has those
+    Metrics that are NaN have no value at this step and are left out. The log shows only metrics
     without a "/" in their name.
 
     Only the first of several processes reports.
 
     Args:
       cfg: the whole configuration.
-      folder: of the run.
-      first: steps taken before.
-      log: takes lines.
+      folder: the run's folder.
+      first: number of steps taken before this start of the run.
+      log: called with each line of the log.
     """
 
     def __init__(
@@ -52,13 +52,13 @@ class Reporter:
         self._clock: _Clock | None = None
 
     def step(self, done: int, metrics: Mapping[str, Any], work: Work, waited: float) -> None:
-        """Counts a step, and reports it if it is its turn.
+        """Counts a step, and reports it if a report is due.
 
         Args:
-          done: steps taken, this one too.
-          metrics: scalars of this step, on devices; fetched only where they are reported.
-          work: what the step had to do.
-          waited: seconds that it waited for its data.
+          done: number of steps taken, including this one.
+          metrics: scalars of this step, on devices; fetched only if they are reported.
+          work: tokens and operations of the step.
+          waited: seconds that the step waited for its data.
         """
         if self._clock is not None:
             self._clock.count(work, waited)
@@ -67,7 +67,7 @@ class Reporter:
             return
         values = {name: float(x) for name, x in jax.device_get(dict(metrics)).items()}
         speed, text = {}, ""
-        if self._clock is not None:  # the first step compiles, and says nothing of the speed
+        if self._clock is not None:  # the first step is not timed, since it compiles
             speed = self._clock.read(self._peak)
             text = _speed_line(speed, self._cfg.steps - done)
         self._clock = _Clock(time.monotonic())
@@ -97,21 +97,21 @@ class Reporter:
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """Time that passes inside does not count as time of steps."""
+        """Excludes the time inside the context from the time of the steps."""
         begin = time.monotonic()
         yield
         if self._clock is not None:
             self._clock.begin += time.monotonic() - begin
 
     def close(self) -> None:
-        """Writes what is not yet written."""
+        """Flushes and closes TensorBoard and Weights & Biases."""
         for sink in self._sinks:
             sink.close()
 
 
 @dataclasses.dataclass
 class _Clock:
-    """What was done since a moment."""
+    """Sums up the work since the time `begin`."""
 
     begin: float
     steps: int = 0
@@ -150,7 +150,7 @@ def _speed_line(speed: Mapping[str, float], steps_left: int) -> str:
 
 
 def _numbers(values: Mapping[str, float]) -> str:
-    """The loss first, then what has a value and no "/" in its name."""
+    """Formats the loss, then the other metrics that are not NaN and have no "/" in their name."""
     rest = sorted(values.keys() - {"loss"})
     shown = [name for name in rest if "/" not in name and not math.isnan(values[name])]
     names = [*(["loss"] if "loss" in values else []), *shown]
@@ -164,7 +164,7 @@ def _duration(seconds: float) -> str:
 
 
 def animate(video: LoggedVideo) -> bytes:
-    """A GIF that repeats, the one kind of video that TensorBoard shows; a PNG of a single frame."""
+    """Encodes a looping GIF, the only video format that TensorBoard shows; a PNG if one frame."""
     images = [Image.fromarray(frame) for frame in np.asarray(video.frames)]
     file = io.BytesIO()
     if len(images) == 1:
@@ -179,7 +179,7 @@ class _TensorBoard:
     def __init__(self, folder: epath.Path, first: int):
         import tensorboardX
 
-        # A run that goes on does again what it did after its last checkpoint.
+        # A resumed run repeats the steps after its last checkpoint: their old events are purged.
         self._writer = tensorboardX.SummaryWriter(str(folder), purge_step=first + 1)
 
     def scalars(self, done: int, values: Mapping[str, float]) -> None:
@@ -190,7 +190,7 @@ class _TensorBoard:
         self._writer.add_histogram(name, values, done)
 
     def video(self, done: int, name: str, video: LoggedVideo) -> None:
-        # Not by add_video, which writes nothing where moviepy is missing.
+        # Not with add_video, which silently writes nothing if moviepy is missing.
         from tensorboardX.proto.summary_pb2 import (
             Summary,  # pyright: ignore[reportAttributeAccessIssue]
         )
@@ -213,7 +213,7 @@ class _WeightsAndBiases:
     def __init__(self, cfg: TrainConfig, folder: epath.Path):
         import wandb  # pyright: ignore[reportMissingImports]  # the tracking extra
 
-        # One run there for one run here, however often it goes on.
+        # A resumed run continues the same Weights & Biases run.
         file = folder / "wandb_id"
         if not file.exists():
             file.write_text(uuid.uuid4().hex)
@@ -261,7 +261,7 @@ def _sinks(
 
 
 def check_installed(cfg: TrainConfig) -> None:
-    """Refuses to begin what could not be reported.
+    """Checks that the reporting packages that the configuration needs are installed.
 
     Raises:
       ValueError: if `run.wandb` is set and Weights & Biases is not installed.

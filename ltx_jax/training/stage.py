@@ -1,8 +1,8 @@
-"""What a stage of training is: the contract between a kind of training and all that is generic.
+"""The interface between one kind of training and the generic training code.
 
-A stage is one subclass of `Stage`, which holds its networks, its data, its loss and its validation,
-and one configuration, whose `stage` names that class. State, step, loop, reports, checkpoints and
-plans take any of them.
+A stage consists of a subclass of `Stage`, which holds the networks, data, loss and validation, and
+of a configuration class, whose `stage` names that subclass. State, step, loop, reports, checkpoints
+and planning work with any stage.
 """
 
 import abc
@@ -26,17 +26,17 @@ from ltx_jax.training.state import TrainState
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LossValue:
-    """What a loss gives for a batch.
+    """The result of a stage's loss for one batch.
 
     The same tree also carries shapes, so fields are not typed as arrays.
 
     Attributes:
-      loss: scalar that the main optimiser lowers. Parameters with an optimiser of their own are
-        constants in it (`jax.lax.stop_gradient`).
-      metrics: scalars to report; NaN where one has nothing to say.
+      loss: scalar that the main optimiser minimises. Parameters that another optimiser trains must
+        be constants in it (`jax.lax.stop_gradient`).
+      metrics: scalars to report; NaN for a metric that has no value in this step.
       statistics: the new running statistics.
-      others: scalars that each other optimiser lowers, by its name; there, all other parameters are
-        constants.
+      others: for each other optimiser, by name, the scalar that it minimises. Parameters that this
+        optimiser does not train must be constants in it.
     """
 
     loss: Any
@@ -47,21 +47,21 @@ class LossValue:
 
 @runtime_checkable
 class BatchSource(Protocol):
-    """Where a stage's examples come from; a `Loader` is one.
+    """The source of a stage's examples, such as a `Loader`.
 
     Attributes:
-      encoding: what made the latents; None where batches are pixels.
+      encoding: how stored latents were encoded; None if the batches are pixels.
     """
 
     encoding: Encoding | None
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
-        """This process's examples of the steps from `first` up to, and without, `last`."""
+        """This process's examples for the steps from `first` up to, but excluding, `last`."""
         ...
 
 
 class LoggedVideo(NamedTuple):
-    """A video, or a picture, that a validation shows."""
+    """A video or picture that a validation reports."""
 
     frames: Any  # uint8 (t, h, w, 3)
     frame_rate: float
@@ -69,7 +69,7 @@ class LoggedVideo(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """The results of a validation. The first scalar is the one to lower."""
+    """The results of a validation. The first scalar is the loss: lower is better."""
 
     scalars: dict[str, float] = dataclasses.field(default_factory=dict)
     videos: dict[str, LoggedVideo] = dataclasses.field(default_factory=dict)
@@ -77,12 +77,13 @@ class Validation:
 
 
 class InitialWeights(NamedTuple):
-    """What a stage takes from a checkpoint that it starts from.
+    """The weights that a run takes from another checkpoint, instead of initialising them.
 
     Attributes:
-      params: by their names at the top of the stage's parameters; parts that are absent are drawn.
-      configs: pairs of networks' configurations, in the checkpoint and in the run.
-      statistics: first running statistics; None leaves those of the stage.
+      params: by part (the top-level keys of the stage's parameters); missing parts are initialised
+        at random.
+      configs: pairs of a network's configuration in the checkpoint and in the run.
+      statistics: initial running statistics; None takes those of the stage.
     """
 
     params: dict[str, Any]
@@ -98,11 +99,11 @@ class Stage(abc.ABC):
       mesh: the devices that it runs on.
 
     Attributes:
-      cfg: as given.
-      mesh: as given.
-      frozen: weights that the loss uses and nothing trains (LPIPS, a teacher), by name, on the
-        host. The loss gets them on every device.
-      vae: the frozen VAE that is kept with the run; None for none.
+      cfg: the argument.
+      mesh: the argument.
+      frozen: untrained weights that the loss needs (LPIPS, a teacher), by name, on the host. They
+        are passed to the loss replicated over the devices.
+      vae: the frozen VAE that is saved with the run; None if there is none.
     """
 
     frozen: Mapping[str, Any] = {}
@@ -114,12 +115,12 @@ class Stage(abc.ABC):
     @classmethod
     @abc.abstractmethod
     def open(cls, cfg: Any, mesh: Mesh, *, loader: BatchSource | None = None) -> "Stage":
-        """Opens the data, and all else that the stage needs to train.
+        """Makes the stage with its data and everything else that training needs.
 
         Args:
-          cfg: of the run.
-          mesh: to run on.
-          loader: of examples, in place of that of `cfg.data`.
+          cfg: the configuration of the run.
+          mesh: the devices to run on.
+          loader: source of examples that replaces the one of `cfg.data`.
 
         Raises:
           ValueError: if data, networks and settings do not fit each other.
@@ -128,8 +129,8 @@ class Stage(abc.ABC):
     @classmethod
     @abc.abstractmethod
     def describe(cls, cfg: Any, mesh: Mesh) -> "Stage":
-        """The stage without its data and the weights of frozen networks: enough to compile its
-        step, also for devices that are not here.
+        """Makes the stage without its data and without the weights of frozen networks: enough to
+        compile its step, even for devices that this machine does not have.
 
         Raises:
           ValueError: if networks and settings do not fit each other.
@@ -137,66 +138,66 @@ class Stage(abc.ABC):
 
     @abc.abstractmethod
     def init(self, key: Array) -> dict[str, Any]:
-        """Draws the parameters, with the names of their logical axes."""
+        """Initialises the parameters, with the names of their logical axes."""
 
     def optimizers(self) -> dict[str, Optimizer]:
         """The optimisers by name.
 
-        One that is named like a part at the top of the parameters trains that part, `MAIN` all
-        others. `MAIN` comes first, and is the only one of most stages.
+        An optimiser that is named after a top-level key of the parameters trains that part; `MAIN`
+        trains all others. `MAIN` comes first; most stages have no other optimiser.
         """
         return {MAIN: Optimizer.of(self.cfg.optim, self.cfg.run.steps)}
 
     def first_statistics(self) -> dict[str, Any]:
-        """Running statistics before the first step; {} for none."""
+        """The running statistics before the first step; {} if there are none."""
         return {}
 
     @abc.abstractmethod
     def abstract_batch(self, bucket: BucketConfig) -> Any:
-        """Shapes of a batch of a bucket, on the mesh: the largest one, where batches differ."""
+        """Shapes (with shardings) of a bucket's batches; of the largest one if they differ."""
 
     @abc.abstractmethod
     def batches(self, first: int, last: int) -> Iterator[Any]:
-        """The batches of the steps from `first` up to, and without, `last`, on the mesh.
+        """The batches for the steps from `first` up to, but excluding, `last`, on the mesh.
 
-        They depend on the step alone, so that a run that goes on gets the same ones.
+        A batch depends only on its step, so that a resumed run gets the same batches.
         """
 
     @abc.abstractmethod
     def tokens(self, batch: Any) -> int:
-        """How many latent voxels of a batch, or of its shapes, the networks process."""
+        """How many latent voxels the networks process for a batch (arrays or shapes)."""
 
     @abc.abstractmethod
     def loss(
         self, params: Any, state: TrainState, batch: Any, frozen: Any, key: Array
     ) -> LossValue:
-        """The loss of a batch, a mean over its examples; a part of the compiled step.
+        """The loss of a batch, a mean over its examples; it is traced into the compiled step.
 
         Args:
-          params: those to differentiate by.
-          state: the rest of what the loss depends on: running statistics, the count of updates.
-          batch: as `batches` gives it, or a micro-batch of it.
-          frozen: the weights of `self.frozen`.
-          key: of this step.
+          params: the parameters to differentiate with respect to.
+          state: the training state, for its running statistics and its count of updates.
+          batch: a batch from `batches`, or a micro-batch of it.
+          frozen: the weights of `self.frozen`, on the devices.
+          key: random key of this step.
         """
 
     def counted(self, step: int) -> "Stage":
-        """The stage whose loss has the operations to count for a step (from 1); this one, if all
-        that its loss computes counts in every step."""
+        """The stage whose loss is traced to count the operations of a step (from 1). By default
+        this stage; another one if this loss computes more than should count."""
         del step
         return self
 
     @abc.abstractmethod
     def validate(self, state: TrainState) -> Validation:
-        """Metrics and videos of a state; of the same clips every time."""
+        """Metrics and videos of a state, always on the same clips."""
 
     def latent_statistics(self, state: TrainState) -> dict[str, Any]:
-        """Statistics of the latents to store beside the weights; {} for none."""
+        """Statistics of the latents to store with the weights; {} if there are none."""
         del state
         return {}
 
     def initial_weights(self, checkpoint: Checkpoint) -> InitialWeights:
-        """What to start from of another checkpoint (`run.init_from`).
+        """The weights to start from, out of another checkpoint (`run.init_from`).
 
         Raises:
           ValueError: if the checkpoint has nothing for this stage.
@@ -207,15 +208,15 @@ class Stage(abc.ABC):
         )
 
     def compiler_options(self) -> dict[str, Any] | None:
-        """XLA's options for the compiled step."""
+        """The XLA compiler options for the step."""
         return None
 
 
 def stage_class(cfg: TrainConfig) -> type[Stage]:
-    """The class that trains a configuration.
+    """Looks up the `Stage` subclass that the configuration names.
 
     Raises:
-      ValueError: if the configuration names no such class.
+      ValueError: if there is no such class.
     """
     module, _, name = cfg.stage.partition(":")
     try:

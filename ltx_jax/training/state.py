@@ -1,4 +1,4 @@
-"""The training state: what a step changes, how it lies on the mesh, and how runs store it."""
+"""The training state: its content, its layout on the mesh, and its form in checkpoints."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -16,26 +16,26 @@ from ltx_jax.training.optim import MAIN, Optimizer
 
 @struct.dataclass
 class TrainState:
-    """Everything that a step changes. Arrays only: networks and optimisers are closed over.
+    """Everything that a step changes, as arrays. Networks and optimisers are closed over instead.
 
     The same tree also carries shapes and shardings, so fields are not typed as arrays.
     """
 
-    step: Any  # steps taken; the data and the keys of the next one follow from it
-    updates: Any  # steps not rejected
-    rejected: Any  # steps rejected in a row, up to now
-    params: Any  # of all networks that train, by their parts
-    ema: Any  # the average of those parts that have one
-    opt_state: Any  # of each optimiser, by its name
-    statistics: Any  # running statistics of the stage, {} where it has none
+    step: Any  # number of steps taken; determines the data and the key of the next step
+    updates: Any  # number of steps that were not rejected
+    rejected: Any  # number of consecutive rejected steps up to now
+    params: Any  # parameters of all trained networks, by part
+    ema: Any  # exponential average of the parameters, for the parts that have one
+    opt_state: Any  # state of each optimiser, by name
+    statistics: Any  # running statistics of the stage; {} if it has none
 
 
 def by_optimizer(params: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Divides parameters among optimisers: the part that each is named after, the rest to `MAIN`.
+    """Divides parameters among optimisers: each gets the part it is named after, `MAIN` the rest.
 
     Args:
-      params: parameters, or a tree like them, by part.
-      names: of the optimisers.
+      params: parameters by part, or a tree of the same structure.
+      names: names of the optimisers.
     """
     apart = [name for name in names if name != MAIN]
     rest = {name: part for name, part in params.items() if name not in apart}
@@ -43,19 +43,19 @@ def by_optimizer(params: Mapping[str, Any], names: Iterable[str]) -> dict[str, A
 
 
 def joined(groups: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters by part, of which `by_optimizer` gives the groups; groups may be absent."""
+    """The inverse of `by_optimizer`: parameters by part, from all groups or some of them."""
     apart = {name: part for name, part in groups.items() if name != MAIN}
     return {**groups.get(MAIN, {}), **apart}
 
 
 class StatePlan(NamedTuple):
-    """How the first state is made, and the shapes (with shardings) and layout of all of them.
+    """How to make the initial state; shapes and shardings of every state.
 
     Attributes:
-      make: (initial weights, statistics) -> state. The weights, a part of the tree of parameters,
-        replace what would be drawn, and are used up; `statistics` replaces the first running
-        statistics.
-      shapes: of a state.
+      make: (initial weights, statistics) -> state. The weights, a subtree of the parameters,
+        replace the random initialisation, and their buffers are donated. `statistics` replaces the
+        initial running statistics.
+      shapes: shapes, dtypes and shardings of a state.
       layout: shardings of a state.
     """
 
@@ -71,15 +71,15 @@ def plan_state(
     seed: int,
     statistics: Any = None,
 ) -> StatePlan:
-    """Lays out the training state; nothing is allocated until `make` is called.
+    """Plans the layout of the training state; nothing is allocated until `make` is called.
 
     Args:
-      init: key -> parameters that carry their axis names. The average lies as the parameters do,
-        and so does what an optimiser keeps of them.
-      optimizers: by name.
-      mesh: what to lay the state out on; `make` creates every array on its shard.
-      seed: of the parameters.
-      statistics: first value of the running statistics.
+      init: key -> parameters that carry their axis names. Their average and the optimisers'
+        moments are sharded like the parameters.
+      optimizers: the optimisers by name.
+      mesh: the devices to lay the state out on; `make` creates every array sharded.
+      seed: seed of the random initialisation.
+      statistics: initial running statistics.
     """
     key = jax.random.key(seed)
     everywhere = NamedSharding(mesh, P())
@@ -116,7 +116,7 @@ def plan_state(
     )
 
     def make(initial: Mapping[str, Any] | None = None, running: Any = None) -> TrainState:
-        # As in sharding.init_sharded: a high level costs seconds for every random draw.
+        # As in sharding.init_sharded: at a higher level, each random draw takes seconds to compile.
         quick = {"xla_backend_optimization_level": 1}
         program = jax.jit(first, donate_argnums=1, out_shardings=layout, compiler_options=quick)
         with sharding.use_mesh(mesh):
@@ -138,9 +138,10 @@ def _replaced(params: Mapping[str, Any], initial: Mapping[str, Any]) -> dict[str
 
 
 def _layout_like(tree: Any, params: Any, layout: Any, default: NamedSharding) -> Any:
-    """Lays out the leaves of an optimiser's state whose path ends like a parameter's as it is.
+    """Shards a leaf of an optimiser's state like the parameter whose path its own path ends with.
 
-    Muon sees wide kernels in groups of columns, one axis more: each group is split then.
+    Muon's leaves of wide kernels have an axis more, as the output channels are divided into groups:
+    these are sharded within each group.
     """
     flat = jax.tree.leaves_with_path(params)
     parameters = {
@@ -174,14 +175,15 @@ def _if_it_divides(
     return where
 
 
-# Runs have always stored parameters with an optimiser of their own under "state": the
-# discriminator's as "adversary", which is {} where there is none.
+# The format of stored runs: parameters with an optimiser of their own are under "state". The
+# discriminator's are named "adversary" there, which is {} if there is no discriminator.
 _STORED_NAMES = {"discriminator": "adversary"}
 _COUNTS = ("step", "updates", "rejected", "statistics")
 
 
 def to_stored(state: TrainState) -> dict[str, Any]:
-    """The state as a run stores it: "params" and "ema" of the main optimiser, and the "state"."""
+    """Converts a state to its stored form: "params" and "ema" of the main optimiser, and "state"
+    with everything else."""
     groups = by_optimizer(state.params, state.opt_state)
     rest: dict[str, Any] = {name: getattr(state, name) for name in _COUNTS}
     rest |= {"opt_state": state.opt_state[MAIN], "adversary": {}}
@@ -192,7 +194,7 @@ def to_stored(state: TrainState) -> dict[str, Any]:
 
 
 def from_stored(parts: Mapping[str, Any]) -> TrainState:
-    """The state of what `to_stored` gave."""
+    """The inverse of `to_stored`."""
     rest: dict[str, Any] = dict(parts["state"])
     counts = {name: rest.pop(name) for name in _COUNTS}
     groups, opt_state = {MAIN: parts["params"]}, {MAIN: rest.pop("opt_state")}

@@ -17,31 +17,31 @@ from ltx_jax.training.stage import LossValue, Stage
 from ltx_jax.training.state import TrainState, by_optimizer, joined, plan_state
 
 Loss = Callable[[Any, TrainState, Any, Any, Array], LossValue]  # as `Stage.loss`
-GRADIENTS = "gradients"  # the metric that is a tree: the norm of each tensor's gradient
+GRADIENTS = "gradients"  # metrics entry that is a tree: the gradient norm of every tensor
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a step has to do, over all devices."""
+    """The work of a step, over all devices."""
 
-    tokens: int  # latent voxels, without those dropped
-    flop: float  # of the networks' matmuls and convolutions, by our own count
+    tokens: int  # latent voxels that the networks process, without dropped ones
+    flop: float  # operations of matmuls and convolutions, from `flops.count_flop`
 
 
 class Trainer:
     """A stage with the layout of its state and its compiled step.
 
-    Nothing is compiled or allocated before it is asked for.
+    Nothing is compiled or allocated before its first use.
 
     Args:
-      stage: what to train.
-      optimizers: in place of `stage.optimizers()`.
-      compiler_options: of XLA, in place of the stage's.
+      stage: the stage to train.
+      optimizers: replace those of `stage.optimizers()`.
+      compiler_options: XLA options that replace the stage's.
 
     Attributes:
-      stage: as given.
-      mesh: the stage's.
-      optimizers: by name.
+      stage: the argument.
+      mesh: the stage's mesh.
+      optimizers: the optimisers by name.
       plan: how the state is made and laid out.
 
     Raises:
@@ -67,17 +67,17 @@ class Trainer:
         self._step = jax.jit(
             self._take_step,
             donate_argnums=0,
-            # Pinned, or XLA may pick another layout for the new state.
+            # Fixed, as XLA might otherwise choose another sharding for the new state.
             out_shardings=(self.plan.layout, None),
             compiler_options=compiler_options,
         )
         self._flop = functools.cache(self._count_flop)
 
     def step(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
-        """Takes a step; the old state's memory is reused.
+        """Takes a step; the old state is donated.
 
         Returns:
-          The new state, and metrics: scalars, and under `GRADIENTS` a tree of them.
+          The new state, and the metrics: scalars, and under `GRADIENTS` a tree of scalars.
         """
         return self._step(state, batch, self.frozen)
 
@@ -88,7 +88,7 @@ class Trainer:
 
     @functools.cached_property
     def frozen(self) -> dict[str, Any]:
-        """The stage's frozen weights, on every device."""
+        """The stage's frozen weights, replicated over the devices."""
         return batches.replicate_over(self.mesh, dict(self.stage.frozen))
 
     def _take_step(
@@ -116,7 +116,7 @@ class Trainer:
         return {name for optimizer in resting for name in optimizer.metrics}
 
     def work(self, batch: Any, step: int) -> Work:
-        """What a step (from 1) has to do for a batch, or for its shapes.
+        """The work of a step (counted from 1) for a batch (arrays or shapes).
 
         Encoders that run before the step are not counted.
         """
@@ -142,22 +142,23 @@ def gradients(
     micro_batches: int,
     layout: Any,
 ) -> tuple[LossValue, Any]:
-    """The value of `loss`, and the gradients of what each optimiser lowers, in one tree.
+    """The value of `loss`, and one tree with the gradient of every optimiser's loss.
 
-    Micro-batches come one after the other, each with a key of its own. The loss must be a mean
-    over the batch. Value, gradients and statistics are then means over the micro-batches, and so
-    are metrics, over those where they are a number.
+    Micro-batches are processed one after the other, each with its own key. The loss must be a mean
+    over the batch. Loss, gradients and statistics are averaged over the micro-batches, and so are
+    the metrics, without NaNs.
 
     Args:
-      loss: as `Stage.loss`.
-      optimizers: by name; what they freeze has a gradient of zero, which costs nothing.
-      params: to differentiate by.
-      state: passed on.
+      loss: a function like `Stage.loss`.
+      optimizers: the optimisers by name; parameters that they freeze get a gradient of zero, which
+        is not computed.
+      params: the parameters to differentiate with respect to.
+      state: passed to the loss.
       batch: arrays whose first axis is the batch.
-      frozen: passed on.
-      key: of this step.
-      micro_batches: how many a batch is cut into.
-      layout: of the parameters; the gradients are pinned to it.
+      frozen: passed to the loss.
+      key: random key of this step.
+      micro_batches: number of micro-batches.
+      layout: shardings of the parameters, which the gradients are constrained to.
     """
     groups = by_optimizer(params, optimizers)
     fixed = joined({n: frozen_parameters(groups[n], x.freeze) for n, x in optimizers.items()})
@@ -198,9 +199,10 @@ def gradients(
 
 
 def _cut(batch: Any, parts: int) -> Any:
-    """Gives the arrays of a batch a first axis over its micro-batches.
+    """Splits the arrays of a batch into micro-batches, along a new first axis.
 
-    Micro-batch i is every `parts`-th example from i on, so that no example changes its device.
+    Micro-batch i consists of every `parts`-th example starting at i, so that examples stay on their
+    devices.
     """
 
     def cut(x: Any) -> Any:
@@ -215,8 +217,8 @@ def _gradient_norms(
 ) -> tuple[dict[str, Any], Bool[Array, ""]]:
     """Global norms of the gradients as metrics, and whether all of them are finite.
 
-    The metrics are that of the main optimiser's gradient, that of each part, NaN where its
-    optimiser has not begun, and under `GRADIENTS` each tensor's.
+    The metrics are the norms of the main optimiser's whole gradient, of each part's gradient (NaN
+    if its optimiser has not begun), and under `GRADIENTS` of each tensor's gradient.
     """
     groups = by_optimizer(grads, optimizers)
     squares = jax.tree.map(lambda x: jnp.sum(jnp.square(x.astype(jnp.float32))), groups)
@@ -241,9 +243,9 @@ def _has_begun(optimizer: Optimizer, updates: Array) -> Bool[Array, ""]:
 def advance(
     state: TrainState, grads: Any, optimizers: Mapping[str, Optimizer], statistics: Any
 ) -> TrainState:
-    """Takes a step of each optimiser, of parameters and their average.
+    """Updates the parameters, their average and the optimisers' states from the gradients.
 
-    `settle` says whether it counts.
+    The result is provisional: `settle` decides whether it replaces the old state.
     """
     old, slopes = (by_optimizer(tree, optimizers) for tree in (state.params, grads))
     averages = by_optimizer(state.ema, [name for name in optimizers if name in state.ema])
@@ -267,7 +269,7 @@ def advance(
 def _descend(
     optimizer: Optimizer, grads: Any, params: Any, opt_state: Any, updates: Array
 ) -> tuple[Any, Any]:
-    """Parameters and the optimiser's state after its step; as before, if it has not begun."""
+    """Parameters and optimiser state after the step; unchanged if the optimiser has not begun."""
 
     def learn(params: Any, opt_state: Any) -> tuple[Any, Any]:
         changes, opt_state = optimizer.tx.update(grads, opt_state, params)
@@ -280,9 +282,9 @@ def _descend(
 
 
 def settle(old: TrainState, new: TrainState, finite: Bool[Array, ""]) -> TrainState:
-    """The new state where losses and gradients were finite, else the old one to the bit.
+    """Returns the new state if losses and gradients were finite, else exactly the old state.
 
-    Only the counts of steps move in either case.
+    Only the counts of steps change in either case.
     """
     kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
     return dataclasses.replace(
@@ -296,13 +298,14 @@ def settle(old: TrainState, new: TrainState, finite: Bool[Array, ""]) -> TrainSt
 def describe_nonfinite(
     metrics: Mapping[str, Any], state: TrainState, resting: Collection[str] = ()
 ) -> str:
-    """Says which metrics, gradients and parameters are not finite.
+    """Describes which metrics, gradients and parameters are not finite.
 
-    Metrics of parts ("loss_at/0.1") are left out: the gradients name theirs.
+    Metrics with a "/" in their name ("loss_at/0.1") are left out: the gradients are listed by
+    tensor instead.
 
     Args:
-      metrics: of a step.
-      state: after it.
+      metrics: metrics of a step.
+      state: the state after that step.
       resting: names of metrics that are NaN by intent (`Trainer.resting_metrics`).
     """
     scalars = {

@@ -1,7 +1,8 @@
-"""The conditions of a batch: frames that the network gets beside the noise, drawn on the host.
+"""Draws the conditions of a batch: frames that the network sees without full noise.
 
-A batch's pattern says of which kind they are: none, the first frame, the first latent frames,
-single frames or a short clip anywhere later. How many and where is drawn here, for each example.
+The batch's pattern says which kind of condition its examples have: none, the first frame, the first
+latent frames, single frames, or a short clip anywhere later. Number and places are drawn here, on
+the host, for each example.
 """
 
 from typing import Any, NamedTuple
@@ -15,36 +16,36 @@ from ltx_jax.diffusion.conditioning import PREFIX
 
 
 class StepRandom:
-    """Random choices of one step, the same for any number of processes.
+    """The random choices of one step, which do not depend on the number of processes.
 
-    Each draws for all of them and takes its own rows.
+    Every process draws for the whole batch, and uses the rows of its own part.
 
     Args:
-      seed: of the run.
-      step: global.
+      seed: seed of the run.
+      step: number of the step.
       share: index of this process's part of the batch, and how many parts there are.
     """
 
     def __init__(self, seed: int, step: int, share: tuple[int, int] = (0, 1)):
-        self._rng = np.random.default_rng([seed, 10, step])  # the loader has the numbers up to 9
+        self._rng = np.random.default_rng([seed, 10, step])  # the loader uses numbers up to 9
         self._index, self._parts = share
 
     def number(self, low: int, high: int) -> int:
-        """One for the whole batch, in [low, high]."""
+        """An integer in [low, high] for the whole batch."""
         return int(self._rng.integers(low, high + 1))
 
     def numbers(self, low: int, high: int, rows: int) -> Int[np.ndarray, " b"]:
-        """One for each of this process's `rows`, in [low, high]."""
+        """An integer in [low, high] for each of this process's `rows`."""
         drawn = self._rng.integers(low, high + 1, rows * self._parts, np.int32)
         return drawn[self._index * rows :][:rows]
 
     def chances(self, probability: float, rows: int) -> Bool[np.ndarray, " b"]:
-        """True with a probability, for each of this process's `rows`."""
+        """A boolean for each of this process's `rows`, True with this probability."""
         drawn = self._rng.random(rows * self._parts)
         return drawn[self._index * rows :][:rows] < probability
 
     def places(self, among: int, count: int, rows: int) -> Int[np.ndarray, "count b"]:
-        """`count` different numbers below `among`, for each of this process's `rows`."""
+        """`count` distinct integers below `among`, for each of this process's `rows`."""
         order = np.argsort(self._rng.random((rows * self._parts, among)), axis=1)
         return order[self._index * rows :][:rows, :count].T
 
@@ -54,8 +55,8 @@ class ConditionItem(NamedTuple):
 
     Attributes:
       video: pixels (b, t, h, w, 3) in uint8, or "mean" and "logvar" of the posterior, or latents;
-        at most two latent frames, encoded by themselves.
-      frame: the frame of the video at which it begins, (b,), above 0.
+        at most two latent frames, encoded separately from the video.
+      frame: the frame of the video at which the item begins, (b,), above 0.
     """
 
     video: Any
@@ -66,9 +67,8 @@ class Conditions(NamedTuple):
     """The conditions of a batch.
 
     Attributes:
-      prefix: how many of the first latent frames are conditions, (b,); None for none of any
-        example.
-      items: images and clips elsewhere.
+      prefix: how many of the first latent frames are conditions, (b,); None if no example has any.
+      items: images and clips at later frames.
     """
 
     prefix: Int[np.ndarray, " b"] | None = None
@@ -78,12 +78,13 @@ class Conditions(NamedTuple):
 def draw_conditions(
     batch: Batch, random: StepRandom, cfg: FlowConfig, temporal_factor: int
 ) -> Conditions:
-    """Draws the conditions of a batch; none where its clips are too short for its pattern.
+    """Draws the conditions of a batch; none if its clips are too short for its pattern.
 
-    With single frames or a clip, half of the examples have their first frame as well.
+    With single frames or a clip, half of the examples on average also have their first frame as a
+    condition.
 
     Raises:
-      ValueError: if a data set of latents holds no condition items.
+      ValueError: if a data set of latents holds no separately encoded items for the pattern.
     """
     rows = len(batch.captions)
     frames = (batch.bucket.num_frames - 1) // temporal_factor + 1

@@ -1,7 +1,7 @@
 """The loss of the second stage: rectified flow on noised latents with conditions.
 
-`flow_loss` is the whole of it, from a batch to its loss. A batch is laid out by the sampler's own
-`conditioning.prepare`: a condition token of time t here is one of strength 1 - t there.
+`flow_loss` computes it from a batch. Tokens are laid out by `conditioning.prepare`, as for
+sampling: a condition token at time t in training is one of strength 1 - t in sampling.
 """
 
 import dataclasses
@@ -26,15 +26,15 @@ from ltx_jax.training.stage import LossValue
 from ltx_jax.training.transformer.conditions import ConditionItem, Conditions
 from ltx_jax.training.transformer.sources import Captions, Moments
 
-_MULTIPLE = 8  # of tokens
-BINS = 5  # of the time, by which the loss is reported
+_MULTIPLE = 8  # the number of kept tokens is a multiple of it
+BINS = 5  # number of intervals of the time, for each of which the loss is reported
 
 
 def time_density(count: int, cfg: FlowConfig) -> tuple[float, float, float]:
-    """Mean of the logit-normal density for `count` tokens, and the times of its two percentiles.
+    """Mean of the logit-normal density for `count` tokens, and the times at its two percentiles.
 
-    The mean is linear in the token count, as in SD3, and constant above `max_tokens`: the line
-    goes on to put all mass next to t = 1.
+    The mean is linear in the token count, as in SD3, but constant above `max_tokens`: continued
+    further, the line would concentrate all times near t = 1.
     """
     slope = (cfg.max_shift - cfg.min_shift) / (cfg.max_tokens - cfg.min_tokens)
     mean = cfg.min_shift + slope * (min(count, cfg.max_tokens) - cfg.min_tokens)
@@ -47,10 +47,10 @@ def time_density(count: int, cfg: FlowConfig) -> tuple[float, float, float]:
 
 
 def training_times(key: Array, batch: int, count: int, cfg: FlowConfig) -> Float[Array, " b"]:
-    """Times of a batch of clips of `count` tokens, in [min_time, 1].
+    """Draws the times of a batch of clips with `count` tokens each, in [min_time, 1].
 
-    Logit-normal, clipped at its percentiles and stretched so that they land on the ends (paper,
-    section 3.1); a part of the samples is uniform.
+    The distribution is logit-normal, clipped at its two percentiles and stretched so that they map
+    to the ends of the range (paper, section 3.1). A fraction of the samples is uniform instead.
     """
     normal_key, uniform_key = jax.random.split(key)
     uniform, choice = jax.random.uniform(uniform_key, (2, batch))
@@ -62,14 +62,15 @@ def training_times(key: Array, batch: int, count: int, cfg: FlowConfig) -> Float
 
 
 def condition_times(key: Array, t: Float[Array, " b"], cfg: FlowConfig) -> Float[Array, " b"]:
-    """Times of condition tokens: 0 half of the time, else up to the maximum, never above t."""
+    """Draws a time for each sample's condition tokens: 0 with probability one half, else uniform up
+    to the maximum; never above t."""
     own, choice = jax.random.uniform(key, (2, *t.shape))
     return jnp.where(choice < 0.5, 0.0, jnp.minimum(own * cfg.max_condition_time, t))
 
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """How latents lie in a video: the VAE's factors, and the transformer's reading of frames."""
+    """How latents map to pixels: the VAE's compression, and the transformer's frame convention."""
 
     temporal_factor: int
     spatial_factor: int
@@ -77,15 +78,15 @@ class Geometry:
 
 
 class NoisedBatch(NamedTuple):
-    """What the network gets of a batch, and what it has to predict.
+    """The network's inputs for a batch, and its targets.
 
     Attributes:
-      time: of each sample, (b,).
-      tokens: (b, n, c), the extra ones of conditions first.
-      times: of each token (b, n), or (b, 1) where all of a sample have the same.
+      time: time of each sample, (b,).
+      tokens: (b, n, c), the extra tokens of conditions first.
+      times: time of each token (b, n), or (b, 1) if all tokens of a sample have the same time.
       coords: (b, n, 3) pixel coordinates.
-      target: (b, n, c), the velocity.
-      weight: (b, n), 1 for the tokens that count and 0 for conditions.
+      target: (b, n, c), the velocity to predict.
+      weight: (b, n), 1 for tokens that count in the loss and 0 for conditions.
     """
 
     time: Any
@@ -104,15 +105,15 @@ def noise_batch(
     geometry: Geometry,
     kept: int,
 ) -> NoisedBatch:
-    """Draws times and noise, and lays out tokens.
+    """Draws times and noise, and lays out the tokens.
 
     Args:
-      latents: normalised data.
-      conditions: their videos are normalised latents (b, t, h, w, c).
-      key: of this step.
-      cfg: the distribution of times.
-      geometry: see there.
-      kept: how many of the video's own tokens the network sees, drawn for each sample.
+      latents: normalised latents of the data.
+      conditions: the conditions, whose videos are normalised latents (b, t, h, w, c).
+      key: random key of this step.
+      cfg: distribution of the times.
+      geometry: how latents map to pixels.
+      kept: how many of the video's own tokens the network sees; which ones is drawn per sample.
     """
     b, t, h, w, _ = latents.shape
     count = t * h * w
@@ -147,7 +148,7 @@ def noise_batch(
 
 
 def _drop(whole: NoisedBatch, key: Array, extra: int, kept: int) -> NoisedBatch:
-    """Leaves out all but `kept` of the video's own tokens, in their order."""
+    """Keeps a random choice of `kept` of the video's own tokens, in their order."""
     b, n = whole.weight.shape
     order = jnp.argsort(jax.random.uniform(key, (b, n - extra)), axis=1)
     own = extra + jnp.sort(order[:, :kept], axis=1)
@@ -162,15 +163,16 @@ def _drop(whole: NoisedBatch, key: Array, extra: int, kept: int) -> NoisedBatch:
 
 
 def kept_tokens(sizes: Sequence[tuple[int, int]], share: float) -> tuple[int, ...]:
-    """How many tokens of a sample of each bucket the network sees.
+    """How many tokens per sample the network sees, for each bucket.
 
-    The buckets' steps come as close to each other as dropping at most `share` of a sample's tokens
-    allows: the largest one is cut by that share, the others to the same number of tokens if they
-    have more. Where tokens are dropped, a multiple of eight is left, which devices can split.
+    Dropping tokens makes the steps of different buckets similar in size. In the bucket with the
+    most tokens per batch, a fraction `share` of the tokens is dropped; in other buckets, as many as
+    needed to reach the same number of tokens per batch, but at most `share`. The number left after
+    dropping is a multiple of eight, so that it can be split over devices.
 
     Args:
-      sizes: tokens of a sample, and batch size, of each bucket.
-      share: the largest that may be dropped.
+      sizes: tokens per sample and batch size, for each bucket.
+      share: largest fraction of a sample's tokens to drop.
     """
     target = (1 - share) * max(count * batch for count, batch in sizes)
 
@@ -186,10 +188,10 @@ class FlowModel:
     """The networks of the stage, as its loss and its validation call them.
 
     Attributes:
-      denoiser: the network.
-      captions: the source of their embeddings.
+      denoiser: the transformer.
+      captions: the source of the caption embeddings.
       sample_latents: (moments, key) -> a sample of the posterior, normalised.
-      geometry: see there.
+      geometry: how latents map to pixels.
     """
 
     denoiser: Plain
@@ -198,16 +200,16 @@ class FlowModel:
     geometry: Geometry
 
     def init(self, key: Array) -> dict[str, Any]:
-        """Draws the parameters: "transformer", and the "text_encoder" if it is trained."""
+        """Initialises the parameters: "transformer", and "text_encoder" if it is trained."""
         keys = jax.random.split(key)
         return {"transformer": self.denoiser.init(keys[0]), **self.captions.init(keys[1])}
 
     def context(
         self, params: Any, batch: Mapping[str, Any], coords: Int[Array, "b n 3"]
     ) -> Context:
-        """What conditions the network for the tokens at some pixel coordinates of a batch.
+        """Makes the network's context for a batch, given the pixel coordinates of its tokens.
 
-        A new conditioning enters here, from its entry in the batch.
+        A new kind of conditioning is added here, from its own entry in the batch.
         """
         caption, mask = self.captions.embed(params, batch["captions"])
         rope = positions.rope_of(coords, batch["frame_rate"], self.denoiser.cfg)
@@ -238,12 +240,12 @@ def flow_loss(
 
     Args:
       model: the networks.
-      params: of those that train.
+      params: parameters of the trained networks.
       batch: "video", moments of the posterior (b, t, h, w, c); "conditions"; "captions" and
-        "frame_rate", which the context takes.
-      key: of this step.
-      cfg: distribution of times and conditions.
-      kept: how many of a video's own tokens the network sees, by the grid of its latents.
+        "frame_rate", which the context is made from.
+      key: random key of this step.
+      cfg: distribution of the times and conditions.
+      kept: for each latent grid, how many of a video's own tokens the network sees.
     """
     # Latents: a sample of each posterior.
     prefix, items = batch["conditions"]
@@ -270,7 +272,7 @@ def flow_loss(
 
 
 def by_time(loss: Float[Array, " b"], time: Float[Array, " b"]) -> dict[str, Float[Array, ""]]:
-    """Mean loss of the samples of each bin of the time; NaN where there is none."""
+    """Mean loss of the samples in each interval of the time; NaN for one without samples."""
     bins = jnp.minimum((time * BINS).astype(jnp.int32), BINS - 1)
     inside = jax.nn.one_hot(bins, BINS, axis=0)
     means = jnp.sum(inside * loss[None], axis=1) / jnp.sum(inside, axis=1)
