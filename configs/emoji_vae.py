@@ -3,9 +3,10 @@
     ltx-prepare emoji --output data/emoji
     ltx-train emoji_vae
 
-16x16x8 pixels per latent of 64 channels, like the VAE of shapes, with more blocks where pictures
-are small and blocks cheap: faces and limbs are to be told from few latents. Pixel, wavelet and KL
-terms alone, to a plateau; in float32, which a CPU without matrix units is as fast in.
+16x16x8 pixels per latent of 64 channels, like the VAE of shapes, with more blocks at the low
+resolutions, where they are cheap: few latents have to represent faces and limbs. Trained to a
+plateau with pixel, wavelet and KL losses only, in float32, which is as fast as bfloat16 on a CPU
+without matrix units.
 """
 
 from ltx_jax.config import (
@@ -44,7 +45,7 @@ config = TrainVAE(
         timestep_conditioning=True,
     ),
     loss=VAELossConfig(
-        # Squares weigh most what is most wrong: a small face before a large background.
+        # Squared errors emphasise large errors: a small face in front of a large background.
         mse_weight=16.0,
         dwt_weight=0.5,
         kl_start=300,

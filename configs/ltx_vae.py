@@ -93,7 +93,8 @@ config = TrainVAE(
     mesh=MeshConfig(data=-1, fsdp=8),
 )
 
-# Not by `--mesh.seq`, which splits rows: the deepest layers have eight of them.
+# A larger batch, as `--mesh.seq` cannot use so many chips: it splits rows, and the deepest layers
+# have eight of them.
 large = dataclasses.replace(
     config,
     data=dataclasses.replace(

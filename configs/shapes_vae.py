@@ -44,7 +44,7 @@ config = TrainVAE(
     ),
     execution=ExecutionConfig(dtype="bfloat16"),
     loss=VAELossConfig(
-        # Squared errors emphasise large errors: a small object before a large background.
+        # Squared errors emphasise large errors: a small object in front of a large background.
         mse_weight=8.0,
         dwt_weight=0.5,
         gan_weight=0.05,

@@ -1,4 +1,4 @@
-"""Fits a small transformer, with its own byte-level T5, to the two clips of a trained VAE.
+"""Fits a small transformer, with its own byte-level T5, to two clips, encoded by a trained VAE.
 
     ltx-train two_clips_transformer
 

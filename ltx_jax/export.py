@@ -5,8 +5,8 @@ OUT/text_encoder/, OUT/tokenizer/   its own text encoder, as transformers has it
 OUT/settings.json       how it is sampled
 OUT/diffusers/          what the model classes of diffusers load
 
-OUT is itself a checkpoint, complete without the last folder. A T5 that was put beside the model is
-named when sampling: `--text_encoder OUT`.
+OUT is itself a checkpoint, complete without the last folder. A T5 that was exported with the model
+has to be named when sampling: `--text_encoder OUT`.
 """
 
 import argparse
@@ -34,20 +34,20 @@ def export(
     text_encoder: str | None = None,
     settings: str | None = None,
 ) -> list[Path]:
-    """Writes whatever `--checkpoint` takes; returns the paths written.
+    """Exports a checkpoint; returns the paths that were written.
 
     Args:
-      source: what to write.
+      source: anything that `--checkpoint` of ltx-sample takes.
       out: a folder that is empty or does not exist.
-      dtype: of the weights; None keeps what they have.
-      layouts: which to write; the text encoder and the settings go with the official one. None is
-        both, but without diffusers' where it has no class for the model, which is logged.
-      text_encoder: a T5 folder to put beside it, where the source has none of its own.
-      settings: a file of configs/sample, or a video's JSON, in place of what the source says.
+      dtype: dtype of the weights; None keeps that of the source.
+      layouts: layouts to write; the text encoder and the settings go with the official one. None
+        writes both, or logs that diffusers has no class for the model and leaves its layout out.
+      text_encoder: a T5 folder to export with a model that has no text encoder of its own.
+      settings: a file of configs/sample, or a video's JSON, in place of the source's settings.
 
     Raises:
-      ValueError: if there is no such checkpoint, `out` is not empty, or diffusers is asked for and
-        has no class for this model (the official file is there then).
+      ValueError: if there is no such checkpoint, `out` is not empty, or the diffusers layout is
+        requested and diffusers has no class for this model (the official file is written then).
     """
     from ltx_jax.checkpoints import diffusers, exported_folder, official
     from ltx_jax.checkpoints.load import load_checkpoint

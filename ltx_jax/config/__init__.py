@@ -1,6 +1,6 @@
 """Every setting of the project: frozen dataclasses, the whole schema of `configs/`.
 
-Imports nothing of ours but its own parts, so that `--help` is instant.
+Imports nothing else of this package, so that `--help` is instant.
 """
 
 from ltx_jax.config.files import load, load_sampling, read_json, read_sampling_json

@@ -43,11 +43,11 @@ def find(name: str) -> Path:
     """The file of a config.
 
     Args:
-      name: of a config that ships (`ltxv_2b`, `sample/shapes`, `shapes`), or the path of a file.
+      name: name of a shipped config (`ltxv_2b`, `sample/shapes`, `shapes`), or the path of a file.
 
     Raises:
       ValueError: if there is no such config (with the most similar name), or if the file's ending
-        is none of a config.
+        is not one of a config.
     """
     path = Path(name)
     if path.suffix in _ENDINGS:
@@ -68,7 +68,7 @@ def load(name: str, overrides: Sequence[str] = (), *, program: str | None = None
     Args:
       name: as `find` takes it; `FILE.py:NAME` reads another variable than `config`.
       overrides: settings from the command line.
-      program: the command's name in their `--help`.
+      program: the command's name in the `--help` of the overrides.
 
     Raises:
       ValueError: if there is no such file, if it is not Python, if it does not define the variable
@@ -100,7 +100,7 @@ def load(name: str, overrides: Sequence[str] = (), *, program: str | None = None
 
 
 def _split(name: str) -> tuple[str, str]:
-    """A config's name and the variable in it: FILE.py:NAME, or NAME is `config`."""
+    """Splits FILE.py:NAME into the file and the variable; without NAME this is `config`."""
     match = re.fullmatch(r"(.+\.py):(\w+)", name)
     return (match[1], match[2]) if match else (name, "config")
 

@@ -17,7 +17,7 @@ def build(kind: Any, value: Any, where: str) -> Any:
       where: names the value in errors.
 
     Raises:
-      ValueError: for fields that do not exist, and values of another kind.
+      ValueError: for fields that do not exist, and values of another type.
     """
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
@@ -44,7 +44,7 @@ def build(kind: Any, value: Any, where: str) -> Any:
 
 
 def _fits(kind: Any, value: Any) -> bool:
-    """Whether a plain value from JSON may be of a kind; a real number may be written as a whole."""
+    """Whether a plain value from JSON has a type; integers count as floats, and 1.0 as an int."""
     if typing.get_origin(kind) is typing.Literal:
         return value in typing.get_args(kind)
     number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -63,7 +63,7 @@ def _describe(kind: Any) -> str:
 
 
 def _option(kinds: tuple[Any, ...], value: Any) -> Any:
-    """The kind of a union that a value from JSON belongs to; the first plain one if none fits."""
+    """The member of a union that fits a value from JSON; the first plain member if none does."""
     if isinstance(value, dict):
         return next((kind for kind in kinds if dataclasses.is_dataclass(kind)), Any)
     if isinstance(value, list):

@@ -10,7 +10,7 @@ from typing import Literal
 DType = Literal["float32", "bfloat16", "float16"]
 Remat = Literal["none", "dots", "full", "attention"]
 AttentionForm = Literal["auto", "plain", "cudnn", "splash"]
-Linears = Literal["float8", "int8"]  # of the large matmuls of the transformer, when sampling
+Linears = Literal["float8", "int8"]  # precision of the transformer's large matmuls in sampling
 
 
 def require(condition: bool, message: str) -> None:
@@ -31,7 +31,7 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ExecutionConfig:
-    """How a device computes a network, whatever its architecture: no part of a checkpoint."""
+    """How a device computes a network, whatever its architecture. Not part of a checkpoint."""
 
     # "auto" takes the fastest form of attention on the default backend.
     attention: AttentionForm = "auto"
@@ -100,8 +100,8 @@ class BlockConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VAEConfig:
-    """The causal Video-VAE. Both block lists are in encoder order: the decoder reads its own last
-    first."""
+    """The causal Video-VAE. Both block lists are in encoder order: the decoder applies its own
+    from last to first."""
 
     encoder_blocks: tuple[BlockConfig, ...]
     decoder_blocks: tuple[BlockConfig, ...]
@@ -131,7 +131,7 @@ class VAEConfig:
 
 
 def _count(cfg: VAEConfig, *names: str) -> int:
-    """Counts encoder blocks of these names, with `_res` too; compress_all_x_y does not count."""
+    """Counts the encoder blocks of these names and of NAME_res; compress_all_x_y is not counted."""
     return sum(block.name.removesuffix("_res") in names for block in cfg.encoder_blocks)
 
 

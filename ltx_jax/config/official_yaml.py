@@ -12,7 +12,7 @@ from ltx_jax.config.sampling import SampleConfig
 
 _log = logging.getLogger(__name__)
 
-# Keys under another name here.
+# Official keys, and the names of the settings that hold their values here.
 _RENAMED = {
     "checkpoint_path": "checkpoint",
     "text_encoder_model_name_or_path": "text_encoder",
@@ -41,7 +41,7 @@ _STG_MODES = {
     "stg_t": "transformer_block",
 }
 _PASSES = ("first_pass", "second_pass")
-# Keys whose value is checked and then needed no longer.
+# Keys that are read by themselves: they choose or check settings rather than being copied.
 _CHECKED = ("pipeline_type", "precision", "sampler")
 # Prompts are sampled as they are written: no language model rewrites them.
 IGNORED = (
@@ -111,7 +111,7 @@ def _check_keys(content: Any, known: tuple[str, ...], where: str) -> None:
 
 
 def _one_pass(settings: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Settings of one pass with the official defaults and our name of the STG mode."""
+    """Settings of one pass, with the official defaults and with our name of the STG mode."""
     settings = _DEFAULTS | settings
     if "stg_mode" in settings:
         mode = str(settings["stg_mode"]).lower()
@@ -126,7 +126,7 @@ def _one_pass(settings: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _precision(value: Any, path: Path) -> dict[str, Any]:
-    """Bfloat16 is what sampling computes in anyway, where the device has fast matmuls of it."""
+    """Settings for a precision: none for bfloat16, the default wherever its matmuls are fast."""
     match value:
         case "bfloat16":
             return {}

@@ -26,7 +26,7 @@ class ShotsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DuplicatesConfig:
-    """Near-duplicates: the clip with the largest picture is kept, or the longest one of these."""
+    """Near-duplicates: the clip with the largest picture is kept; among equals, the longest."""
 
     drop: bool = True
     max_distance: float = 10.0  # largest mean number of different bits between hashes of 64 bits

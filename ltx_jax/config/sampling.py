@@ -17,20 +17,21 @@ class SamplingConfig:
 
     negative_prompt: str = "worst quality, inconsistent motion, blurry, jittery, distorted"
     height: int = 704  # pixels; any positive size: padded to one the VAE takes, then cropped back
-    width: int = 1216  # pixels, as height
+    width: int = 1216  # pixels; any positive size, as for the height
     num_frames: int = 121  # any positive number; 8k+1 frames fill whole latent frames
     frame_rate: float = 30.0  # frames per second
-    num_inference_steps: int = 40  # length of the checkpoint's own schedule
-    timesteps: tuple[float, ...] | None = None  # explicit times, in place of a count
-    skip_initial_inference_steps: int = 0  # of the schedule
-    skip_final_inference_steps: int = 0  # of the schedule
+    num_inference_steps: int = 40  # steps of the schedule that the checkpoint lays out
+    timesteps: tuple[float, ...] | None = None  # explicit times, instead of a number of steps
+    skip_initial_inference_steps: int = 0  # steps left out at the schedule's start
+    skip_final_inference_steps: int = 0  # steps left out at its end
     guidance_scale: PerStep = 3.0  # classifier-free guidance; <= 1 is off
     cfg_star_rescale: bool = False  # scale the negative prediction to fit the positive one
     stg_scale: PerStep = 1.0  # spatio-temporal guidance; <= 0 is off
-    # What a skipped block puts in the place of attention, or of itself.
+    # What replaces the self-attention of a skipped block, or the whole block.
     stg_mode: STGMode = "attention_values"
     skip_block_list: SkipBlocks = ()  # blocks that the perturbed branch of guidance skips
-    # How far the guided prediction's deviation moves back to that of the caption's own; 1 is off.
+    # Share of the guided prediction's standard deviation that is set back to that of the prediction
+    # from the caption alone; exactly 1 turns this off.
     rescaling_scale: PerStep = 0.7
     guidance_timesteps: tuple[float, ...] | None = None  # times at which per-step values change
     # How a step moves along the flow: "dpmpp_2m" is DPM-Solver++(2M), of second order.
@@ -151,7 +152,7 @@ class SampleConfig(SamplingConfig):
 
 
 def sampling_options(cfg: SamplingConfig) -> SamplingConfig:
-    """How a video is sampled, without the paths and models that a `SampleConfig` adds."""
+    """The settings of sampling alone, without the paths and models that a `SampleConfig` adds."""
     names = (field.name for field in dataclasses.fields(SamplingConfig))
     return SamplingConfig(**{name: getattr(cfg, name) for name in names})
 

@@ -25,7 +25,7 @@ class OptimConfig:
     """Optimiser, learning-rate schedule and parameter average."""
 
     name: Literal["adamw", "muon"] = (
-        "adamw"  # muon: of matrices and kernels, with adamw for the rest
+        "adamw"  # "muon" trains matrices and kernels with muon, and the rest with adamw
     )
     peak_lr: float = 1e-4
     warmup_steps: int = 1000
@@ -81,9 +81,9 @@ class DataConfig:
     """Clips to train on."""
 
     # "shapes" (the procedural world; "shapes:rotate,orbit" has these motions alone), "emoji:DIR"
-    # (scenes of the emoji that `ltx-prepare emoji` wrote; "emoji:DIR@bases" are those of a held-out
-    # split), a folder of clip.mp4 + clip.txt, or a data set in ArrayRecord as `ltx-prepare` and
-    # `ltx-encode` write it.
+    # (scenes of the emoji that `ltx-prepare emoji` wrote; "emoji:DIR@bases" takes the held-out
+    # split "bases"), a folder of clip.mp4 + clip.txt, or a data set in ArrayRecord as `ltx-prepare`
+    # and `ltx-encode` write it.
     source: str = "shapes"
     mix: tuple[SourceConfig, ...] = ()  # several sources, in place of `source`
     num_frames: int = 25
@@ -222,11 +222,12 @@ class RunConfig:
     steps: int = 10_000
     seed: int = 0
     init_from: str | None = None  # a checkpoint of any kind, for the initial weights
-    # Regular expressions that say how its network may differ from this one. A tensor is named by
-    # its path ("transformer/blocks/attn1/to_q/kernel"), and each that differs is logged.
-    init_missing: tuple[str, ...] = ()  # tensors that the checkpoint may lack: they are drawn
-    init_extra: tuple[str, ...] = ()  # tensors that this network may lack: they are left out
-    init_redraw: tuple[str, ...] = ()  # tensors to draw although the checkpoint has them
+    # Regular expressions that say how that checkpoint's network may differ from the one that is
+    # trained. A tensor is named by its path ("transformer/blocks/attn1/to_q/kernel"), and each that
+    # differs is logged.
+    init_missing: tuple[str, ...] = ()  # tensors that the checkpoint may lack: initialised anew
+    init_extra: tuple[str, ...] = ()  # tensors of the checkpoint that may be left out
+    init_redraw: tuple[str, ...] = ()  # tensors to initialise anew though the checkpoint has them
     init_settings: tuple[str, ...] = ()  # settings of the network that may differ ("norm_eps")
     log_every: int = 50  # steps
     save_every: int = 1000  # steps
@@ -253,7 +254,7 @@ class RunConfig:
         )
 
     def validates_after(self, step: int) -> bool:
-        """Whether a validation follows a step; one follows the last step, if there are any."""
+        """Whether to validate after a step: at the interval, and after the last step of the run."""
         every = self.validate_every
         return every > 0 and (step % every == 0 or step == self.steps)
 
@@ -268,13 +269,13 @@ class DistributedConfig:
 
 
 class TrainConfig:
-    """What the configurations of all stages of training have.
+    """The fields that the configurations of all stages of training have in common.
 
     Attributes:
-      stage: the class that trains it, "module:name", a `ltx_jax.training.stage.Stage`.
+      stage: "module:name" of the class that trains it, an `ltx_jax.training.stage.Stage`.
     """
 
-    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]  # of its subclasses
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]  # subclasses are dataclasses
     stage: ClassVar[str]
     data: DataConfig
     optim: OptimConfig
@@ -283,7 +284,7 @@ class TrainConfig:
     distributed: DistributedConfig
 
     def sampling_settings(self) -> SamplingConfig | None:
-        """How the model of a run is sampled; None: it is not."""
+        """Settings with which a run's model is sampled; None for a model that makes no videos."""
         return None
 
 
@@ -291,8 +292,8 @@ class TrainConfig:
 class TrainVAE(TrainConfig):
     """The first stage: `ltx-train NAME`.
 
-    The discriminator has an optimiser of its own, whose schedule begins when it does. It takes the
-    micro-batches of `optim`, and has no parameter average.
+    The discriminator has an optimiser of its own, whose schedule begins when its training begins.
+    It uses as many micro-batches as `optim.accumulate` says, and has no parameter average.
     """
 
     stage: ClassVar[str] = "ltx_jax.training.vae.stage:VAEStage"
@@ -325,8 +326,9 @@ class TrainVAE(TrainConfig):
 class TrainTransformer(TrainConfig):
     """The second stage: the transformer on the latents of a trained VAE.
 
-    `captions` says where their embeddings come from: "train" trains `text_encoder`, over bytes,
-    along; "frozen" runs the one at `text_encoder_path`; "cached" has them stored with the data.
+    `captions` says where caption embeddings come from: "train" trains the byte-level `text_encoder`
+    together with the transformer, "frozen" runs the encoder at `text_encoder_path`, and "cached"
+    reads embeddings that are stored with the data.
     """
 
     stage: ClassVar[str] = "ltx_jax.training.transformer.stage:TransformerStage"
@@ -360,11 +362,11 @@ class TrainTransformer(TrainConfig):
         _require_dtypes_alone("text_execution", self.text_execution)
 
     def sampling_settings(self) -> SamplingConfig:
-        """Videos of the largest size of the data, guided if captions were dropped in training."""
+        """Samples at the largest size of the data, with guidance if training dropped captions."""
         rates = sorted(self.data.frame_rates)
         largest = max(self.data.sizes, key=lambda size: size.num_frames * size.height * size.width)
         return SamplingConfig(
-            negative_prompt="",  # what dropped captions are
+            negative_prompt="",  # dropped captions become the empty one
             height=largest.height,
             width=largest.width,
             num_frames=largest.num_frames,

@@ -13,15 +13,15 @@ Run = Callable[[list[str]], None]
 
 
 def command(name: str, *, interrupted: str) -> Callable[[Run], Callable[..., int]]:
-    """Decorates a function of the arguments: it returns an exit status and ends without tracebacks.
+    """Makes a command of a function of the arguments: it returns an exit status, not a traceback.
 
     Mistakes of the user (ValueError, OSError, MemoryError, FloatingPointError) become one line on
-    stderr and status 2, Ctrl-C becomes one line and status 130. Without arguments those of the
-    process are taken.
+    stderr and status 2, Ctrl-C becomes one line and status 130. Without arguments it takes those
+    of the process (`sys.argv`).
 
     Args:
       name: `train` for `ltx-train`.
-      interrupted: what Ctrl-C leaves behind, for its line.
+      interrupted: what Ctrl-C leaves behind, for the line that it prints.
     """
 
     def decorate(run: Run) -> Callable[..., int]:

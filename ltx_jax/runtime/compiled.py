@@ -19,8 +19,8 @@ class Programs:
       seconds: time spent on tracing and compiling so far.
       count: number of programs compiled so far.
       compiler_options: XLA's options for all programs.
-      folder: where executables are stored (`compiled_store`); None: they are not stored. A setting
-        of the whole process, made by `use_compilation_cache`, like jax's own cache.
+      folder: where executables are stored (`compiled_store`); None: nowhere. One setting for
+        the whole process, like jax's own cache; `use_compilation_cache` sets both.
     """
 
     folder: Path | None = None
@@ -119,7 +119,7 @@ def use_compilation_cache() -> None:
     if folder is None:
         folder = os.path.expanduser("~/.cache/ltx_jax/compiled")
         jax.config.update("jax_compilation_cache_dir", folder)
-    if "://" not in folder:  # executables are not stored in buckets; jax's own cache is
+    if "://" not in folder:  # buckets hold jax's own cache, but no executables
         Programs.folder = Path(folder) / "executables"
     # Small programs are cached too, so that the second run of a shape compiles nothing.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -10,15 +10,15 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
-    """Gives a temporary path; the file written there replaces `path` when the block ends well.
+    """Gives a temporary path; the file written there replaces `path` if the block succeeds.
 
     The temporary path lies in the same folder, is unique to the call and has the ending of `path`.
     Missing folders are made. The content is on the disk (fsync) before it takes the name. After an
     error the old file is still there, and the temporary one is gone.
 
     Raises:
-      ValueError: if the file cannot be written, by an OSError in the block too, unless that is
-        about another file.
+      ValueError: if the file cannot be written. An OSError that the block raises becomes one too,
+        unless it names a file elsewhere.
     """
     path = Path(path)
     with _naming(path):
@@ -33,10 +33,10 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """Gives a new temporary folder, which becomes `path` when the block ends well.
+    """Gives a new temporary folder, which becomes `path` if the block succeeds.
 
-    `path` may be an empty folder. The rest is as in `atomic_write`; files in the folder are on the
-    disk if they are written by that.
+    `path` may be an empty folder. The rest is as in `atomic_write`, but only the files in the
+    folder that `atomic_write` wrote are flushed to the disk.
     """
     path = Path(path)
     with _naming(path), _temporary(path) as temporary:
@@ -52,7 +52,7 @@ def atomic_write_text(path: str | os.PathLike, text: str) -> None:
 
 
 def check_writable(path: str | os.PathLike) -> None:
-    """Tries a file in the folder of `path`, so that hours of work are not lost; leaves nothing.
+    """Writes a file beside `path` and deletes it: a failure now costs less than one after hours.
 
     Raises:
       ValueError: if a file cannot be written there.
@@ -87,7 +87,7 @@ def _temporary(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Makes an OSError of writing `path` a ValueError that names it."""
+    """Turns an OSError from writing `path` into a ValueError that names it."""
     try:
         yield
     except OSError as error:

@@ -41,7 +41,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 
 
 def make_mesh(cfg: MeshConfig = MeshConfig(), devices: list[Any] | None = None) -> Mesh:
-    """Builds the mesh `data x fsdp x seq x tensor`, the -1 axis taking the devices left over.
+    """Builds the mesh `data x fsdp x seq x tensor`, whose -1 axis takes the remaining devices.
 
     Raises:
       ValueError: if the sizes do not fit the devices.
@@ -96,9 +96,9 @@ def spec(axes: tuple[str | None, ...]) -> P:
 def fit(
     shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh | AbstractMesh
 ) -> tuple[str | None, ...]:
-    """Drops the logical axes of dimensions that their devices do not divide: those stay whole.
+    """Drops the logical axis of each dimension that its devices do not divide: it stays whole.
 
-    So do rows where a device would get a single one: padding by reflection needs a second.
+    Rows stay whole, too, where a device would get a single one: padding by reflection needs two.
     """
 
     def fits(size: int, name: str | None) -> bool:
@@ -125,7 +125,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def token_padding(count: int) -> int:
-    """How many tokens to add for the devices of `seq` to get equally many; 0 outside `use_mesh`."""
+    """Number of tokens to add so that the devices of `seq` get equally many; 0 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return 0 if mesh.empty else -count % _devices("token", mesh)
 
@@ -149,7 +149,7 @@ def check_heads(heads: int, mesh: Mesh | AbstractMesh) -> None:
 
 
 def is_boxed(x: Any) -> bool:
-    """Whether a leaf of what a network's `init` gives has the names of its axes with it."""
+    """Whether a leaf from a network's `init` is boxed with the names of its axes."""
     return isinstance(x, LogicallyPartitioned)
 
 
@@ -162,7 +162,8 @@ def shardings(boxed: Any, mesh: Mesh) -> Any:
     """The sharding of every leaf, from the axis names that its initialiser attached.
 
     A dimension that its mesh axes do not divide is replicated (3 channels over 8 devices). A
-    kernel whose outputs are not divided is split by its inputs instead.
+    convolution kernel whose output dimension is replicated for that reason is split along its
+    inputs instead.
     """
 
     def leaf(x: Any) -> NamedSharding:
@@ -177,9 +178,9 @@ def shardings(boxed: Any, mesh: Mesh) -> Any:
 
 
 def init_sharded(init: Callable[..., Any], mesh: Mesh, *args: Any) -> tuple[Any, Any]:
-    """Runs `init(*args)`, every array born on its shard; returns the plain tree and its layout."""
+    """Runs `init(*args)` with sharded results; returns the plain tree and its shardings."""
     layout = shardings(jax.eval_shape(init, *args), mesh)
-    # LLVM spends seconds on every draw's bit generator at its highest level, and gains nothing.
+    # At its highest level LLVM optimises the bit generator of every draw for seconds, in vain.
     quick = {"xla_backend_optimization_level": 1}
     with use_mesh(mesh):
         born = jax.jit(lambda *a: unbox(init(*a)), out_shardings=layout, compiler_options=quick)(
@@ -189,7 +190,7 @@ def init_sharded(init: Callable[..., Any], mesh: Mesh, *args: Any) -> tuple[Any,
 
 
 def on_host(x: jax.Array) -> np.ndarray:
-    """A whole array, on every process; all of them have to ask."""
+    """The whole array in every process. It may be a collective, so every process has to call it."""
     if not (x.is_fully_addressable or x.is_fully_replicated):
         x = multihost_utils.process_allgather(x, tiled=True)
     return np.asarray(x)
