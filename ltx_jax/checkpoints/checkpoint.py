@@ -18,24 +18,24 @@ from ltx_jax.models.vae import LatentStatistics
 
 @dataclasses.dataclass
 class Checkpoint:
-    """Configurations and parameters of one model, and what a file says beside them.
+    """Configurations and parameters of one model, and the other contents of its files.
 
-    Any network may be absent: a VAE alone is a checkpoint too. The fields from `tolerated` on are
-    what makes official -> ours -> official bitwise; all of them may be left empty.
+    Any network may be absent: a VAE alone is a checkpoint too. The fields from `tolerated` on
+    allow an official file that was read to be written again bit by bit; all may be left empty.
     """
 
     transformer: TransformerConfig | None = None
     transformer_params: Any = None  # plain nested dicts of arrays, as the modules have them
     vae: VAEConfig | None = None
     vae_params: Any = None
-    # Dtype in which the VAE encodes clips to train on: that of the run that trained it.
+    # Dtype in which the VAE encodes training clips: that of the run that trained the VAE.
     vae_dtype: DType = "float32"
     statistics: LatentStatistics | None = None  # None: the latents are not normalised
     scheduler: SchedulerConfig = SchedulerConfig()
     allowed_inference_steps: tuple[float, ...] | None = None  # times of a distilled model
-    settings: SamplingConfig | None = None  # how it is sampled; None: it does not say
+    settings: SamplingConfig | None = None  # sampling settings stored with the model, if any
     # Configuration, parameters, caption length in tokens. Runs of train.py and exported folders may
-    # hold one, over bytes; the official layouts have no place for it.
+    # hold a byte-level one; the official layouts have no place for it.
     text_encoder: tuple[T5Config, Any, int] | None = None
     # Tensors of the file that no network uses, under their names in the file.
     tolerated: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)

@@ -31,8 +31,8 @@ from ltx_jax.runtime import files
 _WEIGHTS = "diffusion_pytorch_model"
 _INDEX = f"{_WEIGHTS}.safetensors.index.json"
 _SCHEDULER = "scheduler/scheduler_config.json"
-_PIPELINES = {False: "LTXPipeline", True: "LTXConditionPipeline"}  # by causal positions
-# The version whose configuration files these are.
+_PIPELINES = {False: "LTXPipeline", True: "LTXConditionPipeline"}  # key: positions are causal
+# The version of diffusers whose configuration files are written.
 _VERSION = "0.36.0"
 _MAX_SHARD_BYTES = 10 * 10**9  # diffusers' own limit
 
@@ -52,7 +52,7 @@ def read(
     pipeline = None
     if (path / "model_index.json").is_file():
         pipeline = _json(path / "model_index.json").get("_class_name")
-    # Other tools write metadata too; only this package's describe the model.
+    # Other tools write metadata too; only that of this package describes the model.
     raw_metadata: dict[str, str] = {}
     files: list[Path] = []
     networks: dict[str, tuple[dict[str, Any], dict[str, StoredTensor]]] = {}
@@ -119,7 +119,7 @@ def _with_positions(
         own = diffusers_config.dump_transformer(metadata_configs.transformer)
         if own == diffusers_config.dump_transformer(cfg):
             return metadata_configs.transformer
-    # They came with 0.9.5, its pipeline and its VAE; all 13B models (48 layers) are later.
+    # Causal positions came with 0.9.5, its pipeline and its VAE; 13B models (48 layers) are later.
     causal = pipeline == _PIPELINES[True] or new_vae or cfg.num_layers == 48
     return dataclasses.replace(cfg, causal_temporal_positioning=causal)
 
@@ -136,7 +136,7 @@ def _read_vae(
 ) -> None:
     cfg, blocks = diffusers_vae.vae(raw, str(path / "config.json"))
     if metadata_configs is not None and metadata_configs.vae is not None:
-        # Block lists have several spellings: keep the one of the file that this came from.
+        # The same blocks can be listed in several ways: keep the original file's.
         own = diffusers_vae.dump_vae(metadata_configs.vae)
         if own == diffusers_vae.dump_vae(cfg):
             cfg, blocks = metadata_configs.vae, diffusers_vae.vae_names(metadata_configs.vae)
@@ -208,8 +208,8 @@ def _unlisted(path: Path) -> list[Path]:
 def write(path: Path, checkpoint: Checkpoint, *, max_shard_bytes: int = _MAX_SHARD_BYTES) -> None:
     """Writes a directory that diffusers' classes load; it appears whole or not at all.
 
-    A text encoder and tokenizer are not written: pass them to the pipeline, whose model_index.json
-    is there.
+    The pipeline's model_index.json is written, but no text encoder or tokenizer: pass them to the
+    pipeline.
 
     Raises:
       ValueError: if diffusers cannot express the configuration (says why), if `path` holds files,

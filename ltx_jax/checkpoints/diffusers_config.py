@@ -9,7 +9,8 @@ from ltx_jax.config import SchedulerConfig, TransformerConfig
 
 Raw = Mapping[str, Any]
 
-# As in official_config: the values that mean the one form we have, and the class's default.
+# As in `official_config`: key -> (values that mean the only form that our network has, default of
+# diffusers' class).
 _TRANSFORMER_FIXED: dict[str, tuple[tuple[Any, ...], Any]] = {
     "_class_name": (("LTXVideoTransformer3DModel",), None),
     "activation_fn": (("gelu-approximate",), "gelu-approximate"),
@@ -19,12 +20,12 @@ _TRANSFORMER_FIXED: dict[str, tuple[tuple[Any, ...], Any]] = {
     "patch_size_t": ((1,), 1),
     "qk_norm": (("rms_norm_across_heads",), "rms_norm_across_heads"),
 }
-# Fields of ours that the class has, under the same names.
+# Fields of our configuration that diffusers' class has under the same names.
 _TRANSFORMER_FIELDS = (
     *("num_layers", "num_attention_heads", "attention_head_dim", "in_channels"),
     *("caption_channels", "norm_eps", "attention_bias"),
 )
-# The rotary table and the multiplier of time are constants of diffusers' class and pipelines.
+# Our settings of rotary embeddings and timesteps that are constants in diffusers.
 _TRANSFORMER_CONSTANTS = {
     "positional_embedding_theta": 10_000.0,
     "positional_embedding_max_pos": (20.0, 2048.0, 2048.0),
@@ -50,7 +51,7 @@ def transformer(raw: Raw, where: str) -> TransformerConfig:
     """The transformer's config.json; whether positions are causal is not in it.
 
     Raises:
-      ValueError: naming a value that ours does not have.
+      ValueError: naming a value that our transformer does not support.
     """
     check_fixed(raw, _TRANSFORMER_FIXED, where)
     fixed = (*_TRANSFORMER_FIXED, "cross_attention_dim", "out_channels")
@@ -68,7 +69,7 @@ def dump_transformer(cfg: TransformerConfig) -> dict[str, Any]:
     """config.json of LTXVideoTransformer3DModel.
 
     Raises:
-      ValueError: naming a value that diffusers has no place for.
+      ValueError: naming a value that diffusers cannot express.
     """
     for name, constant in _TRANSFORMER_CONSTANTS.items():
         if getattr(cfg, name) != constant:
@@ -92,15 +93,15 @@ def dump_transformer(cfg: TransformerConfig) -> dict[str, Any]:
 def scheduler(raw: Raw, where: str, pipeline: str | None) -> SchedulerConfig:
     """scheduler_config.json, as the pipeline class reads it.
 
-    Without a dynamic shift, LTXPipeline spaces times evenly, and LTXConditionPipeline (also
-    assumed if no class is named) linearly, then quadratically.
+    Without a dynamic shift, LTXPipeline spaces times evenly. LTXConditionPipeline, which is also
+    assumed if no class is named, spaces them linearly, then quadratically.
 
     Raises:
-      ValueError: naming a value that no sampler of ours has.
+      ValueError: naming a value that none of our samplers supports.
     """
     check_fixed(raw, _SCHEDULER_FIXED, where)
     names = ("num_train_timesteps", "shift", "shift_terminal", "use_dynamic_shifting")
-    # Stochastic sampling is a setting of sampling here.
+    # Here stochastic sampling belongs to the sampling settings, not to the scheduler.
     check_names(raw, (*_SCHEDULER_FIXED, *_DYNAMIC_SHIFT, *names, "stochastic_sampling"), where)
     if raw.get("use_dynamic_shifting", False):
         check_fixed(raw, {key: ((value,), None) for key, value in _DYNAMIC_SHIFT.items()}, where)
@@ -118,7 +119,7 @@ def dump_scheduler(cfg: SchedulerConfig) -> dict[str, Any]:
     """config of FlowMatchEulerDiscreteScheduler.
 
     Raises:
-      ValueError: naming a shift that it does not have.
+      ValueError: naming a shift that diffusers' scheduler does not have.
     """
     dynamic = cfg.shifting == "SD3" and cfg.sampler == "Uniform"
     if cfg.shifting is not None and not dynamic:

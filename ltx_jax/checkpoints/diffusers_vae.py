@@ -1,8 +1,7 @@
 """AutoencoderKLLTXVideo of diffusers <-> our Video-VAE: configurations and names.
 
-diffusers builds its VAE of groups, each a run of residual blocks with a resampling and a change of
-width, where the official one is a flat list of blocks. Both are translated through `Group`, which
-also says where every block of the list lies.
+diffusers builds its VAE of groups, each of which has consecutive residual blocks, a resampling and
+a change of width; the official VAE is a flat list of blocks. `Group` stands between the two.
 """
 
 import math
@@ -50,7 +49,7 @@ _VAE_DEFAULTS: dict[str, Any] = {
     "decoder_causal": False,
 }
 
-# The compression follows from the blocks, and latents are scaled by their statistics.
+# Keys that are not needed: the blocks determine the compression, and statistics scale the latents.
 _VAE_IGNORED = ("scaling_factor", "spatial_compression_ratio", "temporal_compression_ratio")
 
 
@@ -67,7 +66,7 @@ class Group(NamedTuple):
 
 
 class Half(NamedTuple):
-    """An encoder or decoder: groups in the order of application, and the mid block's run."""
+    """An encoder or decoder: groups in the order of application, and the mid block."""
 
     groups: tuple[Group, ...]
     mid: Group
@@ -89,7 +88,7 @@ def encoder_half(blocks: Sequence[BlockConfig]) -> Half:
                 groups.append(Group())
             groups[-1] = groups[-1]._replace(scale=block)
         elif block.name == "res_x_y":
-            # diffusers' block with a change of width downsamples by a strided convolution alone.
+            # diffusers' block with a change of width downsamples only by a strided convolution.
             if now.resize or (now.scale and now.scale.name != "compress_all"):
                 groups.append(Group())
             groups[-1] = groups[-1]._replace(resize=block)
@@ -115,7 +114,7 @@ def decoder_half(blocks: Sequence[BlockConfig], conditioned: bool) -> Half:
             )
         elif block.name == "compress_all":
             narrows = now.resize is not None and block.channel_multiplier > 1
-            # The mid block is residual blocks alone.
+            # The mid block consists of residual blocks only.
             if len(groups) == 1 or now.scale or now.layers is not None or narrows:
                 groups.append(Group())
             groups[-1] = groups[-1]._replace(scale=block)
@@ -140,12 +139,12 @@ def decoder_half(blocks: Sequence[BlockConfig], conditioned: bool) -> Half:
 
 
 def _half(groups: list[Group]) -> Half:
-    """Takes the mid block off the end of an encoder's groups."""
+    """Separates the mid block from the end of an encoder's groups."""
     groups = groups if groups[0] != Group() else groups[1:]
     mid = Group()
     if groups and not groups[-1].scale and not groups[-1].resize:
         mid = groups.pop()
-    # The last group must keep its width, and there is at least one.
+    # There must be at least one group, and the last one must keep its width.
     if not groups or groups[-1].resize:
         groups.append(Group())
     return Half(tuple(groups), mid)
@@ -155,7 +154,7 @@ def vae(raw: Raw, where: str) -> tuple[VAEConfig, dict[str, str]]:
     """The VAE's config.json, and the names of its blocks: official -> diffusers.
 
     Raises:
-      ValueError: naming a value that ours does not have, or that cannot work in diffusers either.
+      ValueError: naming a value that our VAE does not support, or that cannot work in diffusers.
     """
     check_fixed(raw, _VAE_FIXED, where)
     check_names(raw, (*_VAE_FIXED, *_VAE_DEFAULTS, *_VAE_IGNORED), where)
@@ -220,7 +219,7 @@ def _read_decoder(raw: Raw, conditioned: bool) -> tuple[Half, int]:
     residual, factors = raw["upsample_residual"][::-1], raw["upsample_factor"][::-1]
 
     def run(i: int) -> int | None:
-        # A group without residual blocks has its time embedding all the same.
+        # A group without residual blocks still has its time embedding.
         return layers[i] if layers[i] or conditioned else None
 
     groups, width = [], channels[0]
@@ -278,7 +277,7 @@ def _halves(cfg: VAEConfig) -> tuple[Half, Half]:
 
 
 def _walk(half: Half, prefix: str, *, decoder: bool) -> tuple[list[BlockConfig], dict[str, str]]:
-    """The flat list of blocks in the order of application, and where each is in diffusers."""
+    """The flat list of blocks in the order of application, and diffusers' name of each."""
     blocks: list[BlockConfig] = []
     names: dict[str, str] = {}
     network, where = prefix.split(".")
@@ -342,7 +341,7 @@ def dump_vae(cfg: VAEConfig) -> dict[str, Any]:
         "scaling_factor": 1.0,
         "encoder_causal": True,
         "decoder_causal": cfg.causal_decoder,
-        # diffusers derives these as if every scaling were one of time and space.
+        # If absent, diffusers derives these as if every resampling were of both time and space.
         "spatial_compression_ratio": cfg.spatial_factor,
         "temporal_compression_ratio": cfg.temporal_factor,
     }
@@ -353,13 +352,13 @@ def _dump_encoder(half: Half, width: int) -> dict[str, Any]:
     channels = [width]
     for group in half.groups:
         for block in (group.scale, group.resize):
-            if block is not None and block.name != "compress_all":  # which ignores it
+            if block is not None and block.name != "compress_all":  # its factor is ignored
                 width *= block.channel_multiplier
         channels.append(width)
     return {
         "block_out_channels": channels[:-1] if old else channels,
-        # The newer type changes no width but in its downsampling; the type of the last decides
-        # how the whole list is read.
+        # The newer type changes the width only when it downsamples. The type of the last block
+        # decides how diffusers reads the whole list.
         "down_block_types": [_OLD if old or g.resize else _NEW for g in half.groups],
         "layers_per_block": [g.layers or 0 for g in (*half.groups, half.mid)],
         "spatio_temporal_scaling": [g.scale is not None for g in half.groups],
@@ -373,7 +372,7 @@ def _dump_decoder(half: Half, last: int) -> dict[str, Any]:
     width = last * math.prod(factors) * math.prod(ratios)
     channels = []
     for factor, ratio in zip(factors, ratios, strict=True):
-        # The list has the width before a factor, and after a change of width.
+        # The list contains the width after a group's change of width and before its factor.
         channels.append(width // ratio)
         width //= factor * ratio
     return {
@@ -387,7 +386,7 @@ def _dump_decoder(half: Half, last: int) -> dict[str, Any]:
 
 
 def vae_renamer(blocks: Mapping[str, str]) -> Callable[[str], str]:
-    """Maps official names of tensors to diffusers'; `blocks` does so for the names of blocks."""
+    """Returns the map from official names of tensors to diffusers'; `blocks` is that of blocks."""
 
     def rename(name: str) -> str:
         if name in _VAE_BUFFERS:
@@ -398,7 +397,7 @@ def vae_renamer(blocks: Mapping[str, str]) -> Callable[[str], str]:
             rest = ".".join(parts[3:]).replace("res_blocks.", "resnets.")
             rest = rest.replace("conv_shortcut.", "conv_shortcut.conv.")
             return f"{blocks[place]}.{rest.replace('norm3.norm.', 'norm3.')}"
-        # The decoder's own modulation, as opposed to that of its blocks.
+        # The modulation of the decoder as a whole, not of its blocks.
         return name.replace("decoder.last_", "decoder.")
 
     return rename

@@ -25,12 +25,12 @@ SETTINGS = "settings.json"
 
 
 def is_exported(folder: Path) -> bool:
-    """Whether a folder is such a one; a text encoder's has a config.json beside its model."""
+    """Whether `ltx-export` wrote a folder; a text encoder's also holds a config.json."""
     return (folder / MODEL).is_file() and not (folder / "config.json").is_file()
 
 
 def read(folder: Path, *, mesh: Mesh | None = None, dtype: DType | None = None) -> Checkpoint:
-    """Reads a folder. Its text encoder is read only if it is one over bytes.
+    """Reads a folder. Its text encoder is read only if it is byte-level.
 
     Args:
       folder: as above; only the model is required.
@@ -53,7 +53,7 @@ def read(folder: Path, *, mesh: Mesh | None = None, dtype: DType | None = None) 
 
 
 def read_settings(folder: Path) -> SamplingConfig | None:
-    """How the model of a folder is sampled; None: it does not say.
+    """The sampling settings stored with a folder's model; None if there are none.
 
     Raises:
       ValueError: if the file is damaged, or names a setting that does not exist.

@@ -2,7 +2,7 @@
 
 Our trees have Linen's (in, out) kernels, convolution kernels (t, h, w, in, out) and the blocks of
 the transformer stacked on a leading axis; the files have (out, in), (out, in, t, h, w) and one
-tensor per block. Everything else lies alike.
+tensor per block. All else has the same layout.
 """
 
 import functools
@@ -34,7 +34,7 @@ TOLERATED = (
     f"{STATISTICS}channel",
 )
 
-# Modules whose official name differs, below a block and elsewhere.
+# Modules whose official names differ: inside a block, then elsewhere.
 _BLOCK_MODULES = {
     "attn1.to_out": "attn1.to_out.0",
     "attn2.to_out": "attn2.to_out.0",
@@ -46,11 +46,11 @@ _TIMESTEP_EMBEDDER_OFFICIAL = "adaln_single.emb.timestep_embedder"
 
 _LIST = re.compile(r"(down_blocks|up_blocks|res_blocks|attention_blocks)_(\d+)")
 _UPSAMPLER_LIST = re.compile(r"((?:post_upsample_)?res_blocks|upsampler)_(\d+)")
-# A causal convolution is a module around the one with the weights.
+# Modules that are causal convolutions: upstream, these wrap the module that has the weights.
 _WRAPPED = ("conv_in", "conv_out", "conv1", "conv2", "conv")
 _WEIGHTS = ("kernel", "scale")
 
-# Segments that differ in diffusers' transformer.
+# Segments of names that differ in diffusers' transformer.
 _DIFFUSERS_TRANSFORMER = {
     "patchify_proj": "proj_in",
     "adaln_single": "time_embed",
@@ -90,7 +90,7 @@ class Leaf(NamedTuple):
 
     @property
     def _axes(self) -> tuple[int, ...]:
-        """Our axes in the file's order: (out, in, then the window)."""
+        """Our axes in the file's order: outputs, inputs, then the kernel's window."""
         rank = len(self.layer_shape)
         if self.path[-1] != "kernel":
             return tuple(range(rank))
@@ -166,7 +166,7 @@ def _vae_name(cfg: VAEConfig, path: Path) -> str:
     parts = [_LIST.sub(r"\1.\2", module) for module in modules]
     last = modules[-1] if modules else ""
     if last == "conv" and _is_strided(cfg, modules):
-        pass  # the block itself is the module around it
+        pass  # upstream, the block itself is the module that wraps it
     elif last in _WRAPPED:
         parts.append("conv")
     elif last == "norm3" or (cfg.norm_layer == "layer_norm" and last in _BLOCK_NORMS):
@@ -218,7 +218,7 @@ def clean_vae_name(name: str) -> str:
 
 
 def is_dropped_norm(name: str, expected: Iterable[str]) -> bool:
-    """Whether upstream drops a VAE tensor without a word: one of a norm that the model lacks.
+    """Whether upstream silently drops a VAE tensor: one of a norm that the model lacks.
 
     That is any name with "norm" in it whose parent is no module of the model. The norms without
     weights are modules too: a weight for one of those is an error upstream and here.

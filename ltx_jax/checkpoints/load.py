@@ -43,7 +43,7 @@ def load_checkpoint(
     if path.is_file():
         _refuse_others(path)
         return official.read(path, mesh=mesh, dtype=dtype, allow_fp8=allow_fp8)
-    # Runs first: one of a transformer has a folder `vae` too, but only runs have their own config.
+    # Runs first: a transformer's run has a folder `vae` too, but only runs have their own config.
     if run_config.is_run(path):
         from ltx_jax.checkpoints import runs
 
@@ -56,7 +56,7 @@ def load_checkpoint(
 
 
 def own_settings(path_or_hub_id: str | Path) -> SamplingConfig | None:
-    """How a checkpoint is sampled, without reading its weights; None: it does not say.
+    """The sampling settings of a checkpoint, read without its weights; None if it has none.
 
     Raises:
       ValueError: if its settings are damaged.
@@ -85,7 +85,7 @@ def load_upsampler(
 
 
 def _cast(checkpoint: Checkpoint, dtype: DType | None) -> Checkpoint:
-    """A run's parameters in another dtype."""
+    """Converts a run's parameters to another dtype."""
     if dtype is None:
         return checkpoint
     changes: dict[str, Any] = {}
@@ -107,7 +107,7 @@ def _refuse_others(path: Path) -> None:
 
 
 def _contents(path: Path) -> str:
-    """Says, by what a folder holds, what should have been named in its place."""
+    """Says from a folder's content which path to name instead; ends an error message."""
     files = sorted(file.name for file in path.glob("*.safetensors"))
     if (path / "config.json").is_file() and path.name in ("transformer", "vae"):
         return f"it is one part of a diffusers folder, give {path.parent}"

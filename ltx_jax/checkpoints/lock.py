@@ -14,9 +14,9 @@ _NAME = "lock"
 class Lock:
     """Holds a run's folder for this process, until it is released or the process ends in any way.
 
-    A local folder is locked by the operating system, which frees what a dead process held; the
-    file says who that is. Where files are objects behind an address nothing can be locked: there
-    the last to come holds the run, and `check` tells the one before.
+    The operating system locks a local folder, and unlocks it when the process dies; the lock's file
+    names the process. Objects in a cloud cannot be locked: there the process that came last holds
+    the run, and `check` fails in the one before it.
 
     Raises:
       ValueError: if another process holds the folder.
@@ -63,7 +63,7 @@ class Lock:
     def remove(self) -> None:
         """Deletes the lock's file, and the folder if it holds nothing else."""
         self._file.unlink(missing_ok=True)
-        with contextlib.suppress(OSError, ValueError):  # other things are in it
+        with contextlib.suppress(OSError, ValueError):  # it holds other things
             self._file.parent.rmdir()
 
     def release(self) -> None:
@@ -76,5 +76,5 @@ class Lock:
 
 
 def is_address(path: epath.PathLike) -> bool:
-    """Whether a path leads to objects in a cloud rather than to files: gs://."""
+    """Whether a path is the address of objects in a cloud (gs://...) rather than of files."""
     return "://" in os.fspath(path)

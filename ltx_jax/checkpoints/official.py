@@ -35,8 +35,8 @@ def read(
       allow_fp8: takes 8-bit weights as plain values (bfloat16 unless `dtype` says otherwise).
 
     Raises:
-      ValueError: if the file is damaged, no LTX-Video checkpoint, one of a kind we do not have, or
-        has missing, unexpected or wrongly shaped tensors (named).
+      ValueError: if the file is damaged, no LTX-Video checkpoint, or of an unsupported kind, or
+        if tensors are missing, unexpected or wrongly shaped; the message names them.
     """
     file = tensors.open_file(path)
     configs = _configs(file, path)
@@ -77,7 +77,7 @@ def read(
 
 
 def read_configs(path: Path) -> official_config.Configs:
-    """What a file says of its networks, without their tensors.
+    """Reads the configurations of a file's networks, without their tensors.
 
     Raises:
       ValueError: as `read` does.
@@ -111,15 +111,15 @@ class _Context(NamedTuple):
 def _split(
     stored: Mapping[str, StoredTensor], transformer: bool, vae: bool
 ) -> tuple[_TensorsByNetwork, dict[str, StoredTensor]]:
-    """Splits the tensors by network, without prefixes, and from those of neither network.
+    """Splits the tensors by network, under names without prefixes; the second value has the rest.
 
-    As upstream: if any name has a prefix, only names with one belong to a network. Files without
-    any prefix hold bare names.
+    As upstream: if any name has a prefix, only the tensors with a prefix belong to a network. In a
+    file without any prefix all tensors do.
     """
     if any(name.startswith(_PREFIXES) for name in stored):
         parts = _TensorsByNetwork(
             *(
-                # Upstream removes every occurrence of the prefix, not the first alone.
+                # Upstream removes every occurrence of the prefix, not only the first.
                 {n.replace(prefix, ""): t for n, t in stored.items() if n.startswith(prefix)}
                 for prefix in _PREFIXES
             )
@@ -137,7 +137,7 @@ def _rename(
     prefix: str,
     vae_leaves: list[Leaf] | None = None,
 ) -> dict[str, StoredTensor]:
-    """Tensors by official name. Records other spellings, and tensors that no network uses."""
+    """Tensors by official name. Records other spellings and the tensors that no network uses."""
     expected = keys.stored_shapes(vae_leaves) if vae_leaves is not None else {}
     renamed: dict[str, StoredTensor] = {}
     for bare, tensor in stored.items():
@@ -184,7 +184,7 @@ def read_statistics(
     channels: int,
     mesh: Mesh | None,
 ) -> LatentStatistics | None:
-    """The statistics of the latents; without means they are zero, as upstream.
+    """Reads the statistics of the latents; missing means are taken as zero, as upstream.
 
     Raises:
       ValueError: if they lack the deviations, or have another length.
@@ -217,8 +217,9 @@ def _keep(tensor: StoredTensor) -> np.ndarray:
 def write(path: Path, checkpoint: Checkpoint) -> None:
     """Writes one official file; it appears whole or not at all.
 
-    Parameters keep their dtype, tolerated tensors, spellings and metadata return to what they were
-    in the file. A text encoder is left out: this layout has no place for one.
+    Parameters keep their dtype. Tolerated tensors, spellings of names and metadata are written as
+    they were in the file that was read. A text encoder is left out: the layout lacks a
+    place for it.
 
     Raises:
       ValueError: if there is nothing to write, the parameters do not fit the configuration, or

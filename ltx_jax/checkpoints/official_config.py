@@ -21,8 +21,8 @@ from ltx_jax.config import (
 
 Raw = Mapping[str, Any]
 
-# Keys that change what upstream computes, and for which our networks have one form alone: the
-# values that mean this form, and upstream's value where the key is absent.
+# Keys that change what upstream computes, where our networks have only one of the forms: key ->
+# (values that mean this form, upstream's value if the key is absent).
 _TRANSFORMER_FIXED: dict[str, tuple[tuple[Any, ...], Any]] = {
     "_class_name": (("Transformer3DModel",), "Transformer3DModel"),
     "activation_fn": (("gelu-approximate",), "geglu"),
@@ -43,15 +43,15 @@ _VAE_FIXED: dict[str, tuple[tuple[Any, ...], Any]] = {
     "normalize_latent_channels": ((False,), False),
     "patch_size_t": ((None, 1), None),
 }
-# Keys that change nothing here: what upstream's classes take and do not use, or use in training
-# alone, and what older versions of this package wrote.
+# Keys that change nothing here: those that upstream's classes take and do not use, or use only in
+# training, and those that older versions of this package wrote.
 _TRANSFORMER_IGNORED = (
     *("dropout", "norm_num_groups", "num_embeds_ada_norm", "num_vector_embeds"),
     *("project_to_2d_pos", "upcast_attention", "use_linear_projection", "use_tpu_flash_attention"),
     "attention",
 )
 _VAE_IGNORED = ("scaling_factor",)
-# Keys that are read by name, beside those of the tables and of our configurations.
+# Keys that `transformer` reads by name, besides those of the tables and of our configuration.
 _TRANSFORMER_READ = ("cross_attention_dim",)
 _VAE_READ = ("blocks", "double_z")
 # Upstream's values for keys that a file lacks, where they differ from those of our dataclasses.
@@ -81,7 +81,7 @@ def parse(text: str, where: str) -> Configs:
       where: names the file in errors.
 
     Raises:
-      ValueError: if it is no description of an LTX-Video model, or of one we do not have.
+      ValueError: if it does not describe an LTX-Video model, or one that is not supported.
     """
     raw = parse_json(text, f"{where}: its metadata entry config")
     if raw.get("_class_name") == "LatentUpsampler" or "mid_channels" in raw:
@@ -144,7 +144,7 @@ def transformer(raw: Raw, where: str = "config") -> TransformerConfig:
             f"{where}: transformer positional_embedding_max_pos is {max_pos!r}, expected 3 numbers"
         )
     values["positional_embedding_max_pos"] = tuple(float(value) for value in max_pos)
-    # Upstream does not multiply where this is missing.
+    # Upstream does not multiply if this is missing.
     values["timestep_scale_multiplier"] = values.get("timestep_scale_multiplier") or 1.0
     cfg = build(TransformerConfig, values, f"{where}: transformer")
     width = raw.get("cross_attention_dim", cfg.width)
@@ -202,7 +202,7 @@ def scheduler(raw: Raw, where: str = "config") -> SchedulerConfig:
     """`config.scheduler` as our configuration.
 
     Raises:
-      ValueError: naming a value that no sampler of ours has.
+      ValueError: naming a value that none of our samplers supports.
     """
     check_names(raw, (), f"{where}: scheduler", SchedulerConfig)
     present = {key: value for key, value in raw.items() if value is not None}
@@ -213,12 +213,12 @@ def upsampler(raw: Raw, where: str = "config") -> UpsamplerConfig:
     """The flat config of a latent upsampler's file.
 
     Raises:
-      ValueError: naming a value that ours does not have.
+      ValueError: naming a value that our upsampler does not support.
     """
     if raw.get("_class_name", "LatentUpsampler") != "LatentUpsampler" or "transformer" in raw:
         raise ValueError(f"{where} is no latent upsampler: {sorted(raw)}")
     check_names(raw, (), where, UpsamplerConfig)
-    # The loader's defaults upstream are not those of the class.
+    # Upstream's loader has other defaults than its class.
     defaults = {"in_channels": 4, "mid_channels": 128, "num_blocks_per_stage": 4, "dims": 2}
     cfg = build(UpsamplerConfig, {**defaults, **raw}, where)
     if not (cfg.spatial_upsample or cfg.temporal_upsample):
@@ -241,10 +241,10 @@ def check_fixed(raw: Raw, fixed: Mapping[str, tuple[tuple[Any, ...], Any]], wher
 
 
 def check_names(raw: Raw, names: Iterable[str], where: str, kind: Any = None) -> None:
-    """Refuses a key that is not known; without a value (null) it counts as absent.
+    """Refuses an unknown key, unless its value is null, which counts as absent.
 
     Args:
-      raw: what a file says.
+      raw: the content of the file.
       names: known keys. Those that begin with an underscore always are: they are notes of the
         tool that wrote the file.
       where: names the place in errors.
@@ -263,7 +263,7 @@ def check_names(raw: Raw, names: Iterable[str], where: str, kind: Any = None) ->
 
 
 def build(kind: Any, values: Raw, where: str) -> Any:
-    """Makes a dataclass of those values that are its fields.
+    """Makes a dataclass from those values that are its fields.
 
     Raises:
       ValueError: naming the value that has the wrong type or that the dataclass refuses.
@@ -271,7 +271,7 @@ def build(kind: Any, values: Raw, where: str) -> Any:
     hints = get_type_hints(kind)
     fields = {key: value for key, value in values.items() if key in hints}
     for key, value in fields.items():
-        if get_origin(hints[key]) is tuple:  # made by the caller
+        if get_origin(hints[key]) is tuple:  # converted by the caller
             continue
         # The types and the literal values that the field allows.
         choices = [c for arg in get_args(hints[key]) for c in get_args(arg) or (arg,)]

@@ -9,7 +9,7 @@ from ltx_jax.checkpoints import tensors
 from ltx_jax.models import i3d
 from ltx_jax.models.lpips import STAGES
 
-# Where torchvision's `features`, and the slices of the lpips package, have each convolution.
+# Index of each convolution in torchvision's `features` and in the slices of the lpips package.
 _INDICES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
 _CONVERT = (
     "python -c 'import sys, torch; from safetensors.torch import save_file; "
@@ -23,11 +23,11 @@ def read_lpips(vgg: str | Path, heads: str | Path) -> dict[str, Any]:
     Args:
       vgg: a .safetensors file with VGG16's convolutions under torchvision's names
         ("features.0.weight") or the lpips package's ("net.slice1.0.weight").
-      heads: one with the linear heads, as the lpips package stores them alone or in a whole
-        `lpips.LPIPS` ("lin0.model.1.weight", "lins.0.model.1.weight"). May be the same file.
+      heads: a .safetensors file with the linear heads, as the lpips package stores them alone or in
+        a whole `lpips.LPIPS` ("lin0.model.1.weight", "lins.0.model.1.weight"). May be the same file.
 
     Raises:
-      ValueError: if a file cannot be used, or lacks a tensor, or a shape is wrong; names it.
+      ValueError: naming a file that cannot be used or lacks a tensor, or a shape that is wrong.
     """
     trunk, linear = _open(Path(vgg)), _open(Path(heads))
     params: dict[str, Any] = {}
@@ -53,7 +53,7 @@ def read_i3d(path: str | Path) -> dict[str, Any]:
         such as `i3d_pretrained_400.pt` converted.
 
     Raises:
-      ValueError: if the file cannot be used, or lacks a tensor, or a shape is wrong; names it.
+      ValueError: naming the file if it cannot be used or lacks a tensor, or a shape that is wrong.
     """
     file = _open(Path(path))
     stored = {name: tensor.read() for name, tensor in file.tensors.items() if name in i3d.NAMES}

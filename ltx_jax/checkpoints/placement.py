@@ -34,7 +34,7 @@ def check(
     *,
     allow_fp8: bool = False,
 ) -> None:
-    """Compares the tensors of a file with those a network needs.
+    """Compares the tensors of a file with those that a network needs.
 
     Raises:
       ValueError: naming the missing, unexpected and wrongly shaped or typed tensors.
@@ -156,7 +156,7 @@ def _read_leaf(
     else:
         arrays = [jax.device_put(buffers[part], device) for device, part in devices.items()]
         array = jax.make_array_from_single_device_arrays(leaf.shape, layout, arrays)
-    return jax.block_until_ready(array)  # or buffers pile up on the host while transfers are slow
+    return jax.block_until_ready(array)  # else slow transfers pile up buffers on the host
 
 
 def _slices(part: Iterable[tuple[int, int]]) -> tuple[Any, ...]:
@@ -185,7 +185,7 @@ def _copy(target: np.ndarray, source: np.ndarray) -> None:
 
 
 def pending(leaf: Leaf, array: Any, dtype: np.dtype | None = None) -> list[Pending]:
-    """The tensors of one parameter, to be written: one per name, in the dtype of the array."""
+    """The tensors of one parameter, to be written: one per name, in `dtype` or the array's."""
     kind = np.dtype(array.dtype) if dtype is None else dtype
 
     def make(i: int) -> np.ndarray:
@@ -199,7 +199,7 @@ def pending(leaf: Leaf, array: Any, dtype: np.dtype | None = None) -> list[Pendi
 
 
 def _to_host(array: Any, layer: int | None) -> np.ndarray:
-    """One layer, or the whole, without leaving a copy with the array (as np.asarray does)."""
+    """One layer, or the whole, without caching a copy in the array, as np.asarray does."""
     if not isinstance(array, jax.Array):
         return np.asarray(array if layer is None else array[layer])
     if not array.is_fully_addressable:

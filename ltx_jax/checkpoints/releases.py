@@ -41,7 +41,7 @@ def _transformer(layers: int, head_dim: int, causal: bool) -> dict[str, Any]:
         "standardization_norm": "rms_norm",
         "timestep_scale_multiplier": 1000,
     }
-    # The first releases do not have the key.
+    # The configs of the first releases lack the key.
     return raw | {"causal_temporal_positioning": True} if causal else raw
 
 

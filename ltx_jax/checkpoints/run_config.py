@@ -1,6 +1,6 @@
-"""A run's configuration on disk, also in the form of older versions, and what of it may change.
+"""Reads and writes a run's configuration, also in older forms; says which settings may change.
 
-A module apart from `runs`, which imports Orbax: that takes a second.
+Separate from `runs`, which needs a second to import Orbax.
 """
 
 import dataclasses
@@ -30,15 +30,15 @@ _OLD_EXECUTION = {
 
 
 class StoredVAE(NamedTuple):
-    """What the folder of a run says of the VAE that its transformer is trained on."""
+    """The configuration, in a run's folder, of the VAE that its transformer is trained on."""
 
     cfg: VAEConfig
     execution: ExecutionConfig
 
 
 def _kinds() -> dict[str, type[TrainConfig]]:
-    """Configurations of runs by the name of their type, those of stages outside this package too,
-    once their module is loaded."""
+    """The types of runs' configurations by name; those of stages outside this package are among
+    them once their modules are loaded."""
     return {kind.__name__: kind for kind in TrainConfig.__subclasses__()}
 
 
@@ -46,7 +46,7 @@ def locate(path: str | os.PathLike[str]) -> epath.Path:
     """A run's folder, absolute, or its address.
 
     Raises:
-      ValueError: for an address that Orbax writes no arrays to.
+      ValueError: for an address to which Orbax cannot write.
     """
     if not is_address(path):
         return epath.Path(path).expanduser().absolute()
@@ -59,7 +59,7 @@ def locate(path: str | os.PathLike[str]) -> epath.Path:
 
 
 def split(path: str | os.PathLike[str]) -> tuple[epath.Path, int | None]:
-    """A run's folder, and the step where a path names one: RUN, or RUN/steps/N."""
+    """Splits RUN or RUN/steps/N into the run's folder and the step, which is None for RUN."""
     folder = locate(path)
     is_step = folder.parent.name == STEPS and folder.name.isdecimal()
     if is_step and not (folder / CONFIG).exists():
@@ -128,7 +128,7 @@ def read_vae(path: str | os.PathLike[str]) -> StoredVAE:
 
 
 def _parted(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The settings of a network, and those of its execution where they lie among them."""
+    """Separates a network's settings from those of its execution, which older versions mixed."""
     network = {name: value for name, value in raw.items() if name not in _EXECUTION}
     return network, {name: value for name, value in raw.items() if name in _EXECUTION}
 
@@ -156,10 +156,10 @@ def _read(path: str | os.PathLike[str], parse: Any) -> Any:
 def may_change(name: str) -> bool:
     """Whether a run can go on with another value of a setting, such as "execution.remat".
 
-    It can where the setting leaves what each step computes the same but for the order of its sums:
-    the mesh, processes, loader threads, attention's form, what the gradient recomputes, and `run`
-    itself. The seed is not of them, nor are dtypes: with those the steps round elsewhere, and
-    parameters of another `param_dtype` are not the ones that were saved.
+    It can if each step computes the same with either value, up to the order of its sums. This holds
+    for the mesh, processes, loader threads, attention's form, what the gradient recomputes, and
+    `run` except its seed. It does not hold for dtypes: steps would round differently, and
+    parameters of another `param_dtype` would not be those that were saved.
     """
     if name == "run.seed":
         return False
@@ -169,7 +169,7 @@ def may_change(name: str) -> bool:
 
 
 def check_same(stored: Any, current: Any, folder: epath.Path) -> None:
-    """Refuses to go on with a run under another configuration, but for what `may_change`.
+    """Refuses to continue a run with other settings, except those that `may_change`.
 
     Raises:
       ValueError: naming the first field that differs.

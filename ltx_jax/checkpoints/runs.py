@@ -3,7 +3,7 @@
 RUN/config.json     the whole configuration, so that a run describes itself
 RUN/steps/N/        Orbax: parameters, their average, and the rest of the training state
 RUN/vae/            the VAE a transformer is trained on, with its own config.json
-RUN/lock            who writes it now
+RUN/lock            the process that writes the run now
 
 RUN may be a local folder or an address, gs://.
 """
@@ -59,7 +59,7 @@ class Run:
     """A run that this process trains: locks its folder, saves in the background, restores.
 
     Nothing but the lock is written before `begin`. A step folder appears under its name when it is
-    complete, so a run that is killed while it saves keeps the one before.
+    complete, so a run that is killed while it saves keeps the previous step.
 
     Raises:
       ValueError: if the folder cannot be written, holds a run of another configuration or other
@@ -77,7 +77,7 @@ class Run:
 
     def _take(self) -> Lock:
         if (self.folder / CONFIG).exists():
-            # A run without a step may begin anew under any configuration: it has learned nothing,
+            # A run without a step may restart under any configuration: it has learned nothing,
             # and its first step may have run out of memory.
             if has_step(self.folder):
                 check_same(read_config(self.folder), self._cfg, self.folder)
@@ -106,7 +106,7 @@ class Run:
         if checkpoint.vae is None:
             raise ValueError("this checkpoint holds no VAE")
         channels = checkpoint.vae.latent_channels
-        # On the host, as Orbax takes arrays of one process alone.
+        # As numpy arrays: Orbax takes an array that only one process has in no other form.
         identity = jax.tree.map(np.asarray, LatentStatistics.identity(channels))
         statistics = checkpoint.statistics or identity
         tree = {
@@ -129,10 +129,11 @@ class Run:
         Args:
           step: how many steps the state has been trained for.
           parts: trees of arrays, by name.
-          loss: the validation's at this step, or None without one; steps with the lowest are kept.
+          loss: validation loss at this step; None if there was no validation. The steps with the lowest
+            losses are kept.
 
         Raises:
-          ValueError: if this save cannot be begun or the one before has failed; says what is left.
+          ValueError: if this save cannot start or the previous one failed; names the last whole step.
         """
         self.wait()
         if self._lock is not None:
@@ -150,7 +151,7 @@ class Run:
             )
 
     def check(self) -> None:
-        """Raises what `wait` would if the save in the background has ended; never waits."""
+        """Raises the error of a failed background save, as `wait` does, but never waits."""
         if self._saving is not None and not self._manager.is_saving_in_progress():
             self.wait()
 
@@ -158,7 +159,7 @@ class Run:
         """Waits until the last save is complete.
 
         Raises:
-          ValueError: if it has failed; says what is left.
+          ValueError: if it has failed; names the last complete step.
         """
         with self._explained():
             self._manager.wait_until_finished()
@@ -203,7 +204,7 @@ class Run:
         finally:
             if self._lock is not None:
                 self._lock.release()
-                if not (self.folder / CONFIG).exists():  # nothing was begun
+                if not (self.folder / CONFIG).exists():  # `begin` was not called
                     self._lock.remove()
 
 
@@ -212,13 +213,13 @@ def _loss(metrics: Any) -> float:
 
 
 def _manager(folder: epath.Path, run: RunConfig | None = None) -> ocp.CheckpointManager:
-    """Orbax' manager of a run's steps: writes them as `run` says, or only reads if it is None."""
+    """Orbax' manager of a run's steps, which keeps them as `run` says; if None, it only reads."""
     if run is None:
         reading = ocp.CheckpointManagerOptions(create=False, enable_async_checkpointing=False)
         return ocp.CheckpointManager(folder / STEPS, options=reading)
     policies: list[Any] = [checkpoint_managers.LatestN(run.keep)]
     if run.keep_best:
-        # BestN keeps the last ones in its order, so that has to begin with the highest loss.
+        # BestN keeps the last steps of its order, so the order has to begin with the highest loss.
         best = checkpoint_managers.BestN(
             get_metric_fn=_loss,
             reverse=True,
@@ -255,9 +256,10 @@ def _restore(
 
 
 def has_step(path: str | os.PathLike[str]) -> bool:
-    """Whether a run has saved a step; without one it begins anew.
+    """Whether a run has saved a step; without one it starts from scratch.
 
-    Asked of one process alone too, so not of Orbax, whose managers may wait for each other.
+    Looks at the files itself, because a single process may call this: Orbax' managers may wait for
+    those of the other processes.
     """
     steps = locate(path) / STEPS
     return steps.exists() and any(entry.name.isdecimal() for entry in steps.iterdir())
@@ -359,14 +361,14 @@ def load_run(
 
 
 def _fingerprint(folder: epath.Path) -> str:
-    """Hash of a step's files, or of its address where they would have to be downloaded."""
+    """Hash of a step's files, or of its address if they would have to be downloaded."""
     if is_address(folder):
         return hashlib.sha256(str(folder).encode()).hexdigest()
     return tensors.fingerprint(sorted(p for p in Path(folder).rglob("*") if p.is_file()))
 
 
 def load_vae(path: str | os.PathLike[str], *, mesh: Mesh | None = None) -> Checkpoint | None:
-    """Reads the VAE that a transformer run was started with; None if it holds none."""
+    """Reads the VAE that is stored in a transformer's run; None if there is none."""
     folder = locate(path) / "vae"
     if not (folder / CONFIG).exists():
         return None

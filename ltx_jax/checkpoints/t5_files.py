@@ -1,9 +1,9 @@
 """T5 encoder weights in the layout of transformers: a directory with config.json and safetensors.
 
-Tensors are read and written one at a time (`placement`). On a CPU, loading holds the parameters
-and a few tensors of the file at its peak, the largest of T5-XXL being 526 MB in float32 (the token
-embedding). For another device the host holds one parameter with all its layers, at most 2 GB in
-bfloat16.
+Tensors are read and written one at a time (`placement`). On a CPU, the peak memory of loading
+is that of the parameters and a few tensors of the file; the largest of T5-XXL, the token embedding,
+takes 526 MB in float32. For another device the host holds one parameter at a time, with all its
+layers: at most 2 GB in bfloat16.
 """
 
 import json
@@ -33,7 +33,7 @@ _SINGLE = {
     ("relative_attention_bias",): _BIAS,
     ("final_norm", "scale"): "encoder.final_layer_norm.weight",
 }
-# Below blocks/ and below encoder.block.{layer}.layer.
+# Names below blocks/ in our tree -> names below encoder.block.{layer}.layer. in the files.
 _PER_LAYER = {
     ("attention_norm", "scale"): "0.layer_norm.weight",
     ("attention", "q", "kernel"): "0.SelfAttention.q.weight",
@@ -47,7 +47,7 @@ _PER_LAYER = {
 }
 
 _SIZES = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
-_DEFAULTED = (  # transformers' defaults are ours
+_DEFAULTED = (  # may be absent: we have the defaults of transformers
     "relative_attention_num_buckets",
     "relative_attention_max_distance",
     "layer_norm_epsilon",
@@ -55,7 +55,7 @@ _DEFAULTED = (  # transformers' defaults are ours
 
 
 def max_byte_tokens(directory: Path) -> int | None:
-    """How long captions of the byte tokenizer in a directory may be; None for any other tokenizer.
+    """Longest caption, in tokens, of a directory's byte tokenizer; None for any other tokenizer.
 
     Raises:
       ValueError: if its configuration is damaged.
@@ -108,7 +108,7 @@ def load_params(
 
     Raises:
       ValueError: if a file is missing or damaged, or names the tensors that are missing, not
-        expected, wrongly shaped or not floating point. Nothing is read before all are checked.
+        expected, wrongly shaped or not floating point. All are checked before any is read.
     """
     boxed = _boxed(cfg)
     leaves = parameter_leaves(cfg)
@@ -184,13 +184,13 @@ def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
 
 
 def _boxed(cfg: T5Config) -> Any:
-    """The shapes of the parameters with the names of their logical axes."""
+    """Shapes of the parameters, boxed with the names of their logical axes."""
     ids = jax.ShapeDtypeStruct((1, 1), np.int32)
     return jax.eval_shape(T5Encoder(cfg).init, jax.random.key(0), ids, ids)["params"]
 
 
 def _stored_tensors(directory: Path) -> dict[str, tensors.StoredTensor]:
-    """From the headers of the files that the index lists or, without an index, of all."""
+    """The tensors in the files that the index lists or, without an index, in all files."""
     index = directory / "model.safetensors.index.json"
     if index.is_file():
         try:

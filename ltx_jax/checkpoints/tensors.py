@@ -151,7 +151,7 @@ def _parse(path: Path, raw: dict[str, Any], start: int, size: int) -> TensorFile
     for name, entry in raw.items():
         begin, end = entry["data_offsets"]
         tensor = StoredTensor(path, name, entry["dtype"], tuple(entry["shape"]), start + begin)
-        has_size = tensor.code in DTYPES  # one that numpy has no dtype for may have any
+        has_size = tensor.code in DTYPES  # without a dtype in numpy the size is not checked
         if begin < 0 or end < begin or (has_size and end - begin != tensor.nbytes):
             raise ValueError(f"the bytes of {name} do not fit its shape")
         tensors[name] = tensor
@@ -192,7 +192,7 @@ def write_file(path: Path, tensors: Mapping[str, Pending], metadata: Mapping[str
     Raises:
       ValueError: if the place cannot be written, or is full.
     """
-    # Wide dtypes first, as the format's own library has it: every tensor lies aligned.
+    # Wide dtypes first, as the format's own library does, so that every tensor is aligned.
     names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
@@ -227,8 +227,8 @@ def fingerprint(paths: Iterable[Path]) -> str:
 
     A file up to 32 MB is hashed whole. A larger one is sampled: its size, and pieces of 1 KB. In
     safetensors these are the header and the beginning, middle and end of every tensor, so that any
-    training changes the hash, however few tensors it touched; in others 1024 pieces at even
-    distances. 26 GB take milliseconds.
+    training changes the hash, however few tensors it touched; in other files they are 1024 pieces
+    at even distances. 26 GB take milliseconds.
     """
     digest = hashlib.sha256()
     for path in paths:
@@ -251,6 +251,6 @@ def fingerprint(paths: Iterable[Path]) -> str:
 
 
 def _offsets(stored: Iterable[StoredTensor]) -> list[int]:
-    """The beginning, middle and end of every tensor; of a small one also what lies behind it."""
+    """The beginning, middle and end of every tensor; the piece of a small one extends beyond it."""
     lasts = [(t.offset, max(t.nbytes - _HASH_PIECE, 0)) for t in stored]
     return [first + part for first, last in lasts for part in sorted({0, last // 2, last})]
