@@ -24,7 +24,8 @@ def read_lpips(vgg: str | Path, heads: str | Path) -> dict[str, Any]:
       vgg: a .safetensors file with VGG16's convolutions under torchvision's names
         ("features.0.weight") or the lpips package's ("net.slice1.0.weight").
       heads: a .safetensors file with the linear heads, as the lpips package stores them alone or in
-        a whole `lpips.LPIPS` ("lin0.model.1.weight", "lins.0.model.1.weight"). May be the same file.
+        a whole `lpips.LPIPS` ("lin0.model.1.weight", "lins.0.model.1.weight"). It may be the same
+        file.
 
     Raises:
       ValueError: naming a file that cannot be used or lacks a tensor, or a shape that is wrong.

@@ -1,4 +1,4 @@
-"""Frames of conditions, degraded as those that the released models were trained to continue."""
+"""Degrades the frames of conditions as in the training of the released models."""
 
 import io
 import math
@@ -19,19 +19,20 @@ def prepare_condition(
     blur: bool = True,
     crf: int = 29,
 ) -> Float32[np.ndarray, "t {height} {width} 3"]:
-    """Turns condition frames into what the released models were trained to continue, in [-1, 1].
+    """Degrades condition frames as in the training of the released models; returns [-1, 1].
 
-    Crop to the aspect, bicubic resize, a slight blur, and the loss of an H.264 file, each frame by
-    itself: the models move little when the condition is sharper than a video (official
-    `inference.py` and `crf_compressor.py`). The official script leaves out the resize here, so that
-    it blurs and pads at the source's scale, and cuts odd sizes; this resizes first and keeps them.
+    Each frame is cropped to the aspect ratio, resized (bicubic), slightly blurred, and encoded and
+    decoded by H.264: the models produce little motion if a condition is sharper than a video
+    (official `inference.py` and `crf_compressor.py`). The official script does not resize here, so
+    it blurs and pads at the source's scale, and it cuts odd sizes; this function resizes first and
+    keeps odd sizes.
 
     Args:
       frames: RGB.
-      height: of the result, in pixels, and
-      width: too.
-      blur: Gaussian, 3 x 3, sigma 1.
-      crf: of the H.264 round trip; 0 leaves it out.
+      height: height of the result, in pixels.
+      width: width of the result, in pixels.
+      blur: apply the blur, a Gaussian of 3 x 3 pixels with sigma 1.
+      crf: quality of the H.264 round trip; 0 leaves it out.
     """
     levels = pixels.resized(pixels.crop_to_aspect(frames, height, width), height, width)
     unit = levels.astype(np.float32) / 255
@@ -45,7 +46,7 @@ def prepare_condition(
 
 
 def gaussian_blur(frames: Float32[np.ndarray, "t h w c"]) -> Float32[np.ndarray, "t h w c"]:
-    """Blurs by 3 x 3 taps of a Gaussian of deviation 1, mirrored about the outermost pixels."""
+    """Blurs by a 3 x 3 Gaussian of standard deviation 1; edges are mirrored."""
     side = math.exp(-0.5)
     for axis in (1, 2):
         if frames.shape[axis] == 1:  # nothing to mirror

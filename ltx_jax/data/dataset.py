@@ -116,7 +116,7 @@ class DatasetWriter:
                 writer.write(self._features.serialize_example(example))
                 index.append(facts)
             writer.close()
-            # Before the part itself, which says that both are there.
+            # Written before the part itself, whose existence says that both are there.
             with files.atomic_write(self._part(number, "npy")) as table, table.open("wb") as file:
                 np.save(file, np.array(index, self._index))
 
@@ -144,7 +144,7 @@ class DatasetWriter:
             name = next(names) if len(part) else None
             if name is None:
                 file.unlink(missing_ok=True)
-            elif file.exists():  # otherwise a process that was killed renamed it before
+            elif file.exists():  # if not, a process that was killed has already renamed it
                 os.replace(file, name)
         split = tfds.core.SplitInfo(
             name=_SPLIT, shard_lengths=lengths, num_bytes=0, filename_template=template

@@ -1,5 +1,7 @@
-"""Clips opened for decoding: the stream that is meant, and its frames in time. PyAV reads videos,
-Pillow animations."""
+"""Opens clips for decoding: selects the video stream and yields its frames with their times.
+
+PyAV reads videos, Pillow reads animations.
+"""
 
 import contextlib
 import itertools
@@ -43,14 +45,14 @@ class Facts(NamedTuple):
     width: int
     seconds: float  # from the first frame to the end of the last; 0 for a picture
     frame_rate: float  # on average; 0 for a picture
-    steady: bool  # all frames are shown for as long
+    steady: bool  # all frames are shown for equally long
 
 
 class Clip:
     """A clip that is open.
 
     Attributes:
-      name: of the file, for messages.
+      name: name of the file, for messages.
       rate: frames per second, on average.
     """
 
@@ -66,7 +68,7 @@ class Clip:
         raise NotImplementedError
 
     def facts(self) -> tuple[Facts, Shown]:
-        """Reads through the file; gives its first frame too.
+        """Reads the whole file; returns its properties and its first frame.
 
         Raises:
           ValueError: if it holds no frame, or is damaged outside of its frames.
@@ -99,7 +101,7 @@ def open_clip(path: inputs.File) -> Iterator[Clip]:
 
 
 def _open_container(path: inputs.File) -> av.container.InputContainer:
-    # The prefix keeps a name such as `concat:a.mp4` a name.
+    # The prefix keeps FFmpeg from reading a file name such as `concat:a.mp4` as a protocol.
     file = inputs.handle(path) if isinstance(path, inputs.Stored) else f"file:{path}"
     try:
         return av.open(file, "r", options=_OPEN_OPTIONS)
@@ -111,7 +113,7 @@ def _open_container(path: inputs.File) -> av.container.InputContainer:
 
 
 def _main_stream(path: inputs.File, container: av.container.InputContainer) -> av.VideoStream:
-    """The largest video; of equal ones the default one. Covers, previews and tiles are none."""
+    """The largest video stream, or the default one among equals; no covers, previews or tiles."""
     videos = container.streams.video
     if not videos:
         kinds = sorted({stream.type for stream in container.streams}) or ["nothing"]
@@ -138,7 +140,7 @@ class _Video(Clip):
         self._container = container
         self._stream = stream = _main_stream(path, container)
         pictures.check_size(path, stream.width * stream.height)
-        # Not by frames: one thread may hand out a frame before another has marked it as damaged.
+        # Not by frames: a thread could yield a frame before another one marks it as damaged.
         stream.thread_type = "SLICE"
         self.rate = Fraction(stream.average_rate or stream.guessed_rate or 25)
         self._look: Look | None = None
@@ -146,11 +148,11 @@ class _Video(Clip):
     def frames(self, start: float | int) -> Generator[Shown, None, None]:
         container, stream = self._container, self._stream
         origin = float((stream.start_time or 0) * (stream.time_base or 0))
-        # Raw streams, as some cameras write them, have no times to go to.
+        # Raw streams, as some cameras write them, have no time stamps to seek to.
         if start > 0 and stream.time_base and stream.start_time is not None:
             container.seek(round((start + origin) / stream.time_base), stream=stream)
             first = next(container.decode(stream), None)
-            # Files without an index may be entered too late: then all of it is decoded.
+            # Seeking may land too late in a file without an index: then decode from its beginning.
             late = first is None or first.pts is None or first.time - origin > start
             container.seek(0 if late else round((start + origin) / stream.time_base), stream=stream)
         converter, decode, rate = VideoReformatter(), self._decoder(), float(self.rate)
@@ -181,7 +183,7 @@ class _Video(Clip):
             if first is None:
                 for frame in decode(packet)[:1]:
                     first = self._shown(0.0, 0.0, frame, VideoReformatter())
-            # What a trimmed clip keeps before its beginning is decoded and not shown.
+            # Packets before the beginning of a trimmed clip are decoded but not shown.
             if packet.size and not packet.is_discard:
                 begin = len(begins) / rate if packet.pts is None else packet.pts * tick
                 begins.append(begin)

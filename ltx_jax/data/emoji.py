@@ -16,7 +16,7 @@ from ltx_jax.emoji.catalogue import FRAME_RATE, SPLITS, Catalogue, Entry, Split
 __all__ = ["FRAME_RATE", "INDEX", "KIND", "Emoji", "features", "to_row"]
 
 KIND = "emoji"
-# All of an entry, so that a scene is sampled without reading a clip.
+# All fields of an `Entry`, so that scenes are sampled without reading clips.
 INDEX = np.dtype(
     [
         *((name, "S96") for name in ("hexcode", "label", "thing", "base")),

@@ -22,7 +22,7 @@ ENDINGS = (
     *(".png", ".apng", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".avif"),
     *(".heic", ".heif"),
 )
-_NAMED = 100  # of the clips that are left out; more are only counted
+_NAMED = 100  # largest number of left-out clips that the log names; more are only counted
 
 _log = logging.getLogger(__name__)
 
@@ -38,13 +38,13 @@ class Captioned:
 def list_clips(
     folder: str | os.PathLike, *, allow_empty_captions: bool = False
 ) -> tuple[Captioned, ...]:
-    """Finds the clips and pictures of a folder and of those in it, sorted by path.
+    """Finds the clips and pictures in a folder and its subfolders, sorted by path.
 
-    What looks like one and cannot be used, as it has no usable caption, is left out, named and
-    counted in the log. So is a file of another ending that has a caption and no clip beside it.
+    Those without a usable caption are left out, and the log names and counts them. The same holds
+    for files of other types with a caption that belongs to no clip or picture.
 
     Args:
-      folder: hidden files in it are left alone; links to folders are followed, each folder once.
+      folder: the folder; hidden files are ignored, links to folders are followed, each folder once.
       allow_empty_captions: take a missing or blank caption file as an empty caption.
 
     Raises:
@@ -74,7 +74,7 @@ def list_clips(
 
 
 def _captioned_others(paths: Sequence[Path], stems: Collection[Path]) -> list[Path]:
-    """Files that are no media by their endings, though a caption lies beside them."""
+    """Files that have a caption beside them but not the ending of a clip or picture."""
     captioned = {path.with_suffix("") for path in paths if inputs.is_caption(path)} - set(stems)
     return [
         path
@@ -97,12 +97,12 @@ def load_clip(
 
     Args:
       path: a clip, or a picture if `num_frames` is 1.
-      num_frames: exactly so many.
-      height: in pixels, and
-      width: too.
+      num_frames: exact number of frames.
+      height: height in pixels.
+      width: width in pixels.
       start: seconds into the clip.
       frame_rate: resample by time; None takes the stored frames.
-      place: of the part that is kept, as `pixels.resize_crop` has it.
+      place: position of the part that is kept, as in `pixels.resize_crop`.
 
     Returns:
       The frames and their rate; the rate of a picture is `frame_rate`, or 1.
@@ -129,10 +129,10 @@ def load_clip(
 def check_clips(
     clips: Sequence[Captioned],
 ) -> tuple[tuple[Captioned, ...], tuple[video.Facts, ...]]:
-    """Probes clips, and leaves out and names those that are damaged or empty.
+    """Probes clips; leaves out those that are damaged or empty, and names them in the log.
 
     Returns:
-      The others, and what is known of them.
+      The others, and their properties.
 
     Raises:
       ValueError: if none is left.

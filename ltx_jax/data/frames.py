@@ -1,4 +1,4 @@
-"""Frames as they leave the decoder: converted only as far as somebody looks at them."""
+"""Decoded frames, which are converted to pixels only when these are needed."""
 
 import dataclasses
 from typing import Any
@@ -11,12 +11,12 @@ from PIL import Image
 
 from ltx_jax.data import pixels
 
-# Without them swscale takes shortcuts that darken by about a level, more in every generation.
+# Without these flags swscale's shortcuts darken by about a level, again at each re-encoding.
 EXACT = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 CONVERT = Interpolation.BICUBIC | EXACT
 _REDUCE = Interpolation.AREA | EXACT
 _HIGH_DYNAMIC_RANGE = (16, 18)  # transfer curves: SMPTE 2084 (PQ), and hybrid log-gamma
-_FULL_RANGE = 2  # FFmpeg's number for levels from 0 on
+_FULL_RANGE = 2  # FFmpeg's number for full-range levels, from 0 on
 UPRIGHT = (1, 0, 0, 1)
 
 
@@ -40,7 +40,7 @@ class Look:
         small = VideoReformatter().reformat(frame, width=16, height=16, format="gray", threads=1)
         try:
             matrix = small.side_data.get("DISPLAYMATRIX")
-        except ValueError:  # PyAV 18 refuses kinds of side data that it does not know, as EXIF
+        except ValueError:  # PyAV 18 refuses kinds of side data that it does not know, such as EXIF
             return cls(_QUARTER_TURNS.get(int(frame.rotation), UPRIGHT), pixel_aspect)
         if matrix is None:
             return cls(UPRIGHT, pixel_aspect)
@@ -61,7 +61,7 @@ class Look:
         return np.ascontiguousarray(picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
 
 
-# By the angle that PyAV gives, counter-clockwise.
+# `Look.turn` for each rotation that PyAV reports, in degrees counter-clockwise.
 _QUARTER_TURNS = {-90: (0, 1, -1, 0), 90: (0, -1, 1, 0), 180: (-1, 0, 0, -1), -180: (-1, 0, 0, -1)}
 
 
@@ -91,7 +91,7 @@ class Shown:
 
     @property
     def _square(self) -> tuple[int, int]:
-        """Height and width with square pixels, not turned yet."""
+        """Height and width with square pixels, before the turn."""
         return self._frame.height, max(round(self._frame.width * self.look.pixel_aspect), 1)
 
     @property
@@ -101,7 +101,7 @@ class Shown:
 
     @property
     def oddity(self) -> str:
-        """What keeps the picture from being right as it is converted here; mostly nothing."""
+        """Why pixels would look wrong: "interlaced" or "high dynamic range"; mostly empty."""
         if self._frame.interlaced_frame:
             return "interlaced"
         return "high dynamic range" if self._frame.color_trc in _HIGH_DYNAMIC_RANGE else ""
@@ -121,11 +121,11 @@ class Shown:
         return self.look.upright(picture)
 
     def luma(self, longest: int) -> UInt8[np.ndarray, "h w"]:
-        """Grey levels from black, 0, to white, 255, averaged down so that no side is longer."""
+        """Grey levels from 0 (black) to 255, averaged down to sides of at most `longest` pixels."""
         return self.look.upright(self._reduced("gray", longest))
 
     def bgr(self, longest: int) -> UInt8[np.ndarray, "h w 3"]:
-        """Blue, green and red, averaged down so that no side is longer."""
+        """Blue, green and red, averaged down to sides of at most `longest` pixels."""
         return self.look.upright(self._reduced("bgr24", longest))
 
     def _reduced(self, form: str, longest: int) -> np.ndarray:
@@ -140,7 +140,7 @@ class Shown:
         return is_deep and self._frame.color_range == _FULL_RANGE
 
     def _rounded_down_to_8_bits(self) -> np.ndarray:
-        """Of n bits, white is 2^n - 1, which swscale takes for 255 2^(n-8) in 8 bits."""
+        """In n bits, white is 2^n - 1; swscale, converting to 8 bits, assumes 255 * 2^(n-8)."""
         bits = self._frame.format.components[0].bits
         white = 2**16 - 2 ** (16 - bits)
         deep = self._converted("rgb48le")
@@ -148,5 +148,5 @@ class Shown:
 
     def _converted(self, form: str, **options: Any) -> np.ndarray:
         options = {"interpolation": CONVERT, **options}
-        # One thread: handing a small picture to several takes longer than converting it.
+        # One thread: distributing a small picture over several takes longer than converting it.
         return self._converter.reformat(self._frame, format=form, threads=1, **options).to_ndarray()

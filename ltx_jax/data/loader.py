@@ -36,8 +36,8 @@ class Batch:
     pattern: ConditionPattern  # conditions of all videos in the batch; "none" for pictures
     captions: tuple[str, ...]
     frame_rate: Float32[np.ndarray, " b"]
-    frames: UInt8[np.ndarray, "b t h w 3"] | None = None  # either pixels
-    latents: StoredLatents | None = None  # or latents
+    frames: UInt8[np.ndarray, "b t h w 3"] | None = None  # pixels; None if there are latents
+    latents: StoredLatents | None = None  # None if there are pixels
     embeddings: tuple[Float16[np.ndarray, "_ c"], ...] | None = None  # of captions, unpadded
 
 
@@ -88,7 +88,7 @@ class Loader:
                     f"{bucket.height} x {bucket.width}"
                 )
         plan = order.Order(cfg, self._counts, patterns, seed).plan
-        self.plan = functools.lru_cache(cfg.prefetch + 8)(plan)  # caches the steps being read
+        self.plan = functools.lru_cache(cfg.prefetch + 8)(plan)  # for the steps being read
         self.replaced = 0
         self._lock = threading.Lock()
 
@@ -98,7 +98,7 @@ class Loader:
 
     def batches(self, first: int, last: int) -> Generator[Batch, None, None]:
         """Yields the batches of the steps [first, last), reading ahead."""
-        # Two batches are stacked in advance, so that a fast step does not wait for that either.
+        # Two batches are stacked in advance, so that a fast step does not wait for the stacking.
         return in_background(self._read_batches(first, last), ahead=2)
 
     def _read_batches(self, first: int, last: int) -> Generator[Batch, None, None]:

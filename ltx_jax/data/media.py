@@ -28,12 +28,12 @@ class Media:
     A clip fits a bucket if it is long enough, after resampling, and if the bucket's shape cuts off
     no more than `max_crop` of its picture; a smaller one is enlarged. A bucket of one frame takes
     pictures, or, where no picture fits, frames of the clips. What fits no bucket is named in the
-    log. Cuts that are not left to chance stay in memory while there is room.
+    log. Examples stay in memory while there is room, unless cuts are random.
 
     Args:
-      facts: of every medium (`FACTS`).
-      name: number -> what to call a medium.
-      load: number -> a medium and its captions, of which one is drawn.
+      facts: properties of every medium, with dtype `FACTS`.
+      name: number of a medium -> its name in messages.
+      load: number of a medium -> the file and its captions, one of which is drawn.
       cfg: how clips are cut, for which buckets.
 
     Raises:
@@ -87,7 +87,7 @@ class Media:
         return f"{name} fits no bucket in both length and shape, or pictures were preferred to it"
 
     def count(self, bucket: BucketConfig) -> int:
-        """How many fit."""
+        """Number of media that fit the bucket."""
         return len(self._fitting[bucket])
 
     def example(self, bucket: BucketConfig, index: int, rng: np.random.Generator) -> Example:
@@ -122,11 +122,11 @@ class Media:
         return made
 
     def _start(self, number: int, num_frames: int, place: float) -> float:
-        """A time that enough frames follow, in seconds."""
+        """A start time in seconds, after which enough frames follow."""
         facts, rate = self._facts[number], self._cfg.resample
         if rate is not None:
             return place * max(float(facts["seconds"]) - num_frames / rate, 0.0)
         if not facts["steady"] or facts["seconds"] == 0:
-            # How many frames follow a time is not known, or there is but one.
+            # The number of frames after a time is unknown, or there is only one frame.
             return 0.0
         return math.floor(place * (facts["frames"] - num_frames + 1)) / float(facts["frame_rate"])

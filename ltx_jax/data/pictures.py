@@ -16,8 +16,8 @@ from ltx_jax.data import inputs, pixels
 
 MAX_PIXELS = 178_956_970  # of a picture, or a frame of a video: the limit of Pillow
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "HEIF")
-# Only of these are several pictures in a file an animation: a photograph may hold a preview, and a
-# TIFF further pages.
+# Only in these formats are several pictures in a file an animation: in others they may be the
+# preview of a photograph, or the pages of a TIFF.
 _ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1")
 # What Pillow's readers raise for damaged files.
@@ -52,12 +52,12 @@ def check_size(path: inputs.File, pixel_count: int) -> None:
 
 @contextlib.contextmanager
 def _open(path: inputs.File) -> Iterator[Image.Image | None]:
-    """Opens a picture by its content; None if it is none. Errors of Pillow become ValueErrors."""
+    """Opens a picture by its content; None if it is none. Pillow's errors become ValueErrors."""
     inputs.check(path)
     if _is_heic(path):
         _register_heic(path)
     Image.init()
-    # Of the formats above alone: Pillow also claims some video files.
+    # Only the formats above: Pillow also opens some video files.
     formats = [name for name in _FORMATS if name in Image.OPEN]
     image = None
     try:
@@ -65,7 +65,7 @@ def _open(path: inputs.File) -> Iterator[Image.Image | None]:
     except Image.UnidentifiedImageError:
         pass
     except Image.DecompressionBombError as error:
-        # There is no picture to ask for its size, but the message has it.
+        # There is no picture object to ask for the size, but the message contains it.
         check_size(path, int(re.findall("[0-9]+", str(error))[0]))
         raise
     except _DAMAGE as error:
@@ -82,7 +82,7 @@ def _damaged(path: inputs.File, error: Exception) -> ValueError:
 
 
 def _is_heic(path: inputs.File) -> bool:
-    """By the brands at the beginning; an AVIF file may begin with the brand of both."""
+    """Whether a file is HEIC, by its first brands; an AVIF file may also have the generic one."""
     start = inputs.head(path, 64)
     size, brand = int.from_bytes(start[:4]), start[8:12]
     is_avif = b"avif" in start[16:size]
@@ -147,10 +147,10 @@ def read_animation(path: inputs.File) -> Generator[AnimationFrame, None, None]:
     with _open(path) as image:
         if image is None:
             return
-        # The first picture of a PNG may be for viewers without animation alone.
+        # The first picture of a PNG may be meant only for viewers that cannot play animations.
         for number in range(int(image.info.get("default_image", False)), _count(image)):
             image.seek(number)
-            picture = _upright(image)  # loads it: only then WebP and AVIF know the time
+            picture = _upright(image)  # loads it; before, WebP and AVIF lack the duration
             seconds = (image.info.get("duration") or 0) / 1000
             yield AnimationFrame(picture, 0.1 if seconds <= 0.01 else seconds)
 

@@ -53,7 +53,7 @@ def _by_threads(
 
 def in_background(items: Generator[Any, None, None], ahead: int) -> Generator[Any, None, None]:
     """Yields the items of a generator, which runs up to `ahead` items ahead in a thread."""
-    # Not with an executor: submitting work can take a millisecond while its thread wakes up.
+    # No executor: submitting work to one can take a millisecond, until its thread wakes up.
     results, requests, end = queue.SimpleQueue(), queue.SimpleQueue(), object()
 
     def make() -> None:

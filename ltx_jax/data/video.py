@@ -1,7 +1,7 @@
-"""Videos and pictures read: as a viewer shows them, or refused by name.
+"""Reads videos and pictures as a viewer shows them, or refuses them by name.
 
-Frames are uint8 (t, h, w, 3), RGB: turned and mirrored as phones say, pixels square, transparency
-over white. Everything that can be wrong with a file is a ValueError that names it.
+Frames are uint8 (t, h, w, 3), RGB: turned and mirrored as the file's metadata says, with square
+pixels, transparency over white. Whatever is wrong with a file is a ValueError that names it.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ def read_video(
         raise ValueError(f"num_frames must be positive, got {num_frames}")
     with decoding.open_clip(path) as clip:
         frames = _pictures(clip, start, frame_rate)
-        with contextlib.closing(frames):  # before the container, which its packets belong to
+        with contextlib.closing(frames):  # closed before the container that owns their packets
             taken = list(itertools.islice(frames, num_frames))
     return np.stack(taken), float(frame_rate or clip.rate)
 
@@ -64,7 +64,7 @@ def stream_video(
 
 
 def decode_video(path: inputs.File) -> Generator[Shown, None, None]:
-    """The stored frames of a clip, none converted yet; interlaced and HDR ones too.
+    """Yields the stored frames of a clip, not converted to pixels; interlaced and HDR ones too.
 
     Raises:
       ValueError: as `read_video`.
@@ -113,19 +113,19 @@ def _check_showable(name: str, frame: Shown) -> None:
 
 
 def _count_before(seconds: float | int, frame_rate: float | int) -> int:
-    """Number of times k / frame_rate, k >= 0, before `seconds`; within a tick counts as equal."""
+    """Number of k >= 0 with k / frame_rate before `seconds`, times within a tick being equal."""
     return max(math.ceil((seconds - TICK) * frame_rate), 0)
 
 
 def probe(path: inputs.File, *, any_picture: bool = False) -> Facts:
-    """Reads through a clip or a picture and says what it is; of a clip one frame is decoded.
+    """Reads the properties of a clip or a picture; decodes only one frame of a clip.
 
     Args:
-      path: of either.
-      any_picture: interlaced and HDR clips too, which `decode_video` gives.
+      path: the clip or picture.
+      any_picture: accept interlaced and HDR clips too, as `decode_video` does.
 
     Raises:
-      ValueError: as `read_video` and `read_image`; damage within a frame of a clip is not noticed.
+      ValueError: as `read_video` and `read_image`; damage within a clip's frames is not noticed.
     """
     if pictures.is_image(path):
         height, width, _ = pictures.read_image(path).shape

@@ -16,8 +16,8 @@ from PIL import Image
 
 from ltx_jax.runtime import files
 
-# Lowers chroma by 0.03 to 0.07 of a level, and x264 raises it by as much in a generation at crf 18:
-# exact rounding (ACCURATE_RND) would add up to a whole level of blue in ten generations.
+# These flags lower chroma by 0.03 to 0.07 of a level, and encoding by x264 at crf 18 raises it as
+# much. With exact rounding (ACCURATE_RND), blue would drift by a whole level in ten encodings.
 _CONVERT = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INP
 
 
@@ -45,10 +45,10 @@ def write_video(
 
     Args:
       path: ends in .mp4; missing folders are made.
-      frames: RGB; all together, or one by one where they do not fit into memory.
+      frames: RGB; an array, or an iterable of frames if they do not fit into memory together.
       fps: frames per second.
       crf: 0 (lossless but for 4:2:0) to 51; 18 looks like the original.
-      repeatable: the file is the same each time, on every machine; that takes a little longer.
+      repeatable: makes the file the same each time and on every machine; takes a little longer.
 
     Raises:
       ValueError: if the frames are not uint8 (t, h, w, 3) or the file cannot be written.
@@ -76,7 +76,7 @@ def encode_h264(
     options: dict[str, str],
     tagged: bool,
 ) -> None:
-    """H.264 into an open container. Untagged pictures are converted by BT.601, unmarked."""
+    """Encodes H.264 into an open container: BT.709 with tags if `tagged`, else BT.601 without."""
     stream = container.add_stream("libx264", rate=rate, options=options)
     colours: dict[str, Any] = {}
     if tagged:
@@ -126,7 +126,7 @@ def write_gif(
     kept = np.arange(0, len(frames), math.ceil(fps / 50))
     begins = np.round(np.append(kept, len(frames)) * 100 / fps)
     milliseconds = [int(10 * max(step, 2)) for step in np.diff(begins)]
-    # A megapixel of all frames is enough to choose the colours by.
+    # One megapixel, spread over all frames, is enough to choose the colours.
     stride = math.ceil(math.sqrt(len(kept) * frames[0, ..., 0].size / 2**20))
     sample = frames[kept, ::stride, ::stride]
     mosaic = Image.fromarray(np.ascontiguousarray(sample).reshape(-1, *sample.shape[2:]))

@@ -8,7 +8,7 @@ from typing import Literal
 
 FRAME_RATE = 12.0  # frames per second of the stored clips
 TONES = (
-    "",  # the yellow one
+    "",  # yellow, the emoji without a skin tone
     "light skin tone",
     "medium-light skin tone",
     "medium skin tone",
@@ -101,7 +101,7 @@ def base_is_held_out(entry: Entry) -> bool:
 
 
 def tone_is_held_out(entry: Entry) -> bool:
-    """Whether an emoji is the one skin tone of its base in the split "tones"; yellow is never."""
+    """Whether an emoji is the one skin tone of its base in the split "tones"; never the yellow."""
     return entry.tone > 0 and entry.tone == 1 + _number(f"tone {entry.base}") % 5
 
 

@@ -149,7 +149,7 @@ def _subject(entry: Entry, rng: np.random.Generator, size: str, detailed: bool) 
         subject = words if rng.random() < 0.5 else f"{_article(words)}{words} emoji"
     else:
         thing = entry.thing
-        # "man: beard" is a man with a beard, but "kiss: woman, man" cannot be read so.
+        # "man: beard" is a man with a beard, but "kiss: woman, man" is no kiss with a woman.
         if entry.subgroup == "person":
             thing = thing.replace(": ", " with ")
         if entry.tone:

@@ -18,7 +18,7 @@ from ltx_jax.world import textures
 Artwork = Callable[[int], UInt8[np.ndarray, "f n n 4"]]
 
 _SAMPLES = 2  # per pixel and axis, so that an emoji that is scaled down does not flicker
-_CONTRAST = 11.0  # of textures, in grey levels up and down
+_CONTRAST = 11.0  # amplitude of textures, in grey levels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +48,8 @@ def clip(
 
     Args:
       index: number of the clip.
-      catalogue: the emoji, and
-      artwork: their frames.
+      catalogue: the emoji.
+      artwork: number of an emoji in the catalogue -> its frames.
       seed: with `index` the only source of randomness.
       split: as in `scenes.sample_scene`, like `animated` and `num_actors`.
       num_frames: length.
@@ -119,7 +119,7 @@ def _paint(
     column, row = path.x[i] * unit + width / 2, path.y[i] * unit + height / 2
     angle = math.radians(path.angle[i])
     cos, sin = math.cos(angle), math.sin(angle)
-    # Two pixels more: faint pixels may lie outside the box.
+    # A margin of two pixels: faint pixels may lie outside the box.
     x_reach = (abs(cos) * (right - left) + abs(sin) * (bottom - top)) / 2 * scale + 2
     y_reach = (abs(sin) * (right - left) + abs(cos) * (bottom - top)) / 2 * scale + 2
     x0, y0 = max(math.floor(column - x_reach), 0), max(math.floor(row - y_reach), 0)

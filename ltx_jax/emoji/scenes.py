@@ -46,7 +46,7 @@ _KIND_SHARES = (0.4, 0.18, 0.14, 0.07, 0.07, 0.07, 0.07)
 # Direction of a gradient, in degrees clockwise from the right.
 GRADIENTS = {"left to right": 0.0, "top to bottom": 90.0, "corner to corner": 45.0}
 MOTIONS = (*DIRECTIONS, "still", "grow", "shrink", "sway", "spin")
-# A moving camera moves emoji and background alike. Other backgrounds than these would not show it.
+# A moving camera moves emoji and background alike, which only `_CAMERA_KINDS` of backgrounds show.
 CAMERAS = ("pan left", "pan right", "pan up", "pan down", "zoom in", "zoom out")
 _CAMERA_KINDS = ("checkered", "dotted", "cloudy")
 PLAYBACKS = (0.5, 1.0, 2.0)  # speeds of the emoji's own animation
@@ -66,7 +66,7 @@ _SWAY = 13.0  # degrees to either side
 _SIZES = (0.5, 0.64, 0.8)  # longer side of the emoji's box: "small", no word, "large"
 _PAIR_SIZE = 0.42
 _PAIR_MOTIONS = ("still", "up", "down", "sway", "spin", "grow", "shrink")
-_MARGIN = 0.01  # kept free between an emoji and the edge
+_MARGIN = 0.01  # least gap between an emoji and the edge
 _PAIR_SHARE = 0.1  # of scenes with two emoji
 _CLIP_STILLS, _PICTURE_STILLS = 0.15, 0.5  # shares of emoji without animation in clips and pictures
 
@@ -133,7 +133,7 @@ class Scene:
     camera_rate: float = 0.0  # as `_PACES`
 
     def motion(self, actor: Actor) -> str:
-        """The motion of an actor, or the camera's."""
+        """The motion of an actor, or that of the camera if it moves."""
         return self.camera or actor.motion
 
     def pace(self, actor: Actor) -> Literal["slow", "normal", "fast"]:

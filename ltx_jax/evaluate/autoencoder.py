@@ -65,7 +65,7 @@ def reconstructor(
       execution: how it is computed.
       time: noise level of the latents, which is also the decoder's timestep. Ignored for decoders
         without timestep conditioning.
-      seed: of that noise.
+      seed: seed of that noise.
     """
     statistics = checkpoint.statistics or LatentStatistics.identity(cfg.latent_channels)
     programs = Programs(convolution.compiler_options())

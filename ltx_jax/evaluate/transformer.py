@@ -59,7 +59,7 @@ def _losses(
 def loss_rows(
     pipe: LTXPipeline, clips: Iterable[EvaluationClip], *, seed: int = 0
 ) -> list[MetricRow]:
-    """The loss at each of `TIMES` and their mean, of videos and of images.
+    """The loss at each of `TIMES` and the mean of these losses, for videos and for images.
 
     Clip i gets the noise of fold_in(key(seed), i), whatever the model.
 

@@ -32,7 +32,7 @@ from ltx_jax.data.read_ahead import read_ahead
 from ltx_jax.emoji.catalogue import FRAME_RATE, Entry
 from ltx_jax.runtime import cli
 
-_SHARD = 64  # emoji to a file
+_SHARD = 64  # emoji per file of the data set
 _LICENCE = "MIT"
 
 
@@ -182,7 +182,7 @@ def _plain(hexcode: str) -> str:
 
 
 def _labels(tarball: Path) -> dict[str, dict[str, Any]]:
-    """Fields of `Entry` by hexcode, as far as names go."""
+    """Maps each hexcode to those fields of `Entry` that the package of names contains."""
     with tarfile.open(tarball) as opened:
 
         def read(name: str) -> Any:
@@ -200,7 +200,7 @@ def _labels(tarball: Path) -> dict[str, dict[str, Any]]:
             continue
         for one in (base, *base.get("skins", ())):
             tone = one.get("tone", 0)
-            if isinstance(tone, int):  # else the tones of several people
+            if isinstance(tone, int):  # a list has the tones of several people
                 labels[_plain(one["hexcode"])] = {
                     "hexcode": _plain(one["hexcode"]),
                     "label": one["label"],
@@ -222,7 +222,7 @@ def _rows(
     size: int,
     threads: int,
 ) -> Iterator[tuple[dict[str, Any], tuple]]:
-    """Rows of some files, without those that have no name and pictures of flags."""
+    """Rows of some files; those without a name and pictures of flags are left out."""
     sources = []
     for member in members:
         label = labels.get(_plain(PurePosixPath(member.name).stem))
@@ -262,7 +262,7 @@ def read_clip(content: bytes, size: int) -> UInt8[np.ndarray, "t {size} {size} 4
         image.load()
         end += image.info.get("duration", 0) / 1000
         frame = None
-        # Durations are whole milliseconds: half of one is their precision. A picture has none.
+        # Durations have a precision of half a millisecond. A picture has no duration.
         while not frames or due < end - 5e-4:
             frame = _scaled(image, size) if frame is None else frame
             frames.append(frame)

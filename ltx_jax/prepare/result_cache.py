@@ -31,7 +31,7 @@ def cache_key(*parts: Any) -> str:
 
 
 class ResultCache:
-    """Files in one folder, each of which is made once. Several processes may share the folder."""
+    """Files in one folder, each of them made once. Several processes may share the folder."""
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder)

@@ -40,7 +40,7 @@ class _Window(NamedTuple):
     objects: float  # mean motion of points relative to the camera
     steps: Float[np.ndarray, "n 4"]  # camera motion: right, down, rotation and zoom at the rim
     last: int  # index of the last frame, counted from the first of the window
-    fades: bool = False  # a dissolve, which tells nothing about motion
+    fades: bool = False  # part of a dissolve, so its motion is unknown
 
 
 def score(times: Sequence[float], pictures: Sequence[UInt8[np.ndarray, "h w"]]) -> float:

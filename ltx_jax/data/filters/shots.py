@@ -80,7 +80,7 @@ class ShotFinder:
         return next(begin for index, begin, _ in self._latest if index == number)
 
     def _is_flash(self, number: int) -> bool:
-        """Whether the latest frame looks like those before a detected cut again."""
+        """Whether the latest frame looks again like those before a detected cut."""
         now = self._latest[-1][2]
         before = [picture for index, _, picture in self._latest if index < number]
         at = next(picture for index, _, picture in self._latest if index == number)
