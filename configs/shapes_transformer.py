@@ -40,9 +40,9 @@ config = TrainTransformer(
     text_encoder=T5Config(vocab_size=384, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4),
     max_caption_tokens=128,
     flow=FlowConfig(
-        # Simple scenes are decided early: at t = 0.9 a network that cannot draw one yet predicts
-        # more than half of the latents' variance, at 0.6 nine tenths. For 144 tokens the shift
-        # would be 0.6, with few times above 0.9; this is the shift of 4096 tokens.
+        # Simple scenes are decided near t = 1: even a network that cannot draw one predicts more
+        # than half of the latents' variance at t = 0.9, and nine tenths at 0.6. The shift for 144
+        # tokens would be 0.6, which gives few times above 0.9; this is the one for 4096 tokens.
         min_shift=2.05,
         max_shift=2.05,
         first_frame_probability=0.15,
@@ -59,8 +59,8 @@ config = TrainTransformer(
             BucketConfig(1, 96, 96, batch_size=128, weight=0.13),
             BucketConfig(1, 128, 128, batch_size=72, weight=0.04),
         ),
-        # These motions are learned last. When they were a seventh of the clips, a network that
-        # followed the other motions in 86 % of its videos followed these in none of 18.
+        # Rotation and orbit are learned last. When they were a seventh of the clips, a network that
+        # followed the other motions in 86 % of its videos followed these two in none of 18.
         mix=(SourceConfig("shapes", 0.55), SourceConfig("shapes:rotate,orbit", 0.45)),
         frame_rates=(12.0, 24.0, 30.0),
     ),

@@ -3,7 +3,7 @@
     ltx-train shapes_vae
     ltx-train shapes_vae_refined
 
-Starts from the EMA weights of the first run. There is no discriminator any more.
+Starts from the EMA weights of the first run. Unlike that run, it has no discriminator.
 """
 
 import dataclasses

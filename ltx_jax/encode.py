@@ -1,8 +1,8 @@
 """Encodes clips and captions once, before training: ltx-encode CONFIG --output DIR
 
-CONFIG is one of transformer training. Every example of its data is encoded by its VAE, once for
-each bucket that it fits, and every caption by its text encoder, if the config freezes or caches
-captions. DIR is then a source of training data (`--data.source DIR`).
+CONFIG is a config of transformer training. Its VAE encodes every example of its data, once for each
+bucket that the example fits. Its text encoder encodes every caption, if the config freezes or
+caches captions. DIR is then a source of training data (`--data.source DIR`).
 
 The same command, run again, continues where it was stopped. Several machines share the work if
 each runs it with its own `--worker`.

@@ -34,9 +34,9 @@ class Look:
 
     @classmethod
     def of(cls, frame: VideoFrame, pixel_aspect: float) -> "Look":
-        """The look of a stream, from its first frame."""
-        # The side data of a frame and the frame keep each other alive until Python's collector of
-        # cycles runs; a small copy has the same side data.
+        """Reads the look of a stream from its first frame."""
+        # The side data of a frame and the frame keep each other alive until Python's garbage
+        # collector runs; a small copy has the same side data.
         small = VideoReformatter().reformat(frame, width=16, height=16, format="gray", threads=1)
         try:
             matrix = small.side_data.get("DISPLAYMATRIX")

@@ -46,7 +46,7 @@ _KIND_SHARES = (0.4, 0.18, 0.14, 0.07, 0.07, 0.07, 0.07)
 # Direction of a gradient, in degrees clockwise from the right.
 GRADIENTS = {"left to right": 0.0, "top to bottom": 90.0, "corner to corner": 45.0}
 MOTIONS = (*DIRECTIONS, "still", "grow", "shrink", "sway", "spin")
-# A moving camera moves emoji and background alike, which only `_CAMERA_KINDS` of backgrounds show.
+# A moving camera moves emoji and background alike. Only backgrounds of `_CAMERA_KINDS` show that.
 CAMERAS = ("pan left", "pan right", "pan up", "pan down", "zoom in", "zoom out")
 _CAMERA_KINDS = ("checkered", "dotted", "cloudy")
 PLAYBACKS = (0.5, 1.0, 2.0)  # speeds of the emoji's own animation
@@ -67,7 +67,7 @@ _SIZES = (0.5, 0.64, 0.8)  # longer side of the emoji's box: "small", no word, "
 _PAIR_SIZE = 0.42
 _PAIR_MOTIONS = ("still", "up", "down", "sway", "spin", "grow", "shrink")
 _MARGIN = 0.01  # least gap between an emoji and the edge
-_PAIR_SHARE = 0.1  # of scenes with two emoji
+_PAIR_SHARE = 0.1  # share of scenes that have two emoji
 _CLIP_STILLS, _PICTURE_STILLS = 0.15, 0.5  # shares of emoji without animation in clips and pictures
 
 _T = TypeVar("_T")
@@ -287,7 +287,7 @@ def _sample_entry(
     seconds: float | int,
     animated: bool | None,
 ) -> int:
-    """Number of an entry. All bases are equally likely, however many skin tones they have."""
+    """Samples an entry's number. All bases are equally likely, whatever their number of tones."""
     still = rng.random() < (_CLIP_STILLS if seconds > 0 else _PICTURE_STILLS)
     if animated is not None:
         still = not animated
@@ -348,7 +348,7 @@ def _place(
 def _room(
     scene: Scene, seconds: float | int, spans: tuple[tuple[float, float], tuple[float, float]]
 ) -> list[tuple[float, float]]:
-    """Range of the centre at time 0 on each axis; empty if its first number is the larger."""
+    """Range (first, last) of the centre at time 0 on each axis; empty if first > last."""
     [actor] = scene.actors
     times = np.linspace(0, seconds, 33)
     track = path(scene, actor, times)
@@ -360,7 +360,7 @@ def _room(
         (track.x, cos * width + sin * height, spans[0]),
         (track.y, sin * width + cos * height, spans[1]),
     ):
-        # The track starts in the middle. Another start shifts it by as much, times the zoom.
+        # The track starts in the middle. Another start shifts it by the same distance times zoom.
         reach = track.scale * extent / 2
         first = np.max((low + _MARGIN - centres + reach) / zoom)
         last = np.min((high - _MARGIN - centres - reach) / zoom)

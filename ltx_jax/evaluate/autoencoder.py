@@ -1,4 +1,4 @@
-"""Metrics of a Video-VAE: of its reconstructions, and of the grid it leaves in flat colours."""
+"""Measures a Video-VAE: its reconstructions, and the grid that it leaves in flat colours."""
 
 import functools
 import itertools

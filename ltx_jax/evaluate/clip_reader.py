@@ -12,7 +12,7 @@ from ltx_jax.data.sources import EMOJI
 from ltx_jax.world import render
 
 WORLD = "shapes"
-_DRAWN_COUNT = 100  # clips, and as many pictures, of an endless source
+_DRAWN_COUNT = 100  # number of clips, and of pictures, from an endless source
 _EMOJI_SEED = 271_828  # differs from the seeds of training
 
 
@@ -35,9 +35,8 @@ class EvaluationClip:
 class ClipFormat:
     """Size and length of the clips on which a model is measured.
 
-    A clip is scaled to cover the size and cropped about its centre. Of its frames the first
-    `num_frames` are used; a shorter clip is cut to the largest number of frames that the VAE
-    accepts.
+    A clip is scaled to cover the size and cropped about its centre. The first `num_frames` of
+    its frames are used; a shorter clip is cut to the largest number of frames that the VAE accepts.
     """
 
     num_frames: int

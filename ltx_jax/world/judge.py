@@ -107,8 +107,8 @@ def detect_objects(
 def agreement(objects: Sequence[DetectedObject], expected: Sequence[Triple]) -> Agreement:
     """Compares detected objects with the (shape, colour, motion) of each expected object.
 
-    A kind of word is right if it is right for every object. Of all ways to pair the objects, the
-    one with the most right words counts.
+    A kind of word is right if it is right for every object. Objects are paired in the
+    way that makes the most words right.
     """
     pad = (None,) * (len(expected) - len(objects))
     best = Agreement(False, False, False, False)

@@ -17,8 +17,8 @@ _MAX_BAR_LEVEL = 40  # largest median level of a bar's two outermost rows
 _MARGINS = (8, 3)
 _UNEVEN = 0.6  # largest standard deviation between the means of a bar's blocks
 # Fractions.
-_EDGE = 0.35  # of the columns in which a bar ends, least fraction that end in one row
-_CLEAR = 0.25  # least fraction of any row of a bar that is dark, the rest being text
+_EDGE = 0.35  # least fraction of the columns with a bar's end that have it in the same row
+_CLEAR = 0.25  # least dark fraction of each row of a bar; the rest may be text
 _MEAN_CLEAR = 0.7  # the same, as the mean over all rows of a bar
 _MAX_DEPTH = 0.45  # largest depth of a bar, relative to the frame's side
 # Pixels.
