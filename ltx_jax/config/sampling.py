@@ -79,7 +79,7 @@ class SampleConfig(SamplingConfig):
     prompt: str | None = None  # an empty one samples an unconditional video
     prompts_file: str | None = None  # one prompt per line; videos that exist are skipped
     batch_size: int = 1  # prompts of the file that are sampled together
-    first_sample: int = 0  # index of the first video among those of the seed
+    first_sample: int = 0  # index i of the first video, counted as for `seed`
     # An .npz with prompt_embeds, prompt_mask, negative_embeds and negative_mask, in place of text.
     embeddings: str | None = None
     noise: str | None = None  # an .npy (b, t, h, w, c) with the initial noise, in place of the seed

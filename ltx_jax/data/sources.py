@@ -39,7 +39,7 @@ class Example:
     frame_rate: float  # frames per second
     frames: UInt8[np.ndarray, "t h w 3"] | None = None
     latents: StoredLatents | None = None
-    embedding: Float16[np.ndarray, "m c"] | None = None  # of the caption
+    embedding: Float16[np.ndarray, "m c"] | None = None  # embedding of the caption
 
 
 @dataclasses.dataclass(frozen=True)
