@@ -114,10 +114,11 @@ def test_gradients_of_narrow_parameters_are_summed_in_float32():
     layout = jax.tree.map(lambda x: x.sharding, params)
     optimizers = {MAIN: Optimizer.of(OptimConfig(), 1)}
     batch = jnp.full((count, 2), 1.0)
+    first = state.TrainState(0, 0, 0, params, params, opt_state={}, statistics={})
     with sharding.use_mesh(mesh):
         _, grads = jax.jit(
             lambda batch: step.gradients(
-                *(loss, optimizers, params, None, batch, {}, jax.random.key(0)),
+                *(loss, optimizers, params, first, batch, {}, jax.random.key(0)),
                 micro_batches=count,
                 layout=layout,
             )
