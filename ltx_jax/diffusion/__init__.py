@@ -1,12 +1,12 @@
-"""Rectified flow: how noise becomes a video, apart from the networks' own layers.
+"""Rectified flow: everything between noise and latents of a video, except the network's layers.
 
 - `flow`: the path from data to noise, its velocity, schedules of times.
-- `noise`: named random draws, the same whatever the batch and the mesh.
+- `noise`: named random draws, which do not depend on the batch or the mesh.
 - `positions`, `conditioning`: latents as tokens; images and clips that a video has to show.
-- `denoiser`: the network as sampling and training see it, in three forms.
-- `guidance`: the prediction of the velocity under guidance. `solver`: what a step makes of it.
+- `denoiser`: the interface of the network for sampling and training, and its three forms.
+- `guidance`: the prediction of the velocity under guidance. `solver`: how a step uses it.
 - `sampler`: the compiled step, and the loop over all steps.
-- `latents`, `calibration`: latents before decoding; the range of eight-bit linears.
+- `latents`: operations on latents before decoding. `calibration`: input ranges of 8-bit linears.
 """
 
 from typing import TYPE_CHECKING

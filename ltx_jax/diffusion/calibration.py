@@ -1,4 +1,4 @@
-"""The largest inputs of the transformer's linears, measured once, so that eight bits span them."""
+"""Measures the largest inputs of the transformer's linear layers, for 8-bit quantisation."""
 
 import functools
 import itertools
@@ -16,7 +16,7 @@ from ltx_jax.diffusion.denoiser import call_directly
 from ltx_jax.models.transformer_fast import FastContext, FastTransformer, Maxima
 from ltx_jax.models.transformer_fast_parameters import InputMaxima
 
-# Small videos of few steps: the maxima depend little on the size.
+# Small videos and few steps suffice, as the maxima hardly depend on the size.
 OPTIONS = SamplingConfig(
     height=256,
     width=384,
@@ -26,7 +26,7 @@ OPTIONS = SamplingConfig(
     stg_scale=0.0,
     seed=0,
 )
-# Unlike each other; the last is the one that guidance steers away from.
+# Prompts of different kinds; the last one is the negative prompt.
 PROMPTS = (
     "A woman with long brown hair smiles at the camera; her face is lit by the evening sun.",
     "Waves crash against black rocks under a grey sky, seen from a drone that flies forward.",
@@ -56,15 +56,15 @@ def input_maxima(
     times: Float[np.ndarray, "s"],
     call: Callable[..., Any] = call_directly,
 ) -> InputMaxima:
-    """The largest absolute input of every large linear over a run of Euler steps, unguided.
+    """The largest absolute input of every large linear layer, over Euler steps without guidance.
 
     Args:
-      network: the fast form.
-      params: its parameters, before any are of eight bits.
-      start: the tokens that the run starts from.
+      network: the fast form of the transformer.
+      params: its parameters, before quantisation.
+      start: initial tokens.
       context: from `network.context`.
-      times: of the steps, falling; the last step goes to 0.
-      call: calls a jitted function, as of `sampler.sample`.
+      times: descending times of the steps; the last step goes to 0.
+      call: calls a jitted function (see `sampler.sample`).
     """
     x, observed = start, []
     for t, target in itertools.pairwise([*times, 0.0]):

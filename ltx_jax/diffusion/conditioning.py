@@ -1,12 +1,13 @@
 """Conditions: images and clips that a video has to show, as latents, extra tokens and strengths.
 
-A condition at frame 0 replaces the first latents in place. Latents elsewhere cannot simply be
-replaced: the first latent of a clip stands for one frame, in the middle of a video it would stand
-for eight. So a later image, and the first two latents of a later clip, become extra tokens before
-those of the video, with the positions of the frames they show; the rest of the clip is in place.
+A condition at frame 0 replaces the first latent frames. Later latent frames cannot simply be
+replaced: the first latent frame of a clip stands for one frame, but in the middle of a video a
+latent frame stands for eight. So a later image, and the first two latent frames of a later clip,
+become extra tokens before those of the video, with the positions of the frames that they show. The
+rest of the clip replaces the video's latent frames.
 
-The strength of a token is 0 where it is free. A token of strength s starts at noise level 1 - s and
-waits until the video's own time has fallen to that.
+Every token has a strength, which is 0 for tokens without a condition. A token of strength s starts
+at noise level 1 - s, and does not change until the time of the other tokens has fallen to 1 - s.
 """
 
 import dataclasses
@@ -35,9 +36,10 @@ class Condition:
 
     Attributes:
       media: a path, or an array (h, w, 3) for an image, (t, h, w, 3) for a clip, (b, t, h, w, 3)
-        for one clip of each video of a batch; uint8, or floating point in [-1, 1].
-      frame: which frame of the video its first frame is.
-      strength: 1 to show exactly this; less to start that much closer to noise; 0 does nothing.
+        for one clip per video of a batch; uint8, or floating point in [-1, 1].
+      frame: the frame of the video that shows the first frame of the media.
+      strength: s in [0, 1]. The condition starts at noise level 1 - s: 1 shows it exactly, 0 has no
+        effect.
 
     Raises:
       ValueError: for a negative frame, or a strength outside [0, 1].
@@ -56,13 +58,14 @@ class Condition:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Encoded:
-    """A condition as latents, of the sampler and of training alike.
+    """A condition as latents, for sampling and training.
 
     Attributes:
       latents: (b, t, h, w, c), normalised.
-      strength: (); or one of each sample, (b,); or one of each of its latent frames too, (b, t).
-      frame: which frame of the video its first frame is: a number, or one of each sample, (b,). The
-        latter are traced: none may be 0, and the condition is at most `PREFIX` latent frames.
+      strength: one for all (), one per sample (b,), or one per latent frame (b, t).
+      frame: the frame of the video that shows the condition's first frame: a Python int, or a
+        traced array (b,) with one per sample. In such an array none may be 0, and the condition
+        may have at most `PREFIX` latent frames.
     """
 
     latents: Any
@@ -73,12 +76,12 @@ class Encoded:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """Tokens with the conditions in place, ready for the loop; those of the video come last.
+    """The initial tokens with the conditions: extra tokens first, then those of the video.
 
     Attributes:
       tokens: (b, n, c).
-      coords: pixel coordinates (frame, row, column): (n, 3), or (b, n, 3) where samples differ.
-      strength: (b, n) of each token as a condition, or None without conditions.
+      coords: pixel coordinates (frame, row, column): (n, 3), or (b, n, 3) if samples differ.
+      strength: strength of each token, (b, n); None if there are no conditions.
     """
 
     tokens: Any
@@ -92,10 +95,10 @@ def check_conditions(
     num_frames: int,
     temporal_factor: int = 8,
 ) -> None:
-    """Refuses conditions, `lengths` frames long each, that do not fit a video of `num_frames`.
+    """Checks that conditions with `lengths` frames each fit into a video of `num_frames` frames.
 
     Raises:
-      ValueError: naming the condition, the value and a legal one.
+      ValueError: if one does not; the message names the condition, the value and a valid one.
     """
     for i, (condition, length) in enumerate(zip(conditions, lengths, strict=True)):
         frame, name = condition.frame, f"condition {i}"
@@ -119,7 +122,7 @@ def check_conditions(
 
 
 def _too_long(frame: int, length: int, num_frames: int, temporal_factor: int) -> str:
-    """What is wrong, and what to do. `length` is cut where a file is longer than any video."""
+    """The error message for a condition that is too long; a long file's `length` is truncated."""
     room, ways = num_frames - frame, []
     if room > 0:
         ways.append(f"cut it to its first {(room - 1) // temporal_factor * temporal_factor + 1}")
@@ -133,7 +136,7 @@ def _too_long(frame: int, length: int, num_frames: int, temporal_factor: int) ->
 
 
 def as_video(media: Media) -> Float[np.ndarray, "b t h w c"]:
-    """Any array that `Condition` takes, as float32 in [-1, 1].
+    """Converts any array that `Condition` accepts to float32 in [-1, 1].
 
     Raises:
       ValueError: for other shapes, and for numbers out of range.
@@ -158,7 +161,7 @@ def as_video(media: Media) -> Float[np.ndarray, "b t h w c"]:
 def resize(
     video: Float[Array, "*b h w c"], height: int, width: int
 ) -> Float[Array, "*b {height} {width} c"]:
-    """Bilinear, corners not aligned, no smoothing when it shrinks; as the released pipeline."""
+    """Resizes bilinearly like the released pipeline: corners not aligned, no antialiasing."""
     return _resize_axis(_resize_axis(video, -3, height), -2, width)
 
 
@@ -183,13 +186,13 @@ def prepare(
     spatial_factor: int,
     causal: bool,
 ) -> Prepared:
-    """Puts the conditions into the initial latents and before them.
+    """Puts the conditions into the initial latents, and as extra tokens before them.
 
     Args:
       latents: noise, or a video noised to the first time.
-      conditions: what `check_conditions` let pass, in any order; the last of several that
-        overlap wins.
-      noise: draws "condition/i" for the extra tokens of condition i.
+      conditions: conditions that `check_conditions` accepts, in any order; where several overlap,
+        the last one applies.
+      noise: source of the noise "condition/i" for the extra tokens of condition i.
       temporal_factor: frames per latent frame.
       spatial_factor: pixels per latent row and column.
       causal: the transformer's `causal_temporal_positioning`.
@@ -236,11 +239,11 @@ def prepare(
 
 
 def time_groups(strength: Float[Array, "b n"], levels: Float[Array, "g"]) -> TimeGroups:
-    """The groups of tokens of equal strength, hence of equal times.
+    """Groups the tokens by strength: tokens of equal strength have equal times at every step.
 
     Args:
-      strength: of each token.
-      levels: all that occur.
+      strength: strength of each token.
+      levels: all values that occur in `strength`.
     """
     group = jnp.argmin(jnp.abs(strength[..., None] - levels[None, None]), axis=-1)
     inside = group[:, None] == jnp.arange(len(levels))[None, :, None]
@@ -255,6 +258,6 @@ def _of_each_frame(strength: Any, shape: tuple[int, int]) -> Float[Array, "b t"]
 
 
 def _lerp(a: Array, b: Array, weight: Float[Array, "b t"]) -> Array:
-    """From a to b, exactly b at weight 1 and exactly a at 0."""
+    """Interpolates from a to b; exact at weights 0 and 1."""
     weight = weight[..., None, None, None]
     return jnp.where(weight < 0.5, a + weight * (b - a), b - (b - a) * (1 - weight))

@@ -1,9 +1,9 @@
 """The network as the sampler and the training step see it.
 
-A denoiser prepares the stored parameters once, and what conditions the network once per run; then
-it maps noisy tokens and their times to velocities, step by step. There are three forms: `Plain`,
-the network as stored; `Fast`, for one GPU; and `TeaCache`, which leaves layers out. Denoisers are
-pytrees: what is static in one is part of the compiled program, the rest is data.
+A denoiser prepares the stored parameters once, and the context once per run; then, step by step, it
+maps noisy tokens and their times to velocities. There are three forms: `Plain`, the network with
+its stored parameters; `Fast`, for one GPU; and `TeaCache`, which skips all layers in some steps.
+Denoisers are pytrees: their static fields are part of the compiled program, the others are data.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 
 def call_directly(function: Callable[..., Any], *args: Any, **static: Any) -> Any:
-    """Calls a jitted function: the default of those who may compile or time it apart."""
+    """Calls a jitted function; other values of `call` compile it ahead of time or time it."""
     return function(*args, **static)
 
 
@@ -37,26 +37,24 @@ class Denoiser(Protocol):
     """One form of the network. `Plain` is the reference that the others are tested against."""
 
     def prepare(self, stored: Any) -> Any:
-        """The parameters of this form, from those that a checkpoint stores."""
+        """Converts the parameters that a checkpoint stores to those of this form."""
         ...
 
     def prepare_context(
         self, params: Any, context: Context, call: Callable[..., Any] = call_directly
     ) -> Any:
-        """The context of this form, once for all steps.
+        """Converts a context to that of this form, once for all steps.
 
         Args:
           params: from `prepare`.
-          context: of a run or a batch.
+          context: the context of a sampling run or a training batch.
           call: calls a jitted function.
         """
         ...
 
     def init_state(self, shape: tuple[int, int, int]) -> Any:
-        """What is carried from step to step, before the first one; None if nothing is.
-
-        `shape` is that of the tokens (r, n, c) in a call.
-        """
+        """The state before the first step, for tokens of this shape (r, n, c); None if the form
+        carries no state from step to step."""
         ...
 
     def __call__(
@@ -68,15 +66,18 @@ class Denoiser(Protocol):
         skip: Skip | None = None,
         state: Any = None,
     ) -> tuple[Float[Array, "r n c"], Any]:
-        """The velocity (noise minus data) of every token in float32, and the next state.
+        """Predicts the velocity (noise minus data) of every token, in float32.
 
         Args:
           params: from `prepare`.
-          x: normalised latents, noisy.
-          t: in [0, 1], 1 being noise; one of each token, or one of each row.
+          x: noisy normalised latents, as tokens.
+          t: times in [0, 1], where 1 is noise; one per token, or one per row.
           context: from `prepare_context`.
-          skip: the blocks that some rows leave out, for spatio-temporal guidance.
-          state: from `init_state` or the step before.
+          skip: blocks that some rows skip, for spatio-temporal guidance.
+          state: from `init_state`, or from the previous step.
+
+        Returns:
+          The velocity, and the next state.
         """
         ...
 
@@ -88,27 +89,27 @@ def _static(**options: Any) -> Any:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Plain:
-    """The network as it is stored and trained, on any mesh."""
+    """The network with the parameters that are stored and trained, on any mesh."""
 
     cfg: TransformerConfig = _static()
     execution: ExecutionConfig = _static(default=ExecutionConfig())
 
     def init(self, key: Key[Array, ""]) -> Any:
-        """New parameters, each with the names of its axes."""
+        """Initialises parameters, each with the names of its logical axes."""
         return self._network.init(key, *example_inputs(self.cfg))["params"]
 
     def prepare(self, stored: Any) -> Any:
-        """The stored parameters themselves."""
+        """Returns the stored parameters unchanged."""
         return stored
 
     def prepare_context(
         self, params: Any, context: Context, call: Callable[..., Any] = call_directly
     ) -> Context:
-        """The context itself."""
+        """Returns the context unchanged."""
         return context
 
     def init_state(self, shape: tuple[int, int, int]) -> None:
-        """Nothing is carried."""
+        """This form has no state."""
 
     def __call__(
         self,
@@ -138,25 +139,25 @@ class Fast:
 
     @property
     def network(self) -> FastTransformer:
-        """The function itself."""
+        """The transformer of this form."""
         return FastTransformer(self.cfg, self.execution)
 
     def prepare(self, stored: Any) -> Any:
-        """The parameters of `FastTransformer`.
+        """Converts the stored parameters to those of `FastTransformer`.
 
         Raises:
-          UnsupportedParametersError: if they are those of another network.
+          UnsupportedParametersError: if they are not those of a network that it computes.
         """
         return derive(stored, self.cfg, self.execution)
 
     def prepare_context(
         self, params: Any, context: Context, call: Callable[..., Any] = call_directly
     ) -> FastContext:
-        """With the keys and values of the captions in every layer."""
+        """Computes the captions' keys and values in every layer."""
         return call(_fast_context, params, context, network=self.network)
 
     def init_state(self, shape: tuple[int, int, int]) -> Any:
-        """Nothing is carried."""
+        """This form has no state."""
         return None
 
     def __call__(
@@ -180,11 +181,12 @@ def _fast_context(params: Any, context: Context, *, network: FastTransformer) ->
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TeaCache(Fast):
-    """The fast form, where steps that change little reuse what the layers added before.
+    """The fast form with TeaCache: steps in which little changes skip all layers, and reuse the
+    update that the layers made in an earlier step.
 
     Attributes:
-      threshold: of the estimated change, from which on a step computes all layers; ().
-      last_time: of the run, (); a step at this time computes all layers.
+      threshold: a step computes all layers if the estimated change reaches this value; ().
+      last_time: time of the run's last step, which always computes all layers; ().
     """
 
     threshold: Any = 0.0
@@ -218,21 +220,21 @@ def sampling_form(
     fast: bool | None = None,
     linears: Linears | None = None,
 ) -> tuple[Plain | Fast, Any]:
-    """The form to sample with, and its parameters: `Fast` on one GPU, else `Plain`.
+    """Chooses the form to sample with (`Fast` on one GPU, else `Plain`); prepares its parameters.
 
-    Parameters that are not exactly those of the network that the fast form computes are sampled by
-    the plain one, with a word in the log.
+    If the stored parameters are not exactly those that the fast form supports, the plain form is
+    chosen, and the log says so.
 
     Args:
-      cfg: of the transformer.
+      cfg: configuration of the transformer.
       execution: how it is computed.
-      stored: its parameters.
-      mesh: the devices; None is one.
-      fast: takes the fast form or the plain one, whatever the device; None lets the device choose.
-      linears: eight bits, which the fast form alone knows.
+      stored: its stored parameters.
+      mesh: the devices; None means a single device.
+      fast: True for the fast form, False for the plain one; None chooses by device.
+      linears: 8-bit format of the large matrices, which only the fast form supports.
 
     Raises:
-      ValueError: for a fast form on a mesh, or for eight bits without the fast form.
+      ValueError: for the fast form on a mesh, or for 8-bit matrices without the fast form.
     """
     if fast is None:
         on_gpu = mesh is None and jax.default_backend() == "gpu"
@@ -264,10 +266,12 @@ def sampling_form(
 def with_teacache(
     denoiser: Plain | Fast, threshold: float, last_time: float
 ) -> Plain | Fast | TeaCache:
-    """The form for a run whose last step is at `last_time`; a threshold of 0 changes nothing.
+    """The denoiser with TeaCache, for a run whose last step is at `last_time`.
+
+    A threshold of 0 returns the denoiser unchanged.
 
     Raises:
-      ValueError: if the form cannot leave layers out.
+      ValueError: if the denoiser is not of the fast form.
     """
     if threshold <= 0:
         return denoiser
@@ -280,10 +284,10 @@ def with_teacache(
 def for_masks(
     denoiser: Plain | Fast, masks: Sequence[Shaped[Array, "b m"] | Shaped[np.ndarray, "b m"]]
 ) -> Plain | Fast:
-    """The same form, with an attention that takes these caption masks.
+    """The same form, with an attention that supports these caption masks.
 
-    Attention kernels know lengths alone: a mask with a hole, or without any token, goes to the
-    plain form of attention.
+    The fused attention kernels support masks only as lengths. For a mask with a zero before a one,
+    or without any ones, plain attention is chosen.
     """
     if all(_is_prefix(mask) for mask in masks):
         return denoiser

@@ -1,12 +1,12 @@
 """Rectified flow: the path, its velocity, the times of a run and the steps between them.
 
-The convention, here and nowhere else: t = 1 is noise and t = 0 is data, a noised sample is
+The convention is defined here: t = 1 is noise and t = 0 is data, a noised sample is
 x_t = (1 - t) data + t noise, and its velocity is dx/dt = noise - data. So data = x_t - t velocity,
 and a step from t down to s is x_s = x_t - (t - s) velocity.
 
-Schedules are evaluated by numpy in float32, operation by operation as the released scheduler
-evaluates them on a CPU: guidance that changes "at time 0.985" compares these floats, and one unit
-in the last place moves the change by a step.
+Schedules are computed with numpy in float32, in the same order of operations as the released
+scheduler on a CPU. Guidance that changes "at time 0.985" compares these floats, so that an error of
+one unit in the last place can move the change by a step.
 """
 
 import math
@@ -20,14 +20,14 @@ from ltx_jax.config import SchedulerConfig
 
 Schedule = Float32[np.ndarray, "s"]
 
-TIME_EPSILON = 1e-6  # two times closer than this are the same
+TIME_EPSILON = 1e-6  # times that differ by less than this count as equal
 _ONE = np.float32(1)
 
 
 def add_noise(
     data: Float[Array, "b *n c"], noise: Float[Array, "b *n c"], t: Float[Array, "b *_"]
 ) -> Float[Array, "b *n c"]:
-    """The sample at time t, one time per leading index: (b,), (b, 1), (b, n), ..."""
+    """The noised sample at time t. The axes of `t` are leading axes: (b,), (b, 1), (b, n), ..."""
     t = _spread(t, data)
     return (1 - t) * data + t * noise
 
@@ -42,7 +42,7 @@ def velocity_of(
 def data_of(
     x: Float[Array, "b *n c"], velocity: Float[Array, "b *n c"], t: Float[Array, "b *_"]
 ) -> Float[Array, "b *n c"]:
-    """The data that a sample at time t and its velocity point to."""
+    """The data that a sample at time t and its predicted velocity imply."""
     return x - _spread(t, x) * velocity
 
 
@@ -52,9 +52,9 @@ def _spread(t: Array, x: Array) -> Array:
 
 
 def next_time(t: Float[Array, "b n"], times: Float[Array, "s"]) -> Float[Array, "b n"]:
-    """The highest entry of `times` (and 0) that lies below each t; 0 stays 0.
+    """For each t, the largest of `times` and 0 that is smaller than t; 0 for t = 0.
 
-    The time of a conditioning token need not be an entry of `times`.
+    `t` need not be in `times`: condition tokens have times of their own.
     """
     times = times.reshape(-1, 1, 1)
     below = times < (t - TIME_EPSILON)[None]
@@ -67,7 +67,7 @@ def euler_step(
     t: Float[Array, "b n2"],
     target: Float[Array, "b n2"],
 ) -> Float[Array, "b n c"]:
-    """Moves along the velocity from time t to `target`, per token or, with n2 = 1, all alike."""
+    """Moves along the velocity from time t to `target`; times are per token, or shared (n2 = 1)."""
     return x - _spread(t - target, x) * velocity
 
 
@@ -78,7 +78,7 @@ def stochastic_step(
     target: Float[Array, "b n2"],
     noise: Float[Array, "b n c"],
 ) -> Float[Array, "b n c"]:
-    """Goes to the predicted data and back up to time `target` with fresh noise."""
+    """Goes to the predicted data, and back to time `target` with new noise."""
     return add_noise(data_of(x, velocity, t), noise, target)
 
 
@@ -92,19 +92,19 @@ def inference_times(
     skip_final: int = 0,
     allowed: Sequence[float] | None = None,
 ) -> Schedule:
-    """The times at which the network is called, falling from at most 1; the last step goes to 0.
+    """The descending times at which the network is called; the last step goes to 0.
 
     Args:
       cfg: the checkpoint's scheduler.
       tokens: number of latent tokens, on which the shifts depend.
       num_inference_steps: length of the schedule, before anything is skipped.
-      timesteps: explicit times in place of a schedule; neither shifted nor skipped.
-      skip_initial: leading times to drop (a start from a noised video).
-      skip_final: trailing times to drop; the last step kept then jumps to 0.
+      timesteps: explicit times that replace the schedule; they are neither shifted nor skipped.
+      skip_initial: number of leading times to drop (to start from a noised video).
+      skip_final: number of trailing times to drop; the last remaining step goes to 0.
       allowed: the times, to 4 decimals, that a distilled checkpoint was trained for.
 
     Raises:
-      ValueError: for times or skips that make no sense, or that `allowed` does not hold.
+      ValueError: for invalid times or skips, or times that are not in `allowed`.
     """
     if timesteps is not None:
         times = np.asarray(timesteps, np.float32)
@@ -158,8 +158,8 @@ def uniform(steps: int) -> Schedule:
     last = np.float32(1 / steps)
     if steps == 1:
         return np.array([last])
-    # Each half counts from its own end. Multiplication and addition are rounded once, together (a
-    # fused multiply-add), as float64 holds the product of two float32 numbers exactly.
+    # As in the reference, each half is computed from its own end, with fused multiply-adds (one
+    # rounding): float64 holds the product of two float32 numbers exactly.
     index = np.arange(steps)
     stride = np.float64((last - _ONE) / np.float32(steps - 1))
     from_first = 1.0 + stride * index
@@ -168,7 +168,7 @@ def uniform(steps: int) -> Schedule:
 
 
 def linear_quadratic(steps: int, threshold: float = 0.025) -> Schedule:
-    """Half of the steps down to 1 - threshold in a line, the rest on a parabola (Movie Gen)."""
+    """Half of the steps linearly down to 1 - threshold, the rest on a parabola (Movie Gen)."""
     if steps == 1:
         return np.ones(1, np.float32)
     linear = steps // 2
@@ -183,7 +183,7 @@ def linear_quadratic(steps: int, threshold: float = 0.025) -> Schedule:
 
 
 def sd3_shift(times: Schedule, tokens: int, terminal: float | None = None) -> Schedule:
-    """Spends more steps near noise the more tokens there are; optionally ends at `terminal`."""
+    """Shifts times towards noise, the more the more tokens; optionally ends at `terminal`."""
     slope = (2.05 - 0.95) / (4096 - 1024)
     shifted = _time_shift(times, slope * tokens + (0.95 - slope * 1024))
     covered = _ONE - shifted
@@ -202,15 +202,15 @@ def simple_diffusion_shift(times: Schedule, tokens: int, base_resolution: int) -
 
 
 def _time_shift(times: Schedule, mu: float) -> Schedule:
-    # A number over an array is, in the reference, the number times the reciprocals.
+    # The reference divides a scalar by an array as scalar * (1 / array), which rounds differently.
     scale = np.float32(math.exp(mu))
     return scale * (_ONE / (scale + (_ONE / times - _ONE)))
 
 
 def _sigmoid(x: Schedule) -> Schedule:
-    """Float32 sigmoid to the bit of the reference on a CPU with vectors of 16 floats.
+    """Float32 sigmoid, bit-identical to the reference on a CPU with vectors of 16 floats.
 
-    It takes two vectors at a time through a polynomial, and what is left over one by one.
+    The reference evaluates a polynomial on pairs of vectors, and the remaining elements one by one.
     """
     vectored = len(x) - len(x) % 32
     exact = np.exp(-x.astype(np.float64)).astype(np.float32)
@@ -219,7 +219,7 @@ def _sigmoid(x: Schedule) -> Schedule:
 
 
 def _polynomial_exp(x: Schedule) -> Schedule:
-    """SLEEF's single-precision exp, every multiply-add of which is rounded once."""
+    """SLEEF's single-precision exp, with fused multiply-adds (one rounding each)."""
 
     def multiply_add(a: np.ndarray, b: np.ndarray | float, c: np.ndarray | float) -> np.ndarray:
         b, c = np.asarray(b, np.float32), np.asarray(c, np.float32)

@@ -1,8 +1,9 @@
-"""Guidance: which rows of a batch a prediction needs, and what becomes of their velocities.
+"""Guidance: the rows of the network's batch for a prediction, and how their velocities combine.
 
-A prediction may call the network on the negative caption (classifier-free guidance) and on the
-caption with some blocks skipped (spatio-temporal guidance), beside the caption itself. Rows are
-laid out in blocks of the batch size: [negative ..., caption ..., perturbed ...].
+Besides the caption, a prediction may need the network's output for the negative caption
+(classifier-free guidance) and for the caption with some blocks skipped (spatio-temporal guidance).
+All are rows of one batch, in blocks of the number of samples:
+[negative ..., caption ..., perturbed ...].
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from ltx_jax.models.transformer import Skip
 
 
 class Branches(NamedTuple):
-    """The rows of a step beside those of the caption itself."""
+    """Which rows a step has in addition to those of the caption."""
 
     negative: bool
     perturbed: bool
@@ -34,13 +35,13 @@ class Branches(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Scales:
-    """The numbers of guidance: of every step (s,), or of one ().
+    """The scales of guidance, for every step (s,) or for one step ().
 
     Attributes:
-      cfg: weight of classifier-free guidance; counts where there is a negative branch.
-      stg: weight of spatio-temporal guidance; counts where there is a perturbed branch.
-      rescale: share of the deviation that is set back to that of the caption's own velocity; 1
-        means that nothing is.
+      cfg: weight of classifier-free guidance; used if there is a negative branch.
+      stg: weight of spatio-temporal guidance; used if there is a perturbed branch.
+      rescale: fraction by which the guided velocity's standard deviation moves from its own value
+        (0) towards that of the caption's velocity; but exactly 1 disables the rescaling.
       keep: (s, layers) or (layers,), 0 for the blocks that the perturbed branch skips, else 1.
     """
 
@@ -52,30 +53,31 @@ class Scales:
 
 @dataclasses.dataclass(frozen=True)
 class GuidanceSchedule:
-    """The guidance of a whole run: the rows of each step, and the numbers."""
+    """The guidance of a whole run: branches and scales of every step."""
 
     branches: tuple[Branches, ...]
     scales: Scales
 
     @property
     def needs_negative(self) -> bool:
-        """Whether any step reads the negative caption."""
+        """Whether any step needs the negative caption."""
         return any(step.negative for step in self.branches)
 
 
 def guidance_schedule(
     options: SamplingConfig, times: Float32[np.ndarray, "s"], num_layers: int
 ) -> GuidanceSchedule:
-    """Lays the per-step options out over the times of a run.
+    """Assigns the guidance options to the steps of a run.
 
-    An option that is a list has one value per entry of `guidance_timesteps`; a step at time t takes
-    the first entry that is at most t, or else the last one. A branch that cannot change a step is
-    left out: a negative one where the scale is at most 1, a perturbed one where the scale is not
-    positive, no block is skipped or the mode is "residual" (which does nothing, as in the released
-    code).
+    An option that is a list has one value per entry of `guidance_timesteps`; a step at time t uses
+    the value of the first entry that is at most t, or else the last value. Branches that have no
+    effect in a step are left out: the negative one if its scale is at most 1; the perturbed one if
+    its scale is not positive, if no block is skipped, or if the mode is "residual" (which has no
+    effect in the released code either).
 
     Raises:
-      ValueError: for lists of another length, blocks the network does not have, unknown modes.
+      ValueError: for lists of a wrong length, blocks that the network does not have, or an unknown
+        mode.
     """
     if options.stg_mode not in get_args(STGMode):
         raise ValueError(f"stg_mode is {options.stg_mode!r}; known: {get_args(STGMode)}")
@@ -100,7 +102,7 @@ def guidance_schedule(
 def _entries(
     guidance_timesteps: Sequence[float] | None, times: Float32[np.ndarray, "s"]
 ) -> list[int]:
-    """Which entry of the per-step lists each time takes; compared in float32, as upstream."""
+    """The index into the options' lists for each time; compared in float32, as upstream."""
     if guidance_timesteps is None:
         return [0] * len(times)
     if not guidance_timesteps:
@@ -173,12 +175,12 @@ def predict(
       denoiser: the network.
       params: its prepared parameters.
       x: tokens of each sample.
-      time: of the tokens.
-      state: the denoiser's.
+      time: times of the tokens.
+      state: the denoiser's state.
       rows: the contexts of all branches, from `context_rows`.
-      branches: what the rows are.
-      scales: the numbers of this step.
-      stg_mode: what a skipped block does in place of attention.
+      branches: which branches there are.
+      scales: the scales of this step.
+      stg_mode: how blocks are skipped (`models.transformer.Skip`).
       cfg_star: see `combine`.
     """
     skip = None
@@ -190,13 +192,13 @@ def predict(
 
 
 def context_rows(context: Any, negative: Any, branches: Branches) -> Any:
-    """The contexts of all branches in one: their rows one below the other.
+    """Concatenates the contexts of all branches along the batch axis.
 
     Args:
-      context: prepared by a denoiser.
-      negative: the same for the negative caption; None where no branch reads it. It describes the
-        same tokens, so that rotary tables which all samples share are taken from `context`.
-      branches: what the rows are.
+      context: the context, prepared by a denoiser.
+      negative: the context of the negative caption; None if no branch needs it. Its tokens are the
+        same, so rotary tables that all samples share are taken from `context`.
+      branches: which branches there are.
     """
     if branches.negative and negative is None:
         raise ValueError("classifier-free guidance needs negative captions, got none")
@@ -210,14 +212,14 @@ def context_rows(context: Any, negative: Any, branches: Branches) -> Any:
 
 
 def repeat_rows(x: Float[Array, "b *n"], branches: Branches) -> Float[Array, "r *n"]:
-    """The batch once for every branch."""
+    """Repeats the batch once for every branch."""
     return jnp.concatenate([x] * branches.count)
 
 
 def skip_mask(
     keep: Float[Array, "layers"], branches: Branches, batch: int
 ) -> Float[Array, "layers r"]:
-    """The mask of `models.transformer.Skip`: the perturbed block of rows alone skips anything."""
+    """The mask of `models.transformer.Skip`: only the rows of the perturbed branch skip blocks."""
     shape = (keep.shape[0], batch)
     whole = jnp.ones((shape[0], batch * (branches.count - 1)), keep.dtype)
     return jnp.concatenate([whole, jnp.broadcast_to(keep[:, None], shape)], axis=1)
@@ -226,14 +228,14 @@ def skip_mask(
 def combine(
     velocities: Float[Array, "r n c"], branches: Branches, scales: Scales, cfg_star: bool
 ) -> Float[Array, "b n c"]:
-    """The guided velocity of each sample, in float32, from the rows of all branches.
+    """Combines the velocities of all branches to the guided velocity of each sample, in float32.
 
     Args:
-      velocities: in the layout of this module.
-      branches: what the rows are.
-      scales: the numbers of this step.
-      cfg_star: scale the negative velocity to its projection onto the caption's first
-        (CFG-Zero*, arXiv 2503.18886).
+      velocities: the network's output, with the rows laid out as described at the top.
+      branches: which branches there are.
+      scales: the scales of this step.
+      cfg_star: whether to first replace the negative velocity by the projection of the caption's
+        velocity onto it (CFG-Zero*, arXiv 2503.18886).
     """
     rows = iter(jnp.split(velocities.astype(jnp.float32), branches.count))
     negative = next(rows) if branches.negative else None

@@ -1,4 +1,4 @@
-"""What is done to whole latents between denoising and decoding."""
+"""Operations on the denoised latents before they are decoded."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 def decoder_noise(
     latents: Float[Array, "b t h w c"], noise: Float[Array, "b t h w c"], level: Float[Array, "b"]
 ) -> Float[Array, "b t h w c"]:
-    """Noises latents for a decoder that does the last denoising step; normalised latents."""
+    """Adds noise to normalised latents, for a decoder that does the last denoising step."""
     level = level.reshape(-1, 1, 1, 1, 1)
     return latents * (1 - level) + noise * level
 
@@ -16,7 +16,7 @@ def decoder_noise(
 def tone_map(
     latents: Float[Array, "b t h w c"], ratio: float | Float[Array, ""]
 ) -> Float[Array, "b t h w c"]:
-    """Compresses large values of normalised latents; ratio 0 is nothing and 1 the most."""
+    """Compresses large values of normalised latents; a ratio of 0 has no effect, 1 the largest."""
     strength = 0.75 * ratio
     compressed = jax.nn.sigmoid(4 * strength * (jnp.abs(latents) - 1))
     return latents * (1 - 0.8 * strength * compressed)
@@ -27,9 +27,9 @@ def adain(
     reference: Float[Array, "b t2 h2 w2 c"],
     factor: float = 1.0,
 ) -> Float[Array, "b t h w c"]:
-    """Gives every channel of every sample the mean and deviation it has in the reference.
+    """Shifts and scales each channel of each sample to the mean and deviation of the reference.
 
-    A factor between 0 and 1 mixes with what came in.
+    `factor` interpolates between the input (0) and the result (1).
     """
     axes = (1, 2, 3)
 

@@ -1,7 +1,7 @@
-"""Where the sampler's random numbers come from.
+"""The sources of the sampler's random numbers.
 
-Every draw has a name and, within a loop, an index: it does not depend on how many others came
-before it, and a test can put recorded numbers in the place of random ones.
+Every draw has a name and, within a loop, an index. So it does not depend on the draws before it,
+and a test can replace random numbers by recorded ones.
 """
 
 import dataclasses
@@ -16,11 +16,11 @@ from jaxtyping import Array, Float, Int, Key
 
 @runtime_checkable
 class NoiseSource(Protocol):
-    """A pytree of random draws.
+    """A pytree that provides random numbers by name.
 
-    The names drawn are "initial", "input" (posterior of a whole input video), "posterior/i" and
-    "condition/i" (of the i-th condition), "image_condition" and "stochastic" (index: the step),
-    "decode", and "decoder" (index: the running number of the injection).
+    The names are "initial", "input" (posterior of an input video), "posterior/i" and "condition/i"
+    (of the i-th condition), "image_condition" and "stochastic" (the index is the step), "decode",
+    and "decoder" (the index is the number of the noise injection in the decoder).
     """
 
     def draw(
@@ -33,7 +33,7 @@ class NoiseSource(Protocol):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KeyNoise:
-    """Draws sample i of a batch from the i-th key, whatever the batch and the mesh."""
+    """Draws sample i of a batch from the i-th key, independently of batch and mesh."""
 
     keys: Any  # (b,) typed keys
 
@@ -45,14 +45,14 @@ class KeyNoise:
 
         def one(key: Key[Array, ""]) -> Array:
             key = jax.random.fold_in(jax.random.fold_in(key, tag), index)
-            # The same numbers as in `shape[1:]`, but that takes XLA ten times as long to compile.
+            # Drawn flat: the same numbers, but drawing `shape[1:]` compiles ten times as long.
             return jax.random.normal(key, (math.prod(shape[1:]),)).reshape(shape[1:])
 
         return jax.vmap(one)(self.keys)
 
 
 def seeded(seed: int, batch: int, first: int = 0) -> KeyNoise:
-    """The noise of samples `first` to `first + batch` of a run: sample i has its own key."""
+    """The noise of the samples [first, first + batch) of a run; each sample has its own key."""
     key = jax.random.key(seed)
     return KeyNoise(jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(batch)))
 
@@ -60,7 +60,7 @@ def seeded(seed: int, batch: int, first: int = 0) -> KeyNoise:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class GivenStart:
-    """The initial noise from an array, and all other draws from another source."""
+    """Takes the initial noise from an array, and all other draws from another source."""
 
     initial: Any  # (b, t, h, w, c)
     rest: Any  # a NoiseSource
@@ -68,5 +68,5 @@ class GivenStart:
     def draw(
         self, name: str, shape: tuple[int, ...], index: int | Int[Array, ""] = 0
     ) -> Float[Array, "..."]:
-        """The array for "initial"."""
+        """Returns the array for "initial", else a draw from the other source."""
         return self.initial if name == "initial" else self.rest.draw(name, shape, index)

@@ -1,7 +1,7 @@
-"""Latents as tokens: their order, where they lie in the video, and their rotary tables.
+"""Latents as tokens: their order, their positions in the video, and their rotary tables.
 
-A coordinate is (frame, row, column). Tokens are frames, rows, columns in that order, the last
-fastest; one token is one voxel of the latent grid.
+Coordinates are (frame, row, column). One token is one voxel of the latent grid; tokens are in
+row-major order of (frame, row, column).
 """
 
 import jax
@@ -38,10 +38,10 @@ def latent_coords(grid: Grid) -> Int[Array, "n 3"]:
 def pixel_coords(
     latent_coords: Int[Array, "*b n 3"], temporal_factor: int, spatial_factor: int, causal: bool
 ) -> Int[Array, "*b n 3"]:
-    """The first pixel of each latent voxel, in frames and pixels.
+    """The coordinates of each latent voxel's first pixel, in frames and pixels.
 
-    With `causal`, the first latent frame is the first frame alone and the next starts at frame 1
-    (`causal_temporal_positioning` of the released checkpoints).
+    With `causal`, the first latent frame covers only the first frame, and the second one starts at
+    frame 1 (`causal_temporal_positioning` of the released checkpoints).
     """
     frame, row, column = (latent_coords[..., i] for i in range(3))
     frame = frame * temporal_factor
@@ -53,9 +53,12 @@ def pixel_coords(
 def positions(
     pixel_coords: Int[Array, "*b n 3"], frame_rate: float | int | Float[Array, " b"]
 ) -> Float[Array, "*b n 3"]:
-    """Coordinates in seconds, pixels, pixels. `frame_rate` is one number, or one of each sample."""
-    # Multiplied by the rounded reciprocal, as upstream: the last bit of a position turns the
-    # fastest angles by 1e-3.
+    """Converts frames to seconds; rows and columns stay in pixels.
+
+    `frame_rate` is one number, or one per sample.
+    """
+    # Multiplied by the rounded reciprocal, as upstream: an error in the last bit of a position
+    # changes the fastest angles by 1e-3.
     if isinstance(frame_rate, jax.Array):
         period = (1 / frame_rate.astype(jnp.float32))[:, None]
     else:
@@ -67,11 +70,11 @@ def positions(
 def rope_frequencies(width: int, theta: float) -> np.ndarray:
     """The float32 frequencies pi/2 theta^x of each axis, x going from 0 to 1 in width // 6 steps.
 
-    Rounded step by step as upstream does on CPU: an angle reaches 15708, so that one unit in the
-    last place of a frequency shows in the third decimal of its cosine.
+    Every operation is rounded as upstream does on CPUs: angles reach 15708, so that one unit in the
+    last place of a frequency changes the third decimal of the cosine.
     """
     count = width // 6
-    step = np.float32(1) / np.float32(max(count - 1, 1))  # one frequency alone has x = 0
+    step = np.float32(1) / np.float32(max(count - 1, 1))  # a single frequency has x = 0
     k = np.arange(count)
     rising = (step * k.astype(np.float32)).astype(np.float64)
     falling = (1.0 - np.float64(step) * (count - 1 - k)).astype(np.float32)  # one rounding
@@ -83,11 +86,11 @@ def rope_frequencies(width: int, theta: float) -> np.ndarray:
 def rope_tables(
     positions: Float[Array, "*b n 3"], cfg: TransformerConfig
 ) -> tuple[Float[Array, "b n p"], Float[Array, "b n p"]]:
-    """Cosines and sines (b or 1, n, width / 2), one of each pair of channels, in float32.
+    """Cosines and sines (b or 1, n, width / 2), one for each pair of channels, in float32.
 
-    A position is taken as a fraction of `positional_embedding_max_pos` and stretched to [-1, 1].
-    Frequencies are the slow index and axes the fast one; what width % 6 leaves over comes first
-    and does not rotate.
+    A position is divided by `positional_embedding_max_pos` and scaled to [-1, 1]. The pairs are
+    ordered by frequency, then by axis. If width is not a multiple of 6, the remaining pairs come
+    first and are not rotated.
     """
     frequencies = jnp.asarray(
         rope_frequencies(cfg.width, cfg.positional_embedding_theta), jnp.float32
@@ -112,6 +115,6 @@ def rope_of(
 ) -> tuple[Float[Array, "b n p"], Float[Array, "b n p"]]:
     """The rotary tables of tokens at pixel coordinates (frame, row, column).
 
-    `frame_rate` is in frames per second: one number, or one of each sample.
+    `frame_rate` is in frames per second: one number, or one per sample.
     """
     return rope_tables(positions(pixel_coords, frame_rate), cfg)

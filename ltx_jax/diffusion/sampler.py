@@ -1,8 +1,9 @@
 """The denoising loop: one compiled step per set of guidance branches.
 
-A step is a guided prediction and a solver's use of it. The denoiser, its parameters and all that
-changes from step to step (times, scales, skipped blocks) are arguments of the compiled step, so
-that another schedule or another list of blocks compiles nothing.
+In a step, a solver moves the tokens with one or more guided predictions. The denoiser, its
+parameters and everything that changes from step to step (times, scales, skipped blocks) are
+arguments of the compiled step, so that changing the schedule or the skipped blocks does not
+recompile it.
 """
 
 import dataclasses
@@ -22,23 +23,25 @@ from ltx_jax.diffusion.guidance import Branches, GuidanceSchedule, Scales
 from ltx_jax.diffusion.solver import Euler, Interval, Solver, solver_of
 from ltx_jax.runtime.sharding import constrain
 
-HARD = 1 - 1e-6  # a token of at least this strength is never denoised
-_BUCKET = 64  # per-step data is padded to a multiple, so that the step count is no static shape
+HARD = 1 - 1e-6  # tokens of at least this strength are never denoised
+_BUCKET = 64  # per-step arrays are padded to a multiple, so that runs of most lengths share shapes
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """All that the loop reads and never changes.
+    """The constant inputs of the loop.
 
     Attributes:
-      start: the tokens (b, n, c) that the loop starts from.
-      strength: (b, n) of each token as a condition, 0 for free ones; None without conditions.
-      context: of the captions, prepared by the denoiser.
-      negative: of the negative captions, or None if no step has a negative branch.
-      times: (s,) falling times, padded with zeros at the end.
-      scales: guidance of every step, padded likewise.
-      image_noise: scale of the fresh noise on hard condition tokens, or None for none.
+      start: the initial tokens (b, n, c).
+      strength: strength (b, n) of each token as a condition, 0 for tokens without one; None if
+        there are no conditions.
+      context: the context with the captions, prepared by the denoiser.
+      negative: the context with the negative captions; None if no step has a negative branch.
+      times: descending times (s,), padded with zeros at the end.
+      scales: guidance scales of every step, padded likewise.
+      image_noise: scale of the noise that every step adds to condition tokens of full strength
+        (`HARD`); None adds none.
       noise: a `NoiseSource`.
     """
 
@@ -55,11 +58,11 @@ class Inputs:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class State:
-    """What goes from step to step beside the tokens.
+    """The state that is carried from step to step, in addition to the tokens.
 
     Attributes:
-      denoiser: the denoiser's state, of all rows of its last prediction.
-      memory: the solver's, of the tokens.
+      denoiser: the denoiser's state, for all rows of its last prediction.
+      memory: the solver's memory.
     """
 
     denoiser: Any
@@ -68,7 +71,7 @@ class State:
 
 @dataclasses.dataclass(frozen=True)
 class Mode:
-    """What is compiled into a step beside its branches."""
+    """The static options of a compiled step, in addition to its branches."""
 
     stg: STGMode = "attention_values"
     cfg_star: bool = False
@@ -77,14 +80,14 @@ class Mode:
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """What a callback sees after each step.
+    """The argument of a callback after each step.
 
     Attributes:
-      step: how many steps are done, from 1.
-      steps: how many there are.
-      time: the time of the step just done.
-      tokens: (b, n, c), condition tokens first. The next step reuses their memory: copy what you
-        keep.
+      step: number of steps done, from 1.
+      steps: number of all steps.
+      time: time of the step that was just done.
+      tokens: (b, n, c), condition tokens first. They are donated to the next step: copy them to
+        keep them.
     """
 
     step: int
@@ -94,12 +97,12 @@ class Progress:
 
 
 def mode_of(options: SamplingConfig) -> Mode:
-    """The compiled-in part of the options."""
+    """The static part of the options."""
     return Mode(options.stg_mode, options.cfg_star_rescale, solver_of(options))
 
 
 def per_step(times: Float32[np.ndarray, "s"], schedule: GuidanceSchedule) -> tuple[Array, Scales]:
-    """Times and scales on the device, padded so that runs of similar length share a program."""
+    """Puts times and scales on the device, padded so that most runs can share one program."""
     pad = -len(times) % _BUCKET
 
     def padded(x: np.ndarray) -> Array:
@@ -122,17 +125,20 @@ def step(
     branches: Branches,
     mode: Mode,
 ) -> tuple[Float[Array, "b n c"], State]:
-    """One step, compiled: the tokens after it and the next state. The memory of both is reused.
+    """Takes one compiled step; `tokens` and `state` are donated.
 
     Args:
       denoiser: the network.
       params: its prepared parameters.
-      tokens: before the step.
-      inputs: of the loop.
-      index: of the step.
-      state: of the step before, or the first one.
-      branches: of guidance.
-      mode: see there.
+      tokens: the tokens before the step.
+      inputs: the constant inputs of the loop.
+      index: index of the step.
+      state: the state after the previous step, or the initial one.
+      branches: branches of guidance in this step.
+      mode: static options.
+
+    Returns:
+      The tokens after the step, and the next state.
     """
     x, time = _current(tokens, inputs, index)
     predict = functools.partial(
@@ -147,7 +153,7 @@ def step(
     )
     target, started = flow.next_time(time, inputs.times), None
     if inputs.strength is not None:
-        # A token waits until the video's time has come down to its own noise level.
+        # A condition token does not move until the time has fallen to its own noise level.
         started = inputs.times[index] - flow.TIME_EPSILON < 1 - inputs.strength
         target = jnp.where(started, target, time)
     draw = functools.partial(inputs.noise.draw, "stochastic", x.shape, index)
@@ -168,7 +174,7 @@ def _current(
     if inputs.strength is not None:
         time = jnp.minimum(time, 1 - inputs.strength)
         if inputs.image_noise is not None:
-            # Helps motion along: a first frame without noise makes the rest stand still.
+            # With a first frame without noise, there is little motion in the rest of the video.
             fresh = inputs.noise.draw("image_condition", x.shape, index)
             noised = inputs.start + inputs.image_noise * t**2 * fresh
             x = jnp.where((inputs.strength > HARD)[..., None], noised, x)
@@ -190,18 +196,19 @@ def sample(
     Args:
       denoiser: the network.
       params: its prepared parameters.
-      inputs: see there.
+      inputs: the constant inputs of the loop.
       branches: the branches of each step, from `guidance.guidance_schedule`.
-      mode: see there.
-      callback: called after each step; what it raises ends the run.
-      call: calls a jitted function; for those who compile or time apart.
+      mode: static options.
+      callback: called after each step; an exception from it ends the run.
+      call: calls a jitted function; a caller may replace it to compile ahead of time, or to measure
+        time.
     """
-    # The first step gives its input's memory away, and `inputs.start` has to live on.
+    # Copied, since the first step donates its input, and `inputs.start` must stay valid.
     tokens = jnp.array(inputs.start, jnp.float32, copy=True)
     times = np.asarray(inputs.times)
     before, state = None, State(None, mode.solver.init_memory(tokens))
     for i, kind in enumerate(branches):
-        if kind != before:  # the rows of a denoiser's state are those of other branches
+        if kind != before:  # the denoiser's state has the rows of other branches
             b, n, c = tokens.shape
             before, state = kind, State(denoiser.init_state((kind.count * b, n, c)), state.memory)
         arguments = (denoiser, params, tokens, inputs, jnp.asarray(i, jnp.int32), state)

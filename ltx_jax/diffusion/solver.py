@@ -1,7 +1,7 @@
-"""Solvers of the flow: they move tokens from their times to the next ones.
+"""Solvers of the flow's differential equation: they move tokens from their times to the next ones.
 
-A solver knows neither network nor guidance: it calls `predict`, once or several times in a step.
-Times are those of the tokens, since condition tokens have times of their own.
+A solver does not depend on network or guidance: it calls `predict`, once or more in each step.
+Times are per token, since condition tokens have times of their own.
 """
 
 import dataclasses
@@ -20,12 +20,13 @@ Predict = Callable[[Array, Array, Any], tuple[Array, Any]]
 
 
 class Interval(NamedTuple):
-    """What a step spans.
+    """The times before and after a step.
 
     Attributes:
-      time: of the tokens before it, (b, #n).
-      target: their times after it, (b, #n); a token that does not move has target = time.
-      draw: makes standard normal numbers (b, n, c), the same in every call.
+      time: times of the tokens before the step, (b, #n).
+      target: times of the tokens after the step, (b, #n); equal to `time` for tokens that do not
+        move.
+      draw: returns standard normal numbers (b, n, c), the same in every call.
     """
 
     time: Any
@@ -35,11 +36,11 @@ class Interval(NamedTuple):
 
 @runtime_checkable
 class Solver(Protocol):
-    """One way to take a step. It is compiled into the program: a frozen dataclass, compared by
-    value."""
+    """A method to take a step. Implementations are frozen dataclasses, compared by value, since a
+    solver is a static argument of the compiled step."""
 
     def init_memory(self, x: Float[Array, "b n c"]) -> Any:
-        """What the solver carries from step to step, before the first one; None if nothing."""
+        """The memory before the first step, which the solver carries from step to step; or None."""
         ...
 
     def __call__(
@@ -53,18 +54,18 @@ class Solver(Protocol):
         """The tokens at `interval.target`, the next state and the next memory.
 
         Args:
-          predict: the velocity under guidance.
+          predict: predicts the velocity under guidance.
           x: the tokens at `interval.time`.
-          interval: see there.
-          state: of the denoiser; every call of `predict` takes the last one's.
-          memory: from `init_memory` or the step before.
+          interval: the times before and after the step.
+          state: the denoiser's state; every call of `predict` takes the state from the last one.
+          memory: from `init_memory`, or from the previous step.
         """
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Euler:
-    """Along the velocity: first order, the released pipeline's own."""
+    """The Euler method, of first order, as in the released pipeline."""
 
     def init_memory(self, x: Float[Array, "b n c"]) -> None:
         """No memory."""
@@ -84,7 +85,8 @@ class Euler:
 
 @dataclasses.dataclass(frozen=True)
 class Stochastic:
-    """To the predicted data, and back up to the target with new noise: for distilled models."""
+    """Goes to the predicted data, and back to the target time with new noise; for distilled models,
+    which are sampled this way."""
 
     def init_memory(self, x: Float[Array, "b n c"]) -> None:
         """No memory."""
@@ -107,8 +109,8 @@ class Prediction(NamedTuple):
     """The memory of `DPMSolverPP2M`.
 
     Attributes:
-      data: (b, n, c), predicted in the step before, and
-      time: (b, n), at these times; 0 before the first step.
+      data: (b, n, c), the data that the previous step predicted.
+      time: (b, n), the times of that prediction; 0 before the first step.
     """
 
     data: Any
@@ -117,12 +119,12 @@ class Prediction(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class DPMSolverPP2M:
-    """DPM-Solver++(2M): second order with one prediction a step (Lu et al. 2022, arXiv 2211.01095,
-    algorithm 2), for the path x_t = (1 - t) data + t noise.
+    """DPM-Solver++(2M): second order with one prediction per step (Lu et al. 2022, arXiv
+    2211.01095, algorithm 2), for the path x_t = (1 - t) data + t noise.
 
-    An Euler step towards data extrapolated from this prediction and the last one, linearly in the
-    half log signal-to-noise ratio l(t) = log((1 - t) / t). A token takes a step of first order
-    where there is nothing to extrapolate from or to: in its first step, and in the one to time 0.
+    It is an Euler step towards data that is extrapolated from this prediction and the previous one,
+    linearly in half the log signal-to-noise ratio, l(t) = log((1 - t) / t). In a token's first step
+    and in its step to time 0, where extrapolation is not possible, the step is of first order.
     """
 
     def init_memory(self, x: Float[Array, "b n c"]) -> Prediction:
@@ -146,13 +148,13 @@ class DPMSolverPP2M:
         behind = _half_log_snr(time) - _half_log_snr(memory.time)
         weight = jnp.where(extrapolates, (1 - target / time) * ahead / (2 * behind), 0.0)
         x = flow.euler_step(x, velocity, time, target) + weight[..., None] * (data - memory.data)
-        # Laid out as it came, or the second step would be a program of its own.
+        # With the sharding of the inputs, so that the second step needs no program of its own.
         data, time = constrain(data, "batch", "token", None), constrain(time, "batch", "token")
         return x, state, Prediction(data, time)
 
 
 def _half_log_snr(t: Float[Array, "b n"]) -> Float[Array, "b n"]:
-    """Infinite at the ends: infinity at 0, minus infinity at 1."""
+    """Half the log signal-to-noise ratio: infinity at t = 0, minus infinity at t = 1."""
     return jnp.log1p(-t) - jnp.log(t)
 
 

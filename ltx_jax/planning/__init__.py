@@ -1,4 +1,4 @@
-"""Plans a training run without its devices: memory and time of a step, from compiled programs.
+"""Predicts memory and time of a training step for accelerators that this machine does not have.
 
 - `plan`: the plan that `--plan` prints.
 - `hlo`: operations and collectives of a compiled program.

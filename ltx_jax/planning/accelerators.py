@@ -1,7 +1,7 @@
-"""Accelerators to plan for: how many, what they can do, and stand-ins that programs compile for.
+"""Accelerators to plan for: their number, their speed, and abstract devices to compile for.
 
-None of them has to be there. The compiler of each comes with its JAX plugin, which has to be
-installed; "cpu:8" needs nothing.
+The devices need not exist on this machine, but the JAX plugin that contains their compiler must be
+installed. "cpu:8" needs no plugin.
 """
 
 import dataclasses
@@ -16,14 +16,14 @@ from ltx_jax.training.flops import peak_flops
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One device, at its best.
+    """Memory and peak bandwidths of one device.
 
     Attributes:
-      memory: bytes that a program may fill.
-      bandwidth: of that memory, bytes per second.
-      link: bytes per second that a device can send, along one axis of a torus in both of its
-        directions, or into a switch.
-      torus: whether devices are linked in a torus, else by a switch.
+      memory: bytes that a program may use.
+      bandwidth: memory bandwidth, bytes per second.
+      link: bytes per second that a device can send: along one axis of the torus, in both directions
+        together, or to the switch.
+      torus: whether the devices are connected as a torus; otherwise by a switch.
     """
 
     memory: float
@@ -33,9 +33,9 @@ class Chip:
 
 
 GIB = float(2**30)
-# TPUs: cloud.google.com/tpu/docs/v5p and so on; a link carries a sixth (v5p, v4) or a fourth of the
-# "bidirectional" figure, half of it each way. GPUs: NVIDIA's data sheets, NVLink one way; JAX is
-# told to take 92 % of the memory (XLA_PYTHON_CLIENT_MEM_FRACTION=0.92).
+# TPUs: cloud.google.com/tpu/docs/v5p and so on. A link has a sixth (v5p, v4) or a fourth of the
+# "bidirectional" bandwidth listed there, half of it in each direction. GPUs: NVIDIA's data sheets,
+# NVLink in one direction; 92 % of the memory, for XLA_PYTHON_CLIENT_MEM_FRACTION=0.92.
 CHIPS = {
     "v4": Chip(32 * GIB, 1.228e12, 1.0e11, True),
     "v5e": Chip(15.75 * GIB, 8.19e11, 1.0e11, True),
@@ -48,8 +48,8 @@ CHIPS = {
 _GPUS = {"h100": ("NVIDIA H100", 3_350, 80), "h200": ("NVIDIA H200", 4_800, 141)}
 _FORMS = 'a TPU slice ("v5p:4x4x4", "v6e:16x16"), GPUs of one host ("h200", "h200x8"), or "cpu:8"'
 
-# What XLA asks about a GPU of compute capability 9.0 (CUDA programming guide, table of
-# capabilities), in the fields of its GpuTargetConfigProto.
+# XLA's GpuTargetConfigProto for a GPU of compute capability 9.0; values from the table of compute
+# capabilities in the CUDA programming guide.
 _HOPPER = """
 gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
@@ -70,7 +70,7 @@ device_description_str: "{name}"
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """Devices to compile for, and what one of them can do: None where we do not know."""
+    """Devices to compile for, and the peak rates of one of them (None if unknown)."""
 
     name: str
     devices: list[Any]
@@ -84,30 +84,30 @@ class Target:
         return "gpu" if platform in ("cuda", "rocm") else platform
 
     def torus_axes(self, group: tuple[int, ...], mesh: Any) -> int:
-        """Along how many axes of the torus the devices of a group lie; 1 for a switch."""
+        """The number of torus axes that a group of devices extends along; 1 for a switch."""
         if self.chip is None or not self.chip.torus:
             return 1
         places = [mesh.devices.flat[i].coords for i in group]
         return max(1, sum(len(set(axis)) > 1 for axis in zip(*places, strict=True)))
 
     def seconds(self, collective: Any, mesh: Any) -> float:
-        """Time that a collective of `hlo` takes on links that carry nothing else."""
+        """Time of an `hlo.Collective`, if its links carry nothing else at the same time."""
         assert self.chip is not None
         axes = self.torus_axes(collective.group, mesh)
         time = collective.sent / (self.chip.link * axes)
         if collective.kind == "all-to-all" and self.chip.torus:
-            # Half of what is sent crosses the middle of a ring, on the average a fourth of it away.
+            # On average, data travels a fourth of the way around a ring, loading each link on it.
             return time * max(1.0, len(collective.group) ** (1 / axes) / 4)
         if collective.kind == "collective-permute" and self.chip.torus:
-            return 2 * time  # one way
+            return 2 * time  # sent in one direction only, which has half the bandwidth
         return time
 
 
 def find(name: str) -> Target:
-    """Looks a target up, and starts its compiler.
+    """Looks up a target by name, and loads its compiler.
 
     Raises:
-      ValueError: for a name that means nothing, or a plugin that is not installed.
+      ValueError: for an unknown name, or if the plugin is not installed.
     """
     if match := re.fullmatch(r"cpu:(\d+)", name):
         return Target(name, _cpus(int(match[1])), None, None)

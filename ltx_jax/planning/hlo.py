@@ -1,7 +1,7 @@
-"""Reads a compiled program: what it moves through memory, and between devices.
+"""Counts the memory traffic and the collectives of a compiled program.
 
-Loops count as often as they run, of a choice the branch that moves the most. The text is that of
-XLA's optimised HLO, whatever the platform.
+The body of a loop counts once per iteration; of a conditional, only the branch with the most memory
+traffic counts. The input is the text of XLA's optimised HLO, for any platform.
 """
 
 import dataclasses
@@ -30,12 +30,12 @@ _LIBRARIES = ("__cublas", "__cudnn", "tpu_custom_call", "__onednn")
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One exchange between devices, in all the times that it runs.
+    """A collective instruction, with the number of its executions.
 
     Attributes:
       kind: one of `COLLECTIVES`.
       times: how often it runs.
-      held: bytes on one device before it.
+      held: bytes of its operands on one device.
       group: positions in the mesh of the devices of one group.
     """
 
@@ -46,7 +46,7 @@ class Collective:
 
     @property
     def sent(self) -> float:
-        """Bytes that a device sends, in all runs, when each goes around a ring of the group."""
+        """Bytes that a device sends in all executions, if each is implemented as a ring."""
         n = len(self.group)
         shares = {
             "all-gather": n - 1,
@@ -60,13 +60,13 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """What a program moves on each device.
+    """Memory traffic and collectives of a program, per device.
 
     Attributes:
-      products: bytes between memory and instructions that hold products, and those that are
-        fetched ahead, beside any instruction.
-      rest: the same of all other instructions.
-      collectives: what moves between devices.
+      products: bytes that instructions with matmuls or convolutions read and write, and bytes that
+        are prefetched during other instructions.
+      rest: bytes that all other instructions read and write.
+      collectives: the collectives between devices.
     """
 
     products: float
@@ -76,14 +76,14 @@ class Traffic:
 
 @dataclasses.dataclass(frozen=True)
 class Executed:
-    """An instruction that runs by itself; what is fused into another does not.
+    """An instruction that is executed on its own, rather than as part of a fusion.
 
     Attributes:
-      name: its own, which of a custom call is often that of the kernel.
+      name: name in the HLO; for a custom call, often the name of its kernel.
       times: how often it runs.
       opcode: such as "fusion" or "custom-call".
-      shape: of its result, or of the tuple of its results.
-      text: its operands and all that follows them.
+      shape: shape of its result, or of the tuple of its results.
+      text: its operands, and the rest of its line of HLO.
     """
 
     name: str
@@ -99,7 +99,7 @@ class _Instruction:
     shape: str
     opcode: str
     operands: tuple[str, ...]
-    text: str  # all that follows the opcode
+    text: str  # the rest of the line after the opcode
     root: bool
 
     @property
@@ -108,12 +108,12 @@ class _Instruction:
 
 
 def traffic(text: str) -> Traffic:
-    """Adds up the traffic of one run of a program."""
+    """Adds up the traffic of one execution of a program."""
     return _Program(text).traffic()
 
 
 def executed(text: str) -> list[Executed]:
-    """All instructions that run by themselves in one run of a program."""
+    """Lists the instructions that one execution of a program executes on their own."""
     program = _Program(text)
     return [
         Executed(x.name, times, x.opcode, x.shape, x.text)
@@ -154,7 +154,7 @@ class _Program:
     def run(
         self, name: str, times: int
     ) -> Iterator[tuple[int, _Instruction, dict[str, _Instruction]]]:
-        """Every instruction that runs by itself, and how often."""
+        """Yields (number of executions, instruction, its computation) for each executed one."""
         computation = self.computations[name]
         for instruction in computation.values():
             if instruction.opcode == "while":
@@ -176,7 +176,7 @@ class _Program:
     def _trips(self, loop: _Instruction) -> int:
         if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.text):
             return int(known[1])
-        # A TPU's program does not say; its condition compares the counter with a constant.
+        # HLO for TPUs has no trip count; the loop's condition compares the counter to a constant.
         condition = re.search(r"condition=%?([\w.\-]+)", loop.text)
         limits = [
             int(constant[1])
@@ -200,7 +200,7 @@ class _Program:
     def _bytes(self, instruction: _Instruction, computation: dict[str, _Instruction]) -> float:
         """Bytes of memory that an instruction reads and writes.
 
-        Of what begins and ends apart, `x-start` reads and `x-done` writes.
+        For asynchronous pairs, reads are counted at `x-start` and writes at `x-done`.
         """
         opcode = instruction.opcode
         operands = [computation[name].shape for name in instruction.operands if name in computation]
@@ -214,7 +214,7 @@ class _Program:
         if opcode in ("dynamic-slice", "slice", "gather"):
             near = not _bytes(operands[0])
             return written + (0.0 if near else _bytes(instruction.shape, everywhere=True))
-        if opcode == "slice-start":  # gives the shapes of the array, of the slice and of a flag
+        if opcode == "slice-start":  # its shape lists the array, the slice and a flag
             kind, sizes, _ = _ARRAY.findall(instruction.shape)[1]
             return _bytes(f"{kind}[{sizes}]")
         if opcode == "dynamic-update-slice":
@@ -223,14 +223,14 @@ class _Program:
         return read if opcode.endswith("-start") else read + written
 
     def _fused(self, computation: dict[str, _Instruction], operands: list[str]) -> float:
-        """Bytes that a fusion reads and writes: of what it takes slices of, the slices alone."""
+        """Bytes that a fusion reads and writes; of an array that it slices, only the slices."""
         users: dict[str, list[_Instruction]] = {}
         for instruction in computation.values():
             for name in instruction.operands:
                 users.setdefault(name, []).append(instruction)
 
         def read(name: str) -> int:
-            """Elements of an array that are looked at."""
+            """Number of elements of an array that are read."""
             whole, total = _elements(computation[name].shape), 0
             for user in users.get(name, ()):
                 if user.opcode in ("bitcast", "convert", "copy"):
@@ -239,7 +239,7 @@ class _Program:
                     return whole
                 elif user.opcode in ("dynamic-slice", "slice"):
                     total += _elements(user.shape)
-                elif user.opcode != "dynamic-update-slice":  # that is done in place
+                elif user.opcode != "dynamic-update-slice":  # which works in place
                     return whole
             return min(total, whole)
 
@@ -271,10 +271,10 @@ def _within_parentheses(text: str) -> str:
 
 
 def _bytes(shape: str, everywhere: bool = False) -> float:
-    """Size of an array or a tuple in the device's main memory, or wherever it is."""
+    """Bytes of an array or tuple that lie in the device's main memory, or in any memory."""
     total = 0.0
     for kind, sizes, layout in _ARRAY.findall(shape):
-        if everywhere or "S(" not in layout:  # that is a TPU's vector memory, or the host's
+        if everywhere or "S(" not in layout:  # "S(n)" marks a TPU's vector memory, or host memory
             total += math.prod(_numbers(sizes)) * (_BITS.get(kind) or int(kind[1:])) / 8
     return total
 
@@ -284,7 +284,7 @@ def _elements(shape: str) -> int:
 
 
 def _first_group(text: str) -> tuple[int, ...]:
-    """Devices of the first of a collective's groups, in any of the forms that XLA writes."""
+    """Devices in the first group of a collective, parsed from any of XLA's notations."""
     if match := re.search(r"(?:replica_groups|source_target_pairs)=\{\{([\d,]+)\}", text):
         return tuple(int(i) for i in match[1].split(","))
     if match := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
@@ -305,18 +305,18 @@ def _numbers(text: str) -> list[int]:
 
 
 def _iota(sizes: str, order: str) -> np.ndarray:
-    """Numbers of devices, in the order of a transposed grid; one number without sizes."""
+    """Device numbers in XLA's iota notation: those of a transposed grid of the given sizes."""
     devices = np.arange(math.prod(_numbers(sizes))).reshape(_numbers(sizes))
     return (devices.transpose(_numbers(order)) if order else devices).ravel()
 
 
 def _group_of_axes(mesh: str, axes: str, devices: np.ndarray) -> tuple[int, ...]:
-    """Devices that differ along some axes of a mesh; "'a':(2)4" is a part of an axis.
+    """The first group of devices that differ only along some axes of a mesh.
 
     Args:
-      mesh: names and sizes of its axes.
-      axes: those of the group.
-      devices: of the mesh, in its order, or one number: they are numbered in it.
+      mesh: names and sizes of the mesh's axes.
+      axes: the axes of the group; "'a':(2)4" stands for a part of axis a.
+      devices: device numbers in the order of the mesh; a single number if they are in order.
     """
     sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh)}
     if len(devices) == 1:

@@ -1,7 +1,7 @@
-"""Compiles the real step for accelerators that are not here, and says what it would take there.
+"""Compiles the real training step for absent accelerators, and predicts its memory and time.
 
-Bytes, operations and exchanges are counted from the compiled program. The time is a roofline: what
-the devices could do at best, so that a real step is slower.
+Bytes, operations and collectives are counted from the compiled program. The time is a roofline
+estimate from peak rates, so that a real step is slower.
 """
 
 import collections
@@ -32,14 +32,14 @@ Log = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """Least time of a step by what takes it, in seconds.
+    """Lower bounds of the time that a step spends on each resource, in seconds.
 
     Attributes:
-      compute: all products that are executed, those of the recomputation too.
-      products: memory traffic of the instructions with products, and of what is fetched ahead,
-        which goes on meanwhile.
-      rest: memory traffic of all others.
-      interconnect: exchanges between devices, which go on meanwhile.
+      compute: all executed matmuls and convolutions, including rematerialised ones.
+      products: memory traffic of the instructions with matmuls or convolutions, and of prefetches;
+        it overlaps with `compute`.
+      rest: memory traffic of all other instructions.
+      interconnect: collectives between devices, which overlap with everything else.
     """
 
     compute: float
@@ -53,7 +53,7 @@ class Roofline:
 
     @property
     def bound(self) -> str:
-        """What most of the time goes into."""
+        """The resource that takes most of the time."""
         if self.interconnect >= self.step:
             return "interconnect"
         memory = self.rest + (self.products if self.products > self.compute else 0.0)
@@ -62,16 +62,16 @@ class Roofline:
 
 @dataclasses.dataclass(frozen=True)
 class StepPlan:
-    """What the step of one bucket takes.
+    """Memory and time of the step for one bucket.
 
     Attributes:
-      bucket: its batches.
-      work: what has to be done.
-      executed: operations over all devices, with those of the recomputation.
-      temporary: bytes per device beside state and batch: activations and gradients.
-      total: bytes per device in all.
-      traffic: what is moved on each device.
-      roofline: None for devices we know no figures of.
+      bucket: the bucket.
+      work: tokens and operations of the step, without rematerialisation.
+      executed: executed operations over all devices, including rematerialised ones.
+      temporary: bytes per device besides state and batch: activations and gradients.
+      total: bytes per device in total.
+      traffic: memory traffic and collectives of each device.
+      roofline: lower bounds of the time; None for devices with unknown peak rates.
     """
 
     bucket: BucketConfig
@@ -83,23 +83,23 @@ class StepPlan:
     roofline: Roofline | None
 
     def fits(self, target: Target) -> bool:
-        """Whether a device has the memory; yes where we do not know."""
+        """Whether the step fits into a device's memory; True if its memory is unknown."""
         return target.chip is None or self.total <= target.chip.memory
 
     def mfu(self, target: Target) -> float | None:
-        """Share of the devices' peak that goes into what has to be done, at best."""
+        """Upper bound of the MFU: time of `work` at the devices' peak rate, over the step time."""
         if self.roofline is None or target.peak is None:
             return None
         return self.work.flop / (self.roofline.step * target.peak * len(target.devices))
 
 
 def prepare(name: str) -> None:
-    """Sets what JAX reads before it looks for devices: none are needed, and none are taken."""
+    """Sets the options that JAX reads at start, so that it neither needs nor occupies devices."""
     os.environ |= {
         "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
         "TPU_SKIP_MDS_QUERY": "1",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "TPU_WORKER_HOSTNAMES": "localhost",  # libtpu asks for both, and uses neither
+        "TPU_WORKER_HOSTNAMES": "localhost",  # libtpu requires both, but does not use them
         "TPU_ACCELERATOR_TYPE": "v5p-8",
     }
     jax.config.update("jax_platforms", "cpu")
@@ -108,15 +108,15 @@ def prepare(name: str) -> None:
 
 
 def plan(cfg: TrainConfig, name: str, log: Log = print) -> StepPlan | None:
-    """Compiles the step of the dearest bucket for a target, and reports on it.
+    """Compiles the step of the most expensive bucket for a target, and reports on it.
 
     Args:
-      cfg: of the run.
-      name: of the target, as `targets.find` takes it; after `prepare`.
-      log: takes the lines of the report.
+      cfg: the configuration of the run.
+      name: name of the target (see `accelerators.find`); `prepare` must have been called with it.
+      log: called with each line of the report.
 
     Returns:
-      The plan, or None where the compiler finds that it does not fit.
+      The plan, or None if the compiler reports that the step does not fit into memory.
 
     Raises:
       ValueError: if the target or its compiler is not known, or settings do not fit each other.
@@ -153,14 +153,14 @@ def plan(cfg: TrainConfig, name: str, log: Log = print) -> StepPlan | None:
 
 
 def device_bytes(tree: Any) -> int:
-    """Bytes on one device of arrays that are described with their shardings."""
+    """Bytes on one device of a tree of shapes with shardings."""
     return sum(
         x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(tree)
     )
 
 
 def state_bytes(shapes: TrainState) -> dict[str, int]:
-    """Bytes on one device of the parts of a training state that it has."""
+    """Bytes on one device of each part of a training state."""
     apart = {
         name: (shapes.params[name], opt_state)
         for name, opt_state in shapes.opt_state.items()
@@ -256,7 +256,7 @@ def _title(bucket: BucketConfig) -> str:
 
 
 def _memory_error(error: Exception) -> str:
-    """The figures in what a compiler says when a program needs too much."""
+    """Extracts used and available memory from a compiler's out-of-memory error."""
     text = str(error)
     if "RESOURCE_EXHAUSTED" not in text:
         raise error
@@ -265,7 +265,7 @@ def _memory_error(error: Exception) -> str:
 
 
 def _advice(cfg: Any, state: int, target: Target, mesh: Mesh, bucket: BucketConfig) -> str:
-    """What to change first where a step does not fit."""
+    """Suggests the first change to try if a step does not fit."""
     limit = target.chip.memory if target.chip is not None else 0.0
     if state > limit / 2 and mesh.shape["data"] > 1:
         return "the state alone is large: raise --mesh.fsdp at the cost of --mesh.data"

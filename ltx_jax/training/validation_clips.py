@@ -1,4 +1,4 @@
-"""The clips of a run's validation: not trained on, and the same ones every time."""
+"""The clips of a run's validation: held out from training, and the same every time."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -15,12 +15,14 @@ from ltx_jax.world import render
 def read_validation_clips(
     run: RunConfig, data: DataConfig, check: Callable[[Encoding], None] = lambda encoding: None
 ) -> Batch:
-    """`validation_clips` clips, of the size of the first bucket that is no picture's.
+    """Reads `run.validation_clips` clips, in the size of the first bucket of videos.
+
+    If all buckets are of single pictures, it is the size of the first one.
 
     Args:
-      run: names the source.
-      data: how clips are cut; here nothing is left to chance.
-      check: raises a ValueError if latents of this encoding cannot be used.
+      run: names the source of the clips.
+      data: how clips are cut, here without random starts, crops and flips.
+      check: called with the encoding of stored latents; raises a ValueError if they cannot be used.
 
     Raises:
       ValueError: if the source cannot be used.
@@ -69,7 +71,7 @@ def _world_clips(size: BucketConfig, frame_rates: tuple[float, ...]) -> Batch:
 
 
 def select_examples(batch: Batch, chosen: Sequence[int]) -> Batch:
-    """Some examples of a batch, in any order and number."""
+    """The batch of the examples with the indices `chosen`, which may repeat."""
 
     def take(value: Any) -> Any:
         if isinstance(value, tuple):

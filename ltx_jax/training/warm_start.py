@@ -1,4 +1,4 @@
-"""Weights that a run starts from, where it does not draw them: those of another checkpoint."""
+"""Starts a run from the weights of another checkpoint instead of a random initialisation."""
 
 import dataclasses
 import logging
@@ -19,18 +19,18 @@ _Tensors = Mapping[str, Any]  # by path
 
 
 def first_state(stage: Stage, plan: StatePlan) -> TrainState:
-    """The state that a run begins with: drawn, or with the weights of `run.init_from`.
+    """Makes the initial state of a run: at random, or with the weights of `run.init_from`.
 
-    Tensors of the checkpoint and of the run must be the same ones, but for those that `run.init_*`
-    names, each of which is logged.
+    The checkpoint must have the same tensors, with the same shapes, as the run. Exceptions have to
+    be named by `run.init_missing`, `run.init_extra` and `run.init_redraw`; each is logged.
 
     Args:
-      stage: picks from the checkpoint what fits it.
-      plan: of the stage's state.
+      stage: the stage, which selects its parts of the checkpoint.
+      plan: the plan of the stage's state.
 
     Raises:
-      ValueError: if the checkpoint is of another architecture than `run` allows; names the first
-        tensors that differ, or the setting. Or if one of its patterns matches nothing.
+      ValueError: if tensors or settings differ in a way that `run.init_*` does not allow (the
+        message names the first tensors, or the setting), or if a pattern matches nothing.
     """
     run = stage.cfg.run
     if run.init_from is None:
@@ -50,8 +50,8 @@ def first_state(stage: Stage, plan: StatePlan) -> TrainState:
 
 
 def _fitting(run: RunConfig, there: _Tensors, here: _Tensors) -> dict[str, Any]:
-    """The tensors of a checkpoint to start from; those of the run that are not among them are
-    drawn."""
+    """Selects the checkpoint's tensors to start from; the run's other tensors are initialised at
+    random."""
     redraw = _matching("init_redraw", run.init_redraw, here)
     missing = _matching("init_missing", run.init_missing, [x for x in here if x not in there])
     extra = _matching("init_extra", run.init_extra, [x for x in there if x not in here])
@@ -77,10 +77,10 @@ def _fitting(run: RunConfig, there: _Tensors, here: _Tensors) -> dict[str, Any]:
 
 
 def _matching(option: str, patterns: Sequence[str], names: Any) -> set[str]:
-    """The names that a pattern matches somewhere.
+    """The names in which any of the patterns is found (`re.search`).
 
     Raises:
-      ValueError: if a pattern is no regular expression, or matches none.
+      ValueError: if a pattern is not a regular expression, or matches no name.
     """
     matches = set()
     for pattern in patterns:
@@ -117,7 +117,8 @@ def _nested(tensors: _Tensors) -> dict[str, Any]:
 
 
 def _check_settings(run: RunConfig, there: Any, here: Any) -> None:
-    """The tensors may agree and the arithmetic not: heads, paddings, scales."""
+    """Checks that two configurations agree, as equal shapes may still mean different arithmetic
+    (number of heads, padding, scales)."""
     names = [field.name for field in dataclasses.fields(here)]
     allowed = _matching("init_settings", run.init_settings, names)
     for name in names:
@@ -134,7 +135,7 @@ def _check_settings(run: RunConfig, there: Any, here: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Block lists with their defaults written out."""
+    """Replaces default values in lists of blocks by the values they stand for."""
     if isinstance(value, tuple):
         return tuple(_plain(item) for item in value)
     if isinstance(value, BlockConfig):

@@ -1,7 +1,7 @@
-"""Where a batch's captions and latents come from.
+"""The sources of a batch's caption embeddings and latents.
 
-Embeddings of captions come from a text encoder that is trained too, from a frozen one, or with the
-data; latents come with the data, or are encoded as the pixels come.
+Caption embeddings come from a text encoder in training, from a frozen one, or are stored with the
+data. Latents are stored with the data, or encoded from each batch of pixels.
 """
 
 import dataclasses
@@ -27,22 +27,23 @@ from ltx_jax.models.vae import LatentStatistics, Posterior, VideoVAE
 from ltx_jax.pixels import from_bytes
 from ltx_jax.runtime import sharding
 
-Embedding = Float16[np.ndarray, "_ _"]  # of one caption (m, d), unpadded
+Embedding = Float16[np.ndarray, "_ _"]  # embeddings (m, d) of one caption's tokens, unpadded
 Dropped = Bool[np.ndarray, " b"]
-Place = Callable[[Any], Any]  # tree of host arrays -> of arrays on the mesh
+Place = Callable[[Any], Any]  # puts a tree of host arrays on the mesh
 Moments = dict[str, Any]  # "mean" and "logvar" of posteriors, not normalised
-_ROOM = 2**30  # bytes of moments that are remembered
+_ROOM = 2**30  # bytes of host memory for the moments that `encode_once` caches
 
 
 @dataclasses.dataclass(frozen=True)
 class Captions:
-    """One source of embeddings.
+    """A source of caption embeddings.
 
     Attributes:
-      read: (captions, stored embeddings or None, which are dropped (b,), how arrays are placed) ->
-        arrays on the mesh. A dropped caption becomes the empty one.
-      embed: (parameters, those arrays) -> embeddings (b, m, d) and mask (b, m); a part of the step.
-      init: key -> the parameters of an encoder that trains, {} for none.
+      read: (captions, stored embeddings or None, dropped (b,), place) -> arrays on the mesh. Where
+        `dropped` is True, the caption is replaced by the empty one.
+      embed: (parameters, the arrays from `read`) -> embeddings (b, m, d) and mask (b, m); it is
+        traced into the compiled step.
+      init: key -> the parameters of a text encoder in training; {} if there is none.
     """
 
     read: Callable[[Sequence[str], Any, Dropped, Place], Any]
@@ -51,12 +52,12 @@ class Captions:
 
 
 def open_captions(cfg: TrainTransformer, encoding: Encoding | None, mesh: Mesh) -> Captions:
-    """The source that the config names.
+    """Makes the source of caption embeddings that the config names.
 
     Args:
-      cfg: of the run.
-      encoding: what made the data's latents and embeddings, if they hold any.
-      mesh: what an encoder lies on.
+      cfg: the configuration of the run.
+      encoding: how the data's latents and embeddings were encoded; None for data without them.
+      mesh: the devices of a text encoder.
 
     Raises:
       ValueError: if there is no such text encoder or no such data, or they do not fit the
@@ -94,7 +95,7 @@ def _load_encoder(cfg: TrainTransformer, mesh: Mesh) -> TextEncoder:
 
 
 def described_captions(cfg: TrainTransformer) -> Captions:
-    """The source of a stage without data and encoder, which reads nothing."""
+    """The source for a stage that is only described: it has no data, and no frozen encoder."""
     if cfg.captions == "train":
         return trained_captions(cfg)
     return cached_captions(
@@ -103,7 +104,7 @@ def described_captions(cfg: TrainTransformer) -> Captions:
 
 
 def caption_shapes(cfg: TrainTransformer, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """What `read` gives for a batch."""
+    """Shapes of the arrays that `Captions.read` returns for a batch."""
     m, width = cfg.max_caption_tokens, cfg.model.caption_channels
     mask = jax.ShapeDtypeStruct((batch, m), jnp.int32)
     if cfg.captions == "train":
@@ -113,7 +114,7 @@ def caption_shapes(cfg: TrainTransformer, batch: int) -> dict[str, jax.ShapeDtyp
 
 
 def trained_captions(cfg: TrainTransformer) -> Captions:
-    """A T5 over bytes whose parameters are the "text_encoder" of the state's."""
+    """A byte-level T5 in training; its parameters are the part "text_encoder" of the state's."""
     encoder = T5Encoder(cfg.text_encoder, cfg.text_execution)
 
     def read(captions: Sequence[str], stored: Any, dropped: Dropped, place: Place) -> Any:
@@ -134,7 +135,7 @@ def trained_captions(cfg: TrainTransformer) -> Captions:
 
 
 def frozen_captions(encoder: TextEncoder, mesh: Mesh) -> Captions:
-    """A text encoder that is no part of the state: it embeds each batch before its step."""
+    """A frozen text encoder, outside the training state: it embeds each batch before the step."""
 
     def read(captions: Sequence[str], stored: Any, dropped: Dropped, place: Place) -> Any:
         texts = _drop(captions, dropped)
@@ -151,12 +152,12 @@ def frozen_captions(encoder: TextEncoder, mesh: Mesh) -> Captions:
 
 
 def cached_captions(empty: Embedding, max_tokens: int) -> Captions:
-    """Embeddings that come with the data; longer ones are cut to `max_tokens`."""
+    """Embeddings stored with the data; longer ones are cut to `max_tokens`."""
 
     def read(
         captions: Any, stored: Sequence[Embedding] | None, dropped: Dropped, place: Place
     ) -> Any:
-        if stored is None:  # the data's own have them: `open_captions` has looked
+        if stored is None:  # only validation clips: `open_captions` has checked the training data
             raise ValueError(
                 "captions = 'cached', and the held-out clips have no embeddings: name encoded ones "
                 "(--run.validation_source)"
@@ -181,7 +182,7 @@ def _drop(captions: Sequence[str], dropped: Bool[np.ndarray, " b"]) -> list[str]
 
 
 def latent_sampler(checkpoint: Checkpoint, vae: VAEConfig) -> Callable[[Moments, Array], Array]:
-    """(moments, key) -> a sample of the posterior, normalised: a part of the step."""
+    """Makes the function (moments, key) -> a sample of the posterior, normalised, for the step."""
     statistics = checkpoint.statistics or LatentStatistics.identity(vae.latent_channels)
 
     def sample(moments: Moments, key: Array) -> Array:
@@ -195,7 +196,7 @@ def latent_sampler(checkpoint: Checkpoint, vae: VAEConfig) -> Callable[[Moments,
 def latent_reader(
     checkpoint: Checkpoint, vae: VAEConfig, data: DataConfig, mesh: Mesh
 ) -> Callable[[Any, Place], Moments]:
-    """(pixels in uint8 or stored moments, how arrays are placed) -> moments on the mesh."""
+    """Makes the function (uint8 pixels or stored moments, place) -> moments on the mesh."""
     model = VideoVAE(vae, ExecutionConfig(dtype=checkpoint.vae_dtype))
 
     @functools.partial(jax.jit, compiler_options=convolution.compiler_options())
@@ -217,14 +218,17 @@ def latent_reader(
 
 
 def clips_repeat(data: DataConfig) -> bool:
-    """Whether clips are the same in every epoch, and all are this process's."""
+    """Whether every epoch has exactly the same clips, all of them loaded by this process."""
     endless = any(is_endless(source.path) for source in data.sources)
     chance = data.random_start or data.random_crop or data.flip
     return jax.process_count() == 1 and not endless and not chance
 
 
 def encode_once(encode: Callable[[Any, Place], Moments]) -> Callable[[Any, Place], Moments]:
-    """Encodes each clip once, as long as there is room; a clip is recognised by its pixels."""
+    """Wraps `encode` with a cache of limited size, so that it encodes each clip once.
+
+    Clips are identified by a hash of their pixels.
+    """
     kept: dict[Any, Moments] = {}
     room = _ROOM
 

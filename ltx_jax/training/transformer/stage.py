@@ -1,7 +1,7 @@
-"""The second stage: the transformer, and a text encoder if it is trained, on rectified flow.
+"""The second stage: trains the transformer, and optionally a text encoder, with rectified flow.
 
-Latents come from a frozen VAE, stored with the data or encoded as the batches come. The posterior
-is sampled afresh in every step.
+Latents come from a frozen VAE; they are stored with the data, or encoded batch by batch. Every step
+draws a new sample of their posterior.
 """
 
 import copy
@@ -59,12 +59,12 @@ class TransformerStage(Stage):
     """Trains the transformer on the latents of a VAE.
 
     Args:
-      cfg: of the run.
-      mesh: to run on.
-      vae: a checkpoint with the VAE's configuration, and with weights and statistics where there
-        are data.
-      captions: the source of embeddings.
-      loader: of clips or latents; None for a stage that is only described.
+      cfg: the configuration of the run.
+      mesh: the devices to run on.
+      vae: a checkpoint with the VAE's configuration; also with its weights and latent statistics,
+        unless the stage is only described.
+      captions: the source of caption embeddings.
+      loader: source of clips or latents; None for a stage that is only described.
 
     Raises:
       ValueError: if networks and settings do not fit each other.
@@ -108,18 +108,18 @@ class TransformerStage(Stage):
         loader: BatchSource | None = None,
         vae: Checkpoint | None = None,
     ) -> "TransformerStage":
-        """The stage with its data, its VAE and its text encoder.
+        """Makes the stage with its data, its VAE and its text encoder.
 
         Args:
-          cfg: of the run.
-          mesh: to run on.
-          loader: of examples, in place of that of `cfg.data`.
-          vae: in place of the one that `cfg.vae` names.
+          cfg: the configuration of the run.
+          mesh: the devices to run on.
+          loader: source of examples that replaces the one of `cfg.data`.
+          vae: checkpoint that replaces the one that `cfg.vae` names.
         """
         vae = _load_vae(cfg, mesh) if vae is None else vae
         if vae.vae is None:
             raise ValueError(f"{cfg.vae} holds no VAE: --vae must name a checkpoint that does")
-        check_fit(cfg, vae.vae, mesh)  # before anything large is opened
+        check_fit(cfg, vae.vae, mesh)  # before anything large is loaded
         if loader is None:
             index, count = batches.process_part(mesh)
             loader = Loader(
@@ -132,21 +132,21 @@ class TransformerStage(Stage):
         captions = sources.open_captions(cfg, loader.encoding, mesh)
         stage = cls(cfg, mesh, vae, captions, loader)
         if cfg.run.validate_every:
-            stage._validator.prepare()  # so that what is wrong shows before the first step
+            stage._validator.prepare()  # so that errors in it appear before the first step
         return stage
 
     @classmethod
     def describe(cls, cfg: TrainTransformer, mesh: Mesh) -> "TransformerStage":
-        """The stage without its data, and without the weights of its VAE and its text encoder."""
+        """Makes the stage without data, and without weights of the VAE and the text encoder."""
         vae = Checkpoint(vae=_describe_vae(cfg.vae, cfg.model.in_channels))
         return cls(cfg, mesh, vae, sources.described_captions(cfg))
 
     def init(self, key: Array) -> dict[str, Any]:
-        """Draws "transformer", and the "text_encoder" if it is trained."""
+        """Initialises "transformer", and "text_encoder" if it is trained."""
         return self.model.init(key)
 
     def abstract_batch(self, bucket: BucketConfig) -> dict[str, Any]:
-        """A batch with the conditions that add the most tokens."""
+        """Shapes of the largest batch: the one with the conditions that add the most tokens."""
         cfg, b, grid = self.cfg, bucket.batch_size, latent_grid(bucket, self._vae_cfg)
         channels = self._vae_cfg.latent_channels
 
@@ -171,11 +171,11 @@ class TransformerStage(Stage):
         return batches.split_shapes(self.mesh, batch)
 
     def batches(self, first: int, last: int) -> Iterator[dict[str, Any]]:
-        """Batches as `abstract_batch` has them, with the conditions of their pattern."""
+        """Batches with the fields of `abstract_batch`, each with the conditions of its pattern."""
         assert self._loader is not None, "a stage that is only described has no data"
         cfg, part = self.cfg, batches.process_part(self.mesh)
         place = functools.partial(batches.split_over, self.mesh)
-        # Not in a thread: all processes have to begin programs in one order.
+        # Not in a thread, since all processes must launch programs in the same order.
         for step, batch in enumerate(self._loader.batches(first, last), first):
             random = StepRandom(cfg.run.seed, step, part)
             dropped = random.chances(cfg.flow.caption_dropout, len(batch.captions))
@@ -186,7 +186,7 @@ class TransformerStage(Stage):
     def _on_mesh(
         self, batch: Batch, conditions: Conditions, dropped: Dropped, place: Place
     ) -> dict[str, Any]:
-        """A batch as a step takes it; work for the devices is begun, not waited for."""
+        """Converts a loaded batch to the inputs of a step; encoders are launched asynchronously."""
         prefix = None if conditions.prefix is None else place(conditions.prefix)
         items = (
             ConditionItem(self._moments(item.video, place), place(item.frame))
@@ -200,7 +200,7 @@ class TransformerStage(Stage):
         }
 
     def tokens(self, batch: dict[str, Any]) -> int:
-        """Tokens that the transformer gets: those of conditions too, without those dropped."""
+        """Tokens that the transformer processes: with those of conditions, without dropped ones."""
         b, *grid, _ = batch["video"]["mean"].shape
         items = batch["conditions"].items
         extra = sum(math.prod(item.video["mean"].shape[1:4]) for item in items)
@@ -209,11 +209,11 @@ class TransformerStage(Stage):
     def loss(
         self, params: Any, state: TrainState, batch: Any, frozen: Any, key: Array
     ) -> LossValue:
-        """`flow_loss`."""
+        """See `flow_loss`."""
         return flow_loss(self.model, params, batch, key, self.cfg.flow, self._kept)
 
     def counted(self, step: int) -> Stage:
-        """With plain attention, which has no padding to be counted."""
+        """This stage with plain attention, as fused kernels pad tokens, which should not count."""
         return self._plain
 
     @functools.cached_property
@@ -232,7 +232,7 @@ class TransformerStage(Stage):
         return FlowValidator(self.cfg, self.mesh, self.vae, self.model, self._on_mesh)
 
     def initial_weights(self, checkpoint: Checkpoint) -> InitialWeights:
-        """The transformer of a checkpoint, and its text encoder if one is trained here."""
+        """The transformer of a checkpoint, and its text encoder if this run trains one."""
         if checkpoint.transformer is None:
             raise ValueError("--run.init_from names a checkpoint without a transformer")
         params = {"transformer": checkpoint.transformer_params}
@@ -244,12 +244,12 @@ class TransformerStage(Stage):
         return InitialWeights(params, (*configs, (text_cfg, self.cfg.text_encoder)))
 
     def compiler_options(self) -> dict[str, Any] | None:
-        """Those of matmuls on a CPU."""
+        """The options for fast matmuls on CPUs."""
         return onednn_options()
 
     @property
     def _vae_cfg(self) -> VAEConfig:
-        assert self.vae.vae is not None  # `open` and `describe` see to it
+        assert self.vae.vae is not None  # ensured by `open` and `describe`
         return self.vae.vae
 
 
@@ -263,10 +263,10 @@ def latent_grid(bucket: BucketConfig, vae: VAEConfig) -> positions.Grid:
 
 
 def check_fit(cfg: TrainTransformer, vae: VAEConfig, mesh: Mesh) -> None:
-    """Refuses settings that do not fit each other.
+    """Checks that the settings fit each other.
 
     Raises:
-      ValueError: naming them.
+      ValueError: if they do not; the message names them.
     """
     sharding.check_heads(cfg.model.num_attention_heads, mesh)
     for size in cfg.data.sizes:
@@ -282,10 +282,10 @@ def check_fit(cfg: TrainTransformer, vae: VAEConfig, mesh: Mesh) -> None:
 
 
 def _load_vae(cfg: TrainTransformer, mesh: Mesh) -> Checkpoint:
-    # A run that goes on keeps the VAE it began with, whatever has become of that path.
+    # A resumed run uses the VAE that is stored with it, even if the file at `cfg.vae` has changed.
     stored = runs.load_vae(cfg.run.output, mesh=mesh) if runs.has_step(cfg.run.output) else None
     whole = stored or load_checkpoint(cfg.vae, mesh=mesh)
-    # What else the checkpoint holds, a transformer of many gigabytes perhaps, is let go.
+    # Only the VAE is kept: the checkpoint may also hold a transformer of many gigabytes.
     return Checkpoint(
         vae=whole.vae,
         vae_params=whole.vae_params,
@@ -295,11 +295,11 @@ def _load_vae(cfg: TrainTransformer, mesh: Mesh) -> Checkpoint:
 
 
 def _describe_vae(path: str, channels: int) -> VAEConfig:
-    """The configuration of the VAE at a path; if there is none, of the released one: all releases
-    compress alike.
+    """The configuration of the VAE at a path; if there is none, that of the released VAE (all
+    released versions have the same compression).
 
     Raises:
-      ValueError: if there is none, and the released one has other than so many channels.
+      ValueError: if there is none, and the released VAE does not have `channels` latent channels.
     """
     if run_config.is_run(path):
         cfg = run_config.read_config(path)
@@ -319,7 +319,7 @@ def _describe_vae(path: str, channels: int) -> VAEConfig:
 
 
 def _pixels_or_moments(batch: Batch) -> Any:
-    """Pixels, or the moments of stored posteriors."""
+    """The frames of a batch, or the moments of its stored posteriors."""
     if batch.latents is None:
         return batch.frames
     return {"mean": batch.latents.mean, "logvar": batch.latents.logvar}

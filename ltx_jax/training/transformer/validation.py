@@ -1,4 +1,4 @@
-"""Validation of the second stage: the loss at fixed times, and videos, of held-out clips."""
+"""Validation of the second stage on held-out clips: losses at fixed times, and sampled videos."""
 
 import dataclasses
 import functools
@@ -30,18 +30,18 @@ from ltx_jax.training.validation_clips import read_validation_clips, select_exam
 
 TIMES = tuple(i / 10 for i in range(1, 10))
 EMBEDDINGS = ("prompt_embeds", "prompt_mask", "negative_embeds", "negative_mask")
-_STEPS = 20  # of a sampled video
+_STEPS = 20  # denoising steps of a sampled video
 
 
 def losses_at_times(
     velocity: Callable[[Array, Array], Array], latents: Float[Array, "b t h w c"], key: Array
 ) -> Float[Array, " s"]:
-    """Mean squared error of the velocity at each of `TIMES`, with the same noise at all.
+    """Mean squared error of the velocity at each of `TIMES`, with the same noise at each.
 
     Args:
       velocity: (tokens (b, n, c), times (b, 1)) -> the predicted velocity.
-      latents: normalised data.
-      key: of the noise.
+      latents: normalised latents of the data.
+      key: random key of the noise.
     """
     data = positions.patchify(latents)
     noise = jax.random.normal(key, data.shape)
@@ -56,17 +56,17 @@ def losses_at_times(
 
 
 class FlowValidator:
-    """Losses at fixed times and videos of held-out clips, by the averaged parameters.
+    """Computes losses at fixed times, and samples videos, for held-out clips.
 
-    Noise is the same every time, and there are no conditions but the caption.
+    Uses the averaged parameters and the same noise in every validation. The caption is the only
+    condition.
 
     Args:
-      cfg: of the run.
-      mesh: to run on.
+      cfg: the configuration of the run.
+      mesh: the devices to run on.
       vae: a checkpoint that holds the VAE.
       model: the networks of the stage.
-      on_mesh: (batch, conditions, which captions are dropped, how arrays are placed) -> a batch as
-        the step takes it.
+      on_mesh: (batch, conditions, dropped captions (b,), place) -> the inputs of a step.
     """
 
     def __init__(
@@ -85,7 +85,8 @@ class FlowValidator:
 
     @functools.cached_property
     def _clips(self) -> tuple[Batch, list[Any], Any]:
-        """Held-out clips, each of them on all devices (they are few), and the empty caption."""
+        """The held-out clips; step inputs of each, replicated as they are few; the empty caption's
+        embedding."""
         same_vae = functools.partial(check_vae, loaded=self._vae, name=self._cfg.vae)
         clips = read_validation_clips(self._cfg.run, self._cfg.data, same_vae)
         place = functools.partial(replicate_over, self._mesh)

@@ -1,7 +1,7 @@
 """The adversarial term of the Video-VAE's loss: one pass of the discriminator, two gradients.
 
-Autoencoder and discriminator learn from the same reconstruction, in one step. Each gradient is
-taken where the other side is a constant: the autoencoder's flows through the reconstruction alone.
+Autoencoder and discriminator learn from the same reconstruction in the same step. In the gradient
+of each, the other is a constant; the autoencoder's gradient flows through the reconstruction only.
 """
 
 from collections.abc import Callable
@@ -24,8 +24,8 @@ class GANGradients(NamedTuple):
     """The losses of both sides for one batch, and their gradients."""
 
     losses: losses.GANLosses
-    of_reconstruction: Any  # gradient of the generator's loss
-    of_params: Any  # gradient of the discriminator's loss, by its parameters
+    of_reconstruction: Any  # of the generator's loss, with respect to the reconstruction
+    of_params: Any  # of the discriminator's loss, with respect to its parameters
 
 
 def discriminate(
@@ -35,12 +35,12 @@ def discriminate(
     reconstruction: Float[Array, "b t h w c"],
     kind: GANKind,
 ) -> tuple[Float[Array, "b t2 h2 w2"], Float[Array, "b t2 h2 w2"]]:
-    """Logits of both orders of a pair, the original first and then second; or, of "single" clips,
-    of the original and of the reconstruction."""
+    """Applies the discriminator. With "pair", returns the logits of pairs with the original first,
+    and of pairs with it second; with "single", those of originals and of reconstructions."""
     both = (video, reconstruction)
     if kind == "pair":
         both = tuple(jnp.concatenate(pair, axis=-1) for pair in (both, both[::-1]))
-    clips = jnp.stack(both, axis=1)  # the two of a sample lie side by side, on one device
+    clips = jnp.stack(both, axis=1)  # interleaved: both of a sample stay on its device
     logits = apply({"params": params}, clips.reshape(-1, *clips.shape[2:]))
     first, second = jnp.unstack(logits.reshape(-1, 2, *logits.shape[1:]), axis=1)
     return first, second
@@ -53,7 +53,7 @@ def gan_gradients(
     reconstruction: Float[Array, "b t h w c"],
     kind: GANKind,
 ) -> GANGradients:
-    """One pass of the discriminator over originals and reconstructions, pulled back twice."""
+    """One pass of the discriminator over originals and reconstructions, with two gradients."""
     both_losses = _LOSSES[kind]
     logits, pull = jax.vjp(
         lambda params, y: discriminate(apply, params, video, y, kind), params, reconstruction
@@ -71,7 +71,7 @@ def gan_gradients_if(
     reconstruction: Float[Array, "b t h w c"],
     kind: GANKind,
 ) -> GANGradients:
-    """`gan_gradients`, or zeros at no cost."""
+    """Computes `gan_gradients` if `active`; otherwise returns zeros without computing anything."""
 
     def compute() -> GANGradients:
         return gan_gradients(apply, params, video, reconstruction, kind)
@@ -83,7 +83,8 @@ def gan_gradients_if(
 
 
 def adaptive_scale(of_rest: Any, of_gan: Any) -> Float[Array, ""]:
-    """VQGAN's weight of the adversarial term: the norm of the other terms' gradient at the
-    decoder's last layer over that of its own, here at most 1 (Esser et al., arXiv 2012.09841)."""
+    """VQGAN's weight of the adversarial term, but at most 1: the gradient norm of the other terms
+    at the decoder's last layer, divided by the adversarial term's (Esser et al., arXiv 2012.09841).
+    """
     own = jnp.maximum(optax.tree.norm(of_gan), 1e-12)
     return jnp.minimum(optax.tree.norm(of_rest) / own, 1.0)

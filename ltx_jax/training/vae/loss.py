@@ -1,8 +1,8 @@
-"""The loss of the first stage: one pass through the Video-VAE, and the terms that compare.
+"""The loss of the first stage: one pass through the Video-VAE, and the terms of its loss.
 
-The decoder does the last denoising step (paper, section 2.2): it gets noised latents with the level
-of the noise, and has to give the clean pixels. Every term has a weight, and one whose weight is 0
-is no part of the program.
+The decoder does the last denoising step (paper, section 2.2): its inputs are noised latents and
+their noise level, its target is the clean pixels. Every term has a weight; terms of weight 0 are
+not computed.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,7 +24,7 @@ from ltx_jax.training.stage import LossValue
 from ltx_jax.training.state import TrainState
 from ltx_jax.training.vae import gan
 
-# A channel whose deviation is less than this part of the largest has died.
+# A latent channel counts as dead if its deviation is below this fraction of the largest one.
 _DEAD = 0.05
 
 
@@ -36,7 +36,8 @@ def first_statistics(channels: int) -> dict[str, Any]:
 def update_statistics(
     running: dict[str, Any], mean: Float[Array, "b t h w c"], updates: Any, decay: float
 ) -> dict[str, Any]:
-    """Takes a batch of posterior means into the exponential averages, which warm up as the EMA."""
+    """Updates the running moments with a batch of posterior means; the decay warms up like the
+    parameter average's."""
     keep = ema_decay(updates, decay)
     axes = tuple(range(mean.ndim - 1))
     batch = {"mean": jnp.mean(mean, axes), "square": jnp.mean(mean * mean, axes)}
@@ -44,19 +45,19 @@ def update_statistics(
 
 
 def latent_statistics(running: dict[str, Any]) -> LatentStatistics:
-    """Mean and deviation per channel."""
+    """Mean and standard deviation of each channel, from the running moments."""
     variance = running["square"] - running["mean"] ** 2
     return LatentStatistics(running["mean"], jnp.sqrt(jnp.maximum(variance, 1e-8)))
 
 
 def decode_times(key: Array, batch: int, cfg: VAELossConfig) -> Float[Array, " b"]:
-    """Noise levels of the latents: uniform up to the maximum, and 0 for the clean fraction."""
+    """Draws noise levels of the latents: 0 for the clean fraction, else uniform."""
     t, choice = jax.random.uniform(key, (2, batch))
     return jnp.where(choice < cfg.clean_fraction, 0.0, t * cfg.max_decode_time)
 
 
 def kl_weight(updates: Any, cfg: VAELossConfig) -> Float[Array, ""]:
-    """Weight of the KL term after `updates` earlier ones."""
+    """Weight of the KL term after this many updates."""
     ramp = (updates - cfg.kl_start + 1) / max(cfg.kl_warmup, 1)
     return cfg.kl_weight * jnp.clip(ramp, 0.0, 1.0)
 
@@ -65,10 +66,11 @@ class Autoencoded(NamedTuple):
     """One pass through encoder and decoder.
 
     Attributes:
-      reconstruction: what the decoder makes of noised latents.
-      pull: gradient of the reconstruction -> gradient of the decoder's last layer.
-      posterior: of the latents.
-      running: new statistics.
+      reconstruction: the decoder's output for noised latents.
+      pull: maps a gradient with respect to the reconstruction to one with respect to the kernel and
+        bias of the decoder's last layer.
+      posterior: the posterior of the latents.
+      running: the new running statistics.
     """
 
     reconstruction: Float[Array, "b t h w 3"]
@@ -86,14 +88,14 @@ def autoencode(
     key: Array,
     cfg: VAELossConfig,
 ) -> Autoencoded:
-    """Encodes, noises in normalised space as the sampler does, and decodes."""
+    """Encodes, adds noise to the normalised latents as the sampler does, and decodes."""
     time_key, noise_key, map_key = jax.random.split(key, 3)
     posterior = apply({"params": params}, video, method="encode")
     mean = jax.lax.stop_gradient(posterior.mean)
     running = update_statistics(running, mean, updates, cfg.statistics_decay)
     statistics = latent_statistics(running)
 
-    # One draw: each would cost seconds of compilation.
+    # One draw instead of two, as each draw takes seconds to compile.
     sampling, noise = jax.random.normal(noise_key, (2, *mean.shape))
     z = statistics.normalize(posterior.sample(sampling))
     t = decode_times(time_key, video.shape[0], cfg)
@@ -114,9 +116,9 @@ def reconstruction_loss(
     frozen: Mapping[str, Any],
     cfg: VAELossConfig,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """Weighted sum of the terms that compare pixels, and each of them.
+    """Weighted sum of the terms that compare pixels, and every term alone as a metric.
 
-    A term with a frozen network is on where the stage's `frozen` weights hold that network.
+    A term with a frozen network (LPIPS) is computed if the weights of that network are in `frozen`.
     """
     terms: dict[str, tuple[float, Callable[[], Array]]] = {
         "pixel": (cfg.pixel_weight, lambda: losses.pixel_loss(reconstruction, video, cfg.pixel)),
@@ -151,29 +153,30 @@ def vae_loss(
 ) -> LossValue:
     """The loss of a batch.
 
-    The terms are differentiated at the reconstruction, once, because the adaptive weight of the
-    adversarial term needs these gradients; the autoencoder's follow from them.
+    The terms are first differentiated with respect to the reconstruction, because the adaptive
+    weight of the adversarial term needs these gradients; the gradients of the autoencoder are then
+    computed from them.
 
     Args:
-      networks: what to run.
-      params: "encoder" and "decoder", and the "discriminator", if there is one.
-      state: running statistics, and the count of updates.
+      networks: the networks to apply.
+      params: "encoder" and "decoder", and "discriminator" if there is one.
+      state: the training state, for its running statistics and its count of updates.
       batch: `frames`, uint8 (b, t, h, w, 3).
-      frozen: `lpips`: its weights; absent, where that term is off.
-      key: of this step.
+      frozen: `lpips`, the weights of LPIPS; absent if that term is off.
+      key: random key of this step.
       cfg: weights of the terms.
-      disc_start: updates before the discriminator begins.
+      disc_start: number of updates before the discriminator begins.
     """
     video = from_bytes(batch["frames"])
     coded = autoencode(networks.vae, params, state.statistics, state.updates, video, key, cfg)
     reconstruction = jax.lax.stop_gradient(coded.reconstruction)
 
-    # What compares pixels.
+    # The terms that compare pixels.
     compare = jax.value_and_grad(reconstruction_loss, has_aux=True)
     (value, metrics), of_rest = compare(reconstruction, video, frozen, cfg)
     total = losses.known_gradient(value, of_rest, coded.reconstruction)
 
-    # What shapes the latents.
+    # The KL term, and metrics of the latents.
     if cfg.kl_weight:
         metrics["kl"] = losses.kl_loss(coded.posterior.mean, coded.posterior.logvar)
         total += kl_weight(state.updates, cfg) * metrics["kl"]
@@ -187,7 +190,7 @@ def vae_loss(
     if networks.discriminator is None:
         return LossValue(total, metrics, coded.running)
 
-    # What the discriminator says: one pass, from which both sides learn.
+    # The adversarial term: from one pass, autoencoder and discriminator both get their gradients.
     active = state.updates >= disc_start
     weights = jax.lax.stop_gradient(params["discriminator"])
     both = gan.gan_gradients_if(

@@ -40,8 +40,8 @@ class VAEStage(Stage):
     """Trains the Video-VAE, against a discriminator where `loss.gan_weight` is above 0.
 
     Args:
-      cfg: of the run.
-      mesh: to run on.
+      cfg: the configuration of the run.
+      mesh: the devices to run on.
 
     Raises:
       ValueError: if the sizes of clips do not fit the networks, or a file of weights cannot be
@@ -52,7 +52,7 @@ class VAEStage(Stage):
 
     def __init__(self, cfg: TrainVAE, mesh: Mesh):
         if not cfg.model.timestep_conditioning:
-            # A decoder that does not know the level of the noise gets clean latents.
+            # A decoder without the noise level as an input is trained on clean latents.
             clean = dataclasses.replace(cfg.loss, max_decode_time=0.0)
             cfg = dataclasses.replace(cfg, loss=clean)
         super().__init__(cfg, mesh)
@@ -68,7 +68,7 @@ class VAEStage(Stage):
 
     @classmethod
     def open(cls, cfg: TrainVAE, mesh: Mesh, *, loader: BatchSource | None = None) -> "VAEStage":
-        """The stage with its data: those of `cfg.data`, or of another loader."""
+        """Makes the stage with its data, from `cfg.data` or another loader."""
         stage = cls(cfg, mesh)
         if loader is None:
             index, count = batches.process_part(mesh)
@@ -81,16 +81,16 @@ class VAEStage(Stage):
             )
         stage._loader = loader
         if cfg.run.validate_every:
-            stage._validator.prepare()  # so that what is wrong shows before the first step
+            stage._validator.prepare()  # so that errors in it appear before the first step
         return stage
 
     @classmethod
     def describe(cls, cfg: TrainVAE, mesh: Mesh) -> "VAEStage":
-        """The stage without its data."""
+        """Makes the stage without its data."""
         return cls(cfg, mesh)
 
     def init(self, key: Array) -> dict[str, Any]:
-        """Draws "encoder" and "decoder", and the "discriminator", if there is one."""
+        """Initialises "encoder" and "decoder", and "discriminator" if there is one."""
         smallest = min(self.cfg.data.sizes, key=lambda b: b.num_frames * b.height * b.width)
         video = jnp.zeros((1, *_shape(smallest)[1:]))
         params: Any = self._vae.init(key, video)["params"]
@@ -101,7 +101,8 @@ class VAEStage(Stage):
         return {**params, "discriminator": own}
 
     def optimizers(self) -> dict[str, Optimizer]:
-        """The autoencoder's, and the discriminator's, which begins later and keeps no average."""
+        """The autoencoder's optimiser, and the discriminator's, which begins later and keeps no
+        average."""
         main = super().optimizers()
         if not self._has_gan:
             return main
@@ -115,7 +116,7 @@ class VAEStage(Stage):
         return first_statistics(self.cfg.model.latent_channels)
 
     def abstract_batch(self, bucket: BucketConfig) -> dict[str, Any]:
-        """`frames`, uint8 (b, t, h, w, 3)."""
+        """The shape of `frames`, uint8 (b, t, h, w, 3)."""
         frames = jax.ShapeDtypeStruct(_shape(bucket), jnp.uint8)
         return batches.split_shapes(self.mesh, {"frames": frames})
 
@@ -134,7 +135,7 @@ class VAEStage(Stage):
     def loss(
         self, params: Any, state: TrainState, batch: Any, frozen: Any, key: Array
     ) -> LossValue:
-        """`vae_loss`."""
+        """See `vae_loss`."""
         discriminator = self._discriminator.apply if self._has_gan else None
         networks = Networks(self._vae.apply, discriminator)
         return vae_loss(
@@ -142,8 +143,8 @@ class VAEStage(Stage):
         )
 
     def counted(self, step: int) -> Stage:
-        """Without the discriminator, before it begins."""
-        # It waits for updates. Steps may be a few more: those that are rejected.
+        """This stage without the discriminator for the steps before it begins."""
+        # It begins after a number of updates, which rejected steps delay: steps are an estimate.
         return self._alone if self._has_gan and step <= self._disc_start else self
 
     @functools.cached_property
@@ -166,7 +167,7 @@ class VAEStage(Stage):
         return {"mean": value.mean, "std": value.std}
 
     def initial_weights(self, checkpoint: Checkpoint) -> InitialWeights:
-        """The VAE of a checkpoint, and its statistics as the running ones."""
+        """The VAE of a checkpoint; its latent statistics initialise the running ones."""
         if checkpoint.vae is None:
             raise ValueError("--run.init_from names a checkpoint without a VAE")
         running = None
@@ -178,11 +179,11 @@ class VAEStage(Stage):
         return InitialWeights(checkpoint.vae_params, configs, running)
 
     def compiler_options(self) -> dict[str, Any] | None:
-        """Those of convolutions."""
+        """The options for fast convolutions."""
         return convolution.compiler_options()
 
     def _check(self, bucket: BucketConfig) -> None:
-        """Refuses sizes that a network or a term of the loss cannot take, before any step."""
+        """Checks that the networks and the terms of the loss accept the sizes of a bucket."""
         shape = _shape(bucket)
         check_video_shape(self.cfg.model, shape)
         video = jax.ShapeDtypeStruct(shape, jnp.float32)
@@ -192,7 +193,7 @@ class VAEStage(Stage):
 
 
 def _read_lpips(cfg: VAELossConfig) -> Any:
-    """LPIPS' weights, or None where the term is off."""
+    """Reads the weights of LPIPS; None if the term is off."""
     if not cfg.lpips_weight:
         return None
     if not (cfg.vgg and cfg.lpips_heads):

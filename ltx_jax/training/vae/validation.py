@@ -1,4 +1,4 @@
-"""Validation of the first stage: what the VAE makes of clips that it is not trained on."""
+"""Validation of the first stage: reconstructions of held-out clips."""
 
 import contextlib
 import functools
@@ -28,15 +28,15 @@ from ltx_jax.training.state import TrainState
 from ltx_jax.training.vae.loss import latent_statistics
 from ltx_jax.training.validation_clips import read_validation_clips
 
-# Noise levels of the latents to decode; the first is the one of the metrics without a level.
+# Noise levels of the latents to decode; metrics without a level in their name are at the first.
 TIMES = (0.0, 0.05, 0.1, 0.2)
 
 
 def require_pixels(batch: Batch) -> UInt8[np.ndarray, "b t h w 3"]:
-    """The frames of a batch.
+    """Returns the frames of a batch.
 
     Raises:
-      ValueError: if it holds latents in their place.
+      ValueError: if the batch holds latents instead.
     """
     if batch.frames is None:
         raise ValueError("a VAE is trained on pixels, and this data holds latents alone")
@@ -44,17 +44,18 @@ def require_pixels(batch: Batch) -> UInt8[np.ndarray, "b t h w 3"]:
 
 
 class VAEValidator:
-    """Reconstructs held-out clips by the averaged parameters, with the same noise every time.
+    """Reconstructs held-out clips with the averaged parameters and the same noise every time.
 
-    The metrics are those of latents without noise: the pixel term of the loss, PSNR (also at each
-    level of `TIMES`), SSIM, and LPIPS where its weights are at hand. There are two videos of every
-    clip: the original beside its reconstruction, and the decoder's results from level to level.
-    Histograms show the latents' running mean and deviation over their channels.
+    The metrics are measured on latents without noise: the pixel term of the loss, PSNR (which is
+    also measured at each noise level of `TIMES`), SSIM, and LPIPS if its weights are loaded. There
+    are two videos of every clip: the original beside its reconstruction, and the reconstructions at
+    all noise levels side by side. Histograms show the distribution of the latents' running means
+    and deviations over the channels.
 
     Args:
-      cfg: of the run.
-      mesh: to run on.
-      frozen: `lpips`: its weights, where that term is on.
+      cfg: the configuration of the run.
+      mesh: the devices to run on.
+      frozen: `lpips`, the weights of LPIPS, if that term is on.
     """
 
     def __init__(self, cfg: TrainVAE, mesh: Mesh, frozen: Mapping[str, Any]):
@@ -81,7 +82,7 @@ class VAEValidator:
         videos: dict[str, LoggedVideo] = {}
         for i, frames in enumerate(require_pixels(self._clips)):
             rate = float(self._clips.frame_rate[i])
-            clip = replicate_over(self._mesh, frames[None])  # on all devices: few clips, seldom
+            clip = replicate_over(self._mesh, frames[None])  # replicated: clips are few and small
             with sharding.use_mesh(self._mesh):
                 decoded, metrics = self._program(
                     state.ema, state.statistics, self._frozen, clip, jax.random.key(i)
@@ -99,7 +100,7 @@ class VAEValidator:
     def _reconstruct(
         self, params: Any, running: Any, frozen: dict[str, Any], frames: Array, key: Array
     ) -> tuple[Array, dict[str, Array]]:
-        """Decoded frames per level (uint8), and the metrics."""
+        """Decodes at every noise level; returns the frames (uint8) of each, and the metrics."""
         video, weights = from_bytes(frames), {"params": params}
         statistics = latent_statistics(running)
         posterior: Any = self._model.apply(weights, video, method="encode")
