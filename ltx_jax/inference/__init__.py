@@ -2,11 +2,11 @@
 
 - `pipeline`: `LTXPipeline`, from a checkpoint and a prompt to a video. `two_pass`: two calls of it,
   with the latent upsampler between.
-- `arguments`: what a call asks for, checked. `text_encoder`: prompts to embeddings.
+- `arguments`: reads and checks the arguments of a call. `text_encoder`: prompts to embeddings.
 - `encode_decode`: the compiled programs before and after the denoising loop.
-- `make_videos`: what `ltx-sample` does with its settings. `outputs`: the videos of a sampling run,
-  their names and settings.
-- `encode_dataset`: what `ltx-encode` does: clips and captions, encoded once.
+- `make_videos`: the work of `ltx-sample`, given its settings. `outputs`: the videos of a sampling
+  run, with their names and settings.
+- `encode_dataset`: the work of `ltx-encode`: encodes the clips and captions of a data set once.
 """
 
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ __all__ = [
     "Upsampler",
 ]
 
-# The modules import what reads checkpoints, which takes seconds.
+# Loaded on first use, since importing the checkpoint readers takes seconds.
 __getattr__ = lazy_attributes(
     __name__,
     {

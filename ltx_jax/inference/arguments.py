@@ -1,4 +1,4 @@
-"""What a call of the pipeline asks for, read and checked: options, sizes, captions, media."""
+"""Reads and checks the arguments of a pipeline call: options, sizes, captions, media."""
 
 import dataclasses
 import logging
@@ -33,9 +33,9 @@ class Caption(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """The size that was asked for, and the legal one around it that is sampled.
+    """The requested size of a video, and the next larger valid size, which is sampled.
 
-    Rows and columns are added on both sides, frames at the end; all are cut off again.
+    Rows and columns are added on both sides, frames at the end; all are cropped after sampling.
     """
 
     frames: int
@@ -57,7 +57,7 @@ class Size:
         return (t - 1) * self.temporal_factor + 1, h * self.spatial_factor, w * self.spatial_factor
 
     def notice(self) -> None:
-        """Says in the log that the size is padded, if it is."""
+        """Logs a warning if the sampled size is larger than the requested one."""
         if self.padded != (self.frames, self.height, self.width):
             _log.warning(
                 "%d frames of %d x %d are no legal size: sampling %d of %d x %d and cropping",
@@ -66,7 +66,7 @@ class Size:
             )
 
     def pad(self, clip: Float32[np.ndarray, "b t h w c"]) -> Float32[np.ndarray, "b t h2 w2 c"]:
-        """Surrounds a clip of the size asked for with mid-grey."""
+        """Pads a clip of the requested size with mid-grey to the sampled height and width."""
         sides = []
         for asked, legal in zip((self.height, self.width), self.padded[1:], strict=True):
             before = (legal - asked) // 2
@@ -74,7 +74,7 @@ class Size:
         return np.pad(clip, ((0, 0), (0, 0), *sides, (0, 0)))
 
     def crop(self, clip: Shaped[np.ndarray, "b t h w c"]) -> Shaped[np.ndarray, "b t2 h2 w2 c"]:
-        """The part of a sampled video that was asked for."""
+        """Crops a sampled video to the requested size."""
         _, height, width = self.padded
         top, left = (height - self.height) // 2, (width - self.width) // 2
         return clip[:, : self.frames, top : top + self.height, left : left + self.width]
@@ -83,19 +83,21 @@ class Size:
 def load_conditions(
     conditions: Sequence[Condition], size: Size, batch: int | None, prepare: bool
 ) -> list[Float32[np.ndarray, "b t h w c"]]:
-    """Reads, checks and prepares the media of conditions, padded.
+    """Reads, checks and prepares the media of conditions, and pads them to the sampled size.
 
-    A batch axis of 1 serves all videos; any other has to be `batch`, unless that is None.
+    Media with a batch axis of 1 apply to all videos; otherwise the batch axis must be `batch`,
+    unless that is None.
 
-    Files and uint8 arrays are cropped to the aspect and, with `prepare`, blurred and compressed as
-    in training. Floating-point arrays are taken as prepared: they are resized if need be.
+    Files and uint8 arrays are cropped to the aspect ratio and, with `prepare`, blurred and
+    compressed as in training. Floating-point arrays count as prepared already: they are only
+    resized if necessary.
 
     Raises:
       ValueError: for media that cannot be read or do not fit the video.
     """
     clips = []
     for i, condition in enumerate(conditions):
-        # One frame more than any that fits.
+        # Reads one frame more than can fit, so that a clip that is too long is noticed.
         clip = _read(condition.media, size.frames + 1)
         if batch is not None and clip.shape[0] not in (1, batch):
             raise ValueError(
@@ -110,9 +112,9 @@ def load_conditions(
 def load_input(
     media: Any, size: Size, batch: int, prepare: bool
 ) -> Float32[np.ndarray, "b t h w c"]:
-    """Reads the video that video-to-video starts from, at its padded size; b is 1 or the batch.
+    """Reads the input of video-to-video and pads it to the sampled size; b is 1 or the batch.
 
-    A longer one is cut. Frames that the padding adds repeat the last one.
+    Surplus frames of a longer video are dropped. The frames added by padding repeat the last one.
 
     Raises:
       ValueError: for media that cannot be read, a still image or a clip that is too short.
@@ -140,7 +142,7 @@ def load_input(
 def _read(media: Any, num_frames: int) -> Shaped[np.ndarray, "b t h w c"]:
     """A file or an array as (b, t, h, w, 3); at most `num_frames` frames of a file."""
     if isinstance(media, str | os.PathLike):
-        from ltx_jax.data import video  # PyAV: only those who read media need it
+        from ltx_jax.data import video  # imports PyAV, which only media files need
 
         return video.read_media(media, num_frames=num_frames)[None]
     clip = np.asarray(media)
@@ -169,7 +171,8 @@ def _fit(clip: Shaped[np.ndarray, "b t h w c"], size: Size, prepare: bool) -> An
 
 
 def replace(options: SamplingConfig, changes: Mapping[str, Any]) -> SamplingConfig:
-    """The options with some fields changed; lists become tuples, and 25 a 25.0 where that fits."""
+    """The options with some fields replaced; converts lists to tuples, and ints to floats in
+    fields of type float."""
     real = {f.name for f in dataclasses.fields(options) if "float" in str(f.type)}
 
     def frozen(value: Any, name: str) -> Any:
@@ -184,7 +187,8 @@ def replace(options: SamplingConfig, changes: Mapping[str, Any]) -> SamplingConf
 def check_input(
     options: SamplingConfig, first_time: float, input_media: Any, input_latents: Any
 ) -> None:
-    """Refuses an input that the first time makes useless, and a late start without an input."""
+    """Checks that the first time leaves something of an input video, and that initial steps are
+    skipped only if there is one."""
     has_input = input_media is not None or input_latents is not None
     if input_media is not None and input_latents is not None:
         raise ValueError("give input_media or input_latents, not both")
@@ -201,7 +205,7 @@ def check_input(
 
 
 def checked(name: str, value: Any, shape: tuple[int, ...]) -> Float32[Array, "b t h w c"]:
-    """The array in float32, refused if it has another shape."""
+    """Converts an array to float32, and checks its shape."""
     value = jnp.asarray(value, jnp.float32)
     if value.shape != shape:
         raise ValueError(
@@ -213,11 +217,11 @@ def checked(name: str, value: Any, shape: tuple[int, ...]) -> Float32[Array, "b 
 def embedded_captions(
     embeddings: Mapping[str, Any], needs_negative: bool, channels: int
 ) -> list[Caption]:
-    """Captions from prompt_embeds and prompt_mask, and if they are needed the negative ones from
-    negative_embeds and negative_mask.
+    """Makes captions from prompt_embeds and prompt_mask, and negative captions, if they are needed,
+    from negative_embeds and negative_mask.
 
     Raises:
-      ValueError: naming what is missing, or what has the wrong shape.
+      ValueError: if an array is missing or has a wrong shape; the message names it.
     """
 
     def read(kind: str, names: tuple[str, str]) -> Caption:
@@ -243,7 +247,7 @@ def embedded_captions(
 
 
 def matched(caption: Caption, negative: Caption) -> list[Caption]:
-    """Both with as many tokens, and as many negative captions as positive ones."""
+    """Pads both to the same number of tokens, and repeats a single negative caption."""
     batch, length = caption.mask.shape
     if negative.mask.shape[0] not in (1, batch):
         raise ValueError(
@@ -263,7 +267,7 @@ def matched(caption: Caption, negative: Caption) -> list[Caption]:
 
 
 def with_fields(context: Context, fields: Mapping[str, Any]) -> Context:
-    """The context with further fields.
+    """The context with additional fields set.
 
     Raises:
       ValueError: for a field that the network's context does not have.

@@ -1,7 +1,7 @@
 """Encodes the clips and captions of a training config once, as a data set of latents.
 
-Every example is encoded by the config's VAE, once for each bucket that it fits, and every caption
-by its text encoder, if captions are frozen or cached. The command is `ltx-encode`.
+Every example is encoded by the config's VAE, once for each bucket that it fits into. Captions are
+encoded by the config's text encoder, unless that is trained. The command is `ltx-encode`.
 """
 
 import dataclasses
@@ -34,21 +34,21 @@ from ltx_jax.models import convolution
 from ltx_jax.models.vae import VideoVAE, check_video_shape
 from ltx_jax.runtime import sharding
 
-# What of a VAE's configuration its latents depend on.
+# The fields of a VAE's configuration that its latents depend on.
 _OF_THE_ENCODER = (
     *("encoder_blocks", "in_channels", "latent_channels", "patch_size", "encoder_base_channels"),
     *("norm_layer", "latent_log_var", "spatial_padding_mode", "use_quant_conv"),
 )
-# Settings of the data that change nothing in them.
+# The fields of the data's configuration that do not affect the encoded data.
 _IN_ANY_WAY = ("threads", "processes", "prefetch")
 
 _log = logging.getLogger(__name__)
 
 
 def vae_hash(loaded: Checkpoint) -> str:
-    """Tells apart VAEs whose latents differ; a VAE in another file format or dtype is the same.
+    """A hash that differs for VAEs with different latents; file format and dtype do not matter.
 
-    Made of the encoder's weights and configuration: the decoder may be trained further.
+    It covers the encoder's weights and configuration, but not the decoder's.
 
     Raises:
       ValueError: if the checkpoint holds no VAE.
@@ -70,15 +70,15 @@ def vae_hash(loaded: Checkpoint) -> str:
 
 
 def check_vae(encoding: Encoding, loaded: Checkpoint, name: str) -> None:
-    """Refuses latents that another VAE has made.
+    """Checks that stored latents were encoded by the VAE of a run.
 
     Args:
-      encoding: of the data.
-      loaded: the VAE of the run, and
-      name: what it is called.
+      encoding: how the data were encoded.
+      loaded: checkpoint with the VAE of the run.
+      name: name of that VAE, for the error message.
 
     Raises:
-      ValueError: naming both.
+      ValueError: if another VAE encoded them; the message names both.
     """
     found = vae_hash(loaded)
     if found != encoding.vae_hash:
@@ -107,18 +107,19 @@ def encode(
     worker: tuple[int, int] = (0, 1),
     report: Callable[[str], None] = print,
 ) -> bool:
-    """Encodes all examples of a config's data, each in all buckets that it fits.
+    """Encodes all examples of a config's data, each for all buckets that it fits into.
 
     Args:
-      cfg: data, VAE and text encoder.
-      output: a folder: new, empty, or begun with the same settings.
-      examples: of every bucket, of a source that has no end; that many at most of the others.
-      keyframes: single frames of a clip that are encoded by themselves, evenly spaced, the last
-        one among them.
-      shard_size: examples to a file.
-      worker: number of this process and how many there are; each makes its share of the files,
-        and number 0 the index, once all files are there.
-      report: takes the lines of the log.
+      cfg: names the data, the VAE and the text encoder.
+      output: a folder that is new, empty, or from an earlier call with the same settings.
+      examples: number of examples to encode per bucket and source: exactly, if the source is
+        endless, else at most.
+      keyframes: number of single frames per clip to encode separately, as conditions; they are
+        evenly spaced and include the last frame.
+      shard_size: number of examples per file.
+      worker: index of this process, and how many there are. Each writes its share of the files;
+        process 0 writes the index once all files exist.
+      report: called with each line of the log.
 
     Returns:
       Whether the data set is complete.
@@ -126,9 +127,9 @@ def encode(
     Raises:
       ValueError: if data, VAE, text encoder and settings do not fit each other.
     """
-    from ltx_jax.data import dataset, latent_cache  # with TFDS, which takes a second
+    from ltx_jax.data import dataset, latent_cache  # importing TFDS takes a second
 
-    mesh = sharding.make_mesh(cfg.mesh, jax.local_devices())  # workers know nothing of each other
+    mesh = sharding.make_mesh(cfg.mesh, jax.local_devices())  # workers do not communicate
     loaded = load_checkpoint(cfg.vae, mesh=mesh)
     if loaded.vae is None:
         raise ValueError(f"{cfg.vae} holds no VAE: --vae must name a checkpoint that does")
@@ -192,7 +193,7 @@ def _text_encoder(cfg: TrainTransformer, mesh: Mesh) -> TextEncoder | None:
 def _counts(
     cfg: TrainTransformer, sources: Sequence[Source], examples: int | None
 ) -> list[list[int]]:
-    """How many examples to encode of each bucket and source."""
+    """How many examples to encode, by bucket and source."""
     for named, source in zip(cfg.data.sources, sources, strict=True):
         if source.encoding is not None:
             raise ValueError(f"{named.path} holds latents already")
@@ -241,7 +242,7 @@ def _embed(text_encoder: TextEncoder, captions: Sequence[str]) -> list[Float16[n
 
 
 class _Cut(NamedTuple):
-    """An example in pixels, and where its short clips begin."""
+    """An example in pixels, and the first frames of the short clips to encode separately."""
 
     frames: Any
     caption: str
@@ -250,7 +251,7 @@ class _Cut(NamedTuple):
 
 
 class _Encoder:
-    """Makes the examples of shards; `left_out` counts those that cannot be read."""
+    """Encodes the examples of shards; `left_out` counts examples that cannot be read."""
 
     def __init__(
         self,
@@ -271,7 +272,7 @@ class _Encoder:
         self.left_out = 0
 
     def examples(self, shard: _Shard) -> Iterator[Example]:
-        """The examples of a shard."""
+        """Reads and encodes the examples of a shard."""
         data, seed = self._cfg.data, self._cfg.run.seed
         size, source = data.sizes[shard.bucket], self._sources[shard.source]
         devices = math.prod(self._mesh.shape[axis] for axis in ("data", "fsdp"))
@@ -290,7 +291,7 @@ class _Encoder:
         found = read_ahead(read, shard.first, shard.last, threads=data.threads, ahead=ahead)
         good = filter(self._is_good, found)
         while batch := list(itertools.islice(good, batch_size)):
-            # One shape for all: the last batch is filled up with its last example.
+            # All batches have one shape: the last one is filled up by repeating an example.
             filled = batch + batch[-1:] * (batch_size - len(batch))
             yield from self._encode(size, filled)[: len(batch)]
 
@@ -331,15 +332,15 @@ class _Encoder:
 
 
 def keyframe_numbers(num_frames: int, count: int) -> Int[np.ndarray, " k"]:
-    """Evenly spaced frames of a clip, the last one among them and the first one not."""
+    """Indices of evenly spaced frames of a clip, including the last but not the first."""
     last = num_frames - 1
     return np.round(np.linspace(0, last, min(count, last) + 1)[1:]).astype(np.int32)
 
 
 def clip_starts(num_frames: int, factor: int, rng: np.random.Generator) -> Int[np.ndarray, " m"]:
-    """Where the clip of two latent frames begins: a multiple of `factor`, not 0.
+    """Draws the first frame of the short clip (two latent frames): a multiple of `factor`, not 0.
 
-    A clip that is too short for one has none.
+    The result is empty if the video is too short.
     """
     places = (num_frames - 1) // factor - 1
     return factor * rng.integers(1, places + 1, min(max(places, 0), 1), dtype=np.int32)
@@ -352,19 +353,19 @@ def posteriors(
     starts: Int[Array, "b m"],
     numbers: Int[Array, " k"],
 ) -> tuple[Float16[Array, "b _ _ _ c"], Float16[Array, "b k _ _ c"], Float16[Array, "b m 2 _ _ c"]]:
-    """Posteriors of clips, of single frames of them, and of short clips out of them.
+    """Posteriors of videos, of some of their single frames, and of short clips out of them.
 
-    Each is encoded by itself, as conditions are when sampling.
+    Each is encoded separately, as conditions are in sampling.
 
     Args:
-      model: the VAE, and
+      model: the VAE.
       params: its parameters.
-      frames: clips.
-      starts: where the short clips begin, for each clip, and
-      numbers: which single frames, of all.
+      frames: the videos.
+      starts: first frames of the short clips of each video.
+      numbers: indices of the single frames, the same for all videos.
 
     Returns:
-      Channels are the mean's and then the one log-variance.
+      The three posteriors. The channels are those of the mean, then the single log-variance.
     """
     cfg = model.cfg
 

@@ -1,5 +1,5 @@
-"""The programs before and after the denoising loop: media and noise to the tokens that it starts
-from, and its latents to a video."""
+"""The compiled programs before and after the denoising loop: from media and noise to the initial
+tokens, and from latents to a video."""
 
 import dataclasses
 import functools
@@ -23,13 +23,13 @@ from ltx_jax.runtime import sharding
 def encode(
     params: Any, clip: Float[Array, "b t h w c"], *, cfg: VAEConfig, execution: ExecutionConfig
 ) -> Posterior:
-    """The VAE's encoding of a clip in [-1, 1]."""
+    """Encodes a clip in [-1, 1] with the VAE."""
     vae = VideoVAE(cfg, execution)
     return vae.apply({"params": params}, clip, method="encode")  # pyright: ignore[reportReturnType]
 
 
 class Placing(NamedTuple):
-    """The static part of a start."""
+    """The static arguments of `start`."""
 
     transformer: TransformerConfig
     batch: int
@@ -37,7 +37,7 @@ class Placing(NamedTuple):
     temporal_factor: int
     spatial_factor: int
     frame_rate: float
-    frames: tuple[int, ...]  # at which the conditions start
+    frames: tuple[int, ...]  # the first frame of each condition
 
 
 @functools.partial(jax.jit, static_argnames="placing")
@@ -51,17 +51,18 @@ def start(
     *,
     placing: Placing,
 ) -> tuple[conditioning.Prepared, Rope, TimeGroups | None]:
-    """Initial tokens with the conditions in place, their rotary tables, and with conditions the
-    groups of tokens that share their times.
+    """Makes the initial tokens with the conditions, and the rotary tables; if there are conditions,
+    also the groups of tokens with equal times.
 
     Args:
-      statistics: of the VAE's latents.
+      statistics: statistics of the VAE's latents.
       noise: a `NoiseSource`.
-      first_time: noise level to which `source` is raised.
-      source: the video to change, as a posterior or as normalised latents; None starts from noise.
-      posteriors: of the conditions' clips.
-      strengths: of the conditions.
-      placing: everything static.
+      first_time: noise level to which noise is added to `source`.
+      source: the input of video-to-video, as a posterior or as normalised latents; None starts from
+        noise.
+      posteriors: posteriors of the conditions' clips.
+      strengths: strengths of the conditions.
+      placing: the static arguments.
     """
     b, cfg = placing.batch, placing.transformer
 
@@ -88,7 +89,7 @@ def start(
         spatial_factor=placing.spatial_factor,
         causal=cfg.causal_temporal_positioning,
     )
-    # Laid out as each step leaves them, or the first step would be a program of its own.
+    # With the sharding that steps return, so that the first step needs no program of its own.
     laid_out = sharding.constrain(prepared.tokens, "batch", "token", None)
     rope = positions.rope_of(prepared.coords, placing.frame_rate, cfg)
     groups = None
@@ -111,19 +112,19 @@ def decode(
     execution: ExecutionConfig,
     uint8: bool,
 ) -> Array:
-    """Normalised latents as a video (b, t, h, w, 3), in [-1, 1] or as bytes.
+    """Decodes normalised latents to a video (b, t, h, w, 3), in [-1, 1] or uint8.
 
     Args:
-      params: of the VAE.
-      statistics: of its latents.
+      params: parameters of the VAE.
+      statistics: statistics of its latents.
       x: the latents.
-      noise: a `NoiseSource`, for what is added here and inside the decoder.
-      timestep: the noise level that a time-conditioned decoder takes as its input.
-      level: the noise level that is added for such a decoder.
-      tone_ratio: how far to pull in extreme latents.
-      cfg: of the VAE, and
+      noise: a `NoiseSource`, for the noise that is added here and inside the decoder.
+      timestep: noise level that a timestep-conditioned decoder gets as its input.
+      level: noise level that is actually added to the latents for such a decoder.
+      tone_ratio: ratio of `latents.tone_map`, which compresses large values.
+      cfg: configuration of the VAE.
       execution: how it is computed.
-      uint8: whether the video is bytes.
+      uint8: whether to return uint8.
     """
     b = x.shape[0]
     if cfg.timestep_conditioning:

@@ -1,7 +1,7 @@
-"""Makes the videos that a `SampleConfig` describes: what `ltx-sample` does after reading options.
+"""Makes the videos that a `SampleConfig` describes: the work of `ltx-sample` after its options.
 
-Mistakes in settings, media files and output paths are found before a network is loaded, as far as
-they can be. A video file appears complete or not at all, then a JSON beside it from which
+As far as possible, errors in settings, media files and output paths are reported before networks
+are loaded. Video files are written atomically. A JSON file beside each video holds its settings:
 `--config that.json` makes the video again.
 """
 
@@ -76,7 +76,7 @@ def make_videos(cfg: SampleConfig) -> None:
 
 
 def warn_of_words(prompts: Sequence[str]) -> None:
-    """Says on stderr which words the model that ships has never read, and what it knows."""
+    """Warns on stderr of words that the bundled model was not trained on; lists those it knows."""
     unknown = grammar.unknown_words(" ".join(prompts))
     if unknown:
         print(f"warning: this model has never read {', '.join(unknown)}. It knows", file=sys.stderr)
@@ -132,7 +132,7 @@ def read_noise(path: str) -> np.ndarray:
 
 
 def _check_media(cfg: SampleConfig) -> None:
-    """Opens the media, so that a damaged file is found before the networks are loaded."""
+    """Opens the media, so that damaged files are reported before the networks are loaded."""
     for path in cfg.conditioning_media_paths:
         video.read_media(path, num_frames=1)
     if cfg.input_media_path is not None:
@@ -140,7 +140,7 @@ def _check_media(cfg: SampleConfig) -> None:
 
 
 class Models(NamedTuple):
-    """What videos are made with: the pipeline, and the upsampler between two passes, if any."""
+    """The pipeline, and the upsampler if sampling is in two passes."""
 
     pipe: "LTXPipeline"
     upsampler: "Upsampler | None"
@@ -157,7 +157,7 @@ def load_models(cfg: SampleConfig) -> Models:
 
     compiled.use_compilation_cache()
     mesh = None if cfg.mesh == MeshConfig() else sharding.make_mesh(cfg.mesh)
-    prompted = cfg.embeddings is None or cfg.linears == "float8"  # which is calibrated with prompts
+    prompted = cfg.embeddings is None or cfg.linears == "float8"  # for its calibration
     reuses = cfg.teacache > 0 or (cfg.second_pass is not None and cfg.second_pass.teacache > 0)
     pipe = LTXPipeline.from_pretrained(
         cfg.checkpoint,
@@ -178,7 +178,7 @@ def load_models(cfg: SampleConfig) -> Models:
     return Models(pipe, Upsampler.load(cfg.spatial_upscaler, mesh=mesh))
 
 
-# Latents (None if clips were asked for instead) and clips (empty if latents were).
+# Latents (None if only clips were requested) and clips (empty if only latents were).
 LatentsAndClips = tuple[np.ndarray | None, Sequence[np.ndarray] | np.ndarray]
 
 
@@ -195,14 +195,14 @@ def sample_batch(
 
     Args:
       cfg: the settings.
-      models: what `load_models` returned for them.
-      prompts: one per video; None where embeddings are given.
-      noise: to start from, in place of the seed's.
+      models: the result of `load_models` for these settings.
+      prompts: one per video; None if there are embeddings instead.
+      noise: initial noise that replaces the seed's.
       first_sample: index of the first video in its run.
-      arguments: conditions, embeddings and callback, as an `LTXPipeline` takes them.
+      arguments: conditions, embeddings and callback, as in a call of `LTXPipeline`.
 
     Raises:
-      ValueError: for anything that does not fit.
+      ValueError: if the arguments do not fit each other.
       MemoryError: if the device's memory does not suffice.
     """
     options = sampling_options(cfg)
@@ -236,7 +236,7 @@ def _sample_and_write(
     embeddings: dict[str, np.ndarray] | None,
     label: str,
 ) -> dict[str, float]:
-    """Samples a batch and writes what was asked for; returns the seconds of each part."""
+    """Samples a batch and writes the requested files; returns the seconds of each part."""
     from ltx_jax.diffusion.conditioning import Condition
 
     strengths = cfg.conditioning_strengths or (1.0,) * len(cfg.conditioning_media_paths)
@@ -281,12 +281,12 @@ def _write_previews(cfg: SampleConfig, item: outputs.Video, clip: np.ndarray) ->
 
 @contextlib.contextmanager
 def _bar(label: str) -> Iterator[Callable[[Any], None]]:
-    """A bar on stderr while the denoising steps run; gives the pipeline's callback."""
+    """Shows a progress bar of the denoising steps on stderr; yields the pipeline's callback."""
     columns = rich.progress.Progress.get_default_columns()
     with rich.progress.Progress(*columns, console=rich.console.Console(stderr=True)) as bar:
         task = bar.add_task(label, total=None)
         try:
             yield lambda step: bar.update(task, completed=step.step, total=step.steps)
         except BaseException:
-            bar.live.transient = True  # an error stands alone
+            bar.live.transient = True  # removes the bar before an error is printed
             raise

@@ -1,4 +1,4 @@
-"""The videos of a run of ltx-sample: their names, the JSON beside each, and which exist already."""
+"""The videos of a run of ltx-sample: their names, their JSON files, and which exist already."""
 
 import dataclasses
 import importlib.metadata
@@ -15,13 +15,13 @@ from ltx_jax.config import SampleConfig
 from ltx_jax.data import folder, inputs
 from ltx_jax.runtime import files
 
-# What may differ between two runs of one prompts file into one folder.
+# Fields that may differ if a prompts file is run again with the same output folder.
 _NOT_COMPARED = ("config", "prompts_file", "output_path", "mesh", "batch_size", "previews")
 
 
 @dataclasses.dataclass(frozen=True)
 class Video:
-    """One video of a run: sample `index` of it, from a prompt (None: from embeddings)."""
+    """One video of a run: its sample number `index`, from a prompt (None: from embeddings)."""
 
     index: int
     prompt: str | None
@@ -29,7 +29,7 @@ class Video:
 
 
 def planned_videos(cfg: SampleConfig, rows: int = 1) -> list[Video]:
-    """The videos of a run, and where each goes; `rows` is the batch of the embeddings.
+    """Lists the videos of a run, with their paths; `rows` is the batch size of the embeddings.
 
     Raises:
       ValueError: if there is no prompt, or if options exclude each other.
@@ -67,13 +67,13 @@ def _slug(text: str) -> str:
 
 
 def _unused(path: Path) -> Path:
-    """The path, or with a number if a video of that name exists."""
+    """Returns the path, with a number appended if a video of that name exists."""
     candidates = (path.with_name(f"{path.stem}_{n}{path.suffix}") for n in range(1, 10**6))
     return path if not path.exists() else next(p for p in candidates if not p.exists())
 
 
 def batches(cfg: SampleConfig, videos: Sequence[Video]) -> Iterator[list[Video]]:
-    """Videos that are sampled together: neighbours, since a batch has consecutive samples."""
+    """Groups the videos into batches of consecutive samples."""
     size = cfg.batch_size if cfg.prompts_file is not None else len(videos)
     batch: list[Video] = []
     for item in videos:
@@ -86,10 +86,10 @@ def batches(cfg: SampleConfig, videos: Sequence[Video]) -> Iterator[list[Video]]
 
 
 def done(cfg: SampleConfig, item: Video) -> bool:
-    """Whether an earlier run of the prompts file made this video.
+    """Whether an earlier run of the same prompts file has made this video.
 
     Raises:
-      ValueError: if it exists with other settings.
+      ValueError: if the video exists, but was made with other settings.
     """
     sidecar = item.path.with_suffix(".json")
     if cfg.prompts_file is None or not (item.path.exists() and sidecar.exists()):
@@ -106,7 +106,7 @@ def done(cfg: SampleConfig, item: Video) -> bool:
 
 
 def settings_of(cfg: SampleConfig, item: Video) -> SampleConfig:
-    """The settings that make this one video of a run."""
+    """The settings that make a single video of a run."""
     return dataclasses.replace(
         cfg,
         config=None,
@@ -121,16 +121,16 @@ def settings_of(cfg: SampleConfig, item: Video) -> SampleConfig:
 def write_sidecar(
     cfg: SampleConfig, item: Video, checkpoint_hash: str, seconds: dict[str, float]
 ) -> None:
-    """Writes the JSON beside a video: what made it, and enough to make it again.
+    """Writes the JSON file beside a video, with everything that is needed to make it again.
 
     Args:
-      cfg: of the command.
+      cfg: the settings of the command.
       item: the video.
-      checkpoint_hash: of the weights.
-      seconds: that each part took.
+      checkpoint_hash: hash of the weights.
+      seconds: duration of each part of sampling.
 
     Raises:
-      ValueError: if it cannot be written.
+      ValueError: if the file cannot be written.
     """
     packages = ("ltx-jax", "jax", "jaxlib", "flax", "numpy", "av")
     versions = {"python": platform.python_version(), "device": jax.devices()[0].device_kind}

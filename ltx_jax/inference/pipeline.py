@@ -1,4 +1,4 @@
-"""From a checkpoint and a prompt to a video: the public face of sampling."""
+"""From a checkpoint and a prompt to a video: the public interface of sampling."""
 
 import contextlib
 import dataclasses
@@ -40,15 +40,15 @@ Output = Literal["uint8", "float", "latents"]
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """A run that is ready for its loop: the arguments of `sampler.sample`.
+    """Everything that is ready before the denoising loop: the arguments of `sampler.sample`.
 
     Attributes:
       options: all options.
-      size: of the video.
+      size: size of the video.
       denoiser: the form of the network for this run.
-      inputs: what the loop reads.
-      branches: of each step.
-      mode: of all steps.
+      inputs: constant inputs of the loop.
+      branches: guidance branches of each step.
+      mode: static options of all steps.
       coords: (n, 3) pixel coordinates of the tokens.
     """
 
@@ -65,14 +65,14 @@ class LTXPipeline:
     """Samples videos with one checkpoint.
 
     Attributes:
-      checkpoint: as it was loaded. `from_pretrained` lets the transformer's stored parameters go
-        (None) where another form of them is sampled with, which would double their memory.
-      denoiser: the form of the transformer that samples.
-      params: its parameters, made from the stored ones.
-      options: how it samples by default: the checkpoint's own settings, or `SamplingConfig()`.
+      checkpoint: the loaded checkpoint. `from_pretrained` sets the transformer's stored parameters
+        to None if sampling uses another form of them, as both would take twice the memory.
+      denoiser: the form of the transformer that is used for sampling.
+      params: parameters of this form, made from the stored ones.
+      options: default sampling options: those of the checkpoint, or `SamplingConfig()`.
       programs: the programs compiled so far.
-      timings: seconds of loading, and of the parts of the last call: text, encode, denoise, decode,
-        and compile, which the others leave out.
+      timings: seconds of loading, and of the parts of the last call: text, encode, denoise and
+        decode, all without compilation, and compile.
     """
 
     def __init__(
@@ -85,17 +85,18 @@ class LTXPipeline:
         fast: bool | None = None,
         linears: Linears | None = None,
     ):
-        """Wraps a loaded checkpoint; computes in `dtype`, whatever the parameters are stored in.
+        """Wraps a loaded checkpoint.
 
         Args:
-          checkpoint: with a transformer and a VAE.
-          text_encoder: None takes the checkpoint's own, if it has one.
-          dtype: of the computation; None is `platforms.preferred_dtype()`.
-          mesh: the devices to run on; None is one.
-          fast: sample by the form of the transformer that is fastest on one GPU. None does so on a
-            GPU, without a mesh.
-          linears: eight bits for the large matrices, in fast sampling. "float8" saves time on GPUs
-            from Hopper on; it is calibrated with a few prompts by this constructor. "int8" saves
+          checkpoint: a checkpoint with a transformer and a VAE.
+          text_encoder: the text encoder; None uses the checkpoint's own, if it has one.
+          dtype: dtype of the computation, which may differ from that of the stored parameters; None
+            means `platforms.preferred_dtype()`.
+          mesh: the devices to run on; None means one device.
+          fast: whether to use the form of the transformer that is fastest on one GPU. None uses it
+            on a GPU without a mesh.
+          linears: 8-bit format of the large matrices, for the fast form only. "float8" saves time
+            on GPUs from Hopper on; this constructor calibrates it with a few prompts. "int8" saves
             memory: half of what the transformer's parameters take in bfloat16.
 
         Raises:
@@ -161,27 +162,30 @@ class LTXPipeline:
         """Loads a pipeline.
 
         Args:
-          checkpoint: a safetensors file, a diffusers directory, a run of ours, what was exported
-            from one, a hub id, or "embedded": the small model that ships.
-          text_encoder: a directory or hub id of a T5 encoder. None takes the checkpoint's own, or,
-            if it has none, leaves embeddings as the only way to caption.
-          dtype: of the computation, as of the constructor; guidance and latents are always float32.
-          param_dtype: of the stored parameters; None is `dtype`, or bfloat16 if that is None too.
-          mesh: the devices to run on (`ltx_jax.make_mesh`); None is one.
-          fast: as of the constructor, and
-          linears: likewise.
+          checkpoint: a safetensors file, a diffusers directory, a training run of this library or
+            an export of one, a hub id, or "embedded" for the small model that is part of this
+            package.
+          text_encoder: a directory or hub id of a T5 encoder. None uses the checkpoint's own; if it
+            has none, calls need embeddings instead of prompts.
+          dtype: dtype of the computation, as in the constructor; guidance and latents are always
+            float32.
+          param_dtype: dtype of the stored parameters; None means `dtype`, or bfloat16 if that is
+            None too.
+          mesh: the devices to run on (`ltx_jax.make_mesh`); None means one device.
+          fast: as in the constructor.
+          linears: as in the constructor.
         """
 
-        from ltx_jax.checkpoints.load import load_checkpoint  # with Orbax, which takes seconds
+        from ltx_jax.checkpoints.load import load_checkpoint  # importing Orbax takes seconds
 
         begin = time.perf_counter()
-        param_dtype = param_dtype or dtype or "bfloat16"  # as released weights are stored
+        param_dtype = param_dtype or dtype or "bfloat16"  # the dtype of the released weights
         encoder = None
         if text_encoder is not None:
             path = os.fspath(text_encoder)
             encoder = TextEncoder.load(path, dtype=param_dtype, mesh=mesh)
         place = contextlib.nullcontext()
-        if linears == "int8":  # a small device has no room for the stored parameters
+        if linears == "int8":  # the stored parameters may not fit on the device
             place = jax.default_device(jax.local_devices(backend="cpu")[0])
         with place:
             loaded = load_checkpoint(os.fspath(checkpoint), mesh=mesh, dtype=param_dtype)
@@ -214,27 +218,27 @@ class LTXPipeline:
         """Samples one video per prompt.
 
         Args:
-          prompt: one or several.
-          options: how to sample; None takes the pipeline's. `changes` replaces single fields:
+          prompt: one or several prompts.
+          options: sampling options; None uses the pipeline's. `changes` replaces single fields:
             `pipe("...", height=512)`.
           conditions: images and clips that every video has to show.
-          input_media: a video to change, as a path or like the media of a condition; needs a first
-            time below 1 (`skip_initial_inference_steps`, or `timesteps`).
-          input_latents: the same, as normalised latents (b, t, h, w, c).
-          embeddings: in place of prompts: prompt_embeds (b, m, d) and prompt_mask (b, m), and for
-            guidance negative_embeds and negative_mask, of b or 1.
-          context: further fields of the network's `Context`, where it has more than captions and
-            positions; negative captions get the same.
-          noise: the initial noise (b, t, h, w, c), in place of the seed's; or a `NoiseSource`.
+          input_media: input of video-to-video, as a path or like the media of a condition; needs a
+            first time below 1 (`skip_initial_inference_steps`, or `timesteps`).
+          input_latents: the same input, as normalised latents (b, t, h, w, c).
+          embeddings: instead of prompts: prompt_embeds (b, m, d) and prompt_mask (b, m), and for
+            guidance negative_embeds and negative_mask, with a batch axis of b or 1.
+          context: additional fields of the network's `Context`, for networks with more conditioning
+            than captions and positions; the negative captions get the same.
+          noise: initial noise (b, t, h, w, c) that replaces the seed's, or a `NoiseSource`.
           first_sample: index of the first prompt in its run. Sample i does not depend on the others
-            of its batch, so prompts[4:] with first_sample=4 are the same videos as in one batch.
+            of its batch, so prompts[4:] with first_sample=4 give the same videos as in one batch.
           output: "uint8" (b, t, h, w, 3); "float", the same in [-1, 1]; "latents", normalised, of
             the padded size.
-          callback: called with a `Progress` after every step; what it raises ends the run.
+          callback: called with a `Progress` after every step; an exception from it ends the run.
           changes: fields of `SamplingConfig`.
 
         Raises:
-          ValueError: for anything that does not fit, naming the value and a way out.
+          ValueError: for an invalid argument; the message names the value and a way out.
           MemoryError: if the device's memory does not suffice.
         """
         if output not in get_args(Output):
@@ -281,7 +285,7 @@ class LTXPipeline:
         first_sample: int = 0,
         **changes: Any,
     ) -> Start:
-        """All of a call before its loop; the arguments are those of `__call__`."""
+        """Does everything in a call before the denoising loop; arguments as in `__call__`."""
         self.timings = {part: t for part, t in self.timings.items() if part == "load"}
         options = arguments.replace(options or self.options, changes)
         size = self.size(options)
@@ -364,7 +368,7 @@ class LTXPipeline:
         output: Output = "uint8",
         **changes: Any,
     ) -> Shaped[np.ndarray, "b t2 h2 w2 c2"]:
-        """Turns latents (`output="latents"` of a call) into videos; arguments as of the call."""
+        """Decodes latents from a call with `output="latents"`; arguments as in a call."""
         options = arguments.replace(options or self.options, changes)
         size = self.size(options)
         shape = (x.shape[0], *size.grid, self.vae.latent_channels)
@@ -403,7 +407,7 @@ class LTXPipeline:
         )
 
     def size(self, options: SamplingConfig) -> arguments.Size:
-        """The size that `options` ask for, on the grid of this VAE."""
+        """The size in `options`, and the size that is sampled on this VAE's grid."""
         return arguments.Size(
             options.num_frames,
             options.height,
@@ -419,7 +423,7 @@ class LTXPipeline:
         options: SamplingConfig,
         needs_negative: bool,
     ) -> list[Caption]:
-        """The captions, and the negative ones if they are needed."""
+        """The captions, and the negative captions if they are needed."""
         if embeddings is not None:
             if prompt is not None:
                 raise ValueError("give a prompt or embeddings, not both")
@@ -444,11 +448,11 @@ class LTXPipeline:
 
     @property
     def _call(self) -> Callable[..., Any]:
-        """Calls a jitted function around the transformer."""
+        """The function that calls the jitted functions with the transformer."""
         return functools.partial(self.programs, compiler_options=compiler_options())
 
     def _input_maxima(self) -> InputMaxima:
-        """The largest inputs of the transformer's linears, over a few small videos."""
+        """Measures the largest inputs of the transformer's linear layers on a few small videos."""
         steps = len(self.checkpoint.allowed_inference_steps or ())
         changes: dict[str, Any] = {"num_inference_steps": steps} if steps else {}
         start = self.prepare(calibration.PROMPTS, calibration.OPTIONS, **changes)
@@ -478,7 +482,10 @@ class LTXPipeline:
 
     @contextlib.contextmanager
     def part(self, name: str, size: arguments.Size) -> Iterator[None]:
-        """Times a part of a call, compilation apart, on the mesh, with a word on its memory."""
+        """Runs a part of a call on the mesh and measures its time, separately from compilation.
+
+        If the device's memory does not suffice, the error says what to change.
+        """
         begin, compiling = time.perf_counter(), self.programs.seconds
         frames, height, width = size.padded
         advice = (

@@ -21,10 +21,10 @@ from ltx_jax.config import DType, ExecutionConfig, T5Config
 from ltx_jax.models.t5 import T5Encoder
 from ltx_jax.runtime import sharding
 
-PAD = 0  # the ids of every T5
+PAD = 0  # T5's special token ids
 EOS = 1
 
-# What to fetch of a repository on the hub, which may hold a whole pipeline beside the T5.
+# The files to download from a hub repository, which may also hold the rest of a pipeline.
 _FILES = [
     *("config.json", "model*.safetensors", "model.safetensors.index.json"),
     *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "spiece.model"),
@@ -38,12 +38,12 @@ _log = logging.getLogger(__name__)
 class ByteTokenizer:
     """Bytes as tokens, with no vocabulary file: the ids of ByT5 (arXiv 2105.13626).
 
-    A byte of UTF-8 has the id byte + 3. A text that spells a control token (`</s>`) is text, where
-    `ByT5Tokenizer` of transformers takes it for the token.
+    The id of a UTF-8 byte is byte + 3. A special token in a text (`</s>`) is encoded as plain text,
+    unlike in transformers' `ByT5Tokenizer`.
     """
 
     vocab_size: int = 256 + 3 + 125  # bytes; PAD, EOS and unknown; ids that are never used
-    identity: str = "byt5"  # tokenizers with the same one give the same ids
+    identity: str = "byt5"  # equal for tokenizers that give equal ids
 
     def token_ids(self, text: str) -> list[int]:
         """One id for every byte, without EOS."""
@@ -68,18 +68,18 @@ class VocabularyTokenizer:
     """
 
     def __init__(self, directory: Path):
-        # With neither file, transformers silently makes a tokenizer that knows no word.
+        # Without both files, transformers would silently make a tokenizer with no vocabulary.
         files = [directory / name for name in ("tokenizer.json", "spiece.model")]
         file = next((file for file in files if file.is_file()), None)
         if file is None:
             raise ValueError(f"{directory} holds no tokenizer.json and no spiece.model")
 
         logging.getLogger("transformers").addFilter(_is_no_call_for_torch)
-        from transformers import T5Tokenizer  # seconds, and not needed for byte models
+        from transformers import T5Tokenizer  # takes seconds to import
 
         try:
             self._tokenizer = T5Tokenizer.from_pretrained(directory)
-        except Exception as error:  # of many kinds, some of them about other formats
+        except Exception as error:  # transformers raises many types
             raise ValueError(f"{file} is not readable as T5's vocabulary: {error!r}") from error
         special = (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id)
         if special != (PAD, EOS):
@@ -88,7 +88,7 @@ class VocabularyTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Pieces and sentinels."""
+        """Number of pieces and sentinels."""
         return len(self._tokenizer)
 
     @property
@@ -101,7 +101,7 @@ class VocabularyTokenizer:
         return self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
     def save(self, directory: Path, max_tokens: int) -> None:
-        """Writes the form that the installed transformers prefers."""
+        """Writes the tokenizer in the format of the installed version of transformers."""
         self._tokenizer.model_max_length = max_tokens
         self._tokenizer.save_pretrained(directory)
 
@@ -115,10 +115,10 @@ Tokenizer = ByteTokenizer | VocabularyTokenizer
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
-    """The tokenizer of a directory in transformers' layout, ByT5's or T5's.
+    """Loads the tokenizer, ByT5's or T5's, from a directory in transformers' layout.
 
     Raises:
-      ValueError: if there is none, or if it is neither.
+      ValueError: if there is none, or one of another kind.
     """
     over_bytes = t5_files.max_byte_tokens(directory) is not None
     return ByteTokenizer() if over_bytes else VocabularyTokenizer(directory)
@@ -127,9 +127,9 @@ def load_tokenizer(directory: Path) -> Tokenizer:
 def tokenize(
     tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int
 ) -> tuple[Int[np.ndarray, "b m"], Int[np.ndarray, "b m"]]:
-    """Ids and mask (1 at tokens), int32: cut to leave room for EOS, padded right to `max_tokens`.
+    """Token ids and mask (1 at tokens), int32, truncated to end with EOS, padded to `max_tokens`.
 
-    White space around a text is dropped; nothing else is cleaned.
+    White space around a text is removed; the text is not changed otherwise.
     """
     return _pad([tokenizer.token_ids(text.strip()) for text in texts], max_tokens)
 
@@ -154,7 +154,7 @@ def embed(
     cfg: T5Config,
     execution: ExecutionConfig = ExecutionConfig(),
 ) -> Float[Array, "b m d"]:
-    """Embeddings of what `tokenize` gave."""
+    """Computes the embeddings of the ids and mask from `tokenize`."""
     encoder = T5Encoder(cfg, execution)
     return encoder.apply({"params": params}, ids, mask)  # pyright: ignore[reportReturnType]
 
@@ -163,8 +163,8 @@ def embed(
 class TextEncoder:
     """A tokenizer and a T5 encoder with its weights.
 
-    With a `mesh`, `params` lie on it (`load` puts them there) and the work is split over it;
-    embeddings come back whole on every device.
+    With a `mesh`, `params` are sharded over it (`load` does that), and so is the computation; the
+    embeddings are replicated on every device.
 
     Raises:
       ValueError: if `max_tokens` leaves no room for EOS, or if the tokenizer has more ids than the
@@ -198,13 +198,13 @@ class TextEncoder:
     ) -> "TextEncoder":
         """Loads a T5 v1.1 and its tokenizer, in `dtype` (parameters and computation).
 
-        Takes a directory of transformers, one with `text_encoder/` and `tokenizer/` in it, or the
-        id of either on the Hugging Face hub; or a run of ltx-train that trained one. One over bytes
-        takes no more tokens than it was trained with. The released LTX-Video models take 256 tokens
-        in bfloat16.
+        The source is a directory of transformers, a directory that contains `text_encoder/` and
+        `tokenizer/`, the id of either on the Hugging Face hub, or a run of ltx-train that trained a
+        text encoder. For a byte-level encoder, `max_tokens` is limited to that of its training.
+        The released LTX-Video models use 256 tokens and bfloat16.
 
         Raises:
-          ValueError: if there is no T5 v1.1 with its tokenizer, naming what is wrong.
+          ValueError: if there is no T5 v1.1 with its tokenizer; the message says what is wrong.
         """
         root = hub.resolve(path_or_id, _FILES)
         if (root / "steps").is_dir():
@@ -233,7 +233,7 @@ class TextEncoder:
     def _of_a_run(
         cls, root: Path, dtype: DType, max_tokens: int, mesh: Mesh | None
     ) -> "TextEncoder":
-        from ltx_jax.checkpoints import runs  # brings in Orbax, which takes a second
+        from ltx_jax.checkpoints import runs  # importing Orbax takes a second
 
         own = runs.load_run(root, mesh=mesh).text_encoder
         if own is None:
@@ -245,10 +245,10 @@ class TextEncoder:
         return cls(ByteTokenizer(), cfg, params, max_tokens, mesh, execution)
 
     def save(self, directory: str | Path) -> None:
-        """Writes `text_encoder/` and `tokenizer/`, which transformers, diffusers and `load` read.
+        """Writes `text_encoder/` and `tokenizer/`, for transformers, diffusers and `load`.
 
         Raises:
-          ValueError: if there already is a text encoder.
+          ValueError: if the directory already contains a text encoder.
         """
         t5_files.save(Path(directory) / "text_encoder", self.cfg, self.params)
         self.tokenizer.save(Path(directory) / "tokenizer", self.max_tokens)
@@ -256,8 +256,8 @@ class TextEncoder:
     def encode(self, prompts: Sequence[str]) -> tuple[Float[Array, "b m d"], Int[Array, "b m"]]:
         """Embeddings in `execution.dtype`, padded right to `max_tokens`, and their mask (int32).
 
-        Tokens do not attend to padding; embeddings at padding are not zeroed. A prompt that is cut
-        is reported in the log.
+        Tokens do not attend to padding; embeddings at padding are not zeroed. Truncation of a
+        prompt is logged.
 
         Raises:
           ValueError: if there are no prompts.
@@ -282,12 +282,12 @@ class TextEncoder:
 
     @functools.cached_property
     def identity(self) -> str:
-        """The key of stored embeddings: equal for encoders that give equal ones.
+        """An identifier to store with embeddings: equal for encoders with equal embeddings.
 
-        Made of the tokenizer, the configuration and two small tensors that any training moves.
+        It covers the tokenizer, the configuration, and two small tensors that any training changes.
         """
-        # The dtypes stand where a text encoder's configuration once held them: data sets that are
-        # encoded keep their key.
+        # The dtypes used to be part of the configuration. They are hashed at the same place, so
+        # that the identifiers in existing data sets stay valid.
         dtypes = f"dtype={self.execution.dtype!r}, param_dtype={self.execution.param_dtype!r}"
         network = repr(self.cfg).removesuffix(")") + f", {dtypes})"
         content = f"({self.tokenizer.identity!r}, {network}, {self.max_tokens})"

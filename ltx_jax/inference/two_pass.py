@@ -1,7 +1,8 @@
-"""Sampling in two passes: a small video, enlarged as latents, then refined.
+"""Sampling in two passes: a small video, upsampled as latents, then refined.
 
-The multi-scale pipeline of the released 0.9.7 and 0.9.8 settings. Most steps run on fewer than half
-of the tokens, and the second pass starts from its first time rather than from noise.
+This is the multi-scale pipeline of the released 0.9.7 and 0.9.8 settings. Most steps run on fewer
+than half of the tokens. The second pass starts from the upsampled latents, noised to its first
+time, rather than from pure noise.
 """
 
 import dataclasses
@@ -30,7 +31,7 @@ from ltx_jax.models import convolution
 from ltx_jax.models.upsampler import LatentUpsampler
 from ltx_jax.models.vae import LatentStatistics
 
-# What the second pass takes from the options of the first.
+# Options of the first pass that also apply to the second.
 _SHARED = (
     *("negative_prompt", "num_frames", "frame_rate", "seed"),
     *("image_cond_noise_scale", "prepare_conditions"),
@@ -39,10 +40,10 @@ _SHARED = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Upsampler:
-    """A latent upsampler of rows and columns, which computes in float32.
+    """A latent upsampler that doubles rows and columns, computed in float32.
 
     Raises:
-      ValueError: if it is one of time.
+      ValueError: if the upsampler also changes the number of frames.
     """
 
     cfg: UpsamplerConfig
@@ -58,7 +59,7 @@ class Upsampler:
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, mesh: Any = None) -> "Upsampler":
         """Loads a released file (ltxv-spatial-upscaler-0.9.8.safetensors)."""
-        from ltx_jax.checkpoints.load import load_upsampler  # with Orbax, which takes seconds
+        from ltx_jax.checkpoints.load import load_upsampler  # importing Orbax takes seconds
 
         return cls(*load_upsampler(os.fspath(path), mesh=mesh, dtype="float32"))
 
@@ -83,18 +84,18 @@ def sample(
     """Samples one video per prompt in two passes.
 
     Args:
-      pipe: the pipeline of both passes; its `timings` are those of both together.
+      pipe: the pipeline for both passes; its `timings` become the sums over both passes.
       upsampler: doubles the rows and columns of the first pass's latents.
-      prompt: as in `LTXPipeline.__call__`, and so are the arguments not named here.
-      options: of the first pass; the size is that of the result.
-      second_pass: schedule, guidance and decoding of the second pass; its size and what both share
-        (frames, seed, negative prompt, conditioning) come from `options`.
-      downscale_factor: size of the first pass, as a fraction of the whole.
-      noise: of the first pass.
-      output: "latents" are those of the second pass, at its own size: twice the first one's.
+      prompt: as in `LTXPipeline.__call__`; so are the arguments that are not listed here.
+      options: options of the first pass, but with the size of the final video.
+      second_pass: schedule, guidance and decoding of the second pass; size, number of frames, seed,
+        negative prompt and conditioning are taken from `options`.
+      downscale_factor: size of the first pass, as a fraction of the final size.
+      noise: initial noise of the first pass.
+      output: "latents" returns those of the second pass, whose size is twice that of the first.
 
     Raises:
-      ValueError: as the pipeline does, and for a size that leaves nothing to sample.
+      ValueError: as in the pipeline, and if the size of the first pass would be zero.
       MemoryError: if the device's memory does not suffice.
     """
     options = arguments.replace(options, changes)
@@ -105,7 +106,7 @@ def sample(
         "height": _downscaled("height", height, downscale_factor, size.spatial_factor),
         "width": _downscaled("width", width, downscale_factor, size.spatial_factor),
     }
-    # Both passes see the same picture, stretched alike, as upstream.
+    # Prepared once, for both passes: as upstream, both use the same crop, resized to their sizes.
     clips = arguments.load_conditions(conditions, size, None, options.prepare_conditions)
     prepared = [
         dataclasses.replace(condition, media=clip)
@@ -150,7 +151,7 @@ def sample(
 def enlarge(
     pipe: LTXPipeline, upsampler: Upsampler, latents: Float[Array, "b t h w c"]
 ) -> Float[Array, "b t h2 w2 c"]:
-    """Doubles rows and columns of normalised latents, keeping each channel's distribution."""
+    """Doubles rows and columns of normalised latents; keeps each channel's mean and deviation."""
     return pipe.programs(
         _enlarge,
         upsampler.params,
@@ -185,7 +186,7 @@ def _downscaled(name: str, size: int, factor: float, multiple: int) -> int:
 
 
 def _second_noise(seed: int, batch: int, first: int) -> KeyNoise:
-    """Draws of their own: those of the first pass have gone into its latents."""
+    """The second pass's noise: independent of the first's, which its latents already contain."""
     tag = zlib.crc32(b"second pass")
     keys = seeded(seed, batch, first).keys
     return KeyNoise(jax.vmap(lambda key: jax.random.fold_in(key, tag))(keys))
