@@ -2,10 +2,10 @@
 
 - `transformer`: the diffusion transformer; `transformer_fast` (with the parameters of
   `transformer_fast_parameters`), `teacache`: its faster forms for sampling.
-- `vae`, `vae_blocks`: the Video-VAE; `discriminator`: that of its adversarial loss.
+- `vae`, `vae_blocks`: the Video-VAE; `discriminator`: the discriminator of its adversarial loss.
 - `t5`: the text encoder; `upsampler`: the latent upsampler of two-pass sampling.
 - `lpips`, `i3d`: feature networks of losses and metrics.
-- `layers`, `attention`, `convolution`: the layers that they are built from.
+- `layers`, `attention`, `convolution`: layers that these networks are built from.
 """
 
 from typing import TYPE_CHECKING

@@ -22,7 +22,7 @@ from ltx_jax.runtime.platforms import platform
 MASK_BIAS = -10_000.0  # as in the released model; not -inf, so a fully masked row stays finite
 
 _SPLASH = "jax.experimental.pallas.ops.tpu.splash_attention"
-_LANES = 128  # of a TPU's vector registers; block sizes are multiples of it
+_LANES = 128  # lanes of a TPU's vector registers; block sizes are multiples of it
 _BLOCK = 512  # largest block, in tokens
 _GRADIENT_BLOCKS = 5  # largest number of key blocks that the gradient kernel takes at once
 
@@ -90,7 +90,7 @@ def _swapped(attend: Callable[..., Array], q: Array, k: Array, v: Array, mask: A
 
 
 def _cudnn(q: Array, k: Array, v: Array, mask: Mask | None) -> Array:
-    """cuDNN's fused kernel, which never stores all scores. The mask is given as lengths."""
+    """cuDNN's fused kernel, which never stores all scores. It takes the mask as lengths."""
     lengths = None if mask is None else mask.astype(jnp.int32).sum(-1)
     return jax.nn.dot_product_attention(
         q, k, v, key_value_seq_lengths=lengths, implementation="cudnn"

@@ -1,17 +1,17 @@
-"""The 3-D convolution, in the form that each platform is fast at, on every device's own rows.
+"""The 3-D convolution, in the fastest form for each platform, and sharded over rows.
 
-On a mesh each device convolves its own samples and rows, with those rows of its neighbours that the
-windows reach. XLA's partitioner is kept out of it: where it splits a sum over input channels among
-some of the devices, it adds up the parts of all devices, so that outputs and gradients come out
-several times too large (`tests/test_partitioner.py`).
+On a mesh, each device convolves its own samples and rows, together with the rows of neighbouring
+devices that its windows overlap. This uses `shard_map` to avoid XLA's partitioner, which has a bug:
+if it splits the sum over input channels among some of the devices, it adds up the parts of all
+devices, so that outputs and gradients are several times too large (`tests/test_partitioner.py`).
 
-XLA's CPU backend needs help: its 3-D convolution is slow, and its gradient of the kernel slower
-still. With oneDNN (jax 0.11 and `compiler_options`) the 3-D convolution is three to ten times as
-fast, and the gradients are fast and right once written as forward convolutions (the native bfloat16
-gradient of the kernel is wrong at some shapes). Without oneDNN, a sum of 2-D convolutions is the
-fastest form of both. On GPUs small convolutions of few channels are products of windows. The choice
-falls where the program is lowered, so a program compiled here for another platform gets that
-platform's own convolution.
+XLA's CPU backend has a slow 3-D convolution, and its gradient with respect to the kernel is even
+slower. With oneDNN (jax 0.11 and `compiler_options`), the 3-D convolution is three to ten times as
+fast. Its gradients are written as forward convolutions, since the native ones are slow, and the
+native bfloat16 gradient of the kernel is wrong for some shapes. Without oneDNN, a sum of 2-D
+convolutions is fastest, forward and backward. On GPUs, small convolutions with few channels are
+matmuls of windows. The form is chosen when the program is lowered, so that a program compiled here
+for another platform gets that platform's form.
 """
 
 import functools
@@ -29,18 +29,18 @@ from ltx_jax.runtime import sharding
 from ltx_jax.runtime.platforms import HAS_ONEDNN, onednn_options, platform
 
 Stride = tuple[int, int, int]  # frames, rows, columns
-Pad = tuple[int, int]  # zeros before and after rows, columns
+Pad = tuple[int, int]  # zeros on both sides of rows, of columns
 Padding = Literal["zeros", "replicate", "reflect", "circular"]
 
 _PAD_MODES = {"replicate": "edge", "reflect": "reflect", "circular": "wrap"}
 _LAYOUT = ("NDHWC", "DHWIO", "NDHWC")
 _FEW_CHANNELS = 128
-_FEW_OPERATIONS = 1e11  # 0.2 ms of a Hopper's products
+_FEW_OPERATIONS = 1e11  # 0.2 ms of matmuls on a Hopper GPU
 
 
 def compiler_options() -> dict[str, Any] | None:
-    """What to compile programs with many convolutions with, for the current mesh's devices."""
-    if platform() == "gpu":  # channels first would be a quarter slower on Hopper
+    """XLA options for programs with many convolutions, for the current mesh's devices."""
+    if platform() == "gpu":  # XLA's default, channels first, is a quarter slower on Hopper
         return {"xla_gpu_force_conv_nhwc": True}
     return onednn_options()
 
@@ -51,10 +51,11 @@ def convolve(
     stride: Stride = (1, 1, 1),
     padding: Padding = "zeros",
 ) -> Float[Array, "b t2 h2 w2 d"]:
-    """Convolves without padding in time, and with one pixel of it in space.
+    """Convolves without padding in time, and with one pixel of padding on each side in space.
 
-    Windows of 3 x 3 pixels keep the size; those of 4 x 4 halve an even one at a stride of 2. On a
-    mesh the output is split as `sharding.constrain` would split it: samples, and rows over `seq`.
+    Windows of 3 x 3 pixels keep the size; windows of 4 x 4 with a stride of 2 halve an even size.
+    On a mesh, the output is sharded like activations (`sharding.constrain`): samples, and rows over
+    `seq`.
     """
     if jax.sharding.get_abstract_mesh().size <= 1:  # 0 without a mesh
         return _on_device(x, kernel, stride, padding)
@@ -71,8 +72,8 @@ def _on_device(
     return _convolve(jnp.pad(x, sides, mode=_PAD_MODES[padding]), kernel, stride, (0, 0))
 
 
-# With a gradient of its own outside of `shard_map`: what is kept for the backward pass is then the
-# input and the kernel as they are laid out, without neighbours' rows and not gathered.
+# The custom gradient is defined outside of `shard_map`, so that the saved residuals are the sharded
+# input and kernel, without neighbours' rows and without a gathered kernel.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _on_mesh(x: Array, kernel: Array, stride: Stride, padding: Padding) -> Array:
     layout, on_shard = _split(x.shape, kernel.shape, stride, padding)
@@ -104,7 +105,7 @@ _on_mesh.defvjp(_on_mesh_forward, _on_mesh_backward)
 def _split(
     shape: tuple[int, ...], window: tuple[int, ...], stride: Stride, padding: Padding
 ) -> tuple[P, Callable[[Array, Array], Array]]:
-    """The layout of input and output alike, and the convolution of one device's part."""
+    """The sharding of both input and output, and the function that convolves one device's shard."""
     mesh = jax.sharding.get_abstract_mesh()
     rows = (shape[2] + 2 - window[1]) // stride[1] + 1  # of the output
     axes = ("batch", None, "row" if rows * stride[1] == shape[2] else None, None, None)
@@ -122,12 +123,12 @@ def _split(
 
 
 def _with_neighbours(x: Array, after: int, padding: Padding) -> Array:
-    """A device's rows with the last row of the device above before them, and the first `after` rows
-    (0 or 1) of the device below behind; at the ends of the picture, the rows of the padding."""
+    """Extends a device's rows by the last row of the device above, and by the first `after` rows (0
+    or 1) of the device below; at the edges of the picture, by rows of padding."""
     count, index = jax.lax.axis_size("seq"), jax.lax.axis_index("seq")
     down = [(i, (i + 1) % count) for i in range(count if padding == "circular" else count - 1)]
     up = [(j, i) for i, j in down]
-    above = jax.lax.ppermute(x[:, :, -1:], "seq", down)  # zeros where nothing is sent
+    above = jax.lax.ppermute(x[:, :, -1:], "seq", down)  # zeros on devices that receive nothing
     below = jax.lax.ppermute(x[:, :, :1], "seq", up)
     if padding in ("replicate", "reflect"):
         i = 1 if padding == "reflect" else 0
@@ -182,8 +183,8 @@ def _native(x: Array, kernel: Array, *, stride: Stride, pad: Pad) -> Array:
 
 
 def _on_gpu(x: Array, kernel: Array, *, stride: Stride, pad: Pad) -> Array:
-    # Small ones of few channels are slow in cuDNN unless XLA tries its algorithms one by one, which
-    # takes minutes for a network of them. A product needs no trials.
+    # Small convolutions with few channels are slow in cuDNN, unless XLA autotunes its algorithms,
+    # which takes minutes for a whole network. A matmul needs no autotuning.
     few = max(kernel.shape[-2:]) <= _FEW_CHANNELS
     small = 2 * math.prod(x.shape[:-1]) * kernel.size <= _FEW_OPERATIONS
     if stride == (1, 1, 1) and few and small:
@@ -192,16 +193,16 @@ def _on_gpu(x: Array, kernel: Array, *, stride: Stride, pad: Pad) -> Array:
 
 
 def _by_onednn(x: Array, kernel: Array, *, stride: Stride, pad: Pad) -> Array:
-    # At so few outputs most of the time goes into the kernel, which oneDNN lays out anew.
+    # With so few outputs, oneDNN would spend most of the time on reordering the kernel.
     if stride == (1, 1, 1) and 4 * math.prod(x.shape[:-1]) <= kernel.shape[-1]:
         return _product_of_windows(x, kernel, pad=pad)
-    # Apart from what follows: XLA would make additions part of oneDNN's call, and one of a
-    # broadcast (injected noise) falls to a reference kernel, 15 times as slow.
+    # The barrier keeps XLA from fusing additions into oneDNN's call: with an addition of a
+    # broadcast array (injected noise), oneDNN uses a reference kernel that is 15 times slower.
     return jax.lax.optimization_barrier(_native(x, kernel, stride=stride, pad=pad))
 
 
 def _product_of_windows(x: Array, kernel: Array, *, pad: Pad) -> Array:
-    """One matrix product: the pixels of every window side by side, times the kernel as it lies."""
+    """Convolution as one matmul of the concatenated pixels of every window with the kernel."""
     x = jnp.pad(x, ((0, 0), (0, 0), *((p, p) for p in pad), (0, 0)))
     *window, c, d = kernel.shape
     t, h, w = (n - k + 1 for n, k in zip(x.shape[1:4], window, strict=True))
@@ -211,7 +212,7 @@ def _product_of_windows(x: Array, kernel: Array, *, pad: Pad) -> Array:
 
 
 def _sum_of_frames(x: Array, kernel: Array, *, stride: Stride, pad: Pad) -> Array:
-    """One 2-D convolution per frame of the kernel, summed in float32 as inside one kernel."""
+    """Convolution as one 2-D convolution per frame of the kernel, summed in float32."""
     b, t, h, w, c = x.shape
     frames = (t - kernel.shape[0]) // stride[0] + 1
     total = jnp.zeros((), jnp.float32)
@@ -229,16 +230,16 @@ def _sum_of_frames(x: Array, kernel: Array, *, stride: Stride, pad: Pad) -> Arra
 
 
 def _over_cells(x: Array, kernel: Array, *, stride: Stride, pad: Pad) -> Array:
-    """A strided convolution as one of stride 1 over cells, each with all its pixels as channels."""
+    """A strided convolution as one of stride 1 on space-to-depth cells of the stride's size."""
     window = kernel.shape[:3]
     before = (0, *pad)
     outputs = [
         (n + 2 * p - k) // s + 1
         for n, p, k, s in zip(x.shape[1:4], before, window, stride, strict=True)
     ]
-    cells = [-(-k // s) for k, s in zip(window, stride, strict=True)]  # of the window
+    cells = [-(-k // s) for k, s in zip(window, stride, strict=True)]  # size of the window in cells
     needed = [(n + k - 1) * s for n, k, s in zip(outputs, cells, stride, strict=True)]
-    ends = [m - n - p for m, n, p in zip(needed, x.shape[1:4], before, strict=True)]  # or cut off
+    ends = [m - n - p for m, n, p in zip(needed, x.shape[1:4], before, strict=True)]  # < 0: crop
     x = jax.lax.pad(
         x,
         jnp.zeros((), x.dtype),
@@ -259,14 +260,14 @@ def _over_cells(x: Array, kernel: Array, *, stride: Stride, pad: Pad) -> Array:
 def gradients_by_convolution(
     x: Array, kernel: Array, grad: Array, *, pad: Pad
 ) -> tuple[Array, Array]:
-    """Both gradients at stride 1, each as one forward convolution."""
+    """The gradients with respect to x and kernel at stride 1, each as one forward convolution."""
     depth, rows, columns = kernel.shape[:3]
     top, left = pad
     flipped = jnp.flip(kernel, (0, 1, 2)).swapaxes(3, 4)
     spread = grad
     if grad.shape[-1] == 1:
-        # Of one channel and one frame in bfloat16 oneDNN's result is wrong, and another one every
-        # time (jax 0.11.2): a second channel of zeros.
+        # For one channel and one frame in bfloat16, oneDNN's result is wrong, and differs from run
+        # to run (jax 0.11.2); a second channel of zeros avoids this.
         spread = jnp.pad(grad, ((0, 0),) * 4 + ((0, 1),))
         flipped = jnp.pad(flipped, ((0, 0),) * 3 + ((0, 1), (0, 0)))
     of_x = jax.lax.conv_general_dilated(
@@ -277,9 +278,10 @@ def gradients_by_convolution(
         dimension_numbers=_LAYOUT,
     )
 
-    # The kernel's is a sum over samples, frames, rows and columns. Frames and rows slide as the
-    # window of a convolution, samples and columns are its channels, and what meets the columns of
-    # the kernel lies side by side.
+    # The kernel's gradient sums over samples, frames, rows and columns. It is written as a
+    # convolution whose window is the frames and rows of `grad`, and whose input channels are the
+    # samples and columns. Shifted copies of x, one per column of the kernel, are stacked along the
+    # columns of the input.
     x = jnp.pad(x, ((0, 0), (0, 0), (top, top), (left, left), (0, 0)))
     b, t, h, w, d = grad.shape
     c = x.shape[-1]

@@ -14,7 +14,7 @@ from ltx_jax.models.layers import param
 from ltx_jax.models.vae_blocks import AffineNorm
 from ltx_jax.runtime.sharding import constrain
 
-_SLOPE = 0.2  # of the leaky ReLU
+_SLOPE = 0.2  # negative slope of the leaky ReLU
 _GROUP = 16  # channels per group of the group norms
 
 
@@ -46,7 +46,7 @@ class PatchConv(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Clips (or pairs of clips, concatenated along the channels) to one logit per patch.
+    """Maps clips (or pairs of clips, concatenated along the channels) to one logit per patch.
 
     Every level halves rows and columns and doubles the channels; the second half of the levels also
     reduces 2k+1 frames to k+1. With the default of four levels, a patch is 16 x 16 pixels and four

@@ -17,7 +17,7 @@ from ltx_jax.models.convolution import convolve
 
 MIN_FRAMES = 9  # so that the last pooling has two frames
 _SIZE = 224  # pixels; frames are scaled to this height and width, whatever their aspect ratio
-_EPSILON = 1e-3  # of the batch norms
+_EPSILON = 1e-3  # epsilon of the batch norms
 # Input channels, then output channels of: the branch with one 1x1x1 convolution; the 1x1x1 and
 # 3x3x3 convolutions of two branches; the convolution after pooling.
 _MIXED = {
@@ -34,7 +34,7 @@ _MIXED = {
 
 
 def _units() -> dict[str, tuple[int, int, int]]:
-    """Kernel size, input and output channels of every convolution that a norm follows."""
+    """Kernel size, input and output channels of every convolution that is followed by a norm."""
     units = {
         "Conv3d_1a_7x7": (7, 3, 64),
         "Conv3d_2b_1x1": (1, 64, 64),

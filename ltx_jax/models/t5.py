@@ -158,7 +158,7 @@ def _norm(cfg: T5Config, execution: ExecutionConfig, name: str) -> RMSNorm:
 
 
 class T5Encoder(nn.Module):
-    """Token ids to embeddings in `execution.dtype`.
+    """Maps token ids to embeddings in `execution.dtype`.
 
     `mask` is 1 at tokens and 0 at padding; no token attends to padding, but the embeddings at
     padded positions are not zeroed. The residual stream is always float32: the released weights

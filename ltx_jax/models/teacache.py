@@ -1,10 +1,10 @@
-"""TeaCache: steps that change little reuse what the layers added before (Liu et al. 2024,
-arXiv 2411.19108).
+"""TeaCache: steps in which little changes skip all layers and reuse their last update (Liu et al.
+2024, arXiv 2411.19108).
 
-How much the layers' output would change is estimated from how much the first layer's input did, by
-a polynomial that the authors fitted to LTX-Video (github.com/ali-vilab/TeaCache,
-TeaCache4LTX-Video). The estimates add up until they reach a threshold; that step computes all
-layers. `FastTransformer` is the reference that this is tested against.
+The change of the layers' output is estimated from the change of the first layer's input, with a
+polynomial that the authors fitted to LTX-Video (github.com/ali-vilab/TeaCache, TeaCache4LTX-Video).
+The estimates of successive steps are summed. The step in which the sum reaches a threshold computes
+all layers. `FastTransformer` is the reference in tests.
 """
 
 from typing import Any, NamedTuple
@@ -16,17 +16,17 @@ from jaxtyping import Array, Bool, Float
 from ltx_jax.models.transformer import Skip
 from ltx_jax.models.transformer_fast import FastContext, FastTransformer
 
-# Of the relative change, highest power first.
+# Coefficients of the polynomial in the relative change, highest power first.
 _POLYNOMIAL = (21.4700694, -12.8016453, 2.31279151, 0.792487521, 0.00969274326)
 
 
 class Cache(NamedTuple):
-    """What is carried from step to step.
+    """The state that is carried from step to step.
 
     Attributes:
-      first_input: the first layer's input (b, n, d) in the step before.
-      update: what the layers added (b, n, d) when they last ran.
-      change: of their output since then, as estimated; ().
+      first_input: the first layer's input in the previous step, (b, n, d).
+      update: output minus input of all layers, when they last ran, (b, n, d).
+      change: estimated change of the layers' output since then, ().
     """
 
     first_input: Any
@@ -36,7 +36,7 @@ class Cache(NamedTuple):
 
 def empty(network: FastTransformer, batch: int, tokens: int) -> Cache:
     """The cache before the first step, which then computes all layers."""
-    # Ones, since the relative change of zeros would be no number.
+    # Ones, since the relative change from zeros would be NaN or infinite.
     ones = jnp.ones((batch, tokens, network.cfg.width), network.execution.dtype)
     return Cache(ones, jnp.zeros_like(ones), jnp.full((), jnp.inf))
 
@@ -52,19 +52,19 @@ def velocity(
     threshold: Float[Array, ""],
     last: Bool[Array, ""],
 ) -> tuple[Float[Array, "b n c2"], Cache]:
-    """The velocity of `network`, or an approximation of it, and the next step's cache.
+    """Computes or approximates the velocity of `network`; also returns the next step's cache.
 
     Args:
-      network: the fast form.
-      params: its parameters; this and the next four as in its call.
-      x: see there.
-      t: see there.
-      context: see there.
-      skip: see there.
-      cache: of the step before.
-      threshold: of the estimated change, from which on all layers are computed; all samples of a
-        batch follow the one that changes most. Zero computes every step.
-      last: whether to compute all layers in any case, as the last step should.
+      network: the fast form of the transformer.
+      params: as in a call of `network`.
+      x: as in a call of `network`.
+      t: as in a call of `network`.
+      context: as in a call of `network`.
+      skip: as in a call of `network`.
+      cache: the cache after the previous step.
+      threshold: all layers are computed if the estimated change, of the sample of the batch that
+        changes most, reaches this value. Zero computes all layers in every step.
+      last: whether this is the last step, which always computes all layers.
     """
     h, times = network.embed(params, x, t, context)
     first_input = network.first_input(params, h, times)
@@ -84,7 +84,7 @@ def velocity(
 
 
 def _estimate(new: Array, old: Array) -> Array:
-    """How much the output changes, relatively, in the sample where that is most."""
+    """The estimated relative change of the output, in the sample of the batch that changes most."""
     new, old = new.astype(jnp.float32), old.astype(jnp.float32)
     distance = jnp.mean(jnp.abs(new - old), axis=(1, 2)) / jnp.mean(jnp.abs(old), axis=(1, 2))
     return jnp.max(jnp.polyval(jnp.array(_POLYNOMIAL), distance))

@@ -25,10 +25,10 @@ Heads = tuple[Float[Array, "b n k e"], Float[Array, "b m k e"], Float[Array, "b 
 Rope = tuple[Float[Array, "#b n p"], Float[Array, "#b n p"]]  # cosines, sines of the p = d/2 pairs
 
 QK_NORM_EPSILON = 1e-5
-OUTPUT_NORM_EPSILON = 1e-6  # `norm_eps` is that of the blocks alone
-# What the gradient keeps of a block that is recomputed as a whole. remat="attention" recomputes the
-# parts of a block between its attentions one by one (see `Block`); a policy cannot express that, as
-# the values that a fused attention kernel saves for its gradient have no name.
+OUTPUT_NORM_EPSILON = 1e-6  # epsilon of the output norm; `norm_eps` applies to the blocks only
+# Checkpoint policies for blocks. remat="attention" has none: it recomputes the parts of a block
+# between its attentions one by one (see `Block`). A policy cannot express that, as the residuals
+# that a fused attention kernel saves for its gradient have no name.
 _REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -40,21 +40,22 @@ _recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
 
 
 def compiler_options() -> dict[str, Any] | None:
-    """The compiler's options for programs with the transformer, on the current mesh's devices."""
+    """XLA options for programs with the transformer, for the current mesh's devices."""
     if platform() != "gpu":
         return None
-    # Triton would take the matmuls before cuBLASLt can make bias and GELU part of them.
+    # Without Triton, XLA uses cuBLASLt, which fuses bias and GELU into the matmuls.
     return {"xla_gpu_enable_triton_gemm": False}
 
 
 @struct.dataclass
 class Skip:
-    """The blocks that some rows of a batch leave out, for spatio-temporal guidance.
+    """The blocks that some rows of a batch skip, for spatio-temporal guidance.
 
     Attributes:
-      mode: what becomes of a skipped block: "attention_values" and "attention_skip" put the values
-        or the input of its self-attention in the place of what it attends to, "transformer_block"
-        the block's input in the place of its output; "residual" changes nothing, as upstream.
+      mode: how a block is skipped. "attention_values" and "attention_skip" replace the result of
+        its self-attention, before the output projection, by the values or by the input of that
+        attention; "transformer_block" replaces the block's output by its input; "residual" changes
+        nothing, as upstream.
       mask: float (layers, b), 0 where a block is skipped and 1 elsewhere.
     """
 
@@ -64,11 +65,11 @@ class Skip:
 
 @struct.dataclass
 class TimeGroups:
-    """Tokens that have the same time at every step: a form may embed each time once.
+    """Groups of tokens that have the same time at every step, so that each time is embedded once.
 
     Attributes:
-      group: of each token, from 0 (b, n).
-      member: the index of one token of each group (b, g); of any token, where a group is empty.
+      group: index of each token's group, from 0, (b, n).
+      member: index of one token of each group (b, g); of any token if the group is empty.
     """
 
     group: Any
@@ -77,15 +78,15 @@ class TimeGroups:
 
 @struct.dataclass
 class Context:
-    """What conditions the network beside the tokens and their times: the same in every step of a
-    sampling run, or of one training batch. A new conditioning is a further field.
+    """The inputs of the network besides tokens and times. They are the same in every step of a
+    sampling run. A new kind of conditioning is added as a field.
 
     Attributes:
       caption: embeddings (b, m, c) from the text encoder.
-      caption_mask: (b, m), 1 for a caption's own tokens and 0 for padding; None is all ones.
-      rope: rotary tables of the tokens' positions, cosines and sines (b or 1, n, d / 2):
+      caption_mask: (b, m), 1 for a caption's tokens and 0 for padding; None means all ones.
+      rope: rotary tables of the tokens' positions, cosines and sines (b or 1, n, d / 2), from
         `diffusion.positions.rope_of`.
-      time_groups: the groups of tokens that share their times, if they are known.
+      time_groups: groups of tokens with equal times; None if unknown.
     """
 
     caption: Any
@@ -95,7 +96,7 @@ class Context:
 
 
 def example_inputs(cfg: TransformerConfig) -> tuple[Array, Array, Context]:
-    """The smallest tokens (b, n, c), times (b, 1) and context: all that initialisation looks at."""
+    """The smallest valid tokens (b, n, c), times (b, 1) and context, for `init`."""
     table = jnp.ones((1, 2, cfg.width // 2))
     context = Context(jnp.zeros((1, 1, cfg.caption_channels)), None, (table, table))
     return jnp.zeros((1, 2, cfg.in_channels)), jnp.ones((1, 1)), context
@@ -103,12 +104,12 @@ def example_inputs(cfg: TransformerConfig) -> tuple[Array, Array, Context]:
 
 @struct.dataclass
 class _BlockInputs:
-    """What every block sees and no block changes."""
+    """The inputs that are the same for all blocks."""
 
     modulation: Any  # (b, n or 1, 6, d)
     caption: Any  # (b, m, d)
     caption_mask: Any  # (b, m) or None
-    token_mask: Any  # (b, n), or None: all tokens are real
+    token_mask: Any  # (b, n); None if no token is padding
     rope: Any  # (cos, sin)
     skip_mode: STGMode | None = struct.field(pytree_node=False)
 
@@ -116,7 +117,7 @@ class _BlockInputs:
 def rotate(x: Float[Array, "b n d"], rope: Rope) -> Float[Array, "b n d"]:
     """Rotates each pair of channels (2i, 2i + 1) by its angle, in float32.
 
-    The angles span the full width, so that every head has frequencies of its own.
+    The pairs span the full width rather than one head, so every head has different frequencies.
     """
     cos, sin = rope
     pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
@@ -130,13 +131,13 @@ def _dense(execution: ExecutionConfig) -> Callable[..., nn.Dense]:
 
 
 def _row(modulation: Array, table: Array, row: int) -> Array:
-    """Row `row` of the modulation (b, #n, rows, d) plus that of a block's own table (rows, d)."""
+    """Row `row` of the modulation (b, #n, rows, d) plus the same row of the table (rows, d)."""
     own = table[row].astype(jnp.float32)[None, None]
     return modulation[:, :, row].astype(jnp.float32) + own
 
 
 def _shift_and_scale(h: Array, modulation: Array, table: Array, row: int) -> Array:
-    """Scales by 1 + row `row + 1` and shifts by row `row`: shifts come first in the checkpoints."""
+    """Computes h * (1 + row `row + 1`) + row `row`: the shift is stored before the scale."""
     return h * (1 + _row(modulation, table, row + 1)) + _row(modulation, table, row)
 
 
@@ -154,7 +155,8 @@ def _gate_in(x: Array, update: Array, modulation: Array, table: Array, row: int)
 
 @_recomputed
 def _norm_out(x: Array, time: Array, table: Array) -> Array:
-    """LayerNorm, unlike the blocks' norms: it subtracts the mean. Float32 out."""
+    """The output norm: a LayerNorm, which subtracts the mean, unlike the blocks' norms. Returns
+    float32."""
     h = x.astype(jnp.float32)
     h = h - jnp.mean(h, axis=-1, keepdims=True)
     modulation = jnp.broadcast_to(time[:, :, None], (*time.shape[:2], *table.shape))
@@ -174,7 +176,8 @@ def _keep(keep: Float[Array, " b"], kept: Array, instead: Array) -> Array:
 class Attention(nn.Module):
     """Multi-head attention; queries and keys are normalised over all heads at once.
 
-    In three parts, since the middle one is expensive to compute and cheap to keep: see `Block`.
+    It is split into three methods for rematerialisation (see `Block`), since the middle one is
+    expensive to recompute, but its result is cheap to store.
     """
 
     cfg: TransformerConfig
@@ -203,13 +206,13 @@ class Attention(nn.Module):
             x = x.reshape(*x.shape[:2], cfg.num_attention_heads, cfg.attention_head_dim)
             return constrain(x, "batch", tokens, "act_heads", None)
 
-        keys = None if rope is None else "token"  # every device of `seq` sees the whole caption
+        keys = None if rope is None else "token"  # the caption is not sharded over `seq`
         return heads(q, "token"), heads(k, keys), heads(v, keys)
 
     def attend(
         self, heads: Heads, mask: Mask | None = None, is_self_attention: bool = False
     ) -> Float[Array, "b n d"]:
-        """The values that each query attends to, weighted."""
+        """The weighted sum of the values for each query."""
         out = attention(
             *heads, mask=mask, form=self.execution.attention, is_self_attention=is_self_attention
         )
@@ -217,12 +220,12 @@ class Attention(nn.Module):
         return out.reshape(*out.shape[:2], -1)
 
     def output(self, attended: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        """Mixes the heads."""
+        """Applies the output projection."""
         return self.to_out(attended)
 
 
 class MLP(nn.Module):
-    """Two linear layers with a tanh GELU between them: the feed-forward, and the caption's."""
+    """Two linear layers with a tanh GELU in between: feed-forward layer and caption projection."""
 
     cfg: TransformerConfig
     execution: ExecutionConfig
@@ -238,7 +241,7 @@ class MLP(nn.Module):
 
 
 class AdaLNSingle(nn.Module):
-    """Embeds scaled times (0 to 1000), and projects that once to the modulation of all blocks."""
+    """Embeds scaled times (0 to 1000), and projects the embedding once for all blocks."""
 
     cfg: TransformerConfig
     execution: ExecutionConfig = ExecutionConfig()
@@ -247,14 +250,14 @@ class AdaLNSingle(nn.Module):
     def __call__(
         self, time: Float[Array, "b s"]
     ) -> tuple[Float[Array, "b s 6 d"], Float[Array, "b s d"]]:
-        """Returns the modulation (shift, scale, gate of attention, then of feed-forward), and the
-        embedding itself."""
+        """Returns the modulation (shift, scale and gate for attention, then for feed-forward), and
+        the embedding."""
         cfg, execution = self.cfg, self.execution
         dtypes = execution.dtype, execution.param_dtype
         embedder = TimestepEmbedder(cfg.width, *dtypes, name="timestep_embedder")
         tokens = "token" if time.shape[1] > 1 else None
         embedded = constrain(embedder(time), "batch", tokens, "act_embed")
-        # Small at first, so that every block starts close to the identity.
+        # Initialised small, so that every block starts close to the identity.
         small = nn.initializers.normal(0.02)
         linear = _dense(execution)
         linear = linear(6 * cfg.width, ("embed", "adaln"), name="linear", kernel_init=small)
@@ -269,8 +272,8 @@ class Block(nn.Module):
         x = x + attn2(x, caption)
         x = x + gate_2 * ff(shift_2 + (1 + scale_2) * norm(x))
 
-    The three methods end where attention begins: with remat="attention" the gradient recomputes
-    each of them, but not attention.
+    The methods `_to_self`, `_to_caption` and `_to_end` are the parts between the two attentions:
+    with remat="attention", the gradient recomputes these parts, but not the attentions.
     """
 
     cfg: TransformerConfig
@@ -317,7 +320,7 @@ class Block(nn.Module):
             h = _norm_in(x, shared.modulation, self.table, 0, self.cfg.norm_eps)
             attended = _keep(keep, attended, h)
         x = _gate_in(x, self.attn1.output(attended), shared.modulation, self.table, 2)
-        # The caption is attended to from the bare residual stream: no norm, no gate.
+        # Cross-attention uses the residual stream directly, without norm or gate.
         return x, self.attn2.project(x, shared.caption)
 
     def _to_end(self, x: Array, attended: Array, shared: _BlockInputs) -> Array:
@@ -330,7 +333,7 @@ def _table(module: "Block | Transformer", rows: int) -> Array:
     cfg, param_dtype = module.cfg, module.execution.param_dtype
     init = param(("adaln", "embed"), nn.initializers.normal(cfg.width**-0.5))
     table = module.param("scale_shift_table", init, (rows, cfg.width), param_dtype)
-    # Whole before it meets the activations, or the partitioner moves those instead.
+    # Gathered before it is added to the activations; otherwise XLA would reshard those instead.
     return constrain(table, None, "act_embed")
 
 
@@ -351,9 +354,9 @@ class Transformer(nn.Module):
         """Returns the velocity in float32.
 
         Args:
-          latents: normalised latents, noisy.
-          timestep: in [0, 1], 1 being noise; one of each token, or one of each sample.
-          context: what conditions the tokens.
+          latents: noisy normalised latents.
+          timestep: in [0, 1], where 1 is noise; one per token, or one per sample.
+          context: captions and positions.
           skip: blocks to skip, for spatio-temporal guidance.
 
         Raises:
@@ -393,7 +396,7 @@ class Transformer(nn.Module):
         keep = None if skip is None else skip.mask
         x, _ = blocks(cfg, execution, name="blocks")(x, keep, shared)
 
-        # The last layer is small: in float32 the velocity is not rounded to the compute dtype.
+        # The last layer is small, so it is in float32: the velocity is not rounded further.
         x = _norm_out(x, embedded, _table(self, 2))
         out = dense(
             cfg.out_channels,
@@ -409,7 +412,7 @@ class Transformer(nn.Module):
 def _pad(
     latents: Array, timestep: Array, rope: tuple[Array, Array]
 ) -> tuple[Array, Array, tuple[Array, Array], Array | None]:
-    """Adds tokens at the end until the devices of a mesh can share them, and masks those."""
+    """Pads the tokens to a multiple that can be sharded over the mesh, with a mask of real ones."""
     b, n, _ = latents.shape
     extra = token_padding(n)
     if not extra:

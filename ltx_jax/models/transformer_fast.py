@@ -1,9 +1,9 @@
 """The transformer in the form that samples fastest on one GPU: same function, less memory traffic.
 
-Layers are unrolled, and the captions' keys and values, which serve all steps, are computed once.
-Its parameters come from `models/transformer_fast_parameters.py`. `models/transformer.py` is the
-reference that this is tested against, and `models/teacache.py` puts the parts of a call together so
-that some steps leave the layers out.
+Layers are unrolled, and the captions' keys and values are computed once for all steps. The
+parameters come from `models/transformer_fast_parameters.py`. `models/transformer.py` is the
+reference in tests. `models/teacache.py` calls the methods separately, to skip the layers in some
+steps.
 """
 
 import dataclasses
@@ -27,17 +27,17 @@ from ltx_jax.models.transformer import (
 )
 from ltx_jax.models.transformer_fast_parameters import FP8, FP8_MAX
 
-# What every linear layer of a transformer layer got as its largest absolute input.
+# For every transformer layer, the largest absolute input of each of its linear layers.
 Maxima = list[dict[str, Array]]
 
 
 @struct.dataclass
 class FastContext:
-    """What conditions the fast form; made from a `Context`.
+    """The context of the fast form; made from a `Context`.
 
     Attributes:
       caption_heads: keys and values of the captions in every layer, each (b, m, k, e).
-      caption_mask: (b, m), or None for all ones.
+      caption_mask: (b, m); None means all ones.
       rope: as in `Context`.
       time_groups: as in `Context`.
     """
@@ -49,12 +49,13 @@ class FastContext:
 
 
 class Times(NamedTuple):
-    """Embedded times: of each token, of each sample (n = 1), or of the groups of tokens.
+    """Embedded times, one per token, per sample (n = 1), or per group of tokens.
 
     Attributes:
-      modulation: of all blocks, (b, n, 6, d).
-      embedded: the embedding itself, (b, n, d).
-      group: where n counts groups, the index of each token's own, (b, n); else None.
+      modulation: the modulation for all blocks, (b, n, 6, d).
+      embedded: the embedding, (b, n, d).
+      group: if there is one time per group, the index of each token's group, (b, tokens); else
+        None.
     """
 
     modulation: Any
@@ -64,16 +65,17 @@ class Times(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class FastTransformer:
-    """The same function as `Transformer(cfg, execution)`, of other parameters and contexts."""
+    """The same function as `Transformer(cfg, execution)`, with parameters and context in another
+    form."""
 
     cfg: TransformerConfig
     execution: ExecutionConfig = ExecutionConfig()
 
     def context(self, params: Any, context: Context) -> FastContext:
-        """The context in this form; it serves all steps.
+        """Converts a context to this form, once for all steps.
 
         Raises:
-          ValueError: if the context holds a conditioning that this form does not know.
+          ValueError: if the context has a field that this form does not support.
         """
         _check_context(context)
         caption = context.caption.astype(self.execution.dtype)
@@ -94,15 +96,15 @@ class FastTransformer:
         skip: Skip | None = None,
         maxima: Maxima | None = None,
     ) -> Float[Array, "b n c2"]:
-        """The velocity in float32, as `Transformer` gives it up to rounding.
+        """Returns the velocity in float32, equal to `Transformer`'s up to rounding.
 
         Args:
           params: from `derive`, or `quantize`.
-          x: normalised latents, noisy.
-          t: in [0, 1], one of each sample or of each token.
+          x: noisy normalised latents.
+          t: times in [0, 1], one per sample or per token.
           context: from `self.context`.
           skip: blocks to skip, for spatio-temporal guidance.
-          maxima: a list to be filled, for calibration.
+          maxima: a list that the largest inputs of linear layers are appended to, for calibration.
         """
         h, times = self.embed(params, x, t, context)
         return self.project(params, self.layers(params, h, times, context, skip, maxima), times)
@@ -110,7 +112,7 @@ class FastTransformer:
     def embed(
         self, params: Any, x: Float[Array, "b n c"], t: Float[Array, "b #n"], context: FastContext
     ) -> tuple[Float[Array, "b n d"], Times]:
-        """What the layers start from."""
+        """Embeds tokens and times: the input of the layers, and the `Times`."""
         dtype, groups = self.execution.dtype, context.time_groups
         group = None
         if groups is not None and t.shape[1] > 1:
@@ -125,7 +127,7 @@ class FastTransformer:
     def first_input(
         self, params: Any, x: Float[Array, "b n d"], times: Times
     ) -> Float[Array, "b n d"]:
-        """What the first layer attends over: `embed`'s output, normalised and modulated."""
+        """The input of the first layer's self-attention: `x`, normalised and modulated."""
         rows = _rows(times.modulation, params["layers"][0]["table"], times.group)
         return self._modulated(x, rows[0], rows[1])
 
@@ -138,7 +140,7 @@ class FastTransformer:
         skip: Skip | None = None,
         maxima: Maxima | None = None,
     ) -> Float[Array, "b n d"]:
-        """All layers; arguments as in a call."""
+        """Applies all layers; arguments as in a call."""
         form, heads = self.execution.attention, context.caption_heads
         for i, layer in enumerate(params["layers"]):
             keep = None if skip is None else skip.mask[i]
@@ -173,7 +175,7 @@ class FastTransformer:
         return x
 
     def project(self, params: Any, x: Float[Array, "b n d"], times: Times) -> Float[Array, "b n c"]:
-        """The velocity, from the output of the layers."""
+        """Projects the output of the layers to the velocity."""
         h = x.astype(jnp.float32)
         h = rms_normalize(h - jnp.mean(h, axis=-1, keepdims=True), OUTPUT_NORM_EPSILON)
         table = params["scale_shift_table"]
@@ -184,7 +186,7 @@ class FastTransformer:
         return x.reshape(*x.shape[:2], self.cfg.num_attention_heads, self.cfg.attention_head_dim)
 
     def _rotated(self, x: Array, gain: Array, rope: Rope) -> Array:
-        """Normalised and rotated: (b, n, k, e)."""
+        """Normalises and rotates queries or keys; returns (b, n, k, e)."""
         heads = (*x.shape[:2], self.cfg.num_attention_heads)
         cos, sin = (table.reshape(*table.shape[:2], heads[2], 1, -1) for table in rope)
         halves = _normalized(x, gain).reshape(*heads, 2, -1)
@@ -197,7 +199,7 @@ class FastTransformer:
 
 
 def _check_context(context: Context) -> None:
-    """Refuses a conditioning that this form would leave out."""
+    """Checks that the context has no field that this form would ignore."""
     names = {field.name for field in dataclasses.fields(context)}
     names -= {"caption", "caption_mask", "rope", "time_groups"}
     unknown = sorted(name for name in names if getattr(context, name) is not None)
@@ -209,10 +211,10 @@ def _check_context(context: Context) -> None:
 
 
 def _rows(modulation: Array, table: Array, group: Array | None) -> list[Array]:
-    """Modulation (b, n, rows, d) plus a block's own table (rows, d), row by row (b, n, d).
+    """Adds a block's own table (rows, d) to the modulation (b, n, rows, d); returns a list of rows.
 
-    Tokens choose among a few groups by comparing, which becomes part of what reads it: a row for
-    each token is never written.
+    With groups, the row of each token is selected with comparisons, not with a gather: XLA fuses
+    these into the consumers, so that the rows of all tokens are never written to memory.
     """
     rows = modulation.astype(jnp.float32) + table[None, None]
 
@@ -236,14 +238,16 @@ def _linear(
         return _float8_linear(x, p)
     kernel = p["kernel"]
     if "scale" in p:
-        # Not before its turn: all matrices at once would need the memory that this is to save.
+        # The barrier keeps XLA from dequantising all matrices in advance, which would use the
+        # memory that int8 is meant to save.
         kernel, x = jax.lax.optimization_barrier((kernel, x))
         kernel = (kernel * p["scale"]).astype(x.dtype)
     return x @ kernel + p["bias"].reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 def _float8_linear(x: Array, p: dict[str, Array]) -> Array:
-    # XLA makes this one 8-bit matmul with its scales and bias: of matrices, in just this form.
+    # XLA rewrites exactly this pattern, and only with 2-D operands, to one 8-bit matmul with scales
+    # and bias.
     rows, dtype = x.reshape(-1, x.shape[-1]), x.dtype
     small = jnp.clip(rows / p["input_scale"], -FP8_MAX, FP8_MAX).astype(FP8)
     rows, kernel = small.astype(dtype) * p["input_scale"], p["kernel"].astype(dtype) * p["scale"]
@@ -252,10 +256,10 @@ def _float8_linear(x: Array, p: dict[str, Array]) -> Array:
 
 
 def _normalized(x: Array, gain: Array) -> Array:
-    """Normalised over all heads, in float32."""
+    """RMS norm over all heads at once, in float32."""
     h = x.astype(jnp.float32)
     r = jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + QK_NORM_EPSILON)
-    # Kept apart, or XLA writes the normalised tensor out in float32 before the rotation.
+    # The barrier keeps XLA from writing the normalised tensor to memory in float32.
     return h * jax.lax.optimization_barrier(r) * gain.reshape(1, 1, -1)
 
 

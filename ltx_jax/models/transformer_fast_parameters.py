@@ -1,7 +1,8 @@
-"""The parameters of `models/transformer_fast.py`, from those that a checkpoint stores.
+"""Converts stored parameters to those of `models/transformer_fast.py`.
 
-Queries, keys and values are one matrix, the channels of a head are in the order in which a rotation
-swaps halves, layers are apart; the large matrices optionally take eight bits.
+Queries, keys and values become one matrix, the channels of each head are reordered so that the
+rotary embedding swaps halves, and layers are unstacked. The large matrices can be quantised to
+eight bits.
 """
 
 import functools
@@ -14,25 +15,26 @@ from jaxtyping import Array, Int
 
 from ltx_jax.config import ExecutionConfig, Linears, TransformerConfig
 
-# The large matrices of a layer, for which eight bits are worth it.
+# The large matrices of a layer, which are quantised.
 LINEARS = ("qkv", "out", "caption_q", "caption_out", "ff_in", "ff_out")
-# The largest absolute input of each of `LINEARS`, layer by layer.
+# For every layer, the largest absolute input of each of `LINEARS`.
 InputMaxima = Sequence[dict[str, float]]
 
 FP8 = jnp.float8_e4m3fn
 FP8_MAX = 448.0
 _INT8_MAX = 127.0
-# Inputs may grow past what calibration saw; a floating-point number loses no precision by it.
+# Inputs may exceed those seen in calibration by this factor; a floating-point format does not lose
+# precision by that.
 _ROOM = 2.0
-_TIME_FEATURES = 256  # of `layers.sinusoidal_embedding`
+_TIME_FEATURES = 256  # features of `layers.sinusoidal_embedding`
 
 
 class UnsupportedParametersError(ValueError):
-    """The stored parameters are those of a network that the fast form does not compute."""
+    """The stored parameters belong to a network that the fast form does not support."""
 
 
 class _Stored:
-    """Stored parameters, taken out one by one, so that none is left out unnoticed."""
+    """A tree of stored parameters that are taken one by one, to detect any that remain unused."""
 
     def __init__(self, tree: Any, place: str = ""):
         leaves = jax.tree_util.tree_leaves_with_path(tree)
@@ -42,7 +44,7 @@ class _Stored:
         self._place = place
 
     def take(self, name: str, *shape: int) -> Array:
-        """The parameter of a name, which has to have this shape."""
+        """Takes the parameter of this name, which must have this shape."""
         leaf = self._leaves.pop(name, None)
         if leaf is None:
             raise UnsupportedParametersError(f"there is no {self._place}{name}")
@@ -55,7 +57,8 @@ class _Stored:
     def linear(
         self, name: str, rows: int, columns: int, order: Int[Array, " d"] | None = None
     ) -> dict[str, Array]:
-        """Kernel and bias of a linear layer, whose outputs may be reordered; zeros for no bias."""
+        """Takes kernel and bias of a linear layer, and may reorder its outputs; a missing bias
+        becomes zeros."""
         kernel, bias = self.take(f"{name}/kernel", rows, columns), jnp.zeros(columns)
         if f"{name}/bias" in self._leaves:
             bias = self.take(f"{name}/bias", columns)
@@ -64,7 +67,7 @@ class _Stored:
         return {"kernel": kernel, "bias": bias}
 
     def finish(self) -> None:
-        """Refuses what has not been taken."""
+        """Checks that all parameters have been taken."""
         if self._leaves:
             names = ", ".join(f"{self._place}{name}" for name in sorted(self._leaves))
             raise UnsupportedParametersError(f"there is no place for {names}")
@@ -73,16 +76,17 @@ class _Stored:
 def derive(
     params: Any, cfg: TransformerConfig, execution: ExecutionConfig = ExecutionConfig()
 ) -> dict[str, Any]:
-    """The parameters of `FastTransformer`, from those of `Transformer`.
+    """Converts the parameters of `Transformer` to those of `FastTransformer`.
 
     Args:
-      params: as stored; matrices come back in `execution.dtype`, tables in float32.
-      cfg: of the transformer.
+      params: the stored parameters. In the result, matrices are in `execution.dtype`, tables in
+        float32.
+      cfg: configuration of the transformer.
       execution: how it is computed.
 
     Raises:
-      UnsupportedParametersError: if any is missing, of another shape, or unknown to the fast form,
-        which would compute another network.
+      UnsupportedParametersError: if a parameter is missing, has another shape, or is not used by
+        the fast form, which would then compute a different function.
     """
     ends = _ends({name: x for name, x in params.items() if name != "blocks"}, cfg, execution.dtype)
     blocks = params.get("blocks", {})
@@ -96,7 +100,7 @@ def _cast(tree: Any, dtype: str) -> Any:
 
 
 def _ends(params: Any, cfg: TransformerConfig, dtype: str) -> dict[str, Any]:
-    """What is before and after the layers."""
+    """Converts the parameters before and after the layers."""
     stored, d = _Stored(params), cfg.width
     matrices = {
         "patchify_proj": stored.linear("patchify_proj", cfg.in_channels, d),
@@ -148,19 +152,20 @@ def _layer(
 
 
 def _halves(cfg: TransformerConfig) -> Int[Array, " d"]:
-    """Order of channels that puts the even ones of each head before its odd ones."""
+    """The channel order in which each head's even channels come before its odd ones."""
     channels = jnp.arange(cfg.width).reshape(cfg.num_attention_heads, -1, 2)
     return channels.transpose(0, 2, 1).reshape(-1)
 
 
 def quantize(params: Any, linears: Linears, maxima: InputMaxima | None = None) -> dict[str, Any]:
-    """The parameters with the large matrices of every layer in eight bits.
+    """Quantises the large matrices of every layer to eight bits.
 
     Args:
       params: from `derive`.
-      linears: "float8" computes in eight bits (e4m3), with one scale for each tensor. "int8" stores
-        matrices so, with one scale for each output, and computes as before.
-      maxima: the largest inputs, which "float8" needs: `calibration.input_maxima`.
+      linears: "float8" computes matmuls in eight bits (e4m3), with one scale per tensor. "int8"
+        only stores matrices in eight bits, with one scale per output, and computes in the dtype of
+        the activations.
+      maxima: the largest inputs, from `calibration.input_maxima`; required for "float8".
 
     Raises:
       ValueError: for "float8" without `maxima`.
@@ -178,11 +183,11 @@ def quantize(params: Any, linears: Linears, maxima: InputMaxima | None = None) -
     return params | {"layers": layers}
 
 
-@jax.jit  # once for each shape, where operations one by one are a program each
+@jax.jit  # one program per shape, instead of one per operation
 def _to_float8(p: dict[str, Array], maximum: Any) -> dict[str, Array]:
-    # Hopper's 8-bit matmuls want both operands with the summed axis last: (out, in).
+    # Hopper's 8-bit matmuls need the contracted axis last in both operands: (out, in).
     kernel = p["kernel"].astype(jnp.float32).T
-    # Rounded before it divides, since the rounded one multiplies.
+    # Divides by the rounded scale, since the rounded scale is what the matmul multiplies with.
     scale = (jnp.max(jnp.abs(kernel)) / FP8_MAX).astype(p["bias"].dtype)
     return {
         "kernel": (kernel / jnp.where(scale > 0, scale, 1).astype(jnp.float32)).astype(FP8),

@@ -83,7 +83,7 @@ class LatentStatistics:
 
     @classmethod
     def identity(cls, channels: int) -> "LatentStatistics":
-        """Those of latents that are not normalised."""
+        """Statistics that leave latents unchanged (mean 0, standard deviation 1)."""
         return cls(jnp.zeros(channels), jnp.ones(channels))
 
     def _cast(self, z: Array) -> tuple[Array, Array]:
@@ -121,7 +121,7 @@ def unpatchify(x: Float[Array, "b t h w c"], size: int) -> Float[Array, "b t h2 
 
 
 class Encoder(nn.Module):
-    """Pixels to the posterior: unclipped mean and log-variance (b, t, h, w, 2 latent_channels)."""
+    """Maps pixels to unclipped mean and log-variance (b, t, h, w, 2 latent_channels)."""
 
     cfg: VAEConfig
     execution: ExecutionConfig = ExecutionConfig()
@@ -178,7 +178,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Unnormalised latents to pixels, conditioned on their noise level if the config says so.
+    """Maps unnormalised latents to pixels, conditioned on their noise level if the config says so.
 
     `timestep` lies in [0, 1].
     """
