@@ -46,20 +46,20 @@ def to_row(example: Example, bucket: int) -> tuple[dict[str, Any], tuple[int]]:
       example: an example with latents, without pixels.
       bucket: position of its bucket in `Encoding.buckets`.
     """
-    stored = example.latents
-    if stored is None:
+    latents = example.latents
+    if latents is None:
         raise ValueError("the example has no latents")
     frames = np.concatenate(
         [
-            np.concatenate([stored.mean, stored.logvar], axis=-1),
-            stored.keyframes,
-            stored.clips.reshape(-1, *stored.clips.shape[2:]),
+            np.concatenate([latents.mean, latents.logvar], axis=-1),
+            latents.keyframes,
+            latents.clips.reshape(-1, *latents.clips.shape[2:]),
         ]
     )
     row = {
         "latents": frames,
-        "keyframe_numbers": stored.keyframe_numbers,
-        "clip_numbers": stored.clip_numbers,
+        "keyframe_numbers": latents.keyframe_numbers,
+        "clip_numbers": latents.clip_numbers,
         "caption": example.caption,
         "frame_rate": example.frame_rate,
     }
@@ -75,7 +75,7 @@ def from_row(row: dict[str, Any]) -> Example:
     )
     first_clip = len(frames) - 2 * len(clip_numbers)
     first_keyframe = first_clip - len(keyframe_numbers)
-    stored = StoredLatents(
+    latents = StoredLatents(
         mean=frames[:first_keyframe, ..., :-1],
         logvar=frames[:first_keyframe, ..., -1:],
         keyframes=frames[first_keyframe:first_clip],
@@ -86,7 +86,7 @@ def from_row(row: dict[str, Any]) -> Example:
     return Example(
         row["caption"].decode(),
         row["frame_rate"],
-        latents=stored,
+        latents=latents,
         embedding=row.get("embedding"),
     )
 

@@ -200,21 +200,21 @@ def _stack_latents(latents: Sequence[StoredLatents]) -> StoredLatents:
 def _common_encoding(cfg: DataConfig, sources: Sequence[Source]) -> Encoding | None:
     """The networks that encoded the examples of all sources; None if all sources give pixels."""
     first = sources[0].encoding
-    for named, source in zip(cfg.sources, sources, strict=True):
-        other, both = source.encoding, f"{cfg.sources[0].path} and {named.path}"
+    for source_cfg, source in zip(cfg.sources, sources, strict=True):
+        other, paths = source.encoding, f"{cfg.sources[0].path} and {source_cfg.path}"
         if first is None or other is None:
             if first is not other:
                 raise ValueError(
-                    f"{both} cannot be combined: one contains pixels, the other latents"
+                    f"{paths} cannot be combined: one contains pixels, the other latents"
                 )
         elif first.vae_hash != other.vae_hash:
             raise ValueError(
-                f"{both} cannot be combined: they were encoded by the VAEs {first.vae} "
+                f"{paths} cannot be combined: they were encoded by the VAEs {first.vae} "
                 f"({first.vae_hash}) and {other.vae} ({other.vae_hash})"
             )
         elif first.text_encoder_id != other.text_encoder_id:
             raise ValueError(
-                f"{both} cannot be combined: their captions were encoded by {first.text_encoder} "
+                f"{paths} cannot be combined: their captions were encoded by {first.text_encoder} "
                 f"({first.text_encoder_id}) and {other.text_encoder} ({other.text_encoder_id})"
             )
     return first

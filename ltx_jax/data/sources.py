@@ -71,8 +71,8 @@ class Encoding:
     @property
     def empty(self) -> Float16[np.ndarray, "m c"] | None:
         """The embedding of the empty caption."""
-        stored = self.empty_embedding
-        return None if stored is None else np.array(stored, np.float16)
+        embedding = self.empty_embedding
+        return None if embedding is None else np.array(embedding, np.float16)
 
 
 @runtime_checkable

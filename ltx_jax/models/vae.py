@@ -209,15 +209,15 @@ class Decoder(nn.Module):
             time = timestep.astype(jnp.float32) * multiplier
 
         x = Conv(cfg, execution, width, cfg.causal_decoder, name="conv_in")(latents)
-        drawn = 0
+        first_map = 0
         for i, block in enumerate(blocks):
             maps = ()
             if block.inject_noise and block.name in ("res_x", "attn_res_x", "res_x_y"):
                 count = 2 * (1 if block.name == "res_x_y" else block.num_layers)
                 if noise is not None:
                     size = (x.shape[2], x.shape[3])
-                    maps = tuple(noise(drawn + j, size) for j in range(count))
-                drawn += count
+                    maps = tuple(noise(first_map + j, size) for j in range(count))
+                first_map += count
             x = self._block(block, f"up_blocks_{i}", x, time, maps)
 
         x = make_norm(cfg, execution, "conv_norm_out")(x)

@@ -237,16 +237,16 @@ def _encode_clips(
     chunk: list[ClipRecord], plan: PreparationPlan
 ) -> Iterator[tuple[int, ClipRecord]]:
     """Encodes the clips of a chunk that are kept, and assigns all of its clips to shards."""
-    kept = [clip for clip in chunk if not clip.reason]
+    kept_clips = [clip for clip in chunk if not clip.reason]
     encoded: dict[str, ClipRecord] = {}
-    if kept:
+    if kept_clips:
         store = dataclasses.asdict(plan.cfg.store)
         file = plan.cache.file(
             "cut",
-            cache_key("cut", _VERSION, store, [clip.content for clip in kept]),
-            lambda path: clip_video.write_clips(path, kept, plan.cfg.store),
+            cache_key("cut", _VERSION, store, [clip.content for clip in kept_clips]),
+            lambda path: clip_video.write_clips(path, kept_clips, plan.cfg.store),
         )
-        for place, clip in enumerate(kept):
+        for place, clip in enumerate(kept_clips):
             encoded[clip.name] = dataclasses.replace(clip, file=os.fspath(file), place=place)
     for clip in chunk:
         # A hash assigns shards at random, so that each file mixes clips of many sources.

@@ -100,14 +100,14 @@ def _follow(pictures: Sequence[UInt8[np.ndarray, "h w"]], count: int) -> _Window
         origins, current, arrivals = origins[is_tracked], current[is_tracked], arrivals[is_tracked]
         steps.append(_camera(current, arrivals, pictures[0].shape))
         current = arrivals
-    current, moved = _correct_drift(
+    current, camera_steps = _correct_drift(
         pictures[0], pictures[len(steps)], origins, current, np.array(steps)
     )
     matrix = _similarity(origins, current)
     relative = np.linalg.norm(current - (origins @ matrix[:, :2].T + matrix[:, 2]), axis=1)
     noise, limit = np.array([_TREMBLE, _MAX_MOTION]) / 100 * np.hypot(*pictures[0].shape)
     objects = np.clip(relative - noise, 0, limit).mean()
-    return _Window(float(objects), moved, len(steps))
+    return _Window(float(objects), camera_steps, len(steps))
 
 
 def _correct_drift(
