@@ -93,7 +93,7 @@ def test_a_loop_reads_one_layer_of_stacked_weights_a_turn():
     found = hlo.traffic(jax.jit(network).lower(x, w).compile().as_text())
     # A product reads one matrix and its input, and writes its output; the rest copies the matrix
     # out of the stack and applies tanh, at most, and counts turns.
-    assert found.products == layers * 4 * (d * d + 2 * n * d)
+    assert found.matmuls == layers * 4 * (d * d + 2 * n * d)
     assert found.rest <= layers * (4 * (2 * d * d + 2 * n * d) + 64) + 2 * 4 * n * d
 
 
@@ -110,7 +110,7 @@ def test_of_a_choice_the_branch_that_moves_most_counts(dear):
 
     on = jax.ShapeDtypeStruct((), bool)
     found = hlo.traffic(jax.jit(choose).lower(on, x, w).compile().as_text())
-    assert found.products == 2 * 4 * (d * d + 2 * n * d)
+    assert found.matmuls == 2 * 4 * (d * d + 2 * n * d)
     assert found.rest >= 2 * 4 * n * d  # the sine
 
 

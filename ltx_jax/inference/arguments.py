@@ -243,10 +243,10 @@ def embedded_captions(
     caption = read("positive", ("prompt_embeds", "prompt_mask"))
     if not needs_negative:
         return [caption]
-    return matched(caption, read("negative", ("negative_embeds", "negative_mask")))
+    return match_captions(caption, read("negative", ("negative_embeds", "negative_mask")))
 
 
-def matched(caption: Caption, negative: Caption) -> list[Caption]:
+def match_captions(caption: Caption, negative: Caption) -> list[Caption]:
     """Pads both to the same number of tokens, and repeats a single negative caption."""
     batch, length = caption.mask.shape
     if negative.mask.shape[0] not in (1, batch):

@@ -35,12 +35,12 @@ from ltx_jax.models.vae import VideoVAE, check_video_shape
 from ltx_jax.runtime import sharding
 
 # The fields of a VAE's configuration that its latents depend on.
-_OF_THE_ENCODER = (
+_ENCODER_SETTINGS = (
     *("encoder_blocks", "in_channels", "latent_channels", "patch_size", "encoder_base_channels"),
     *("norm_layer", "latent_log_var", "spatial_padding_mode", "use_quant_conv"),
 )
 # The fields of the data's configuration that do not affect the encoded data.
-_IN_ANY_WAY = ("threads", "processes", "prefetch")
+_LOADER_SETTINGS = ("threads", "processes", "prefetch")
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def vae_hash(loaded: Checkpoint) -> str:
     """
     if loaded.vae is None:
         raise ValueError("this checkpoint holds no VAE")
-    settings = [(name, getattr(loaded.vae, name)) for name in _OF_THE_ENCODER]
+    settings = [(name, getattr(loaded.vae, name)) for name in _ENCODER_SETTINGS]
     digest = hashlib.sha256(repr(settings).encode())
     for path, leaf in jax.tree.leaves_with_path(loaded.vae_params):
         name = jax.tree_util.keystr(path)
@@ -151,7 +151,7 @@ def encode(
         latent_cache.INDEX,
         {
             **dataclasses.asdict(_encoding(cfg, sizes, loaded, text_encoder)),
-            "data": {name: value for name, value in data.items() if name not in _IN_ANY_WAY},
+            "data": {name: value for name, value in data.items() if name not in _LOADER_SETTINGS},
             "counts": counts,
             "seed": cfg.run.seed,
             "keyframes": keyframes,

@@ -28,7 +28,7 @@ def encode(
     return vae.apply({"params": params}, clip, method="encode")  # pyright: ignore[reportReturnType]
 
 
-class Placing(NamedTuple):
+class StartLayout(NamedTuple):
     """The static arguments of `start`."""
 
     transformer: TransformerConfig
@@ -40,8 +40,8 @@ class Placing(NamedTuple):
     frames: tuple[int, ...]  # the first frame of each condition
 
 
-@functools.partial(jax.jit, static_argnames="placing")
-def start(
+@functools.partial(jax.jit, static_argnames="layout")
+def make_start(
     statistics: LatentStatistics,
     noise: Any,
     first_time: Float[Array, ""],
@@ -49,7 +49,7 @@ def start(
     posteriors: Sequence[Posterior],
     strengths: Sequence[Array],
     *,
-    placing: Placing,
+    layout: StartLayout,
 ) -> tuple[conditioning.Prepared, Rope, TimeGroups | None]:
     """Makes the initial tokens with the conditions, and the rotary tables; if there are conditions,
     also the groups of tokens with equal times.
@@ -62,15 +62,15 @@ def start(
         noise.
       posteriors: posteriors of the conditions' clips.
       strengths: strengths of the conditions.
-      placing: the static arguments.
+      layout: the static arguments.
     """
-    b, cfg = placing.batch, placing.transformer
+    b, cfg = layout.batch, layout.transformer
 
     def draw_latents(posterior: Posterior, name: str) -> Array:
         fresh = noise.draw(name, (b, *posterior.mean.shape[1:]))
         return statistics.normalize(posterior.sample(fresh))
 
-    x = noise.draw("initial", (b, *placing.grid, cfg.in_channels)).astype(jnp.float32)
+    x = noise.draw("initial", (b, *layout.grid, cfg.in_channels)).astype(jnp.float32)
     if isinstance(source, Posterior):
         source = draw_latents(source, "input")
     if source is not None:
@@ -78,20 +78,20 @@ def start(
     encoded = [
         Encoded(draw_latents(posterior, f"posterior/{i}"), strength, frame)
         for i, (posterior, strength, frame) in enumerate(
-            zip(posteriors, strengths, placing.frames, strict=True)
+            zip(posteriors, strengths, layout.frames, strict=True)
         )
     ]
     prepared = conditioning.prepare(
         x,
         encoded,
         noise,
-        temporal_factor=placing.temporal_factor,
-        spatial_factor=placing.spatial_factor,
+        temporal_factor=layout.temporal_factor,
+        spatial_factor=layout.spatial_factor,
         causal=cfg.causal_temporal_positioning,
     )
     # With the sharding that steps return, so that the first step needs no program of its own.
     laid_out = sharding.constrain(prepared.tokens, "batch", "token", None)
-    rope = positions.rope_of(prepared.coords, placing.frame_rate, cfg)
+    rope = positions.rope_of(prepared.coords, layout.frame_rate, cfg)
     groups = None
     if prepared.strength is not None:
         groups = conditioning.time_groups(prepared.strength, jnp.stack([jnp.zeros(()), *strengths]))

@@ -317,7 +317,7 @@ class LTXPipeline:
             elif input_latents is not None:
                 shape = (batch, *size.grid, self.transformer.in_channels)
                 start = arguments.checked("input_latents", input_latents, shape)
-            placing = encode_decode.Placing(
+            layout = encode_decode.StartLayout(
                 self.transformer,
                 batch,
                 size.grid,
@@ -327,14 +327,14 @@ class LTXPipeline:
                 tuple(condition.frame for condition in conditions),
             )
             prepared, rope, groups = self.programs(
-                encode_decode.start,
+                encode_decode.make_start,
                 self.statistics,
                 source,
                 jnp.asarray(times[0]),
                 start,
                 tuple(self._encode(clip) for clip in clips),
                 tuple(jnp.asarray(c.strength, jnp.float32) for c in conditions),
-                placing=placing,
+                layout=layout,
             )
             own, *negative = (
                 denoiser.prepare_context(
@@ -442,7 +442,7 @@ class LTXPipeline:
         caption = Caption(*self.text_encoder.encode(prompts))
         if not needs_negative:
             return [caption]
-        return arguments.matched(
+        return arguments.match_captions(
             caption, Caption(*self.text_encoder.encode([options.negative_prompt]))
         )
 

@@ -188,20 +188,20 @@ def _on_gpu(x: Array, kernel: Array, *, stride: Stride, pad: Pad) -> Array:
     few = max(kernel.shape[-2:]) <= _FEW_CHANNELS
     small = 2 * math.prod(x.shape[:-1]) * kernel.size <= _FEW_OPERATIONS
     if stride == (1, 1, 1) and few and small:
-        return _product_of_windows(x, kernel, pad=pad)
+        return _matmul_over_windows(x, kernel, pad=pad)
     return _native(x, kernel, stride=stride, pad=pad)
 
 
 def _by_onednn(x: Array, kernel: Array, *, stride: Stride, pad: Pad) -> Array:
     # With so few outputs, oneDNN would spend most of the time on reordering the kernel.
     if stride == (1, 1, 1) and 4 * math.prod(x.shape[:-1]) <= kernel.shape[-1]:
-        return _product_of_windows(x, kernel, pad=pad)
+        return _matmul_over_windows(x, kernel, pad=pad)
     # The barrier keeps XLA from fusing additions into oneDNN's call: with an addition of a
     # broadcast array (injected noise), oneDNN uses a reference kernel that is 15 times slower.
     return jax.lax.optimization_barrier(_native(x, kernel, stride=stride, pad=pad))
 
 
-def _product_of_windows(x: Array, kernel: Array, *, pad: Pad) -> Array:
+def _matmul_over_windows(x: Array, kernel: Array, *, pad: Pad) -> Array:
     """Convolution as one matmul of the concatenated pixels of every window with the kernel."""
     x = jnp.pad(x, ((0, 0), (0, 0), *((p, p) for p in pad), (0, 0)))
     *window, c, d = kernel.shape

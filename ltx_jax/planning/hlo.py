@@ -63,13 +63,13 @@ class Traffic:
     """Memory traffic and collectives of a program, per device.
 
     Attributes:
-      products: bytes that instructions with matmuls or convolutions read and write, and bytes that
+      matmuls: bytes that instructions with matmuls or convolutions read and write, and bytes that
         are prefetched during other instructions.
       rest: bytes that all other instructions read and write.
       collectives: the collectives between devices.
     """
 
-    products: float
+    matmuls: float
     rest: float
     collectives: tuple[Collective, ...]
 
@@ -136,12 +136,12 @@ class _Program:
                     self.entry = match[2]
 
     def traffic(self) -> Traffic:
-        products = rest = 0.0
+        matmuls = rest = 0.0
         collectives = []
         for times, instruction, computation in self.run(self.entry, 1):
             moved = times * self._bytes(instruction, computation)
-            if self._holds_products(instruction) or instruction.opcode in _PREFETCHES:
-                products += moved
+            if self._holds_matmuls(instruction) or instruction.opcode in _PREFETCHES:
+                matmuls += moved
             else:
                 rest += moved
             kind = instruction.opcode.removesuffix("-start")
@@ -149,7 +149,7 @@ class _Program:
                 operands = [computation[name].shape for name in instruction.operands]
                 held = sum((_bytes(shape, everywhere=True) for shape in operands), start=0.0)
                 collectives.append(Collective(kind, times, held, group))
-        return Traffic(products, rest, tuple(collectives))
+        return Traffic(matmuls, rest, tuple(collectives))
 
     def run(
         self, name: str, times: int
@@ -186,16 +186,16 @@ class _Program:
         ]
         return max(limits, default=1)
 
-    def _holds_products(self, instruction: _Instruction) -> bool:
+    def _holds_matmuls(self, instruction: _Instruction) -> bool:
         if instruction.opcode in _PRODUCTS:
             return True
         if instruction.opcode == "custom-call":
             return any(f'custom_call_target="{name}' in instruction.text for name in _LIBRARIES)
-        return any(self._computes_products(name) for name in instruction.called)
+        return any(self._computes_matmuls(name) for name in instruction.called)
 
     @functools.cache  # noqa: B019 (a program lives as long as its report takes)
-    def _computes_products(self, name: str) -> bool:
-        return any(map(self._holds_products, self.computations.get(name, {}).values()))
+    def _computes_matmuls(self, name: str) -> bool:
+        return any(map(self._holds_matmuls, self.computations.get(name, {}).values()))
 
     def _bytes(self, instruction: _Instruction, computation: dict[str, _Instruction]) -> float:
         """Bytes of memory that an instruction reads and writes.

@@ -36,27 +36,27 @@ class Roofline:
 
     Attributes:
       compute: all executed matmuls and convolutions, including rematerialised ones.
-      products: memory traffic of the instructions with matmuls or convolutions, and of prefetches;
+      matmuls: memory traffic of the instructions with matmuls or convolutions, and of prefetches;
         it overlaps with `compute`.
       rest: memory traffic of all other instructions.
       interconnect: collectives between devices, which overlap with everything else.
     """
 
     compute: float
-    products: float
+    matmuls: float
     rest: float
     interconnect: float
 
     @property
     def step(self) -> float:
-        return max(max(self.compute, self.products) + self.rest, self.interconnect)
+        return max(max(self.compute, self.matmuls) + self.rest, self.interconnect)
 
     @property
     def bound(self) -> str:
         """The resource that takes most of the time."""
         if self.interconnect >= self.step:
             return "interconnect"
-        memory = self.rest + (self.products if self.products > self.compute else 0.0)
+        memory = self.rest + (self.matmuls if self.matmuls > self.compute else 0.0)
         return "memory" if memory > self.step / 2 else "compute"
 
 
@@ -208,7 +208,7 @@ def _roofline(traffic: Traffic, executed: float, target: Target, mesh: Mesh) -> 
         return None
     return Roofline(
         compute=executed / len(target.devices) / peak,
-        products=traffic.products / chip.bandwidth,
+        matmuls=traffic.matmuls / chip.bandwidth,
         rest=traffic.rest / chip.bandwidth,
         interconnect=sum(target.seconds(x, mesh) for x in traffic.collectives),
     )
