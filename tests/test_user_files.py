@@ -277,7 +277,7 @@ def test_lines_end_at_newlines_alone(tmp_path):
 def test_a_prompts_file_gives_a_video_for_each_line(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_bytes("\ufeffa star\u2028moves\r\n\r\na ring\x0bturns\r\n".encode())
-    videos = outputs.plan(SampleConfig(prompts_file=str(path), output_path=str(tmp_path)))
+    videos = outputs.planned_videos(SampleConfig(prompts_file=str(path), output_path=str(tmp_path)))
     assert [video.prompt for video in videos] == ["a star\u2028moves", "a ring\x0bturns"]
 
 
