@@ -531,11 +531,11 @@ import resource, sys
 import jax
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
-from ltx_jax import sharding
-from ltx_jax.checkpoints import checkpoint
+from ltx_jax.runtime import sharding
+from ltx_jax.checkpoints.load import load_checkpoint
 from ltx_jax.config import MeshConfig
 mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=8))
-loaded = checkpoint.load(sys.argv[1], mesh=mesh)
+loaded = load_checkpoint(sys.argv[1], mesh=mesh)
 leaves = jax.block_until_ready(jax.tree.leaves(loaded.transformer_params))
 size = sum(leaf.nbytes for leaf in leaves)
 print(size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)

@@ -20,13 +20,13 @@ from ltx_jax.train import main as train
 
 # Of the released 2B model but for its widths and depths.
 CONFIG = """
-from ltx_jax.checkpoints import checkpoint
+from ltx_jax.checkpoints.load import load_checkpoint
 from ltx_jax.config import (
     BucketConfig, DataConfig, OptimConfig, PrepareConfig, RunConfig, StoreConfig, TrainTransformer
 )
 
 training = TrainTransformer(
-    model=checkpoint.load({base!r}).transformer,
+    model=load_checkpoint({base!r}).transformer,
     vae={base!r},
     captions="cached",
     text_encoder_path={t5!r},
