@@ -46,7 +46,7 @@ class Network:
 
     @property
     def flop(self) -> float:
-        """Of one forward. Counted with plain attention: a kernel's matmuls cannot be seen."""
+        """FLOP of one forward pass with plain attention: a kernel hides its matmuls."""
         return count_flop(self.by("plain").forward, self.params, *self.inputs)
 
     @property

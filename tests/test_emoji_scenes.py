@@ -90,7 +90,7 @@ def draw(motion, rate, *, glyph=DISC, one=ONE, size=0.4, x=0.0, y=0.0, **changes
 
 
 def centroids(opacity):
-    """Of each frame: x and y in shorter sides from the middle."""
+    """Position in each frame: x and y in shorter sides from the middle."""
     places = (np.arange(96) + 0.5 - 48) / 96
     total = opacity.sum(axis=(1, 2))
     return (opacity.sum(axis=1) @ places) / total, (opacity.sum(axis=2) @ places) / total
@@ -146,7 +146,7 @@ def test_a_zoom_scales_the_emoji_and_its_place(camera, sign):
 
 
 def angles(opacity):
-    """Of the bar in each frame: from its middle to its heavy end, in degrees clockwise."""
+    """Angle of the bar in each frame, from its middle to its heavy end, in degrees clockwise."""
     rows, columns = np.mgrid[:96, :96] + 0.5 - 48.0
     middle = [(opacity * part).sum(axis=(1, 2)) for part in (columns, rows)]
     return np.degrees(np.arctan2(middle[1], middle[0]))

@@ -94,7 +94,7 @@ def test_a_transformer_starts_from_a_file_and_draws_its_text_encoder(kind, sourc
         for more in ([], ["--run.init_from", str(written / kind)])
     ]
     begun = [state for _, state in runs]
-    # Of the VAE's checkpoint nothing else is kept.
+    # Nothing else of the VAE's checkpoint is kept.
     vae = runs[0][0].stage.vae
     assert (vae.transformer, vae.transformer_params) == (None, None)
     check_equal(vae.vae_params, source.vae_params)

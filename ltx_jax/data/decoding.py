@@ -3,6 +3,7 @@
 PyAV reads videos, Pillow reads animations.
 """
 
+import abc
 import contextlib
 import itertools
 import math
@@ -48,7 +49,7 @@ class Facts(NamedTuple):
     steady: bool  # all frames are shown for equally long
 
 
-class Clip:
+class Clip(abc.ABC):
     """A clip that is open.
 
     Attributes:
@@ -59,21 +60,21 @@ class Clip:
     name: str
     rate: Fraction
 
+    @abc.abstractmethod
     def frames(self, start: float | int) -> Generator[Shown, None, None]:
         """Yields every frame that is on the screen at or after `start`, in seconds.
 
         Raises:
           ValueError: if the file is damaged.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def facts(self) -> tuple[Facts, Shown]:
         """Reads the whole file; returns its properties and its first frame.
 
         Raises:
           ValueError: if it holds no frame, or is damaged outside of its frames.
         """
-        raise NotImplementedError
 
 
 @contextlib.contextmanager
