@@ -1,6 +1,7 @@
 """Configs are found by name or path; what is no config is refused unread, with the way out."""
 
 import dataclasses
+import json
 import logging
 import pathlib
 import re
@@ -160,3 +161,24 @@ def test_a_broken_yaml_is_refused_with_its_name(tmp_path, text):
     (tmp_path / "broken.yml").write_text(text)
     with pytest.raises(ValueError, match=r"broken\.yml"):
         config.load_sampling(str(tmp_path / "broken.yml"))
+
+
+@pytest.mark.parametrize("ending", [".json", ".yaml"])
+def test_deep_nesting_and_long_values_are_refused_in_one_short_message(tmp_path, ending):
+    file = tmp_path / f"settings{ending}"
+    file.write_text("[" * 5000)
+    with pytest.raises(ValueError, match="is not readable as"):
+        config.load_sampling(str(file))
+    settings = {"stochastic_sampling": "x" * 10_000}
+    file.write_text(json.dumps({"settings": settings} if ending == ".json" else settings))
+    with pytest.raises(ValueError, match="must be true or false, got 'xxx") as error:
+        config.load_sampling(str(file))
+    assert len(str(error.value)) < 500
+
+
+def test_a_value_where_an_object_or_a_list_belongs_is_refused(tmp_path):
+    file = tmp_path / "settings.json"
+    for name, message in (("second_pass", "an object"), ("conditioning_media_paths", "a list")):
+        file.write_text(json.dumps({"settings": {name: 3}}))
+        with pytest.raises(ValueError, match=message):
+            config.load_sampling(str(file))

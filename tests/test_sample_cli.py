@@ -353,7 +353,7 @@ def condition(path, frame=0, *more):
         (("--checkpoint", "corrupt.safetensors"), "corrupt.safetensors"),
         (("--checkpoint", "other.safetensors"), "other.safetensors"),
         (("--checkpoint", "missing.safetensors"), "missing.safetensors"),
-        (("--embeddings", "corrupt.mp4"), "no .npz of embeddings"),
+        (("--embeddings", "corrupt.mp4"), "corrupt.mp4 is no .npy or .npz"),
         (("--embeddings", "short.npz"), "holds no prompt_mask"),
         (("--embeddings", "flat.npy"), "flat.npy is no .npz of embeddings: it is the .npy of"),
         (("--noise", "flat.npy"), "(b, t, h, w, c)"),

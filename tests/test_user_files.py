@@ -1,6 +1,7 @@
 """Files as users have them: each is read right, or refused by a sentence that names it."""
 
 import os
+import re
 import subprocess
 import sys
 from fractions import Fraction
@@ -319,3 +320,37 @@ print(i + 1, early, peak())
     assert count == 60
     assert late - early < 50  # MiB; one frame of 8K is 50 as stored and 100 as RGB
     assert late < 600
+
+
+@pytest.mark.parametrize(
+    ("name", "mark", "offset", "instead"),
+    [
+        ("a.npy", b"(2, 3)", 1, b"("),  # a header that Python cannot parse
+        ("a.npy", b"'<f4'", 0, b"'|O'"),  # objects, which would be unpickled
+        ("a.npz", b"PK\x01\x02", 6, b"\xff"),  # needs a later version of zip
+        ("a.npz", b"NUMPY", 0, b"M"),
+        ("a.npz", b"PK\x05\x06", 3, b"\x05"),
+    ],
+)
+def test_damaged_arrays_are_refused_by_name(tmp_path, name, mark, offset, instead):
+    path = tmp_path / name
+    (np.save if name.endswith("y") else np.savez)(path, np.ones((2, 3), np.float32))
+    inputs.read_arrays(path)
+    content = path.read_bytes()
+    start = content.index(mark) + offset
+    path.write_bytes(content[:start] + instead + content[start + len(instead) :])
+    with pytest.raises(ValueError, match=f"{name} is no .npy or .npz of numbers"):
+        inputs.read_arrays(path)
+
+
+def test_a_frame_that_claims_to_be_huge_is_said_to_be_too_large(tmp_path):
+    path = tmp_path / "a.gif"
+    first, *others = boxes(3, opaque=True)
+    first.save(path, save_all=True, append_images=others)
+    content = bytearray(path.read_bytes())
+    # The second frame: its control extension, and then its descriptor: a comma, place and size.
+    second = list(re.finditer(rb"\x21\xf9\x04.{4}\x00,", content, re.DOTALL))[1]
+    content[second.end() + 4 : second.end() + 8] = b"\xff" * 4
+    path.write_bytes(bytes(content))
+    with pytest.raises(ValueError, match=r"a\.gif is too large: \d+ megapixels"):
+        video.read_media(path, num_frames=3)

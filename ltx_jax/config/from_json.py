@@ -2,10 +2,14 @@
 
 import dataclasses
 import difflib
+import reprlib
 import types
 import typing
 from collections.abc import Iterable
 from typing import Any
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 100
 
 
 def build(kind: Any, value: Any, where: str) -> Any:
@@ -24,22 +28,24 @@ def build(kind: Any, value: Any, where: str) -> Any:
         return build(_option(args, value), value, where)
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
-            raise ValueError(f"{where} must be an object of settings, got {value!r}")
+            raise ValueError(f"{where} must be an object of settings, got {shown(value)}")
         hints = typing.get_type_hints(kind)
         unknown = sorted(set(value) - set(hints))
         if unknown:
-            raise ValueError(f"{where} has no field {unknown[0]!r}{nearest(unknown[0], hints)}")
+            raise ValueError(
+                f"{where} has no field {shown(unknown[0])}{nearest(unknown[0], hints)}"
+            )
         fields = {name: build(hints[name], v, f"{where}.{name}") for name, v in value.items()}
         return kind(**fields)  # pyright: ignore[reportCallIssue]
     if origin is tuple:
         if not isinstance(value, list):
-            raise ValueError(f"{where} must be a list, got {value!r}")
+            raise ValueError(f"{where} must be a list, got {shown(value)}")
         inner = args[:1] * len(value) if args[1:] == (...,) else args
         return tuple(build(t, v, where) for t, v in zip(inner, value, strict=True))
     if isinstance(value, dict | list):
-        raise ValueError(f"{where} must be a plain value, got {value!r}")
+        raise ValueError(f"{where} must be a plain value, got {shown(value)}")
     if not _fits(kind, value):
-        raise ValueError(f"{where} must be {_describe(kind)}, got {value!r}")
+        raise ValueError(f"{where} must be {_describe(kind)}, got {shown(value)}")
     return float(value) if kind is float else value
 
 
@@ -63,7 +69,7 @@ def _describe(kind: Any) -> str:
 
 
 def _option(kinds: tuple[Any, ...], value: Any) -> Any:
-    """The member of a union that fits a value from JSON; the first plain member if none does."""
+    """The member of a union that fits a value from JSON; else the first that is not None."""
     if isinstance(value, dict):
         return next((kind for kind in kinds if dataclasses.is_dataclass(kind)), Any)
     if isinstance(value, list):
@@ -76,7 +82,13 @@ def _option(kinds: tuple[Any, ...], value: Any) -> Any:
         for kind in kinds
         if not (typing.get_origin(kind) is tuple or dataclasses.is_dataclass(kind))
     ]
-    return next((kind for kind in plain if _fits(kind, value)), plain[0])
+    others = [kind for kind in kinds if kind is not types.NoneType]
+    return next((kind for kind in plain if _fits(kind, value)), others[0])
+
+
+def shown(value: Any) -> str:
+    """A value as an error message shows it: `repr`, with the middle of long values left out."""
+    return _SHORT.repr(value)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from ltx_jax.config.from_json import build, nearest
+from ltx_jax.config.from_json import build, nearest, shown
 from ltx_jax.config.sampling import SampleConfig
 
 _log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def read(path: Path) -> SampleConfig:
 
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path} is not readable as YAML: {error}") from error
     _check_keys(content, (*_RENAMED, *_OF_A_PASS, *_PASSES, *_CHECKED, *IGNORED), str(path))
     ignored = [key for key in IGNORED if key in content]
@@ -73,8 +73,8 @@ def read(path: Path) -> SampleConfig:
     settings |= _precision(content.get("precision", "bfloat16"), path)
     if content.get("sampler") not in (None, "from_checkpoint"):
         raise ValueError(
-            f"{path}: sampler {content['sampler']!r} is not offered: times are laid out as the "
-            "checkpoint says (from_checkpoint), or given one by one (timesteps)"
+            f"{path}: sampler {shown(content['sampler'])} is not offered: times are laid out as "
+            "the checkpoint says (from_checkpoint), or given one by one (timesteps)"
         )
     common = {key: content[key] for key in _OF_A_PASS if key in content}
     match content.get("pipeline_type", "base"):
@@ -84,7 +84,9 @@ def read(path: Path) -> SampleConfig:
         case "multi-scale":
             needs, excludes = (*_PASSES, "downscale_factor", "spatial_upscaler_model_path"), ()
         case kind:
-            raise ValueError(f"{path}: pipeline_type must be base or multi-scale, got {kind!r}")
+            raise ValueError(
+                f"{path}: pipeline_type must be base or multi-scale, got {shown(kind)}"
+            )
     missing = [key for key in needs if key not in content]
     if missing:
         raise ValueError(f"{path} is for two passes (multi-scale) and lacks {', '.join(missing)}")
@@ -107,7 +109,7 @@ def _check_keys(content: Any, known: tuple[str, ...], where: str) -> None:
         raise ValueError(f"{where} must hold keys with values, as official pipeline configs do")
     for key in content:
         if key not in known:
-            raise ValueError(f"{where} has an unknown key {key!r}{nearest(str(key), known)}")
+            raise ValueError(f"{where} has an unknown key {shown(key)}{nearest(str(key), known)}")
 
 
 def _one_pass(settings: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -119,7 +121,7 @@ def _one_pass(settings: dict[str, Any], path: Path) -> dict[str, Any]:
         if mode not in _STG_MODES.values():
             raise ValueError(
                 f"{path}: stg_mode must be one of {', '.join(_STG_MODES.values())}, got "
-                f"{settings['stg_mode']!r}"
+                f"{shown(settings['stg_mode'])}"
             )
         settings["stg_mode"] = mode
     return settings
@@ -133,6 +135,6 @@ def _precision(value: Any, path: Path) -> dict[str, Any]:
         case "float8_e4m3fn":
             return {"linears": "float8"}
     raise ValueError(
-        f"{path}: precision {value!r} is not offered: take bfloat16 or float8_e4m3fn, or set "
+        f"{path}: precision {shown(value)} is not offered: take bfloat16 or float8_e4m3fn, or set "
         "--dtype float32"
     )

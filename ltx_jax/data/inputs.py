@@ -1,4 +1,5 @@
-"""Files of users: checked before a library opens them, listed below a folder, and read as text."""
+"""Files of users: checked before a library opens them, listed below a folder, read as text or
+arrays."""
 
 import codecs
 import dataclasses
@@ -6,10 +7,20 @@ import io
 import os
 import re
 import stat
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 _CAPTION_ENDINGS = (".txt", ".TXT", ".Txt")
+# What numpy raises for damaged files; RuntimeError is of encrypted archives.
+_NO_ARRAYS = (
+    *(ValueError, OSError, EOFError, SyntaxError, RuntimeError, KeyError),
+    *(tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +115,23 @@ def read_lines(path: str | os.PathLike) -> list[str]:
       ValueError: as `read_text`.
     """
     return [line.strip() for line in read_text(path).split("\n")]
+
+
+def read_arrays(path: str | os.PathLike) -> np.ndarray | dict[str, np.ndarray]:
+    """Reads the array of a .npy file, or those of a .npz file by name; nothing is unpickled.
+
+    Raises:
+      ValueError: naming the file, if there is none, or it is damaged or holds something else.
+    """
+    check_regular(path)
+    try:
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            return file
+        with file:
+            return dict(file)
+    except _NO_ARRAYS as error:
+        raise ValueError(f"{path} is no .npy or .npz of numbers: {error}") from error
 
 
 def read_caption(path: str | os.PathLike, *, allow_empty: bool = False) -> str:

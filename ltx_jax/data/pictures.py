@@ -20,10 +20,10 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "HEIF")
 # preview of a photograph, or the pages of a TIFF.
 _ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1")
-# What Pillow's readers raise for damaged files.
+# What Pillow's readers raise for damaged files; AVIF's raises RuntimeError.
 _DAMAGE = (
     *(OSError, EOFError, SyntaxError, ValueError, IndexError, KeyError, OverflowError),
-    *(struct.error, zlib.error),
+    *(RuntimeError, struct.error, zlib.error, Image.DecompressionBombError),
 )
 
 # Pillow warns from half of its limit on.
@@ -64,10 +64,6 @@ def _open(path: inputs.File) -> Iterator[Image.Image | None]:
         image = Image.open(inputs.handle(path), formats=formats)
     except Image.UnidentifiedImageError:
         pass
-    except Image.DecompressionBombError as error:
-        # There is no picture object to ask for the size, but the message contains it.
-        check_size(path, int(re.findall("[0-9]+", str(error))[0]))
-        raise
     except _DAMAGE as error:
         raise _damaged(path, error) from error
     with image or contextlib.nullcontext():
@@ -78,6 +74,9 @@ def _open(path: inputs.File) -> Iterator[Image.Image | None]:
 
 
 def _damaged(path: inputs.File, error: Exception) -> ValueError:
+    if isinstance(error, Image.DecompressionBombError):
+        # There may be no picture object to ask for the size, but the message contains it.
+        check_size(path, int(re.findall("[0-9]+", str(error))[0]))
     return ValueError(f"{path} is a damaged or unreadable image: {error}")
 
 

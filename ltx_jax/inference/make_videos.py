@@ -8,7 +8,6 @@ are loaded. Video files are written atomically. A JSON file beside each video ho
 import contextlib
 import sys
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,7 +19,7 @@ import rich.progress
 from ltx_jax import config
 from ltx_jax.checkpoints import hub
 from ltx_jax.config import MeshConfig, SampleConfig, sampling_options
-from ltx_jax.data import video, writing
+from ltx_jax.data import inputs, video, writing
 from ltx_jax.data.contact_sheet import contact_sheet
 from ltx_jax.inference import outputs
 from ltx_jax.runtime import compiled, files
@@ -94,16 +93,10 @@ def read_embeddings(path: str) -> dict[str, np.ndarray]:
     Raises:
       ValueError: if the file is no such .npz.
     """
-    if not Path(path).is_file():
-        raise ValueError(f"--embeddings: there is no file {path}")
-    try:
-        file = np.load(path, allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise ValueError("it is the .npy of a single array")
-        with file:
-            arrays = {name: file[name] for name in EMBEDDINGS if name in file}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is no .npz of embeddings: {error}") from error
+    arrays = inputs.read_arrays(path)
+    if isinstance(arrays, np.ndarray):
+        raise ValueError(f"{path} is no .npz of embeddings: it is the .npy of a single array")
+    arrays = {name: arrays[name] for name in EMBEDDINGS if name in arrays}
     for required in EMBEDDINGS[:2]:
         if required not in arrays:
             raise ValueError(f"{path} holds no {required}; expected {', '.join(EMBEDDINGS)}")
@@ -120,12 +113,7 @@ def read_noise(path: str) -> np.ndarray:
     Raises:
       ValueError: if the file is no such .npy.
     """
-    if not Path(path).is_file():
-        raise ValueError(f"--noise: there is no file {path}")
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path} is no .npy of numbers: {error}") from error
+    array = inputs.read_arrays(path)
     if not isinstance(array, np.ndarray) or array.ndim != 5:
         raise ValueError(f"{path} must hold one array (b, t, h, w, c) of initial noise")
     return array
