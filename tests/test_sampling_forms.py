@@ -22,6 +22,7 @@ from test_pipeline import (  # noqa: F401
     text_encoder,
 )
 
+from ltx_jax.config import TransformerConfig
 from ltx_jax.diffusion import calibration, sampler
 from ltx_jax.diffusion.conditioning import Condition
 from ltx_jax.inference.pipeline import LTXPipeline
@@ -101,13 +102,18 @@ class Wider(transformer.Context):
 
 
 def test_a_further_conditioning_is_passed_by_its_name(pipe, text_encoder, monkeypatch):
-    monkeypatch.setattr("ltx_jax.inference.pipeline.Context", Wider)
     camera = np.ones((1, 3), np.float32)
-    inputs = pipe.prepare(PROMPTS[0], SMALL, context={"camera": camera}).inputs
-    np.testing.assert_array_equal(inputs.context.camera, camera)
-    np.testing.assert_array_equal(inputs.negative.camera, camera)
-    with pytest.raises(ValueError, match=r"no field \['lens'\]; it has .*'camera'"):
-        pipe.prepare(PROMPTS[0], SMALL, context={"lens": camera})
+    with pytest.raises(ValueError, match="takes no input 'camera'; besides captions it takes none"):
+        pipe.prepare(PROMPTS[0], SMALL, context={"camera": camera})
+    monkeypatch.setattr("ltx_jax.inference.pipeline.Context", Wider)
+    monkeypatch.setattr(TransformerConfig, "context_shapes", {"camera": (3,), "lens": ()})
+    inputs = pipe.prepare(PROMPTS, SMALL, context={"camera": camera}).inputs
+    np.testing.assert_array_equal(inputs.context.camera, np.ones((2, 3)))
+    np.testing.assert_array_equal(inputs.negative.camera, np.zeros((2, 3)))  # unknown
+    with pytest.raises(ValueError, match=r"takes no input 'zoom'; .* \['camera', 'lens'\]"):
+        pipe.prepare(PROMPTS[0], SMALL, context={"zoom": camera})
+    with pytest.raises(ValueError, match=r"'camera' has the shape \(3, 3\), .* takes \(2, 3\)"):
+        pipe.prepare(PROMPTS, SMALL, context={"camera": np.ones((3, 3))})
     fast = LTXPipeline(golden_traces.checkpoint(), text_encoder, dtype="float32", fast=True)
     with pytest.raises(ValueError, match="conditioning camera: sample with fast=False"):
         fast.prepare(PROMPTS[0], SMALL, context={"camera": camera})

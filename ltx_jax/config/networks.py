@@ -70,6 +70,17 @@ class TransformerConfig:
         """Model width: heads times channels per head."""
         return self.num_attention_heads * self.attention_head_dim
 
+    @property
+    def context_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The network's further inputs: the fields of `models.transformer.Context` beyond captions
+        and positions, by name, each with its shape for one clip.
+
+        Training data, stored latents and the sampler pass them on under these names, as float32.
+        Zeros mean "unknown": they replace the input wherever training drops the caption, and for
+        the negative caption of guidance.
+        """
+        return {}
+
 
 @dataclasses.dataclass(frozen=True)
 class BlockConfig:

@@ -1,6 +1,8 @@
 """Data sets of stored latents and caption embeddings, which `ltx_jax.encode` writes."""
 
 import os
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,12 +15,17 @@ KIND = "latents"
 INDEX = np.dtype([("bucket", np.int32)])  # position of an example's bucket in `Encoding.buckets`
 
 
-def latent_features(channels: int, embedding_width: int | None) -> dict[str, Any]:
+def latent_features(
+    channels: int,
+    embedding_width: int | None,
+    context_shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+) -> dict[str, Any]:
     """TFDS features of a data set of latents.
 
     Args:
       channels: number of channels of the latents, without the log-variance.
       embedding_width: width of the caption embeddings; None if none are stored.
+      context_shapes: shapes of the entries of `Example.context`.
     """
     import tensorflow_datasets as tfds
 
@@ -26,7 +33,11 @@ def latent_features(channels: int, embedding_width: int | None) -> dict[str, Any
         encoding = "bytes" if dtype == np.float16 else "none"
         return tfds.features.Tensor(shape=shape, dtype=dtype, encoding=encoding)
 
-    embedding = {} if embedding_width is None else {"embedding": tensor(None, embedding_width)}
+    further = {} if embedding_width is None else {"embedding": tensor(None, embedding_width)}
+    if context_shapes:
+        further["context"] = {
+            name: tensor(*shape, dtype=np.float32) for name, shape in context_shapes.items()
+        }
     return {
         # Concatenated latent frames: the clip's, its keyframes', its short clips'. The channels are
         # those of the mean and then the log-variance.
@@ -35,7 +46,7 @@ def latent_features(channels: int, embedding_width: int | None) -> dict[str, Any
         "clip_numbers": tensor(None, dtype=np.int32),
         "caption": tfds.features.Text(),
         "frame_rate": tfds.features.Scalar(np.float32),
-        **embedding,
+        **further,
     }
 
 
@@ -65,6 +76,8 @@ def to_row(example: Example, bucket: int) -> tuple[dict[str, Any], tuple[int]]:
     }
     if example.embedding is not None:
         row["embedding"] = example.embedding
+    if example.context:
+        row["context"] = dict(example.context)
     return row, (bucket,)
 
 
@@ -88,6 +101,7 @@ def from_row(row: dict[str, Any]) -> Example:
         row["frame_rate"],
         latents=latents,
         embedding=row.get("embedding"),
+        context=row.get("context", {}),
     )
 
 
@@ -130,7 +144,8 @@ class LatentSource:
             return self._cache[number]
         row = self._records[number]
         example = from_row(row)
-        size = sum(value.nbytes for value in row.values() if isinstance(value, np.ndarray))
+        arrays = (*row.values(), *example.context.values())
+        size = sum(value.nbytes for value in arrays if isinstance(value, np.ndarray))
         if size <= self._free_bytes:
             self._free_bytes -= size
             self._cache[number] = example

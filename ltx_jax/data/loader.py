@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import logging
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,8 @@ class Batch:
     frames: UInt8[np.ndarray, "b t h w 3"] | None = None  # pixels; None if there are latents
     latents: StoredLatents | None = None  # None if there are pixels
     embeddings: tuple[Float16[np.ndarray, "_ c"], ...] | None = None  # of captions, unpadded
+    # The entries of `Example.context` that all examples have.
+    context: Mapping[str, Float32[np.ndarray, "b ..."]] = dataclasses.field(default_factory=dict)
 
 
 class Loader:
@@ -159,16 +161,23 @@ class Loader:
 
     def _stack(self, step: int, examples: Sequence[Example]) -> Batch:
         plan = self.plan(step)
-        first = examples[0]
-        return Batch(
-            self._cfg.sizes[plan.bucket],
-            plan.pattern,
-            tuple(_each(examples, "caption")),
-            np.array(_each(examples, "frame_rate"), np.float32),
-            None if first.frames is None else np.stack(_each(examples, "frames")),
-            None if first.latents is None else _stack_latents(_each(examples, "latents")),
-            None if first.embedding is None else tuple(_each(examples, "embedding")),
-        )
+        return stack(self._cfg.sizes[plan.bucket], plan.pattern, examples)
+
+
+def stack(bucket: BucketConfig, pattern: ConditionPattern, examples: Sequence[Example]) -> Batch:
+    """Makes a batch of examples of one bucket."""
+    first, contexts = examples[0], _each(examples, "context")
+    names = [name for name in first.context if all(name in context for context in contexts)]
+    return Batch(
+        bucket,
+        pattern,
+        tuple(_each(examples, "caption")),
+        np.array(_each(examples, "frame_rate"), np.float32),
+        None if first.frames is None else np.stack(_each(examples, "frames")),
+        None if first.latents is None else _stack_latents(_each(examples, "latents")),
+        None if first.embedding is None else tuple(_each(examples, "embedding")),
+        {name: np.stack([context[name] for context in contexts]) for name in names},
+    )
 
 
 def _batch_reader(

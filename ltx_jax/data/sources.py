@@ -1,10 +1,11 @@
 """The interface of sources of training examples, and the procedural world as a source."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float16, Int32, UInt8
+from jaxtyping import Float16, Float32, Int32, UInt8
 
 from ltx_jax.config import BucketConfig, DataConfig
 from ltx_jax.world import render, scenes
@@ -40,6 +41,35 @@ class Example:
     frames: UInt8[np.ndarray, "t h w 3"] | None = None
     latents: StoredLatents | None = None
     embedding: Float16[np.ndarray, "m c"] | None = None  # embedding of the caption
+    # Further inputs of a network by name, as in `TransformerConfig.context_shapes`.
+    context: Mapping[str, Float32[np.ndarray, "..."]] = dataclasses.field(default_factory=dict)
+
+
+def select_context(
+    entries: Mapping[str, Float32[np.ndarray, "..."]], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Float32[np.ndarray, "..."]]:
+    """The further inputs that a network takes, out of those of an example or a batch.
+
+    Args:
+      entries: arrays by name, with or without a batch axis.
+      shapes: `TransformerConfig.context_shapes`.
+
+    Raises:
+      ValueError: if an input is missing or has another shape.
+    """
+    for name, shape in shapes.items():
+        if name not in entries:
+            raise ValueError(
+                f"the network takes the input {name!r} and not all of the data have it: take data "
+                f"that do (encode latents with this config), or a network without it"
+            )
+        actual = entries[name].shape
+        if actual[len(actual) - len(shape) :] != shape:
+            raise ValueError(
+                f"the network takes the input {name!r} with the shape {shape} for each clip, and "
+                f"that of the data is {actual}"
+            )
+    return {name: entries[name] for name in shapes}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +173,12 @@ class World:
             fps=frame_rate,
             motions=self._motions,
         )
-        return Example(clip.caption, frame_rate, clip.frames)
+        return world_example(clip, frame_rate)
+
+
+def world_example(clip: render.WorldClip, frame_rate: float) -> Example:
+    """A clip of the procedural world as an example."""
+    return Example(clip.caption, frame_rate, clip.frames)
 
 
 def is_endless(path: str) -> bool:

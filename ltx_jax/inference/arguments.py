@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Shaped
@@ -14,7 +13,6 @@ from jaxtyping import Array, Float32, Shaped
 from ltx_jax.config import SamplingConfig
 from ltx_jax.diffusion import conditioning, flow
 from ltx_jax.diffusion.conditioning import Condition
-from ltx_jax.models.transformer import Context
 
 _log = logging.getLogger(__name__)
 
@@ -266,14 +264,30 @@ def match_captions(caption: Caption, negative: Caption) -> list[Caption]:
     return [fitted(caption, batch), fitted(negative, batch)]
 
 
-def with_fields(context: Context, fields: Mapping[str, Any]) -> Context:
-    """The context with additional fields set.
+def context_fields(
+    given: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], batch: int
+) -> dict[str, Float32[Array, "b ..."]]:
+    """The further inputs of the network, one row per video.
+
+    Args:
+      given: arrays by name, with a batch axis of 1 or `batch`.
+      shapes: `TransformerConfig.context_shapes`.
+      batch: number of videos.
 
     Raises:
-      ValueError: for a field that the network's context does not have.
+      ValueError: for an input that the network does not take, or one of a wrong shape.
     """
-    names = [field.name for field in dataclasses.fields(context)]
-    unknown = [name for name in fields if name not in names]
-    if unknown:
-        raise ValueError(f"the network's context has no field {unknown}; it has {names}")
-    return dataclasses.replace(context, **jax.tree.map(jnp.asarray, dict(fields)))
+    fields = {}
+    for name, value in given.items():
+        if name not in shapes:
+            raise ValueError(
+                f"this network takes no input {name!r}; besides captions it takes "
+                f"{sorted(shapes) or 'none'}: leave it out, or take a network trained with it"
+            )
+        value, shape = jnp.asarray(value, jnp.float32), (batch, *shapes[name])
+        if value.shape not in (shape, (1, *shapes[name])):
+            raise ValueError(
+                f"the input {name!r} has the shape {value.shape}, and this run takes {shape}"
+            )
+        fields[name] = jnp.broadcast_to(value, shape)
+    return fields

@@ -28,7 +28,7 @@ from ltx_jax.checkpoints.load import load_checkpoint
 from ltx_jax.config import BucketConfig, ExecutionConfig, TrainTransformer, VAEConfig
 from ltx_jax.data.loader import open_source
 from ltx_jax.data.read_ahead import read_ahead
-from ltx_jax.data.sources import Encoding, Example, Source, StoredLatents
+from ltx_jax.data.sources import Encoding, Example, Source, StoredLatents, select_context
 from ltx_jax.inference.text_encoder import TextEncoder
 from ltx_jax.models import convolution
 from ltx_jax.models.vae import VideoVAE, check_video_shape
@@ -144,10 +144,11 @@ def encode(
     shards = list(_shards(counts, shard_size))
     data = dataclasses.asdict(cfg.data)
     embedding_width = None if text_encoder is None else text_encoder.cfg.d_model
+    context_shapes = cfg.model.context_shapes
     made = dataset.DatasetWriter(
         output,
         latent_cache.KIND,
-        latent_cache.latent_features(loaded.vae.latent_channels, embedding_width),
+        latent_cache.latent_features(loaded.vae.latent_channels, embedding_width, context_shapes),
         latent_cache.INDEX,
         {
             **dataclasses.asdict(_encoding(cfg, sizes, loaded, text_encoder)),
@@ -156,6 +157,8 @@ def encode(
             "seed": cfg.run.seed,
             "keyframes": keyframes,
             "shard_size": shard_size,
+            # Left out if empty, so that data sets without further inputs keep their description.
+            **({"context_shapes": context_shapes} if context_shapes else {}),
         },
     )
     encoder = _Encoder(cfg, loaded, loaded.vae, sources, text_encoder, keyframes, mesh)
@@ -244,9 +247,7 @@ def _embed(text_encoder: TextEncoder, captions: Sequence[str]) -> list[Float16[n
 class _Cut(NamedTuple):
     """An example in pixels, and the first frames of the short clips to encode separately."""
 
-    frames: Any
-    caption: str
-    frame_rate: float
+    example: Example
     clip_starts: np.ndarray
 
 
@@ -285,7 +286,7 @@ class _Encoder:
             except ValueError as error:
                 return error
             starts = clip_starts(size.num_frames, self._factor, rng)
-            return _Cut(example.frames, example.caption, example.frame_rate, starts)
+            return _Cut(example, starts)
 
         ahead = data.prefetch * batch_size
         found = read_ahead(read, shard.first, shard.last, threads=data.threads, ahead=ahead)
@@ -304,19 +305,19 @@ class _Encoder:
     def _encode(self, size: BucketConfig, batch: Sequence[_Cut]) -> list[Example]:
         numbers = keyframe_numbers(size.num_frames, self._keyframes)
         starts = np.stack([cut.clip_starts for cut in batch])
-        frames = np.stack([cut.frames for cut in batch])
+        frames = np.stack([cut.example.frames for cut in batch])
         where = NamedSharding(self._mesh, sharding.spec(("batch",)))
         with sharding.use_mesh(self._mesh):
             placed = jax.device_put((frames, starts), where)
             found = jax.device_get(self._program(self._params, *placed, numbers))
         if not all(np.isfinite(part).all() for part in found):
             raise ValueError(f"the VAE of {self._cfg.vae} makes latents that float16 cannot hold")
-        captions = [cut.caption for cut in batch]
+        captions = [cut.example.caption for cut in batch]
         embeddings = _embed(self._text_encoder, captions) if self._text_encoder else None
         return [
-            Example(
-                cut.caption,
-                cut.frame_rate,
+            dataclasses.replace(
+                cut.example,
+                frames=None,
                 latents=StoredLatents(
                     mean=latents[..., :-1],
                     logvar=latents[..., -1:],
@@ -326,6 +327,7 @@ class _Encoder:
                     clip_numbers=cut.clip_starts,
                 ),
                 embedding=None if embeddings is None else embeddings[i],
+                context=select_context(cut.example.context, self._cfg.model.context_shapes),
             )
             for i, (cut, latents, keyframes, clips) in enumerate(zip(batch, *found, strict=True))
         ]

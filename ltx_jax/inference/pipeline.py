@@ -227,8 +227,9 @@ class LTXPipeline:
           input_latents: the same input, as normalised latents (b, t, h, w, c).
           embeddings: instead of prompts: prompt_embeds (b, m, d) and prompt_mask (b, m), and for
             guidance negative_embeds and negative_mask, with a batch axis of b or 1.
-          context: additional fields of the network's `Context`, for networks with more conditioning
-            than captions and positions; the negative captions get the same.
+          context: further inputs of the network by name, with a batch axis of b or 1, for networks
+            that have some (`TransformerConfig.context_shapes`). One that is left out is unknown,
+            and so are all for the negative captions.
           noise: initial noise (b, t, h, w, c) that replaces the seed's, or a `NoiseSource`.
           first_sample: index of the first prompt in its run. Sample i does not depend on the others
             of its batch, so prompts[4:] with first_sample=4 give the same videos as in one batch.
@@ -336,13 +337,13 @@ class LTXPipeline:
                 tuple(jnp.asarray(c.strength, jnp.float32) for c in conditions),
                 layout=layout,
             )
+            fields = arguments.context_fields(context, self.transformer.context_shapes, batch)
+            unknown = jax.tree.map(jnp.zeros_like, fields)
             own, *negative = (
                 denoiser.prepare_context(
-                    self.params,
-                    arguments.with_fields(Context(*caption, rope, groups), context),
-                    self._call,
+                    self.params, Context(*caption, rope, groups, **further), self._call
                 )
-                for caption in captions
+                for caption, further in zip(captions, (fields, unknown), strict=False)
             )
         padded_times, scales = sampler.per_step(times, schedule)
         image_noise = options.image_cond_noise_scale

@@ -79,7 +79,8 @@ class TimeGroups:
 @struct.dataclass
 class Context:
     """The inputs of the network besides tokens and times. They are the same in every step of a
-    sampling run. A new kind of conditioning is added as a field.
+    sampling run. A new kind of conditioning is added as a field whose default is None, and declared
+    in `TransformerConfig.context_shapes`.
 
     Attributes:
       caption: embeddings (b, m, c) from the text encoder.
@@ -98,7 +99,8 @@ class Context:
 def example_inputs(cfg: TransformerConfig) -> tuple[Array, Array, Context]:
     """The smallest valid tokens (b, n, c), times (b, 1) and context, for `init`."""
     table = jnp.ones((1, 2, cfg.width // 2))
-    context = Context(jnp.zeros((1, 1, cfg.caption_channels)), None, (table, table))
+    fields = {name: jnp.zeros((1, *shape)) for name, shape in cfg.context_shapes.items()}
+    context = Context(jnp.zeros((1, 1, cfg.caption_channels)), None, (table, table), **fields)
     return jnp.zeros((1, 2, cfg.in_channels)), jnp.ones((1, 1)), context
 
 

@@ -4,11 +4,9 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from ltx_jax.config import BucketConfig, DataConfig, RunConfig, SourceConfig
-from ltx_jax.data.loader import Batch, Loader, StoredLatents
-from ltx_jax.data.sources import Encoding
+from ltx_jax.data.loader import Batch, Loader, stack
+from ltx_jax.data.sources import Encoding, StoredLatents, world_example
 from ltx_jax.world import render
 
 
@@ -50,7 +48,7 @@ def read_validation_clips(
 
 def _world_clips(size: BucketConfig, frame_rates: tuple[float, ...]) -> Batch:
     rates = [frame_rates[i % len(frame_rates)] for i in range(size.batch_size)]
-    clips = [
+    clips = (
         render.clip(
             i,
             split="held_out",
@@ -60,14 +58,8 @@ def _world_clips(size: BucketConfig, frame_rates: tuple[float, ...]) -> Batch:
             fps=rate,
         )
         for i, rate in enumerate(rates)
-    ]
-    return Batch(
-        size,
-        "none",
-        tuple(clip.caption for clip in clips),
-        np.array(rates, np.float32),
-        np.stack([clip.frames for clip in clips]),
     )
+    return stack(size, "none", list(map(world_example, clips, rates)))
 
 
 def select_examples(batch: Batch, chosen: Sequence[int]) -> Batch:
@@ -77,9 +69,10 @@ def select_examples(batch: Batch, chosen: Sequence[int]) -> Batch:
         if isinstance(value, tuple):
             return tuple(value[i] for i in chosen)
         if isinstance(value, StoredLatents):
-            fields = dataclasses.asdict(value)
-            return StoredLatents(**{name: take(array) for name, array in fields.items()})
+            return StoredLatents(**take(dataclasses.asdict(value)))
+        if isinstance(value, dict):
+            return {name: take(array) for name, array in value.items()}
         return None if value is None else value[list(chosen)]
 
-    names = ("captions", "frame_rate", "frames", "latents", "embeddings")
+    names = ("captions", "frame_rate", "frames", "latents", "embeddings", "context")
     return dataclasses.replace(batch, **{name: take(getattr(batch, name)) for name in names})

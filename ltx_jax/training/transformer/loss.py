@@ -207,13 +207,10 @@ class FlowModel:
     def context(
         self, params: Any, batch: Mapping[str, Any], coords: Int[Array, "b n 3"]
     ) -> Context:
-        """Makes the network's context for a batch, given the pixel coordinates of its tokens.
-
-        A new kind of conditioning is added here, from its own entry in the batch.
-        """
+        """Makes the network's context for a batch, given the pixel coordinates of its tokens."""
         caption, mask = self.captions.embed(params, batch["captions"])
         rope = positions.rope_of(coords, batch["frame_rate"], self.denoiser.cfg)
-        return Context(caption, mask, rope)
+        return Context(caption, mask, rope, **batch["context"])
 
     def velocity(
         self,
@@ -241,8 +238,8 @@ def flow_loss(
     Args:
       model: the networks.
       params: parameters of the trained networks.
-      batch: "video", moments of the posterior (b, t, h, w, c); "conditions"; "captions" and
-        "frame_rate", which the context is made from.
+      batch: "video", moments of the posterior (b, t, h, w, c); "conditions"; "captions",
+        "frame_rate" and "context", which the context is made from.
       key: random key of this step.
       cfg: distribution of the times and conditions.
       kept: for each latent grid, how many of a video's own tokens the network sees.

@@ -1,4 +1,4 @@
-"""The sources of a batch's caption embeddings and latents.
+"""The sources of a batch's caption embeddings, further inputs and latents.
 
 Caption embeddings come from a text encoder in training, from a frozen one, or are stored with the
 data. Latents are stored with the data, or encoded from each batch of pixels.
@@ -7,18 +7,18 @@ data. Latents are stored with the data, or encoded from each batch of pixels.
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float16, UInt8
+from jaxtyping import Array, Bool, Float16, Float32, UInt8
 
 from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.config import DataConfig, ExecutionConfig, TrainTransformer, VAEConfig
-from ltx_jax.data.sources import Encoding, is_endless
+from ltx_jax.data.sources import Encoding, is_endless, select_context
 from ltx_jax.inference import text_encoder
 from ltx_jax.inference.text_encoder import ByteTokenizer, TextEncoder
 from ltx_jax.models import convolution
@@ -179,6 +179,28 @@ def _unchanged(params: Any, arrays: Any) -> tuple[Any, Any]:
 
 def _drop(captions: Sequence[str], dropped: Bool[np.ndarray, " b"]) -> list[str]:
     return ["" if no else caption for caption, no in zip(captions, dropped, strict=True)]
+
+
+def read_context(
+    entries: Mapping[str, Float32[np.ndarray, "b ..."]],
+    shapes: Mapping[str, tuple[int, ...]],
+    dropped: Dropped,
+) -> dict[str, Float32[np.ndarray, "b ..."]]:
+    """The further inputs of the network for a batch: unknown, that is zero, where `dropped`.
+
+    Args:
+      entries: those of the batch.
+      shapes: `TransformerConfig.context_shapes`.
+      dropped: the examples whose caption is dropped.
+
+    Raises:
+      ValueError: if the batch lacks an input of the network.
+    """
+    context = select_context(entries, shapes)
+    for name, values in context.items():
+        context[name] = values.copy()
+        context[name][dropped] = 0
+    return context
 
 
 def latent_sampler(checkpoint: Checkpoint, vae: VAEConfig) -> Callable[[Moments, Array], Array]:

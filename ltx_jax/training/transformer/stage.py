@@ -167,6 +167,10 @@ class TransformerStage(Stage):
             "conditions": Conditions(number if patterns else None, items),
             "frame_rate": jax.ShapeDtypeStruct((b,), jnp.float32),
             "captions": sources.caption_shapes(cfg, b),
+            "context": {
+                name: jax.ShapeDtypeStruct((b, *shape), jnp.float32)
+                for name, shape in cfg.model.context_shapes.items()
+            },
         }
         return batches.split_shapes(self.mesh, batch)
 
@@ -192,11 +196,13 @@ class TransformerStage(Stage):
             ConditionItem(self._moments(item.video, place), place(item.frame))
             for item in conditions.items
         )
+        context = sources.read_context(batch.context, self.cfg.model.context_shapes, dropped)
         return {
             "video": self._moments(_pixels_or_moments(batch), place),
             "conditions": Conditions(prefix, tuple(items)),
             "frame_rate": place(batch.frame_rate),
             "captions": self._captions.read(batch.captions, batch.embeddings, dropped, place),
+            "context": place(context),
         }
 
     def tokens(self, batch: dict[str, Any]) -> int:

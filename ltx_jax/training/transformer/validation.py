@@ -58,7 +58,7 @@ def losses_at_times(
 class FlowValidator:
     """Computes losses at fixed times, and samples videos, for held-out clips.
 
-    Uses the averaged parameters and the same noise in every validation. The caption is the only
+    Uses the averaged parameters and the same noise in every validation. No frame of the clips is a
     condition.
 
     Args:
@@ -116,7 +116,7 @@ class FlowValidator:
             with sharding.use_mesh(self._mesh):
                 losses.append(np.asarray(self._measure(state.ema, one, jax.random.key(i))))
             name = f"sample {i}: {textwrap.shorten(text, 60)}"
-            videos[name] = self._video(state.ema, one["captions"], empty, clips, i)
+            videos[name] = self._video(state.ema, one, empty, clips, i)
         means = np.mean(losses, axis=0)
         scalars = {"val_loss": float(means.mean())}
         scalars |= {f"val_loss_at/{t}": float(x) for t, x in zip(TIMES, means, strict=True)}
@@ -137,7 +137,8 @@ class FlowValidator:
     def _velocity(self, params: Any, context: Any, x: Array, t: Array) -> Array:
         return self._model.velocity(params, x, t, context)
 
-    def _video(self, params: Any, captions: Any, empty: Any, clips: Batch, i: int) -> LoggedVideo:
+    def _video(self, params: Any, one: Any, empty: Any, clips: Batch, i: int) -> LoggedVideo:
+        """Samples a video of clip `i`, whose step inputs are `one`."""
         options = dataclasses.replace(
             self._cfg.sampling_settings(),
             num_frames=clips.bucket.num_frames,
@@ -148,8 +149,9 @@ class FlowValidator:
             seed=self._cfg.run.seed,
         )
         with sharding.use_mesh(self._mesh):
-            texts = (*self._embed(params, captions), *self._embed(params, empty))
+            texts = (*self._embed(params, one["captions"]), *self._embed(params, empty))
         self._pipeline.params = self._pipeline.denoiser.prepare(params["transformer"])
         embeddings: dict[str, Any] = dict(zip(EMBEDDINGS, texts, strict=True))
-        video = self._pipeline(None, options, embeddings=embeddings, first_sample=i)
+        inputs: dict[str, Any] = dict(embeddings=embeddings, context=one["context"])
+        video = self._pipeline(None, options, **inputs, first_sample=i)
         return LoggedVideo(video[0], options.frame_rate)
