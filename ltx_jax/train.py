@@ -9,7 +9,8 @@ from ltx_jax.runtime import cli
 USAGE = """usage: {program} CONFIG [--GROUP.FIELD VALUE ...] [--profile] [--evaluate]
        [--plan TARGET]
 
-  CONFIG                a config that ships (ltxv_2b), or a Python file: FILE.py or FILE.py:NAME
+  CONFIG                the name of a config that ships (ltxv_2b), or a Python file: FILE.py or
+                        FILE.py:NAME
   --GROUP.FIELD VALUE   another value for one of its settings
   --profile             also write a profiler trace of a few steps to RUN/profile
   --evaluate            do not train: validate the latest checkpoint and print the metrics
@@ -34,7 +35,9 @@ def main(arguments: list[str]) -> None:
     options, overrides = parser.parse_known_args(arguments[1:])
     cfg = config.load(arguments[0], overrides, program=program)
     if not isinstance(cfg, config.TrainConfig):
-        raise ValueError(f"{arguments[0]} holds a {type(cfg).__name__}: nothing to train")
+        raise ValueError(
+            f"{arguments[0]} holds a {type(cfg).__name__}, which is not a training config"
+        )
 
     if options.plan:
         from ltx_jax.planning import plan

@@ -67,7 +67,7 @@ def official(cfg: SampleConfig) -> dict:
 
     def one_pass(options):
         names = {field.name for field in dataclasses.fields(SamplingConfig)}
-        names &= set(official_yaml._OF_A_PASS)
+        names &= set(official_yaml._PASS_KEYS)
         content = {name: getattr(options, name) for name in names}
         return {name: value for name, value in content.items() if value is not None}
 
@@ -129,8 +129,8 @@ def test_what_stands_outside_the_passes_holds_for_both_and_official_defaults_fil
         ({"second_pass": [1]}, "second_pass must hold keys"),
         ({"pipeline_type": "base"}, "one pass (base) and has first_pass, second_pass, downscale"),
         ({"pipeline_type": "other"}, "base or multi-scale, got 'other'"),
-        ({"sampler": "uniform"}, "sampler 'uniform' is not offered"),
-        ({"precision": "mixed_precision"}, "precision 'mixed_precision' is not offered"),
+        ({"sampler": "uniform"}, "sampler 'uniform' is not supported"),
+        ({"precision": "mixed_precision"}, "precision 'mixed_precision' is not supported"),
         ({"second_pass": {"stg_mode": "stg_x"}}, "stg_mode must be one of attention_values, "),
         (
             {"first_pass": {"decode_timestep": "early"}},

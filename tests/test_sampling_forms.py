@@ -85,12 +85,12 @@ def test_a_network_that_the_fast_form_does_not_know_samples_by_the_plain_form(
         return pipe(PROMPTS[0], FAST, output="latents")
 
     want, got = (sampled(changed, fast=fast) for fast in (False, True))
-    assert "no place for blocks/gate" in caplog.text
+    assert "does not use the parameters blocks/gate" in caplog.text
     np.testing.assert_array_equal(got, want)
     neutral = params | {"blocks": blocks | {"gate": jnp.ones_like(gate)}}
     other = sampled(dataclasses.replace(changed, transformer_params=neutral), fast=False)
     assert np.abs(other - want).max() > 0.1
-    with pytest.raises(ValueError, match=r"int8 linears need .* no place for blocks/gate"):
+    with pytest.raises(ValueError, match=r"int8 linears need .* use the parameters blocks/gate"):
         sampled(changed, linears="int8")
 
 

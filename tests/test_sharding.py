@@ -32,19 +32,18 @@ def make(**sizes):
 
 def test_what_the_devices_of_an_axis_do_not_divide_stays_whole():
     mesh = make(data=2, fsdp=2, tensor=2)
-    assert sharding.fit((8, 6, 4), ("batch", "token", "act_heads"), mesh) == (
-        *("batch", "token", "act_heads"),
-    )
-    assert sharding.fit((6, 6, 3), ("batch", "token", "act_heads"), mesh) == (None, "token", None)
-    assert sharding.spec(sharding.fit((4, 3), ("embed", "mlp"), mesh)) == P("fsdp", None)
+    names = ("batch", "token", "act_heads")
+    assert sharding.divisible_axes((8, 6, 4), names, mesh) == names
+    assert sharding.divisible_axes((6, 6, 3), names, mesh) == (None, "token", None)
+    assert sharding.spec(sharding.divisible_axes((4, 3), ("embed", "mlp"), mesh)) == P("fsdp", None)
     with pytest.raises(ValueError, match="tokn"):
-        sharding.spec(sharding.fit((8,), ("tokn",), mesh))
+        sharding.spec(sharding.divisible_axes((8,), ("tokn",), mesh))
 
 
 def test_rows_are_not_split_down_to_one():
     mesh = make(data=2, seq=4)
-    assert sharding.fit((8, 4), ("batch", "row"), mesh) == ("batch", None)
-    assert sharding.fit((8, 8), ("batch", "row"), mesh) == ("batch", "row")
+    assert sharding.divisible_axes((8, 4), ("batch", "row"), mesh) == ("batch", None)
+    assert sharding.divisible_axes((8, 8), ("batch", "row"), mesh) == ("batch", "row")
 
 
 def test_heads_are_checked_against_seq_and_tensor_together():

@@ -106,5 +106,5 @@ def test_options_name_the_solver():
     object.__setattr__(unknown, "solver", "heun")  # past the types, which only tests check
     with pytest.raises(ValueError, match=r"known: .*dpmpp_2m"):
         solver_of(unknown)
-    with pytest.raises(ValueError, match="euler solver alone"):
+    with pytest.raises(ValueError, match="only with the euler solver"):
         SamplingConfig(solver="dpmpp_2m", stochastic_sampling=True)

@@ -122,9 +122,9 @@ def test_a_mistake_in_a_config_names_what_was_meant(tmp_path):
         "OptimConfig(peek_lr=1.0)": "OptimConfig has no field 'peek_lr': did you mean 'peak_lr'?",
         "dataclasses.replace(RunConfig(), stpes=3)": "RunConfig has no field 'stpes': did you",
         "OptimConfig(zzz=1)": "OptimConfig has no field 'zzz'",
-        "TransformerConfig(remat='full')": "no field 'remat': it is one of ExecutionConfig",
+        "TransformerConfig(remat='full')": "no field 'remat', which is a field of ExecutionConfig",
         "TrainVAE()": "missing 1 required positional argument: 'model'",
-        "3": "holds a int: nothing to train",
+        "3": "holds a int, which is not a training config",
         "RunConfig(keep=0)": "keep must be positive, got 0",
     }
     for i, line in enumerate(mistakes):

@@ -200,10 +200,10 @@ def changed(params, path, change):
 @pytest.mark.parametrize(
     ("path", "change", "message"),
     [
-        ("blocks/gate", lambda x: jnp.ones((3, 64)), "no place for blocks/gate"),
-        ("camera", lambda x: jnp.ones((3, 64)), "no place for camera"),
-        ("blocks/attn1/q_norm/scale", lambda x: None, "no blocks/attn1/q_norm/scale"),
-        ("blocks/attn2/k_norm/scale", lambda x: x[:, :16], r"shape \(16,\) in place of \(64,\)"),
+        ("blocks/gate", lambda x: jnp.ones((3, 64)), "does not use the parameters blocks/gate"),
+        ("camera", lambda x: jnp.ones((3, 64)), "does not use the parameters camera"),
+        ("blocks/attn1/q_norm/scale", lambda x: None, "blocks/attn1/q_norm/scale is missing"),
+        ("blocks/attn2/k_norm/scale", lambda x: x[:, :16], r"shape \(16,\), expected \(64,\)"),
         ("blocks/ff/linear_1/kernel", lambda x: jnp.tile(x, 2), r"blocks/ff/linear_1/kernel has"),
     ],
     ids=["block", "end", "missing", "norm of each head", "twice as wide"],

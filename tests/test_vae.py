@@ -251,10 +251,13 @@ def test_videos_that_do_not_fit_are_refused(shape, message):
         (dict(latent_log_var="learned"), "learned.*uniform"),
         (dict(use_quant_conv=True), "per_channel.*uniform"),
         (dict(norm_layer="group_norm"), "32 groups.*8 channels"),
-        (dict(encoder_blocks=(BlockConfig("compress_all_res", multiplier=3),)), "8 channels to 24"),
+        (
+            dict(encoder_blocks=(BlockConfig("compress_all_res", multiplier=3),)),
+            "8 channels into",
+        ),
         (
             dict(decoder_blocks=(BlockConfig("compress_all", multiplier=3, residual=True),)),
-            "24 channels to 8",
+            "24 channels into 8",
         ),
         (
             dict(decoder_blocks=(BlockConfig("attn_res_x", attention_head_dim=16),)),

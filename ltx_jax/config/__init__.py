@@ -1,6 +1,6 @@
-"""Every setting of the project: frozen dataclasses, the whole schema of `configs/`.
+"""Every setting of the project, as frozen dataclasses: what the files in `configs/` can set.
 
-Imports nothing else of this package, so that `--help` is instant.
+Imports nothing from other packages of `ltx_jax`, so that `--help` appears at once.
 """
 
 from ltx_jax.config.files import load, load_sampling, read_json, read_sampling_json

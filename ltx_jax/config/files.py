@@ -1,7 +1,7 @@
-"""Config files: found by name among those that ship, or by path, and read.
+"""Finds config files by the name of one that ships with the package, or by path, and reads them.
 
 Python files are run. Sampling settings may also be JSON (as written beside every video) or YAML (as
-the official repository has them). A file with another ending is refused unread.
+in the official repository). Files with another ending are refused without being read.
 """
 
 import dataclasses
@@ -58,7 +58,7 @@ def find(name: str) -> Path:
     if name in shipped:
         return shipped[name]
     if path.is_file():
-        raise ValueError(f"{name} is no config: its name must end in {', '.join(_ENDINGS)}")
+        raise ValueError(f"{name} is not a config: its name must end in {', '.join(_ENDINGS)}")
     raise ValueError(f"there is no config {name!r}{nearest(name, shipped)}")
 
 
@@ -77,7 +77,7 @@ def load(name: str, overrides: Sequence[str] = (), *, program: str | None = None
     name, variable = _split(name)
     file = find(name)
     if file.suffix != ".py":
-        raise ValueError(f"{file} cannot be the config here: it must be a Python file (.py)")
+        raise ValueError(f"{file} cannot be used: this command takes a Python config (.py)")
     try:
         namespace = runpy.run_path(str(file))
     except TypeError as error:
@@ -114,8 +114,8 @@ def _explain(error: TypeError) -> str:
         return str(error)
     if match[2] in (field.name for field in dataclasses.fields(networks.ExecutionConfig)):
         return (
-            f"{match[1]} has no field {match[2]!r}: it is one of ExecutionConfig, which a stage "
-            "has as `execution`"
+            f"{match[1]} has no field {match[2]!r}, which is a field of ExecutionConfig: set it in "
+            "the config's `execution`"
         )
     fields = [field.name for field in dataclasses.fields(kind)]
     return f"{match[1]} has no field {match[2]!r}{nearest(match[2], fields)}"
@@ -129,7 +129,7 @@ def load_sampling(name: str) -> SampleConfig:
         config in YAML.
 
     Raises:
-      ValueError: if there is no such config, or if it holds something else.
+      ValueError: if there is no such config, or if it does not hold sampling settings.
     """
     file = find(_split(name)[0])
     if file.suffix == ".json":
@@ -140,8 +140,8 @@ def load_sampling(name: str) -> SampleConfig:
         settings = load(name)
         if not isinstance(settings, SampleConfig):
             raise ValueError(
-                f"{name} holds a {type(settings).__name__}: sampling takes one of configs/sample, "
-                "a JSON beside a video or an official YAML"
+                f"{name} holds a {type(settings).__name__}, not sampling settings: take a config "
+                "of configs/sample, the JSON beside a video or an official YAML"
             )
     return dataclasses.replace(settings, config=str(file))
 
@@ -150,11 +150,13 @@ def read_sampling_json(path: Path) -> SampleConfig:
     """Reads the settings from the JSON beside a video.
 
     Raises:
-      ValueError: if the file cannot be read or holds something else.
+      ValueError: if the file cannot be read or does not hold sampling settings.
     """
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("settings"), dict):
-        raise ValueError(f"{path} holds no sampling settings, as the JSON beside a video does")
+        raise ValueError(
+            f"{path} holds no sampling settings: take a JSON that ltx-sample writes beside a video"
+        )
     return build(SampleConfig, content["settings"], f"{path}: settings")
 
 

@@ -1,4 +1,4 @@
-"""Settings read back from JSON into their dataclasses."""
+"""Reads settings from JSON into their dataclasses."""
 
 import dataclasses
 import difflib

@@ -35,8 +35,8 @@ class ExecutionConfig:
 
     # "auto" takes the fastest form of attention on the default backend.
     attention: AttentionForm = "auto"
-    # What the gradient recomputes: nothing, all but matmuls and convolutions, everything, or (in
-    # the transformer) all but attention.
+    # What the gradient recomputes: "none" nothing, "dots" all but matmuls and convolutions, "full"
+    # everything, "attention" (for the transformer) all but attention.
     remat: Remat = "none"
     dtype: DType = "float32"  # of the computation
     param_dtype: DType = "float32"  # of the parameters that are initialised and trained
@@ -64,6 +64,8 @@ class TransformerConfig:
     def __post_init__(self):
         require(self.num_layers > 0, f"num_layers must be positive, got {self.num_layers}")
         require(self.width % 2 == 0, f"RoPE needs an even width, got {self.width}")
+        multiplier = self.timestep_scale_multiplier
+        require(multiplier > 0, f"timestep_scale_multiplier must be positive, got {multiplier}")
 
     @property
     def width(self) -> int:
@@ -86,8 +88,8 @@ class TransformerConfig:
 class BlockConfig:
     """One entry of the VAE's block lists, named as in the released checkpoints.
 
-    Encoder: res_x, res_x_y, attn_res_x is decoder only, compress_{time,space,all} (strided
-    convolution), compress_all_x_y, compress_{time,space,all}_res (space to depth).
+    Encoder: res_x, res_x_y, compress_{time,space,all} and compress_all_x_y (strided convolution),
+    compress_{time,space,all}_res (space to depth).
     Decoder: res_x, attn_res_x, res_x_y, compress_{time,space,all} (depth to space).
     """
 

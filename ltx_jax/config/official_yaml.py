@@ -1,4 +1,4 @@
-"""Pipeline configs of the official LTX-Video repository (YAML), read as our sampling settings.
+"""Reads pipeline configs of the official LTX-Video repository (YAML) as our sampling settings.
 
 Keys and their meaning: configs/*.yaml and ltx_video/inference.py of Lightricks/LTX-Video.
 """
@@ -21,13 +21,13 @@ _RENAMED = {
 }
 # Keys of one pass of sampling. In a file for two passes they may also stand outside the passes,
 # and then hold for both.
-_OF_A_PASS = (
+_PASS_KEYS = (
     *("num_inference_steps", "skip_initial_inference_steps", "skip_final_inference_steps"),
     *("timesteps", "guidance_scale", "stg_scale", "rescaling_scale", "guidance_timesteps"),
     *("skip_block_list", "cfg_star_rescale", "stg_mode", "stochastic_sampling"),
     *("decode_timestep", "decode_noise_scale", "tone_map_compression_ratio"),
 )
-# What the official pipeline takes for keys that a file leaves out, where our default differs.
+# Values that the official pipeline uses for missing keys, where they differ from our defaults.
 _DEFAULTS = {
     "num_inference_steps": 20,
     "guidance_scale": 4.5,
@@ -41,7 +41,7 @@ _STG_MODES = {
     "stg_t": "transformer_block",
 }
 _PASSES = ("first_pass", "second_pass")
-# Keys that are read by themselves: they choose or check settings rather than being copied.
+# Keys that are not copied into a setting: each is read by its own code.
 _CHECKED = ("pipeline_type", "precision", "sampler")
 # Prompts are sampled as they are written: no language model rewrites them.
 IGNORED = (
@@ -64,7 +64,7 @@ def read(path: Path) -> SampleConfig:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path} is not readable as YAML: {error}") from error
-    _check_keys(content, (*_RENAMED, *_OF_A_PASS, *_PASSES, *_CHECKED, *IGNORED), str(path))
+    _check_keys(content, (*_RENAMED, *_PASS_KEYS, *_PASSES, *_CHECKED, *IGNORED), str(path))
     ignored = [key for key in IGNORED if key in content]
     if ignored:
         _log.warning("%s: ignored, since prompts are not rewritten: %s", path, ", ".join(ignored))
@@ -73,10 +73,10 @@ def read(path: Path) -> SampleConfig:
     settings |= _precision(content.get("precision", "bfloat16"), path)
     if content.get("sampler") not in (None, "from_checkpoint"):
         raise ValueError(
-            f"{path}: sampler {shown(content['sampler'])} is not offered: times are laid out as "
-            "the checkpoint says (from_checkpoint), or given one by one (timesteps)"
+            f"{path}: sampler {shown(content['sampler'])} is not supported: use the checkpoint's "
+            "schedule (sampler: from_checkpoint), or list the times (timesteps)"
         )
-    common = {key: content[key] for key in _OF_A_PASS if key in content}
+    common = {key: content[key] for key in _PASS_KEYS if key in content}
     match content.get("pipeline_type", "base"):
         case "base":
             needs, excludes = (), (*_PASSES, "downscale_factor", "spatial_upscaler_model_path")
@@ -98,7 +98,7 @@ def read(path: Path) -> SampleConfig:
         )
     if needs:
         for name in _PASSES:
-            _check_keys(content[name], _OF_A_PASS, f"{path}: {name}")
+            _check_keys(content[name], _PASS_KEYS, f"{path}: {name}")
         first, second = (_one_pass(common | content[name], path) for name in _PASSES)
         settings |= first | {"second_pass": second}
     return build(SampleConfig, settings, str(path))
@@ -128,13 +128,13 @@ def _one_pass(settings: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _precision(value: Any, path: Path) -> dict[str, Any]:
-    """Settings for a precision: none for bfloat16, the default wherever its matmuls are fast."""
+    """Settings for a precision. bfloat16 needs none: it is the default where it is fast."""
     match value:
         case "bfloat16":
             return {}
         case "float8_e4m3fn":
             return {"linears": "float8"}
     raise ValueError(
-        f"{path}: precision {shown(value)} is not offered: take bfloat16 or float8_e4m3fn, or set "
-        "--dtype float32"
+        f"{path}: precision {shown(value)} is not supported: use bfloat16 or float8_e4m3fn, or add "
+        "the option --dtype float32"
     )

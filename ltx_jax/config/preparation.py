@@ -11,7 +11,8 @@ class ShotsConfig:
 
     detect: bool = True  # False: every file is one shot
     ratio: float = 3.0  # least change at a cut, relative to that between neighbouring frames
-    min_change: float = 8.0  # least change at a cut: mean of hue, saturation and luma, of 255
+    # Least change at a cut: the mean over hue, saturation and luma, each from 0 to 255.
+    min_change: float = 8.0
     min_seconds: float = 1.0  # shorter clips are dropped
     max_seconds: float = 10.0  # longer shots are cut into several clips
 
@@ -104,7 +105,8 @@ class PrepareConfig:
 
     shots: ShotsConfig = ShotsConfig()
     crop_bars: bool = True  # crop black bars
-    # Least motion of a clip, in percent of the picture's diagonal per second; None: any.
+    # Least motion of a clip, in percent of the picture's diagonal per second; None: clips without
+    # motion are kept.
     min_motion: float | None = 0.45
     duplicates: DuplicatesConfig = DuplicatesConfig()
     # Number of frames per clip that the text detector and the models see, evenly spaced.
@@ -113,8 +115,9 @@ class PrepareConfig:
     aesthetics: AestheticsConfig = AestheticsConfig()
     captions: CaptionsConfig = CaptionsConfig()
     store: StoreConfig = StoreConfig()
-    # A config of transformer training, configs/NAME.py: the finished data set is encoded to the
-    # latents and embeddings that it trains on, in OUTPUT/latents. Empty: they are not made.
+    # Name of a config of transformer training (configs/NAME.py). The finished data set is encoded
+    # to the latents and embeddings that this config trains on, in OUTPUT/latents. Empty: it is not
+    # encoded.
     latents: str = ""
 
     def __post_init__(self):

@@ -22,19 +22,20 @@ class SamplingConfig:
     frame_rate: float = 30.0  # frames per second
     num_inference_steps: int = 40  # steps of the schedule that the checkpoint lays out
     timesteps: tuple[float, ...] | None = None  # explicit times, instead of a number of steps
-    skip_initial_inference_steps: int = 0  # steps left out at the schedule's start
-    skip_final_inference_steps: int = 0  # steps left out at its end
+    skip_initial_inference_steps: int = 0  # steps left out at the start of the schedule
+    skip_final_inference_steps: int = 0  # steps left out at the end of the schedule
     guidance_scale: PerStep = 3.0  # classifier-free guidance; <= 1 is off
     cfg_star_rescale: bool = False  # scale the negative prediction to fit the positive one
     stg_scale: PerStep = 1.0  # spatio-temporal guidance; <= 0 is off
     # What replaces the self-attention of a skipped block, or the whole block.
     stg_mode: STGMode = "attention_values"
     skip_block_list: SkipBlocks = ()  # blocks that the perturbed branch of guidance skips
-    # Share of the guided prediction's standard deviation that is set back to that of the prediction
-    # from the caption alone; exactly 1 turns this off.
+    # With spatio-temporal guidance, the standard deviation of the prediction is interpolated
+    # between its own (0) and that of the prediction without guidance (towards 1); exactly 1 turns
+    # this off.
     rescaling_scale: PerStep = 0.7
     guidance_timesteps: tuple[float, ...] | None = None  # times at which per-step values change
-    # How a step moves along the flow: "dpmpp_2m" is DPM-Solver++(2M), of second order.
+    # How a step moves along the flow: "euler", or "dpmpp_2m", the second-order DPM-Solver++(2M).
     solver: SolverName = "euler"
     stochastic_sampling: bool = False  # every step adds new noise; needs the euler solver
     image_cond_noise_scale: float = 0.15  # noise added to conditions, new in every step
@@ -60,8 +61,8 @@ class SamplingConfig:
         require(self.teacache >= 0, f"teacache must not be negative, got {self.teacache}")
         require(
             self.solver == "euler" or not self.stochastic_sampling,
-            "stochastic_sampling works with the euler solver alone, and solver is "
-            f"{self.solver!r}: leave one of them out",
+            f"stochastic_sampling works only with the euler solver, and solver is {self.solver!r}: "
+            "leave one of them out",
         )
         # jax.random.key would drop the higher bits.
         require(0 <= self.seed < 2**32, f"seed must lie in [0, 2**32), got {self.seed}")
@@ -71,7 +72,8 @@ class SamplingConfig:
 class SampleConfig(SamplingConfig):
     """All options of ltx-sample: the paths of models and media, and how to sample."""
 
-    config: str | None = None  # a .py or .json file with defaults of the other options
+    # Defaults of the other options: the name of a shipped config, or a .py, .json or .yaml file.
+    config: str | None = None
     # A safetensors file, a diffusers folder, a Hugging Face repository, a run of ltx-train or an
     # exported folder; "embedded" is the small model that ships with the package.
     checkpoint: str = "embedded"
@@ -132,7 +134,7 @@ class SampleConfig(SamplingConfig):
         texts = (self.prompt, self.prompts_file, self.embeddings)
         require(
             texts.count(None) >= 2,
-            "give one of prompt, prompts_file and embeddings, not several",
+            "give only one of prompt, prompts_file and embeddings",
         )
         require(
             0 < self.downscale_factor <= 1,
@@ -163,9 +165,9 @@ class SchedulerConfig:
 
     sampler: Literal["Uniform", "LinearQuadratic", "Constant"] = "Uniform"
     shifting: Literal["SD3", "SimpleDiffusion"] | None = None
-    base_resolution: int = 1024  # tokens at which SimpleDiffusion shifts nothing
-    target_shift_terminal: float | None = None  # the last time, after an SD3 shift
-    shift: float | None = None  # the Constant sampler's shift
+    base_resolution: int = 1024  # number of tokens for which SimpleDiffusion shifts nothing
+    target_shift_terminal: float | None = None  # the last time above 0, after an SD3 shift
+    shift: float | None = None  # shift of the "Constant" sampler
     num_train_timesteps: int = 1000
 
     def __post_init__(self):
@@ -176,5 +178,5 @@ class SchedulerConfig:
         )
         require(
             self.sampler != "Constant" or self.shift is not None,
-            "the Constant sampler needs a shift",
+            'the sampler "Constant" needs a shift',
         )

@@ -50,12 +50,12 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True)
 class BucketConfig:
-    """Clips of one size: every batch is of one bucket, and a clip of one frame is a picture."""
+    """One size of clips. A batch holds clips of one bucket; clips of one frame are pictures."""
 
     num_frames: int
     height: int
     width: int
-    batch_size: int  # global
+    batch_size: int  # over all devices
     weight: float = 1.0  # share of the batches, relative to the other buckets' weights
 
     def __post_init__(self):
@@ -69,7 +69,7 @@ class BucketConfig:
 class SourceConfig:
     """One of several sources of examples."""
 
-    path: str  # as DataConfig.source
+    path: str  # as in DataConfig.source
     weight: float = 1.0  # share of the examples, relative to the other sources' weights
 
     def __post_init__(self):
@@ -80,7 +80,7 @@ class SourceConfig:
 class DataConfig:
     """Clips to train on."""
 
-    # "shapes" (the procedural world; "shapes:rotate,orbit" has these motions alone), "emoji:DIR"
+    # "shapes" (the procedural world; "shapes:rotate,orbit" has these motions only), "emoji:DIR"
     # (scenes of the emoji that `ltx-prepare emoji` wrote; "emoji:DIR@bases" takes the held-out
     # split "bases"), a folder of clip.mp4 + clip.txt, or a data set in ArrayRecord as `ltx-prepare`
     # and `ltx-encode` write it.
@@ -89,14 +89,16 @@ class DataConfig:
     num_frames: int = 25
     height: int = 128
     width: int = 128
-    batch_size: int = 8  # global
+    batch_size: int = 8  # over all devices
     buckets: tuple[BucketConfig, ...] = ()  # several sizes, in place of the one above
-    frame_rates: tuple[float, ...] = (24.0,)  # of rendered clips, one drawn for each clip
+    # Frame rates of rendered clips: each clip takes one of them at random.
+    frame_rates: tuple[float, ...] = (24.0,)
     # Frames per second that files are resampled to; None keeps the rate of each file.
     resample: float | None = None
     random_start: bool = False  # cut clips anywhere in a file rather than at its start
     random_crop: bool = False  # crop frames anywhere rather than at the centre
-    # Mirror half of the clips; captions that say left or right, and lettering, are then wrong.
+    # Mirror half of the clips. This makes captions that say left or right wrong, and text in the
+    # picture unreadable.
     flip: bool = False
     max_crop: float = 0.5  # largest share of a frame that a file may lose to fit a bucket
     threads: int = 2  # threads that read and decode
@@ -192,7 +194,8 @@ class FlowConfig:
     keyframes_probability: float = 0.0  # single frames anywhere after the first
     clip_probability: float = 0.0  # two latent frames anywhere after the first
     max_keyframes: int = 2
-    # Condition tokens have time 0 in half of the samples, else a uniform one up to this.
+    # Condition tokens have time 0 in half of the samples; in the others, their time is drawn
+    # uniformly between 0 and this.
     max_condition_time: float = 0.25
     # Largest share of a video's tokens that a batch drops; buckets with more tokens drop more.
     token_drop: float = 0.0
@@ -216,7 +219,7 @@ class FlowConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """A run of either stage: its folder, its length, and what it saves, logs and validates."""
+    """A training run: its folder, its length, and when it saves, logs and validates."""
 
     output: str = "runs/default"  # a folder, or a gs:// address
     steps: int = 10_000
@@ -234,12 +237,13 @@ class RunConfig:
     keep: int = 2  # latest checkpoints that are kept
     keep_best: int = 0  # checkpoints with the lowest validation loss that are kept beside those
     validate_every: int = 0  # steps; 0: never
-    # As data.source; None: held-out clips of the procedural world.
+    # Where validation clips come from, as in data.source; None: held-out clips of the procedural
+    # world.
     validation_source: str | None = None
     validation_clips: int = 4
     tensorboard: bool = True  # scalars, pictures and videos, under the run
     wandb: str | None = None  # a Weights & Biases project to report to as well
-    # The run stops after so many steps in a row whose loss or gradient is not finite.
+    # The run stops after this many steps in a row whose loss or gradient is not finite.
     max_rejected: int = 20
 
     def __post_init__(self):
@@ -261,7 +265,8 @@ class RunConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DistributedConfig:
-    """Several processes. SLURM, GKE and TPU pods are detected: they need none of these."""
+    """The processes of a training run. Under SLURM, on GKE and on TPU pods they are detected, and
+    nothing has to be set."""
 
     coordinator: str | None = None  # host:port of process 0
     num_processes: int | None = None
@@ -313,11 +318,11 @@ class TrainVAE(TrainConfig):
     def __post_init__(self):
         require(
             self.disc_optim.accumulate == 1,
-            "disc_optim.accumulate has no effect: set optim.accumulate, which is that of both",
+            "disc_optim.accumulate has no effect: set optim.accumulate, which both networks use",
         )
         require(
             self.execution.remat != "attention",
-            "execution.remat is 'attention', which the VAE has not: take none, dots or full",
+            "execution.remat 'attention' is for the transformer only: take none, dots or full",
         )
         _require_dtypes_alone("disc_execution", self.disc_execution)
 
@@ -353,11 +358,12 @@ class TrainTransformer(TrainConfig):
         require(
             self.captions != "train" or self.text_encoder.d_model == self.model.caption_channels,
             f"the text encoder is {self.text_encoder.d_model} wide and the transformer expects "
-            f"captions {self.model.caption_channels} wide",
+            f"captions {self.model.caption_channels} wide: set text_encoder.d_model and "
+            "model.caption_channels to the same number",
         )
         require(
             self.captions != "frozen" or self.text_encoder_path is not None,
-            "frozen captions need a text_encoder_path",
+            'captions = "frozen" needs text_encoder_path, a T5 folder or repository',
         )
         _require_dtypes_alone("text_execution", self.text_execution)
 
@@ -382,4 +388,4 @@ def _require_dtypes_alone(name: str, execution: ExecutionConfig) -> None:
     """Refuses settings that the discriminator and the text encoder do not read."""
     for field in ("attention", "remat"):
         value, default = getattr(execution, field), getattr(ExecutionConfig, field)
-        require(value == default, f"{name}.{field} has no effect, and it is {value!r}: leave it")
+        require(value == default, f"{name}.{field} = {value!r} has no effect: leave it out")

@@ -67,7 +67,7 @@ def attention(
 
     def layout(x: Array, tokens: str | None) -> P:
         axes = ("batch", tokens, "act_heads", None)[: x.ndim]
-        return sharding.spec(sharding.fit(x.shape, axes, mesh))
+        return sharding.spec(sharding.divisible_axes(x.shape, axes, mesh))
 
     queries, keys = layout(q, "token"), layout(k, "token" if is_self_attention else None)
     swap = is_self_attention and queries[1] is not None and mesh.shape["seq"] > 1
@@ -112,8 +112,8 @@ def _splash(q: Array, k: Array, v: Array, mask: Mask | None) -> Array:
         ids = splash.SegmentIds(_whole_blocks(queries, of_q), _whole_blocks(keys, of_k))
     q = _whole_blocks(q * q.shape[-1] ** -0.5, of_q)
     k, v = (_whole_blocks(x, of_k) for x in (k, v))
-    # One kernel computes all gradients with five matmuls instead of seven. The gradient of the
-    # queries is a sum of parts, each for as many blocks of keys as fit into a core's memory.
+    # A single kernel for all gradients needs five matmuls instead of seven. The gradient of the
+    # queries is a sum of parts, each over as many blocks of keys as fit into a core's memory.
     blocks = k.shape[1] // of_k
     together = max(n for n in range(1, _GRADIENT_BLOCKS + 1) if blocks % n == 0)
     sizes = splash.BlockSizes(

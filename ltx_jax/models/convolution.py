@@ -6,12 +6,12 @@ if it splits the sum over input channels among some of the devices, it adds up t
 devices, so that outputs and gradients are several times too large (`tests/test_partitioner.py`).
 
 XLA's CPU backend has a slow 3-D convolution, and its gradient with respect to the kernel is even
-slower. With oneDNN (jax 0.11 and `compiler_options`), the 3-D convolution is three to ten times as
-fast. Its gradients are written as forward convolutions, since the native ones are slow, and the
-native bfloat16 gradient of the kernel is wrong for some shapes. Without oneDNN, a sum of 2-D
-convolutions is fastest, forward and backward. On GPUs, small convolutions with few channels are
-matmuls of windows. The form is chosen when the program is lowered, so that a program compiled here
-for another platform gets that platform's form.
+slower. With oneDNN (jax 0.11 or newer, and `compiler_options`), the 3-D convolution is three to ten
+times as fast. Its gradients are written as forward convolutions, since the native ones are slow,
+and the native bfloat16 gradient of the kernel is wrong for some shapes. Without oneDNN, a sum of
+2-D convolutions is fastest, forward and backward. On GPUs, small convolutions with few channels are
+computed as one matmul over their windows. The form is chosen when the program is lowered, so that a
+program compiled here for another platform gets that platform's form.
 """
 
 import functools
@@ -29,7 +29,7 @@ from ltx_jax.runtime import sharding
 from ltx_jax.runtime.platforms import HAS_ONEDNN, onednn_options, platform
 
 Stride = tuple[int, int, int]  # frames, rows, columns
-Pad = tuple[int, int]  # zeros on both sides of rows, of columns
+Pad = tuple[int, int]  # zeros on each side of the rows, and on each side of the columns
 Padding = Literal["zeros", "replicate", "reflect", "circular"]
 
 _PAD_MODES = {"replicate": "edge", "reflect": "reflect", "circular": "wrap"}
@@ -109,7 +109,7 @@ def _split(
     mesh = jax.sharding.get_abstract_mesh()
     rows = (shape[2] + 2 - window[1]) // stride[1] + 1  # of the output
     axes = ("batch", None, "row" if rows * stride[1] == shape[2] else None, None, None)
-    layout = sharding.spec(sharding.fit((shape[0], 1, rows, 1, 1), axes, mesh))
+    layout = sharding.spec(sharding.divisible_axes((shape[0], 1, rows, 1, 1), axes, mesh))
     split_over = tuple(jax.tree.leaves(tuple(layout)))
     shares_rows = "seq" in split_over and mesh.shape["seq"] > 1
 
@@ -193,7 +193,7 @@ def _on_gpu(x: Array, kernel: Array, *, stride: Stride, pad: Pad) -> Array:
 
 
 def _by_onednn(x: Array, kernel: Array, *, stride: Stride, pad: Pad) -> Array:
-    # With so few outputs, oneDNN would spend most of the time on reordering the kernel.
+    # With few outputs, oneDNN would spend most of the time on reordering the kernel.
     if stride == (1, 1, 1) and 4 * math.prod(x.shape[:-1]) <= kernel.shape[-1]:
         return _matmul_over_windows(x, kernel, pad=pad)
     # The barrier keeps XLA from fusing additions into oneDNN's call: with an addition of a
@@ -217,9 +217,9 @@ def _sum_of_frames(x: Array, kernel: Array, *, stride: Stride, pad: Pad) -> Arra
     frames = (t - kernel.shape[0]) // stride[0] + 1
     total = jnp.zeros((), jnp.float32)
     for i, taps in enumerate(kernel):
-        seen = x[:, i : i + (frames - 1) * stride[0] + 1 : stride[0]]
+        inputs = x[:, i : i + (frames - 1) * stride[0] + 1 : stride[0]]
         y = jax.lax.conv_general_dilated(
-            seen.reshape(b * frames, h, w, c),
+            inputs.reshape(b * frames, h, w, c),
             taps,
             stride[1:],
             tuple((p, p) for p in pad),

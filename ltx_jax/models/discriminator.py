@@ -73,9 +73,7 @@ class Discriminator(nn.Module):
             features = min(cfg.base_channels * 2**level, cfg.max_channels)
             stride = (1, 2, 2) if level < cfg.levels // 2 else (2, 2, 2)
             x = PatchConv(execution, features, 4, stride, name=f"conv_{level}")(x)
-            if (
-                level > 0
-            ):  # no norm after the first level, which would remove brightness and contrast
+            if level > 0:  # a norm at the first level would remove brightness and contrast
                 groups = max(features // _GROUP, 1)
                 x = AffineNorm(1e-6, groups, execution.param_dtype, name=f"norm_{level}")(x)
             x = constrain(nn.leaky_relu(x, _SLOPE), "batch", "frame", "row", None, None)

@@ -39,8 +39,8 @@ def relative_buckets(length: int, num_buckets: int, max_distance: int) -> Int[np
     position = np.arange(length)
     offset = position[None, :] - position[:, None]
     distance = np.abs(offset)
-    # Computed in float32 and in the order of the reference, as rounding decides the rows of
-    # distances on a boundary; and on the host, as devices' logarithms differ.
+    # Computed in float32 and in the reference's order of operations, since rounding decides the row
+    # of a distance at a boundary; and on the host, since the logarithms of devices differ.
     ratio = np.maximum(distance, 1).astype(np.float32) / np.float32(exact)
     steps = np.log(ratio) / np.float32(math.log(max_distance / exact)) * np.float32(half - exact)
     far = np.minimum(exact + steps.astype(np.int32), half - 1)
@@ -146,10 +146,10 @@ class Block(nn.Module):
     def __call__(
         self, x: Float[Array, "b m d"], bias: Float[Array, "1 k m m"], mask: Int[Array, "b m"]
     ) -> tuple[Float[Array, "b m d"], None]:
-        networks = self.cfg, self.execution
-        h = _norm(*networks, "attention_norm")(x)
-        x = x + Attention(*networks, name="attention")(h, bias, mask)
-        x = x + FeedForward(*networks, name="ff")(_norm(*networks, "ff_norm")(x))
+        settings = self.cfg, self.execution
+        h = _norm(*settings, "attention_norm")(x)
+        x = x + Attention(*settings, name="attention")(h, bias, mask)
+        x = x + FeedForward(*settings, name="ff")(_norm(*settings, "ff_norm")(x))
         return constrain(x, "batch", None, "act_embed"), None
 
 

@@ -34,8 +34,8 @@ _REMAT = {
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
-# The gradient recomputes elementwise chains under every policy for blocks: their float32
-# intermediates would take most of the memory, and recomputing them costs next to nothing.
+# Whatever the policy for blocks is, the gradient recomputes chains of elementwise operations: their
+# float32 intermediates would take most of the memory, and recomputing them costs next to nothing.
 _recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
 
 
@@ -372,7 +372,7 @@ class Transformer(nn.Module):
         x = _dense(execution)(cfg.width, (None, "embed"), name="patchify_proj")(x)
         x = constrain(x, "batch", "token", "act_embed")
 
-        time = timestep.astype(jnp.float32) * (cfg.timestep_scale_multiplier or 1.0)
+        time = timestep.astype(jnp.float32) * cfg.timestep_scale_multiplier
         modulation, embedded = AdaLNSingle(cfg, execution, name="adaln_single")(time)
         project = MLP(cfg, execution, cfg.width, None, name="caption_projection")
         caption = project(context.caption.astype(execution.dtype))

@@ -99,10 +99,10 @@ class FastTransformer:
         """Returns the velocity in float32, equal to `Transformer`'s up to rounding.
 
         Args:
-          params: from `derive`, or `quantize`.
+          params: result of `derive` or `quantize`.
           x: noisy normalised latents.
           t: times in [0, 1], one per sample or per token.
-          context: from `self.context`.
+          context: result of `self.context`.
           skip: blocks to skip, for spatio-temporal guidance.
           maxima: a list that the largest inputs of linear layers are appended to, for calibration.
         """
@@ -117,7 +117,7 @@ class FastTransformer:
         group = None
         if groups is not None and t.shape[1] > 1:
             t, group = jnp.take_along_axis(t, groups.member, axis=1), groups.group
-        scaled = t.astype(jnp.float32) * (self.cfg.timestep_scale_multiplier or 1.0)
+        scaled = t.astype(jnp.float32) * self.cfg.timestep_scale_multiplier
         h = _linear(sinusoidal_embedding(scaled).astype(dtype), params["time_1"])
         embedded = _linear(jax.nn.silu(h), params["time_2"])
         rows = _linear(jax.nn.silu(embedded), params["modulation"])

@@ -1,8 +1,8 @@
 """Converts stored parameters to those of `models/transformer_fast.py`.
 
-Queries, keys and values become one matrix, the channels of each head are reordered so that the
-rotary embedding swaps halves, and layers are unstacked. The large matrices can be quantised to
-eight bits.
+Queries, keys and values become one matrix. The channels of each head are reordered so that the
+rotary embedding pairs its first half with its second, rather than neighbouring channels. Layers are
+unstacked. The large matrices can be quantised to eight bits.
 """
 
 import functools
@@ -23,9 +23,9 @@ InputMaxima = Sequence[dict[str, float]]
 FP8 = jnp.float8_e4m3fn
 FP8_MAX = 448.0
 _INT8_MAX = 127.0
-# Inputs may exceed those seen in calibration by this factor; a floating-point format does not lose
-# precision by that.
-_ROOM = 2.0
+# Inputs may be larger than those of the calibration by this factor. This costs no precision, since
+# float8 is a floating-point format.
+_INPUT_MARGIN = 2.0
 _TIME_FEATURES = 256  # features of `layers.sinusoidal_embedding`
 
 
@@ -47,18 +47,18 @@ class _Stored:
         """Takes the parameter of this name, which must have this shape."""
         leaf = self._leaves.pop(name, None)
         if leaf is None:
-            raise UnsupportedParametersError(f"there is no {self._place}{name}")
+            raise UnsupportedParametersError(f"the parameter {self._place}{name} is missing")
         if leaf.shape != shape:
             raise UnsupportedParametersError(
-                f"{self._place}{name} has the shape {leaf.shape} in place of {shape}"
+                f"the parameter {self._place}{name} has the shape {leaf.shape}, expected {shape}"
             )
         return leaf
 
     def linear(
         self, name: str, rows: int, columns: int, order: Int[Array, " d"] | None = None
     ) -> dict[str, Array]:
-        """Takes kernel and bias of a linear layer, and may reorder its outputs; a missing bias
-        becomes zeros."""
+        """Takes the kernel and bias of a linear layer, with its outputs in the given order. A
+        missing bias becomes zeros."""
         kernel, bias = self.take(f"{name}/kernel", rows, columns), jnp.zeros(columns)
         if f"{name}/bias" in self._leaves:
             bias = self.take(f"{name}/bias", columns)
@@ -70,7 +70,7 @@ class _Stored:
         """Checks that all parameters have been taken."""
         if self._leaves:
             names = ", ".join(f"{self._place}{name}" for name in sorted(self._leaves))
-            raise UnsupportedParametersError(f"there is no place for {names}")
+            raise UnsupportedParametersError(f"the fast form does not use the parameters {names}")
 
 
 def derive(
@@ -79,10 +79,9 @@ def derive(
     """Converts the parameters of `Transformer` to those of `FastTransformer`.
 
     Args:
-      params: the stored parameters. In the result, matrices are in `execution.dtype`, tables in
-        float32.
+      params: the stored parameters.
       cfg: configuration of the transformer.
-      execution: how it is computed.
+      execution: how it is computed. Converted matrices are in `execution.dtype`, tables in float32.
 
     Raises:
       UnsupportedParametersError: if a parameter is missing, has another shape, or is not used by
@@ -192,7 +191,7 @@ def _to_float8(p: dict[str, Array], maximum: Any) -> dict[str, Array]:
     return {
         "kernel": (kernel / jnp.where(scale > 0, scale, 1).astype(jnp.float32)).astype(FP8),
         "scale": scale,
-        "input_scale": jnp.asarray(maximum * _ROOM / FP8_MAX, p["bias"].dtype),
+        "input_scale": jnp.asarray(maximum * _INPUT_MARGIN / FP8_MAX, p["bias"].dtype),
         "bias": p["bias"],
     }
 

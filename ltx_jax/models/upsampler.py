@@ -26,7 +26,7 @@ class LatentUpsampler(nn.Module):
     The output is float32.
 
     Raises:
-      ValueError: if neither space nor time is upsampled, or time with 2-D convolutions.
+      ValueError: if `cfg` upsamples neither space nor time, or time with 2-D convolutions.
     """
 
     cfg: UpsamplerConfig
@@ -37,7 +37,7 @@ class LatentUpsampler(nn.Module):
         cfg, execution = self.cfg, self.execution
         space, time = cfg.spatial_upsample, cfg.temporal_upsample
         if not space and not time:
-            raise ValueError("spatial_upsample and temporal_upsample are both off")
+            raise ValueError("spatial_upsample and temporal_upsample are both off: set one of them")
         if time and cfg.dims == 2:
             raise ValueError("temporal_upsample needs 3-D convolutions, but dims is 2")
         if latents.shape[-1] != cfg.in_channels:
@@ -47,7 +47,7 @@ class LatentUpsampler(nn.Module):
             )
 
         x = latents
-        if cfg.dims == 2:  # frames become samples, so that norms do not mix them either
+        if cfg.dims == 2:  # frames become samples, so that the norms do not mix frames either
             x = x.reshape(-1, 1, *x.shape[2:])
         x = _Conv(execution, cfg.mid_channels, cfg.dims, name="initial_conv")(x)
         x = nn.silu(_norm(execution, "initial_norm")(x))

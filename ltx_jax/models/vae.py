@@ -52,7 +52,7 @@ LOG_VAR_BIAS = -7.0
 class Posterior:
     """A diagonal Gaussian over unnormalised latents; `logvar` has the shape of `mean`."""
 
-    mean: Any  # (b, t, h, w, c); Any, since the tree also carries shapes
+    mean: Any  # (b, t, h, w, c); typed Any, since jax.eval_shape puts shapes in its place
     logvar: Any
 
     def sample(self, noise: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
@@ -147,10 +147,8 @@ class Encoder(nn.Module):
         x = Conv(cfg, execution, features, causal=True, bias_init=bias, name="conv_out")(x)
         x = x.astype(jnp.float32)
         mean, logvar = x[..., :latent], x[..., latent:]
-        if cfg.latent_log_var in (
-            "constant",
-            "none",
-        ):  # as in the released code, "constant" ignores the channel
+        # As in the released code, "constant" has a channel for the log-variance, but ignores it.
+        if cfg.latent_log_var in ("constant", "none"):
             logvar = jnp.full_like(mean, LOG_VAR_RANGE[0])
         return jnp.concatenate([mean, jnp.broadcast_to(logvar, mean.shape)], axis=-1)
 
@@ -174,7 +172,7 @@ class Encoder(nn.Module):
                 downsample = remat(Downsample, execution)
                 return downsample(cfg, execution, wide, stride, name=name)(x)
             case unknown:
-                raise ValueError(f"the encoder has no block {unknown!r}; legal: {list(_ENCODER)}")
+                raise ValueError(f"the encoder has no block {unknown!r}; known: {list(_ENCODER)}")
 
 
 class Decoder(nn.Module):
@@ -257,7 +255,7 @@ class Decoder(nn.Module):
                 )
                 return upsample(x)
             case unknown:
-                raise ValueError(f"the decoder has no block {unknown!r}; legal: {list(_DECODER)}")
+                raise ValueError(f"the decoder has no block {unknown!r}; known: {list(_DECODER)}")
 
 
 class VideoVAE(nn.Module):
@@ -328,7 +326,7 @@ def check_video_shape(cfg: VAEConfig, shape: tuple[int, ...]) -> None:
     """Checks that a video of shape (b, t, h, w, c) fits the encoder.
 
     Raises:
-      ValueError: if it does not; the message names the nearest valid numbers.
+      ValueError: if it does not; the message names the nearest valid sizes.
     """
     _, t, h, w, c = shape
     if c != cfg.in_channels:

@@ -23,13 +23,13 @@ from ltx_jax.runtime.sharding import constrain
 Video = Float[Array, "b t h w c"]
 
 NORM_GROUPS = 32
-# Initial scale of the second convolution of a residual block: a new stack of blocks is near the
-# identity at any depth.
+# Initial scale of the second convolution of a residual block; it makes a new stack of blocks of any
+# depth nearly the identity.
 RESIDUAL_GAIN = 0.3
 
 
 def space_to_depth(x: Video, stride: Stride) -> Float[Array, "b t2 h2 w2 c2"]:
-    """Moves cells of the size of the stride into channels.
+    """Moves the values of every cell of `stride` (frames, rows, columns) into channels.
 
     The output channel is ((c*s_t + frame)*s_h + row)*s_w + column, as in the checkpoints.
     """
@@ -159,7 +159,7 @@ def modulate(x: Video, shift: Float[Array, "b c"], scale: Float[Array, "b c"]) -
 def modulation(
     module: nn.Module, name: str, embedding: Float[Array, "b d"], rows: int
 ) -> list[Float[Array, "b c"]]:
-    """Adds the learned table `name` of `module` to an embedding; gives one (b, c) array per row."""
+    """Adds the learned table `name` of `module` to an embedding; returns the rows of the sum."""
     channels = embedding.shape[-1] // rows
     init = param((None, None), nn.initializers.normal(channels**-0.5))
     table = module.param(name, init, (rows, channels), module.execution.param_dtype)
@@ -270,7 +270,10 @@ class MidBlock(nn.Module):
             embedding = TimestepEmbedder(4 * c, *dtypes, name="time_embedder")(time)
         head_dim = self.block.attention_head_dim if self.block.name == "attn_res_x" else None
         if head_dim is not None and not 0 < head_dim <= c:
-            raise ValueError(f"attention_head_dim is {head_dim}, with {c} channels")
+            raise ValueError(
+                f"attention_head_dim is {head_dim}, with {c} channels: it must be between 1 and "
+                "the number of channels"
+            )
         for j in range(self.block.num_layers):
             res_block = remat(ResBlock, execution)(
                 cfg, execution, c, self.causal, self.inject_noise, name=f"res_blocks_{j}"
@@ -301,7 +304,7 @@ class Downsample(nn.Module):
     """Space-to-depth of a convolution, plus that of the input averaged over groups of channels.
 
     Raises:
-      ValueError: if the channels do not divide.
+      ValueError: if the stride and the numbers of channels do not fit together.
     """
 
     cfg: VAEConfig
@@ -313,7 +316,10 @@ class Downsample(nn.Module):
     def __call__(self, x: Video) -> Float[Array, "b t2 h2 w2 c2"]:
         size, c = math.prod(self.stride), x.shape[-1]
         if self.features % size or c * size % self.features:
-            raise ValueError(f"{c} channels to {self.features} with a stride of {self.stride}")
+            raise ValueError(
+                f"a block with a stride of {self.stride} cannot turn {c} channels into "
+                f"{self.features}: it needs a multiple of {size} that divides {c * size}"
+            )
         if self.stride[0] == 2:  # 2k+1 frames become 2k+2, then k+1
             x = jnp.concatenate([x[:, :1], x], axis=1)
         skip = space_to_depth(x, self.stride)
@@ -330,7 +336,7 @@ class Upsample(nn.Module):
     The optional residual is the depth-to-space of the input, with its channels repeated.
 
     Raises:
-      ValueError: if the channels do not divide.
+      ValueError: if the stride and the numbers of channels do not fit together.
     """
 
     cfg: VAEConfig
@@ -347,7 +353,11 @@ class Upsample(nn.Module):
         y = depth_to_space(y, self.stride)
         if self.residual:
             if c % size or self.features % (c // size):
-                raise ValueError(f"residual: {c} channels to {self.features}, stride {self.stride}")
+                raise ValueError(
+                    f"a residual with a stride of {self.stride} cannot turn {c} channels into "
+                    f"{self.features}: the input needs a multiple of {size} channels, and the "
+                    f"output a multiple of {max(c // size, 1)}"
+                )
             skip = depth_to_space(x, self.stride)
             y = y + jnp.tile(skip, (1, 1, 1, 1, self.features * size // c)).astype(y.dtype)
         if self.stride[0] == 2:
@@ -369,4 +379,4 @@ def remat(module: Any, execution: ExecutionConfig) -> Any:
         case "full":
             return nn.remat(module)
         case unknown:
-            raise ValueError(f"the VAE has no remat {unknown!r}: use none, dots or full")
+            raise ValueError(f"remat {unknown!r} is not for the VAE: use none, dots or full")

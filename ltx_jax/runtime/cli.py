@@ -1,7 +1,7 @@
-"""How a command is called and how it ends: one line of error, or one line after Ctrl-C.
+"""How a command is called and how it ends: an error is one line, and so is an interruption.
 
-Command modules import nothing heavy at their top, so that Ctrl-C is answered here from the first
-moment, while JAX is still being imported too.
+Command modules import nothing heavy at their top, so that Ctrl-C is handled here from the start,
+even while JAX is still being imported.
 """
 
 import functools
@@ -13,15 +13,15 @@ Run = Callable[[list[str]], None]
 
 
 def command(name: str, *, interrupted: str) -> Callable[[Run], Callable[..., int]]:
-    """Makes a command of a function of the arguments: it returns an exit status, not a traceback.
+    """Turns a function of the arguments into a command that returns an exit status.
 
-    Mistakes of the user (ValueError, OSError, MemoryError, FloatingPointError) become one line on
-    stderr and status 2, Ctrl-C becomes one line and status 130. Without arguments it takes those
-    of the process (`sys.argv`).
+    Errors that a user can cause (ValueError, OSError, MemoryError, FloatingPointError) become one
+    line on stderr and status 2, Ctrl-C becomes one line and status 130. A command that is called
+    without arguments takes those of the process (`sys.argv`).
 
     Args:
       name: `train` for `ltx-train`.
-      interrupted: what Ctrl-C leaves behind, for the line that it prints.
+      interrupted: the end of the line after Ctrl-C, which says what is left on disk.
     """
 
     def decorate(run: Run) -> Callable[..., int]:

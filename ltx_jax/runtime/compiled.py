@@ -82,10 +82,10 @@ def _signature(leaf: Any) -> Any:
 
 
 def _check_memory(compiled: Any) -> None:
-    """Raises MemoryError if a program needs more memory than a CPU's machine has.
+    """Raises MemoryError if a program for the CPU needs more memory than the machine has.
 
     Otherwise the process would be killed without a message, or fail in a kernel with an unclear
-    one.
+    message.
     """
     analysis = compiled.memory_analysis()
     if analysis is None or jax.default_backend() != "cpu":
@@ -93,10 +93,13 @@ def _check_memory(compiled: Any) -> None:
     required = analysis.temp_size_in_bytes + analysis.output_size_in_bytes
     available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if required > available:
-        raise MemoryError(f"it needs {required / 1e9:,.0f} GB of {available / 1e9:,.0f} GB")
+        raise MemoryError(
+            f"the program needs {required / 1e9:,.0f} GB of the machine's {available / 1e9:,.0f} GB"
+        )
 
 
-# The second is the error of XLA's CPU kernels when the attention scores do not fit into memory.
+# Parts of XLA's error messages. The second comes from its CPU kernels when the attention scores do
+# not fit into memory.
 _OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "YNNPACK operation failed")
 
 
@@ -106,7 +109,7 @@ def explain_memory_errors(advice: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        is_out_of_memory = any(sign in str(error) for sign in _OUT_OF_MEMORY)
+        is_out_of_memory = any(part in str(error) for part in _OUT_OF_MEMORY)
         if not isinstance(error, MemoryError) and not is_out_of_memory:
             raise
         reason = str(error).splitlines()[0]
@@ -119,7 +122,7 @@ def use_compilation_cache() -> None:
     if folder is None:
         folder = os.path.expanduser("~/.cache/ltx_jax/compiled")
         jax.config.update("jax_compilation_cache_dir", folder)
-    if "://" not in folder:  # buckets hold jax's own cache, but no executables
+    if "://" not in folder:  # in a bucket (gs://), only jax's own cache is stored
         Programs.folder = Path(folder) / "executables"
     # Small programs are cached too, so that the second run of a shape compiles nothing.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

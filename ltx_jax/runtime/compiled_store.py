@@ -32,8 +32,8 @@ def executable_path(
 ) -> Path | None:
     """Path of the executable for a call.
 
-    None if the call has no description that is stable between processes, or if it does not run on
-    the first device only.
+    None if the call cannot be described in the same way in every process (`_describe`), or if it
+    runs on other devices than the first.
 
     Args:
       folder: folder of all executables.
@@ -89,7 +89,9 @@ def save(path: Path, compiled: jax.stages.Compiled) -> None:
     try:
         content = pickle.dumps(serialize_executable.serialize(compiled))
     except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError, MemoryError):
-        return  # some backends cannot, nor can programs with constants or calls of oneDNN
+        # Some backends cannot serialise programs, and no backend can serialise those with constants
+        # or with calls of oneDNN.
+        return
     # A full or read-only disk must not stop the program.
     with contextlib.suppress(ValueError), files.atomic_write(path) as temporary:
         temporary.write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)

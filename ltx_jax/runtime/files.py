@@ -13,12 +13,12 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """Gives a temporary path; the file written there replaces `path` if the block succeeds.
 
     The temporary path lies in the same folder, is unique to the call and has the ending of `path`.
-    Missing folders are made. The content is on the disk (fsync) before it takes the name. After an
-    error the old file is still there, and the temporary one is gone.
+    Missing folders are created. The content is flushed to the disk (fsync) before the file is
+    renamed to `path`. After an error, the old file is unchanged and the temporary one is deleted.
 
     Raises:
-      ValueError: if the file cannot be written. An OSError that the block raises becomes one too,
-        unless it names a file elsewhere.
+      ValueError: if the file cannot be written. An OSError from the block is converted too, unless
+        it names a file in another folder.
     """
     path = Path(path)
     with _naming(path):
@@ -35,8 +35,8 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
 def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     """Gives a new temporary folder, which becomes `path` if the block succeeds.
 
-    `path` may be an empty folder. The rest is as in `atomic_write`, but only the files in the
-    folder that `atomic_write` wrote are flushed to the disk.
+    `path` may already be an empty folder. Otherwise this works like `atomic_write`, except that
+    files are flushed to the disk only if the block writes them with `atomic_write`.
     """
     path = Path(path)
     with _naming(path), _temporary(path) as temporary:
@@ -52,7 +52,7 @@ def atomic_write_text(path: str | os.PathLike, text: str) -> None:
 
 
 def check_writable(path: str | os.PathLike) -> None:
-    """Writes a file beside `path` and deletes it: a failure now costs less than one after hours.
+    """Writes a file beside `path` and deletes it, so that a failure shows at once, not after hours.
 
     Raises:
       ValueError: if a file cannot be written there.
@@ -70,7 +70,7 @@ def check_writable(path: str | os.PathLike) -> None:
 
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    """A path beside `path` at which nothing is left afterwards."""
+    """A path beside `path`; whatever is left there afterwards is deleted."""
     if path.parent.exists() and not path.parent.is_dir():
         raise NotADirectoryError(0, f"{path.parent} is a file, not a folder")
     path.parent.mkdir(parents=True, exist_ok=True)

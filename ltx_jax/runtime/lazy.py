@@ -6,9 +6,9 @@ from typing import Any
 
 
 def lazy_attributes(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
-    """Makes the `__getattr__` of a package.
+    """Returns a `__getattr__` for a package, which imports a public name when it is first used.
 
-    Importing one module of the package then does not import what the others need.
+    Importing one module of the package then does not import the dependencies of the others.
 
     Args:
       package: name of the package.

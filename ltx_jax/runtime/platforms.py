@@ -38,7 +38,7 @@ def onednn_options() -> dict[str, Any] | None:
 def preferred_dtype() -> DType:
     """The default dtype of sampling: bfloat16, but float32 on CPUs without bfloat16 matmuls.
 
-    CPUs with AMX or AVX-512 BF16 have them, through oneDNN.
+    CPUs with AMX or AVX-512 BF16 have such matmuls, through oneDNN.
     """
     return "bfloat16" if platform() != "cpu" or _has_bfloat16_matmul() else "float32"
 

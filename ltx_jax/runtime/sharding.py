@@ -1,7 +1,8 @@
-"""The device mesh, and the one table that lays logical axes onto it.
+"""The device mesh, and the one table that maps logical axes to it.
 
-Networks name logical axes ("token", "mlp") and nothing else. A parallelism strategy is a mesh shape
-(`MeshConfig`), a layout decision is a row of `RULES`; neither is ever an edit to a network.
+Networks name only logical axes ("token", "mlp"). To change the parallelism strategy, change the
+mesh shape (`MeshConfig`); to change the layout of an axis, change its row in `RULES`. Neither needs
+an edit to a network.
 """
 
 import contextlib
@@ -36,7 +37,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "adaln": None,
     "conv_in": None,
     "conv_out": "fsdp",
-    "layers": None,  # what nn.scan stacks
+    "layers": None,  # the axis along which nn.scan stacks the layers
 }
 
 
@@ -57,10 +58,14 @@ def make_mesh(cfg: MeshConfig = MeshConfig(), devices: list[Any] | None = None) 
             f"-1: give the others a number, such as --mesh.{free[0]} 1"
         )
     if not fits:
-        raise ValueError(f"a mesh of {sizes} does not fit {len(devices)} devices")
+        raise ValueError(
+            f"a mesh of {sizes} does not fit {len(devices)} devices: the product of its axes must "
+            "be their number, or divide it if one axis is -1"
+        )
     for name in free:
         sizes[name] = len(devices) // fixed
-    # jax.make_mesh would not cut an axis of a TPU's torus in two: 8 of 4x4x4 devices.
+    # jax.make_mesh cannot map a mesh axis to part of an axis of a TPU's torus, such as 8 devices of
+    # 4x4x4.
     grid = mesh_utils.create_device_mesh(
         tuple(sizes.values()), devices, allow_split_physical_axes=True
     )
@@ -79,11 +84,11 @@ def spec(axes: tuple[str | None, ...]) -> P:
     """Resolves logical axes to mesh axes.
 
     Raises:
-      ValueError: for a name without a row in `RULES`, or a mesh axis used twice.
+      ValueError: if a name is not in `RULES`, or a mesh axis is used twice.
     """
     unknown = [name for name in axes if name is not None and name not in RULES]
     if unknown:
-        raise ValueError(f"{unknown} are no logical axes; known: {sorted(RULES)}")
+        raise ValueError(f"unknown logical axes {unknown}; known: {sorted(RULES)}")
     resolved = tuple(None if name is None else RULES[name] for name in axes)
     used = [
         a for entry in resolved if entry for a in (entry if isinstance(entry, tuple) else (entry,))
@@ -93,12 +98,12 @@ def spec(axes: tuple[str | None, ...]) -> P:
     return P(*resolved)
 
 
-def fit(
+def divisible_axes(
     shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh | AbstractMesh
 ) -> tuple[str | None, ...]:
-    """Drops the logical axis of each dimension that its devices do not divide: it stays whole.
+    """Replaces the axes of dimensions that cannot be split evenly by None: they are replicated.
 
-    Rows stay whole, too, where a device would get a single one: padding by reflection needs two.
+    Rows are also replicated if each device would get a single one: reflection padding needs two.
     """
 
     def fits(size: int, name: str | None) -> bool:
@@ -110,34 +115,34 @@ def fit(
 
 
 def _devices(name: str | None, mesh: Mesh | AbstractMesh) -> int:
-    """Devices that share a logical axis; 1 for a name without a row, which `spec` refuses."""
+    """Number of devices that a logical axis is split over; 1 for unknown names (see `spec`)."""
     entry = RULES.get(name or "") or ()
     return math.prod(mesh.shape[axis] for axis in ((entry,) if isinstance(entry, str) else entry))
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Pins the layout of an activation, as far as it fits; does nothing outside `use_mesh`."""
+    """Fixes the sharding of an activation, where its axes divide; no effect outside `use_mesh`."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    kept = fit(x.shape, axes, mesh)
-    return with_logical_constraint(x, kept, fallback=RulesFallback.RAISE_ERROR)
+    split = divisible_axes(x.shape, axes, mesh)
+    return with_logical_constraint(x, split, fallback=RulesFallback.RAISE_ERROR)
 
 
 def token_padding(count: int) -> int:
-    """Number of tokens to add so that the devices of `seq` get equally many; 0 without a mesh."""
+    """Number of tokens to add so that the `seq` axis divides them evenly; 0 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return 0 if mesh.empty else -count % _devices("token", mesh)
 
 
 def check_heads(heads: int, mesh: Mesh | AbstractMesh) -> None:
-    """Refuses attention heads that cannot be split evenly.
+    """Checks that attention heads can be split evenly over `seq` and `tensor`.
 
     Sequence parallelism splits tokens over `seq` everywhere but inside attention, where it splits
     heads instead.
 
     Raises:
-      ValueError: naming the axes.
+      ValueError: if they cannot.
     """
     seq, tensor = mesh.shape["seq"], mesh.shape["tensor"]
     if heads % (seq * tensor):
@@ -170,9 +175,9 @@ def shardings(boxed: Any, mesh: Mesh) -> Any:
         if not is_boxed(x):
             return NamedSharding(mesh, P())
         shape, names = x.value.shape, x.names
-        if "conv_out" in names and "conv_out" not in fit(shape, names, mesh):
+        if "conv_out" in names and "conv_out" not in divisible_axes(shape, names, mesh):
             names = tuple("conv_out" if name == "conv_in" else None for name in names)
-        return NamedSharding(mesh, spec(fit(shape, names, mesh)))
+        return NamedSharding(mesh, spec(divisible_axes(shape, names, mesh)))
 
     return jax.tree.map(leaf, boxed, is_leaf=is_boxed)
 
@@ -180,17 +185,18 @@ def shardings(boxed: Any, mesh: Mesh) -> Any:
 def init_sharded(init: Callable[..., Any], mesh: Mesh, *args: Any) -> tuple[Any, Any]:
     """Runs `init(*args)` with sharded results; returns the plain tree and its shardings."""
     layout = shardings(jax.eval_shape(init, *args), mesh)
-    # At its highest level LLVM optimises the bit generator of every draw for seconds, in vain.
+    # At the highest level, LLVM optimises the random bit generator of every draw for seconds, with
+    # no gain.
     quick = {"xla_backend_optimization_level": 1}
     with use_mesh(mesh):
-        born = jax.jit(lambda *a: unbox(init(*a)), out_shardings=layout, compiler_options=quick)(
-            *args
+        initialise = jax.jit(
+            lambda *a: unbox(init(*a)), out_shardings=layout, compiler_options=quick
         )
-    return born, layout
+        return initialise(*args), layout
 
 
 def on_host(x: jax.Array) -> np.ndarray:
-    """The whole array in every process. It may be a collective, so every process has to call it."""
+    """The whole array in every process. Every process must call it: it may run a collective."""
     if not (x.is_fully_addressable or x.is_fully_replicated):
         x = multihost_utils.process_allgather(x, tiled=True)
     return np.asarray(x)

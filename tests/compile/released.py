@@ -81,7 +81,9 @@ def laid_out(tree: Any, mesh: Any, *axes: Any) -> Any:
     """Shapes with a sharding: whole on every device, or split along `axes`."""
 
     def lay(x: Any) -> Any:
-        names = sharding.fit(x.shape, (*axes, *(None,) * (len(x.shape) - len(axes))), mesh)
+        names = sharding.divisible_axes(
+            x.shape, (*axes, *(None,) * (len(x.shape) - len(axes))), mesh
+        )
         return jax.ShapeDtypeStruct(
             x.shape, x.dtype, sharding=NamedSharding(mesh, sharding.spec(names) if axes else P())
         )
