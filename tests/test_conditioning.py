@@ -217,14 +217,14 @@ def test_a_strength_outside_zero_to_one_is_refused(strength):
     [
         (0, 12, "12 frames.*8k\\+1.*first 9"),
         (0, 0, "no frames"),
-        (33, 1, "from frame 33 on a video of 33 has 0 frames; start it at frame 32$"),
+        (33, 1, "a video of 33 frames has 0 from frame 33 on; start it at frame 32$"),
         (
             32,
             9,
-            "from frame 32 on .* has 1 frames; cut it to its first 1, or start it at frame 24$",
+            "has 1 from frame 32 on; cut it to its first 1, or start it at frame 24$",
         ),
-        (24, 12, "has 9 frames; cut it to its first 9, or start it at frame 16$"),
-        (0, 34, "has 33 frames; cut it to its first 33$"),
+        (24, 12, "has 9 from frame 24 on; cut it to its first 9, or start it at frame 16$"),
+        (0, 34, "has 33 from frame 0 on; cut it to its first 33$"),
         (12, 9, "frame 12.*multiple of 8: 8 or 16"),
     ],
 )

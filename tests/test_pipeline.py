@@ -426,7 +426,7 @@ BAD = {
     ),
     "condition place": (
         dict(conditions=[Condition(np.zeros((9, 64, 96, 3), np.uint8), 16)]),
-        "from frame 16 on a video of 17 has 1 frames; cut it to .* 1, or start it at frame 8",
+        "a video of 17 frames has 1 from frame 16 on; cut it to .* 1, or start it at frame 8",
     ),
     "condition file": (dict(conditions=[Condition("nowhere.png")]), "there is no file nowhere.png"),
     "condition shape": (

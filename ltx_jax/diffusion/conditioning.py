@@ -107,17 +107,17 @@ def check_conditions(
         if frame + length > num_frames:
             raise ValueError(f"{name} {_too_long(frame, length, num_frames, temporal_factor)}")
         if (length - 1) % temporal_factor:
-            legal = (length - 1) // temporal_factor * temporal_factor + 1
+            valid = (length - 1) // temporal_factor * temporal_factor + 1
             raise ValueError(
                 f"{name} has {length} frames, but a clip must have {temporal_factor}k+1; cut it to "
-                f"its first {legal}"
+                f"its first {valid}"
             )
         if length > 1 and frame % temporal_factor:
             below = frame // temporal_factor * temporal_factor
             raise ValueError(
                 f"{name} is a clip at frame {frame}, but a clip must start at a multiple of "
-                f"{temporal_factor}: {below} or {below + temporal_factor} (an image may stand "
-                f"anywhere)"
+                f"{temporal_factor}: {below} or {below + temporal_factor} (an image may be at any "
+                "frame)"
             )
 
 
@@ -130,7 +130,7 @@ def _too_long(frame: int, length: int, num_frames: int, temporal_factor: int) ->
         last = num_frames - length
         ways.append(f"start it at frame {last if length == 1 else last - last % temporal_factor}")
     return (
-        f"does not fit: from frame {frame} on a video of {num_frames} has {max(room, 0)} frames; "
+        f"does not fit: a video of {num_frames} frames has {max(room, 0)} from frame {frame} on; "
         f"{', or '.join(ways)}"
     )
 
@@ -207,16 +207,16 @@ def prepare(
     extra: list[tuple[Array, Array, Array]] = []  # tokens, coords, strengths
     for i, condition in enumerate(conditions):
         item, frame = condition.latents.astype(latents.dtype), condition.frame
-        strength = _of_each_frame(condition.strength, (b, item.shape[1]))
-        opens = isinstance(frame, int) and frame == 0
-        head = 0 if opens else PREFIX
+        strength = _per_frame(condition.strength, (b, item.shape[1]))
+        is_first = isinstance(frame, int) and frame == 0
+        head = 0 if is_first else PREFIX
         tail, weight = item[:, head:], strength[:, head:]
         if tail.shape[1]:
-            start = 0 if opens else frame // temporal_factor + PREFIX
+            start = 0 if is_first else frame // temporal_factor + PREFIX
             place = slice(start, start + tail.shape[1])
             latents = latents.at[:, place].set(_lerp(latents[:, place], tail, weight))
             strengths = strengths.at[:, place].set(weight)
-        if opens:
+        if is_first:
             continue
         item, weight = item[:, :head], strength[:, :head]
         item = jnp.broadcast_to(item, (b, *item.shape[1:]))
@@ -239,18 +239,18 @@ def prepare(
 
 
 def time_groups(strength: Float[Array, "b n"], levels: Float[Array, "g"]) -> TimeGroups:
-    """Groups the tokens by strength: tokens of equal strength have equal times at every step.
+    """Groups the tokens by strength, since tokens of equal strength have equal times at every step.
 
     Args:
       strength: strength of each token.
-      levels: all values that occur in `strength`.
+      levels: the different values in `strength`, one per group.
     """
     group = jnp.argmin(jnp.abs(strength[..., None] - levels[None, None]), axis=-1)
     inside = group[:, None] == jnp.arange(len(levels))[None, :, None]
     return TimeGroups(group, jnp.argmax(inside, axis=-1))
 
 
-def _of_each_frame(strength: Any, shape: tuple[int, int]) -> Float[Array, "b t"]:
+def _per_frame(strength: Any, shape: tuple[int, int]) -> Float[Array, "b t"]:
     strength = jnp.asarray(strength, jnp.float32)
     if strength.ndim == 1:
         strength = strength[:, None]

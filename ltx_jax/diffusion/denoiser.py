@@ -28,7 +28,8 @@ _log = logging.getLogger(__name__)
 
 
 def call_directly(function: Callable[..., Any], *args: Any, **static: Any) -> Any:
-    """Calls a jitted function; other values of `call` compile it ahead of time or time it."""
+    """Calls a jitted function. It is the default of arguments named `call`; other functions in its
+    place compile ahead of time, or measure the time of the call."""
     return function(*args, **static)
 
 
@@ -146,7 +147,8 @@ class Fast:
         """Converts the stored parameters to those of `FastTransformer`.
 
         Raises:
-          UnsupportedParametersError: if they are not those of a network that it computes.
+          UnsupportedParametersError: if they are parameters of a network that `FastTransformer`
+            does not compute.
         """
         return derive(stored, self.cfg, self.execution)
 
@@ -244,7 +246,7 @@ def sampling_form(
             "fast sampling is for one device: leave out fast, linears and teacache, or the mesh"
         )
     if linears is not None and not fast:
-        raise ValueError(f"{linears} linears are of fast sampling: leave out fast=False")
+        raise ValueError(f"{linears} linears need fast sampling: leave out fast=False")
     if fast:
         form = Fast(cfg, execution)
         try:
@@ -252,12 +254,12 @@ def sampling_form(
         except UnsupportedParametersError as error:
             if linears is not None:
                 raise ValueError(
-                    f"{linears} linears need the fast form of the transformer, which does not fit "
-                    f"these parameters ({error}): leave linears out"
+                    f"{linears} linears need the fast form of the transformer, which does not "
+                    f"support these parameters ({error}): leave linears out"
                 ) from error
             _log.warning(
-                "the fast form of the transformer does not fit these parameters (%s): sampling by "
-                "the plain form",
+                "the fast form of the transformer does not support these parameters (%s): sampling "
+                "with the plain form",
                 error,
             )
     return Plain(cfg, execution), stored
@@ -271,12 +273,12 @@ def with_teacache(
     A threshold of 0 returns the denoiser unchanged.
 
     Raises:
-      ValueError: if the denoiser is not of the fast form.
+      ValueError: if the denoiser is not a `Fast` one.
     """
     if threshold <= 0:
         return denoiser
     if not isinstance(denoiser, Fast):
-        raise ValueError("teacache is of fast sampling: make the pipeline with fast=True")
+        raise ValueError("teacache needs fast sampling: make the pipeline with fast=True")
     limits = (jnp.asarray(x, jnp.float32) for x in (threshold, last_time))
     return TeaCache(denoiser.cfg, denoiser.execution, *limits)
 
@@ -284,10 +286,10 @@ def with_teacache(
 def for_masks(
     denoiser: Plain | Fast, masks: Sequence[Shaped[Array, "b m"] | Shaped[np.ndarray, "b m"]]
 ) -> Plain | Fast:
-    """The same form, with an attention that supports these caption masks.
+    """The same denoiser, with a form of attention that supports these caption masks.
 
-    The fused attention kernels support masks only as lengths. For a mask with a zero before a one,
-    or without any ones, plain attention is chosen.
+    Fused attention kernels take a mask as a length. So plain attention is chosen if a row of a mask
+    has a zero before a one, or no ones.
     """
     if all(_is_prefix(mask) for mask in masks):
         return denoiser

@@ -1,8 +1,8 @@
 """Rectified flow: the path, its velocity, the times of a run and the steps between them.
 
-The convention is defined here: t = 1 is noise and t = 0 is data, a noised sample is
-x_t = (1 - t) data + t noise, and its velocity is dx/dt = noise - data. So data = x_t - t velocity,
-and a step from t down to s is x_s = x_t - (t - s) velocity.
+In this project, t = 1 is noise and t = 0 is data, a noised sample is x_t = (1 - t) data + t noise,
+and its velocity is dx/dt = noise - data. So data = x_t - t velocity, and a step from t down to s is
+x_s = x_t - (t - s) velocity.
 
 Schedules are computed with numpy in float32, in the same order of operations as the released
 scheduler on a CPU. Guidance that changes "at time 0.985" compares these floats, so that an error of
@@ -52,7 +52,7 @@ def _spread(t: Array, x: Array) -> Array:
 
 
 def next_time(t: Float[Array, "b n"], times: Float[Array, "s"]) -> Float[Array, "b n"]:
-    """For each t, the largest of `times` and 0 that is smaller than t; 0 for t = 0.
+    """For each t, the largest of `times` below t; 0 if there is none.
 
     `t` need not be in `times`: condition tokens have times of their own.
     """
@@ -132,7 +132,9 @@ def inference_times(
 def _check_explicit(times: Schedule) -> None:
     inside = np.all((times > 0) & (times <= 1))
     if not len(times) or not inside or np.any(np.diff(times) >= 0):
-        raise ValueError(f"timesteps must fall from at most 1 to more than 0, got {times.tolist()}")
+        raise ValueError(
+            f"timesteps must decrease, and lie above 0 and at most at 1, got {times.tolist()}"
+        )
 
 
 def schedule(cfg: SchedulerConfig, steps: int, tokens: int) -> Schedule:
@@ -143,7 +145,7 @@ def schedule(cfg: SchedulerConfig, steps: int, tokens: int) -> Schedule:
     if cfg.sampler == "LinearQuadratic":
         times = linear_quadratic(steps)
     elif cfg.sampler == "Constant":
-        times = _time_shift(uniform(steps), cfg.shift or 0.0)  # the config demands a shift
+        times = _time_shift(uniform(steps), cfg.shift or 0.0)  # the config always has one here
     else:
         times = uniform(steps)
     if cfg.shifting == "SD3":
@@ -154,7 +156,7 @@ def schedule(cfg: SchedulerConfig, steps: int, tokens: int) -> Schedule:
 
 
 def uniform(steps: int) -> Schedule:
-    """Evenly spaced from 1 to 1 / steps."""
+    """Times that are evenly spaced from 1 to 1 / steps."""
     last = np.float32(1 / steps)
     if steps == 1:
         return np.array([last])
@@ -168,7 +170,8 @@ def uniform(steps: int) -> Schedule:
 
 
 def linear_quadratic(steps: int, threshold: float = 0.025) -> Schedule:
-    """Half of the steps linearly down to 1 - threshold, the rest on a parabola (Movie Gen)."""
+    """Times that fall linearly to 1 - threshold in half of the steps, then on a parabola (Movie
+    Gen)."""
     if steps == 1:
         return np.ones(1, np.float32)
     linear = steps // 2
@@ -183,7 +186,7 @@ def linear_quadratic(steps: int, threshold: float = 0.025) -> Schedule:
 
 
 def sd3_shift(times: Schedule, tokens: int, terminal: float | None = None) -> Schedule:
-    """Shifts times towards noise, the more the more tokens; optionally ends at `terminal`."""
+    """Shifts times towards noise, further for more tokens; the last becomes `terminal`, if set."""
     slope = (2.05 - 0.95) / (4096 - 1024)
     shifted = _time_shift(times, slope * tokens + (0.95 - slope * 1024))
     covered = _ONE - shifted
@@ -193,7 +196,7 @@ def sd3_shift(times: Schedule, tokens: int, terminal: float | None = None) -> Sc
 
 
 def simple_diffusion_shift(times: Schedule, tokens: int, base_resolution: int) -> Schedule:
-    """Shifts the log signal-to-noise ratio by that of tokens / base_resolution; 1 stays 1."""
+    """Adds 2 log(tokens / base_resolution) to the log noise-to-signal ratio; time 1 stays 1."""
     with np.errstate(divide="ignore"):
         ratio = np.square(times / (_ONE - times))
         logs = np.log(ratio.astype(np.float64)).astype(np.float32)

@@ -1,8 +1,8 @@
 """Guidance: the rows of the network's batch for a prediction, and how their velocities combine.
 
-Besides the caption, a prediction may need the network's output for the negative caption
-(classifier-free guidance) and for the caption with some blocks skipped (spatio-temporal guidance).
-All are rows of one batch, in blocks of the number of samples:
+Besides the output of the network for the caption, a prediction may need its output for the negative
+caption (classifier-free guidance), and for the caption with some blocks skipped (spatio-temporal
+guidance). These branches are rows of one batch, in this order, each with one row per sample:
 [negative ..., caption ..., perturbed ...].
 """
 
@@ -21,7 +21,7 @@ from ltx_jax.models.transformer import Skip
 
 
 class Branches(NamedTuple):
-    """Which rows a step has in addition to those of the caption."""
+    """Which branches a step has in addition to that of the caption."""
 
     negative: bool
     perturbed: bool
@@ -91,7 +91,7 @@ def guidance_schedule(
     branches = []
     for i, blocks in enumerate(skipped):
         if stg[i] > 0:
-            keep[i, _legal(blocks, num_layers)] = 0
+            keep[i, _checked_blocks(blocks, num_layers)] = 0
         else:
             rescale[i] = 1
         perturbed = stg[i] > 0 and len(blocks) > 0 and options.stg_mode != "residual"
@@ -141,12 +141,12 @@ def _check_length(name: str, value: Sequence[Any], options: SamplingConfig) -> N
         )
     if len(value) != len(times):
         raise ValueError(
-            f"{name} has {len(value)} entries and guidance_timesteps {len(times)}; they need as "
-            f"many"
+            f"{name} has {len(value)} entries and guidance_timesteps {len(times)}: they must be "
+            "equally long"
         )
 
 
-def _legal(blocks: tuple[int, ...], num_layers: int) -> list[int]:
+def _checked_blocks(blocks: tuple[int, ...], num_layers: int) -> list[int]:
     unknown = [block for block in blocks if not 0 <= block < num_layers]
     if unknown:
         raise ValueError(
@@ -196,8 +196,8 @@ def context_rows(context: Any, negative: Any, branches: Branches) -> Any:
 
     Args:
       context: the context, prepared by a denoiser.
-      negative: the context of the negative caption; None if no branch needs it. Its tokens are the
-        same, so rotary tables that all samples share are taken from `context`.
+      negative: the context of the negative caption; None if no branch needs it. It belongs to the
+        same tokens, so rotary tables that all samples share are taken from `context`.
       branches: which branches there are.
     """
     if branches.negative and negative is None:
@@ -228,7 +228,7 @@ def skip_mask(
 def combine(
     velocities: Float[Array, "r n c"], branches: Branches, scales: Scales, cfg_star: bool
 ) -> Float[Array, "b n c"]:
-    """Combines the velocities of all branches to the guided velocity of each sample, in float32.
+    """Combines the velocities of all branches into the guided velocity of each sample, in float32.
 
     Args:
       velocities: the network's output, with the rows laid out as described at the top.

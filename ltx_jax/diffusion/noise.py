@@ -45,7 +45,8 @@ class KeyNoise:
 
         def one(key: Key[Array, ""]) -> Array:
             key = jax.random.fold_in(jax.random.fold_in(key, tag), index)
-            # A flat draw: the same numbers, compiled in a tenth of the time of `shape[1:]`.
+            # Drawn flat: this gives the same numbers as a draw of `shape[1:]`, and compiles in a
+            # tenth of the time.
             return jax.random.normal(key, (math.prod(shape[1:]),)).reshape(shape[1:])
 
         return jax.vmap(one)(self.keys)

@@ -68,10 +68,10 @@ def positions(
 
 
 def rope_frequencies(width: int, theta: float) -> np.ndarray:
-    """The float32 frequencies pi/2 theta^x of each axis, x going from 0 to 1 in width // 6 steps.
+    """The frequencies of each axis: pi/2 theta^x for width // 6 values x evenly spaced in [0, 1].
 
-    Every operation is rounded as upstream does on CPUs: angles reach 15708, so that one unit in the
-    last place of a frequency changes the third decimal of the cosine.
+    They are float32, and every operation is rounded as upstream does on CPUs: angles reach 15708,
+    so that one unit in the last place of a frequency changes the third decimal of the cosine.
     """
     count = width // 6
     step = np.float32(1) / np.float32(max(count - 1, 1))  # a single frequency has x = 0
@@ -101,10 +101,10 @@ def rope_tables(
     limits = jax.lax.optimization_barrier(jnp.broadcast_to(limits, at.shape))
     angles = frequencies[None, None, :, None] * (at / limits * 2 - 1)[:, :, None]
     angles = angles.reshape(*at.shape[:2], -1)
-    still = ((0, 0), (0, 0), (cfg.width // 2 - angles.shape[-1], 0))
+    unrotated = ((0, 0), (0, 0), (cfg.width // 2 - angles.shape[-1], 0))
     return (
-        jnp.pad(jnp.cos(angles), still, constant_values=1.0),
-        jnp.pad(jnp.sin(angles), still),
+        jnp.pad(jnp.cos(angles), unrotated, constant_values=1.0),
+        jnp.pad(jnp.sin(angles), unrotated),
     )
 
 

@@ -24,7 +24,9 @@ from ltx_jax.diffusion.solver import Euler, Interval, Solver, solver_of
 from ltx_jax.runtime.sharding import constrain
 
 HARD = 1 - 1e-6  # tokens of at least this strength are never denoised
-_BUCKET = 64  # per-step arrays are padded to a multiple, so that runs of most lengths share shapes
+# Arrays with one entry per step are padded to a multiple of this, so that runs of different lengths
+# have equal shapes and share compiled programs.
+_BUCKET = 64
 
 
 @jax.tree_util.register_dataclass
@@ -39,7 +41,7 @@ class Inputs:
       context: the context with the captions, prepared by the denoiser.
       negative: the context with the negative captions; None if no step has a negative branch.
       times: descending times (s,), padded with zeros at the end.
-      scales: guidance scales of every step, padded likewise.
+      scales: guidance scales of every step, padded in the same way.
       image_noise: scale of the noise that every step adds to condition tokens of full strength
         (`HARD`); None adds none.
       noise: a `NoiseSource`.
@@ -102,7 +104,7 @@ def mode_of(options: SamplingConfig) -> Mode:
 
 
 def per_step(times: Float32[np.ndarray, "s"], schedule: GuidanceSchedule) -> tuple[Array, Scales]:
-    """Puts times and scales on the device, padded so that most runs can share one program."""
+    """Puts times and scales on the device, padded to a multiple of `_BUCKET` steps."""
     pad = -len(times) % _BUCKET
 
     def padded(x: np.ndarray) -> Array:
@@ -174,7 +176,7 @@ def _current(
     if inputs.strength is not None:
         time = jnp.minimum(time, 1 - inputs.strength)
         if inputs.image_noise is not None:
-            # With a first frame without noise, there is little motion in the rest of the video.
+            # Without this noise, there is little motion in a video that starts from an image.
             fresh = inputs.noise.draw("image_condition", x.shape, index)
             noised = inputs.start + inputs.image_noise * t**2 * fresh
             x = jnp.where((inputs.strength > HARD)[..., None], noised, x)
@@ -208,7 +210,7 @@ def sample(
     times = np.asarray(inputs.times)
     before, state = None, State(None, mode.solver.init_memory(tokens))
     for i, kind in enumerate(branches):
-        if kind != before:  # the denoiser's state has the rows of other branches
+        if kind != before:  # the denoiser's state is for the rows of the previous branches
             b, n, c = tokens.shape
             before, state = kind, State(denoiser.init_state((kind.count * b, n, c)), state.memory)
         arguments = (denoiser, params, tokens, inputs, jnp.asarray(i, jnp.int32), state)

@@ -36,11 +36,11 @@ class Interval(NamedTuple):
 
 @runtime_checkable
 class Solver(Protocol):
-    """A method to take a step. Implementations are frozen dataclasses, compared by value, since a
-    solver is a static argument of the compiled step."""
+    """A method of taking a step. Implementations are frozen dataclasses, which are compared by
+    value, since a solver is a static argument of the compiled step."""
 
     def init_memory(self, x: Float[Array, "b n c"]) -> Any:
-        """The memory before the first step, which the solver carries from step to step; or None."""
+        """What the solver carries from step to step, before the first step; None if nothing."""
         ...
 
     def __call__(
@@ -57,7 +57,8 @@ class Solver(Protocol):
           predict: predicts the velocity under guidance.
           x: the tokens at `interval.time`.
           interval: the times before and after the step.
-          state: the denoiser's state; every call of `predict` takes the state from the last one.
+          state: the denoiser's state; each call of `predict` takes the state that the previous call
+            returned.
           memory: from `init_memory`, or from the previous step.
         """
         ...
@@ -85,8 +86,8 @@ class Euler:
 
 @dataclasses.dataclass(frozen=True)
 class Stochastic:
-    """Goes to the predicted data, and back to the target time with new noise; for distilled models,
-    which are sampled this way."""
+    """Goes to the predicted data, and back to the target time with new noise. Distilled models are
+    sampled this way."""
 
     def init_memory(self, x: Float[Array, "b n c"]) -> None:
         """No memory."""
@@ -148,7 +149,7 @@ class DPMSolverPP2M:
         behind = _half_log_snr(time) - _half_log_snr(memory.time)
         weight = jnp.where(extrapolates, (1 - target / time) * ahead / (2 * behind), 0.0)
         x = flow.euler_step(x, velocity, time, target) + weight[..., None] * (data - memory.data)
-        # With the sharding of the inputs, so that the second step needs no program of its own.
+        # Sharded like the inputs; otherwise the second step would compile another program.
         data, time = constrain(data, "batch", "token", None), constrain(time, "batch", "token")
         return x, state, Prediction(data, time)
 
