@@ -149,9 +149,9 @@ def encoding(empty):
 def test_data_without_fitting_embeddings_are_refused():
     cfg = load("transformer", "--captions", "cached")
     for nothing in (None, encoding(None)):
-        with pytest.raises(ValueError, match=r"hold no embeddings.*ltx-encode"):
+        with pytest.raises(ValueError, match=r"hold no caption embeddings.*ltx-encode"):
             sources.open_captions(cfg, nothing, ONE)
-    with pytest.raises(ValueError, match=r"held-out clips.*--run\.validation_source"):
+    with pytest.raises(ValueError, match=r"validation clips.*--run\.validation_source"):
         sources.cached_captions(stored_captions(1)[0], 4).read(
             ("",), None, np.zeros(1, bool), np.asarray
         )

@@ -169,9 +169,9 @@ def test_a_run_stops_after_steps_in_a_row_that_are_not_finite_and_names_tensors(
     with pytest.raises(FloatingPointError) as error:
         tiny.fit(cfg, lines.append)
     text = str(error.value)
-    assert "4 steps in a row were not finite, the last is 9" in text
-    assert "gradients: encoder/bias, encoder/kernel; parameters: none" in text
-    assert "metrics: grad_norm" in text
+    assert "not finite in 4 steps in a row, the last of them step 9" in text
+    assert "gradients (encoder/bias, encoder/kernel); parameters (none)" in text
+    assert "metrics (grad_norm" in text
     assert tiny.notes.events[-1] == ("step", 10)  # it was on its way already
     assert saved(tmp_path) == [4, 8]
     assert "rejected 1 steps (not finite)" in lines[4]
@@ -181,16 +181,16 @@ def test_a_run_stops_after_steps_in_a_row_that_are_not_finite_and_names_tensors(
     assert (int(state.step), int(state.updates), int(state.rejected)) == (20, 16, 0)
 
 
-@pytest.mark.parametrize("resting", [(), ("disc_loss", "gan")])
-def test_metrics_of_a_discriminator_that_has_not_begun_are_not_called_broken(resting):
+@pytest.mark.parametrize("pending", [(), ("disc_loss", "gan")])
+def test_metrics_of_a_discriminator_that_has_not_begun_are_not_called_broken(pending):
     """They are no numbers by intent, as is the loss of a time that no sample had."""
     broken, norm = jnp.asarray(jnp.nan), jnp.asarray(0.5)
     metrics = dict.fromkeys(("loss", "disc_loss", "gan", "loss_at/0.1"), broken)
     metrics |= {"psnr": norm, GRADIENTS: {"decoder": {"bias": broken}}}
     fields = dict.fromkeys(TrainState.__dataclass_fields__)
-    text = describe_nonfinite(metrics, TrainState(**fields | {"params": {}}), resting)
-    names = "loss" if resting else "disc_loss, gan, loss"
-    assert text == f"Not finite are metrics: {names}; gradients: decoder/bias; parameters: none"
+    text = describe_nonfinite(metrics, TrainState(**fields | {"params": {}}), pending)
+    names = "loss" if pending else "disc_loss, gan, loss"
+    assert text == f"Not finite: metrics ({names}); gradients (decoder/bias); parameters (none)"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -73,7 +73,7 @@ def test_every_term_has_a_metric_of_its_own(run):
     game = {"gan", "gan_scale", "disc_loss", "disc_accuracy", "grad_norm/discriminator"}
     always = {"loss", "pixel", "mse", "dwt", "kl", "psnr", "grad_norm", "dead_channels"}
     always |= {"latent_std_min", "latent_std_max", "grad_norm/encoder", "grad_norm/decoder"}
-    assert [trainer.resting_metrics(states[i]) for i in (1, 2)] == [set(METRICS), set()]
+    assert [trainer.pending_metrics(states[i]) for i in (1, 2)] == [set(METRICS), set()]
     for step, (_, shown) in enumerate(metrics):
         found = {name: value for name, value in shown.items() if name != GRADIENTS}
         assert set(shown[GRADIENTS]) == {"encoder", "decoder", "discriminator"}
@@ -232,5 +232,5 @@ def test_held_out_clips_that_are_not_there_show_before_the_first_step():
 
 def test_data_without_pixels_is_refused():
     batch = Batch(CLIPS, "none", (), np.zeros(0, np.float32))
-    with pytest.raises(ValueError, match="trained on pixels, and this data holds latents"):
+    with pytest.raises(ValueError, match="trained on pixels, but this data set holds"):
         require_pixels(batch)

@@ -121,9 +121,9 @@ def test_a_run_starts_from_the_average_of_another_run(source, tmp_path):
     [
         (
             {"decoder_base_channels": 16},
-            r"decoder/conv_in/bias is \(\d+,\) there, \(\d+,\) here; .* and \d+ more tensors",
+            r"conv_in/bias is \(\d+,\) in the checkpoint, \(\d+,\) in .* \d+ more tensors",
         ),
-        ({"timestep_conditioning": False}, r"is \(\d+,\) there, absent here"),
+        ({"timestep_conditioning": False}, r"is \(\d+,\) in the checkpoint, absent in this run"),
         ({"spatial_padding_mode": "reflect"}, "spatial_padding_mode = 'zeros', and .* 'reflect'"),
     ],
 )
@@ -203,7 +203,8 @@ def test_tensors_that_a_checkpoint_may_lack_are_drawn_and_logged(source, tmp_pat
     for name, x in params.items():
         if name in names:
             assert (np.asarray(x) == 0).all()  # as they are drawn
-            assert f"{name}: drawn, {x.shape} here, absent there" in caplog.text
+            shapes = f"absent in the checkpoint, {x.shape} in this run"
+            assert f"{name}: initialised at random ({shapes})" in caplog.text
         else:
             np.testing.assert_array_equal(x, stored[name])
             assert name not in caplog.text
@@ -222,7 +223,7 @@ def test_tensors_of_a_checkpoint_may_be_left_out(source, written, caplog):
         if name in params:
             np.testing.assert_array_equal(params[name], stored[name])
         else:
-            assert f"{name}: left out, absent here" in caplog.text
+            assert f"{name}: left out" in caplog.text
 
 
 @pytest.mark.parametrize("channels", [8, 16])
@@ -244,20 +245,23 @@ def test_tensors_are_drawn_again_whatever_their_shape(channels, source, written,
         again = name.startswith(wide)
         drawn += again
         np.testing.assert_array_equal(x, (fresh if again else stored)[name])
-        assert (f"{name}: drawn" in caplog.text) == again
+        assert (f"{name}: initialised at random" in caplog.text) == again
     assert drawn == (1 if channels == 8 else len([n for n in fresh if n.startswith("decoder")]))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), f"{SCALE} is absent there, .* here.*--run.init_missing"),
-        (("--run.init_missing", "scale1"), "scale2 is absent there"),
+        ((), f"{SCALE} is absent in the checkpoint, .*--run.init_missing"),
+        (("--run.init_missing", "scale1"), "scale2 is absent in the checkpoint"),
         (("--run.init_missing", "per_channel_scale"), "init_settings decoder_blocks allows it"),
-        (("--run.init_missing", "conv_in"), "init_missing: 'conv_in' matches no tensor that is a"),
-        (("--run.init_extra", "scale"), "init_extra: 'scale' matches no tensor that is absent her"),
+        (
+            ("--run.init_missing", "conv_in"),
+            "'conv_in' matches no tensor that the checkpoint lacks",
+        ),
+        (("--run.init_extra", "scale"), "init_extra: 'scale' matches no tensor that this run"),
         (("--run.init_redraw", "nothing"), "init_redraw: 'nothing' matches no tensor"),
-        (("--run.init_redraw", "("), r"init_redraw: '\(' cannot be read"),
+        (("--run.init_redraw", "("), r"init_redraw: '\(' is not a regular"),
         (
             ("--run.init_missing", "per_channel_scale", "--run.init_settings", "heads"),
             "init_settings: 'heads' matches no setting",

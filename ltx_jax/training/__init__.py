@@ -46,7 +46,8 @@ __all__ = [
     "train",
 ]
 
-# The count of operations needs no optimiser and no checkpoints.
+# Lazy, so that `training.flops`, for example, can be used without importing optimisers and
+# checkpoints.
 __getattr__ = lazy_attributes(
     __name__,
     {

@@ -1,4 +1,4 @@
-"""How the arrays of a batch reach the mesh, and which of them a process loads."""
+"""Puts the arrays of a batch on the mesh, and says which part of a batch a process loads."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def check_batch_size(batch_size: int, mesh: Mesh, micro_batches: int = 1) -> Non
         )
         fitting = -(-batch_size // (shards * micro_batches)) * shards * micro_batches
         raise ValueError(
-            f"data.batch_size = {batch_size} is no multiple of the {shards} devices of the mesh "
+            f"data.batch_size = {batch_size} is not a multiple of the {shards} devices of the mesh "
             f"axes data and fsdp{times}: take {fitting}, or set --mesh.data"
         )
 
@@ -52,8 +52,9 @@ def process_part(mesh: Mesh) -> tuple[int, int]:
     parts = sorted({tuple(sorted(held)) for held in rows.values()})
     if sum(len(part) for part in parts) != shards:
         raise ValueError(
-            f"the mesh {dict(mesh.shape)} gives its processes parts of a batch that overlap: make "
-            "the axes seq and tensor, together, a divisor or a multiple of a process's devices"
+            f"with the mesh {dict(mesh.shape)}, the parts of a batch that the processes load would "
+            "overlap: seq times tensor must be a divisor or a multiple of the number of devices "
+            "per process"
         )
     return parts.index(tuple(sorted(rows[jax.process_index()]))), len(parts)
 

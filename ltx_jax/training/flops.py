@@ -51,7 +51,8 @@ def count_flop(
       arguments: arguments of the function; shapes are enough.
       gradient: positions of arguments. Adds the operations of the gradient with respect to these
         arguments: every matmul once more for each operand that depends on them. Operations that
-        rematerialisation repeats do not count, so the result is the numerator of an MFU.
+        rematerialisation repeats do not count, so that the result can be divided by the peak rate
+        to get the model FLOP utilisation (MFU).
 
     Raises:
       ValueError: for matmuls inside a loop whose length is not fixed when it is traced.
@@ -125,7 +126,9 @@ def _count_equation(equation: Any, flows: list[bool], ends: _Outputs) -> tuple[f
         return _count_scan(equation, flows)
     if name == "while":
         if _count_inside(parameters):
-            raise ValueError("a loop of unknown length holds matmuls: count one turn of it")
+            raise ValueError(
+                "cannot count matmuls in a loop of unknown length: count one iteration of it"
+            )
         return 0.0, through
     if name == "cond":  # the first operand selects the branch
         counts = [_count(branch, flows[1:], ends) for branch in _branches(parameters)]

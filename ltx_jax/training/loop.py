@@ -45,7 +45,7 @@ def train(cfg: TrainConfig, log: Log = print, profile: bool = False) -> TrainSta
     Raises:
       ValueError: if the configuration, the data or the run's folder cannot be used.
       FloatingPointError: after `run.max_rejected` steps in a row that were not finite.
-      MemoryError: if the device's memory does not suffice; the message says what to lower.
+      MemoryError: if the device has too little memory; the message says what to change.
     """
     with explain_memory_errors(_MEMORY_ADVICE):
         return fit(open_trainer(cfg), log, profile)
@@ -89,7 +89,7 @@ def fit(trainer: Trainer, log: Log = print, profile: bool = False) -> TrainState
         ):
             state, stopped = _steps(trainer, run, state, reporter, tracer, stopping)
     if stopped:  # closing the run has finished the save
-        log(f"stopped and saved at step {state.step}; the same command goes on from there")
+        log(f"stopped and saved at step {state.step}; the same command continues from there")
     return state
 
 
@@ -107,8 +107,8 @@ def validate_latest(trainer: Trainer, log: Log = print) -> Validation:
 
 
 def trace_folder(folder: epath.Path) -> epath.Path:
-    """Where a run's profile is written: in the run's folder; for a run at a remote address, in a
-    local folder of the same name."""
+    """The folder of a run's profile: inside the run's folder, or inside a local folder of the same
+    name if the run is at a remote address."""
     return (epath.Path(folder.name) if is_address(folder) else folder) / "profile"
 
 
@@ -162,8 +162,8 @@ def _steps(
         begin = time.monotonic()
         batch = next(batches)
         waited = time.monotonic() - begin
-        # Counted before the step, since tracing may run programs on the devices, which would hang
-        # between the collectives of a step in progress.
+        # Before the step is launched: tracing may run programs on the devices, and with several
+        # processes these could hang between the collectives of a step in progress.
         work = trainer.work(batch, done)
         state, metrics = trainer.step(state, batch)
         report()  # on the step before: fetching this step's metrics would make the device wait
@@ -191,11 +191,11 @@ def _report(step: _UnreportedStep, reporter: Reporter, trainer: Trainer, state: 
     reporter.step(step.done, scalars, step.work, step.waited)
     rejected = int(scalars["rejected_in_a_row"])
     if rejected >= trainer.stage.cfg.run.max_rejected:
-        broken = describe_nonfinite(step.metrics, state, trainer.resting_metrics(state))
+        causes = describe_nonfinite(step.metrics, state, trainer.pending_metrics(state))
         raise FloatingPointError(
-            f"{rejected} steps in a row were not finite, the last is {step.done}. {broken}. No "
-            "step of them was kept: go on with a lower --optim.peak_lr in another run that starts "
-            "from this one (--run.init_from)"
+            f"the loss or a gradient was not finite in {rejected} steps in a row, the last of them "
+            f"step {step.done}. {causes}. These steps changed no parameters. Start another run "
+            "from this one (--run.init_from) with a lower --optim.peak_lr"
         )
 
 

@@ -18,8 +18,10 @@ def pixel_loss(
 
 
 @jax.custom_vjp
-def known_gradient(value: Float[Array, ""], gradient: Any, at: Any) -> Float[Array, ""]:
-    """Returns `value`, with `gradient` as its gradient with respect to `at` (a custom VJP).
+def attach_gradient(value: Float[Array, ""], gradient: Any, at: Any) -> Float[Array, ""]:
+    """Returns `value`; when it is differentiated, its gradient with respect to `at` is `gradient`.
+
+    It makes a loss out of a value and a gradient that are computed already.
 
     Args:
       value: the loss.
@@ -30,18 +32,18 @@ def known_gradient(value: Float[Array, ""], gradient: Any, at: Any) -> Float[Arr
     return value
 
 
-def _known_gradient_backward(gradient: Any, scale: Array) -> tuple[Array, Any, Any]:
+def _attach_gradient_backward(gradient: Any, scale: Array) -> tuple[Array, Any, Any]:
     zeros = jax.tree.map(jnp.zeros_like, gradient)
     return jnp.zeros(()), zeros, jax.tree.map(lambda x: scale * x, gradient)
 
 
-known_gradient.defvjp(lambda value, gradient, at: (value, gradient), _known_gradient_backward)
+attach_gradient.defvjp(lambda value, gradient, at: (value, gradient), _attach_gradient_backward)
 
 
 def haar_bands(
     video: Float[Array, "b t h w c"], levels: int = 1
 ) -> list[Float[Array, "b t2 h2 w2 c"]]:
-    """Orthonormal 3-D Haar transform: the detail bands of every level, then the last low band.
+    """The orthonormal 3-D Haar transform: the detail bands of all levels, then the last low band.
 
     Each level halves frames, rows and columns and yields eight bands. An odd number of frames is
     made even by repeating the first, as the causal encoder does; for a single frame, only rows and
@@ -92,7 +94,7 @@ def kl_loss(
 ) -> Float[Array, ""]:
     """KL divergence from a standard normal: summed over channels, averaged over voxels.
 
-    A uniform log-variance (paper, section 2.1) may have one channel, or be repeated over all
+    A uniform log-variance (paper, section 2.1) may have a single channel, or be repeated over all
     channels; the result is the same.
     """
     mean, logvar = mean.astype(jnp.float32), logvar.astype(jnp.float32)

@@ -101,7 +101,7 @@ def make_optimizer(cfg: OptimConfig, steps: int) -> optax.GradientTransformation
 
     def kinds(params: Any) -> Any:
         fixed = frozen_parameters(params, cfg.freeze)
-        return jax.tree.map(lambda no: "frozen" if no else "trained", fixed)
+        return jax.tree.map(lambda is_fixed: "frozen" if is_fixed else "trained", fixed)
 
     return optax.multi_transform({"trained": tx, "frozen": optax.set_to_zero()}, kinds)
 
@@ -123,7 +123,9 @@ def frozen_parameters(params: Any, patterns: Sequence[str]) -> Any:
     try:
         fixed = jax.tree.map_with_path(leaf, params)
     except re.error as error:
-        raise ValueError(f"optim.freeze: {error.pattern!r} cannot be read: {error}") from error
+        raise ValueError(
+            f"optim.freeze: {error.pattern!r} is not a regular expression: {error}"
+        ) from error
     idle = [pattern for pattern, matches in matched.items() if not matches]
     if idle:
         raise ValueError(f"optim.freeze: {idle[0]!r} matches no parameter")

@@ -11,11 +11,11 @@ from jax.experimental import multihost_utils
 
 from ltx_jax.config import DistributedConfig
 
-# Parts of jax.distributed's error messages if it detects no cluster, and if devices are already in
-# use (as in a notebook). In both cases this process runs alone.
+# Parts of the error messages of jax.distributed: one if it detects no cluster, the other if devices
+# are already in use (as in a notebook). In both cases, training uses this process alone.
 _ALONE = ("coordinator_address should be defined", "must be called before any JAX calls")
-# The steps of a profiler trace, counted from 1: after the steps that compile, and few, so that the
-# trace stays readable.
+# The steps that a profiler trace records, counted from 1. They come after the steps that compile,
+# and are few, so that the trace stays readable.
 _TRACED = range(3, 6)
 
 
@@ -34,7 +34,7 @@ def join(cfg: DistributedConfig) -> None:
     if not alone and None in place:
         raise ValueError(
             "--distributed.coordinator, --distributed.num-processes and --distributed.process-id "
-            "belong together: give all three, or none where SLURM, GKE or a TPU pod says it"
+            "belong together: give all three, or none under SLURM, on GKE and on TPU pods"
         )
     try:
         jax.distributed.initialize(*place)

@@ -33,7 +33,7 @@ class Reporter:
     Args:
       cfg: the whole configuration.
       folder: the run's folder.
-      first: number of steps taken before this start of the run.
+      first: number of steps taken before the run was started or resumed now.
       log: called with each line of the log.
     """
 
@@ -179,7 +179,7 @@ class _TensorBoard:
     def __init__(self, folder: epath.Path, first: int):
         import tensorboardX
 
-        # A resumed run repeats the steps after its last checkpoint: their old events are purged.
+        # A resumed run repeats the steps after its last checkpoint, so their old events are purged.
         self._writer = tensorboardX.SummaryWriter(str(folder), purge_step=first + 1)
 
     def scalars(self, done: int, values: Mapping[str, float]) -> None:

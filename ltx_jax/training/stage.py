@@ -28,7 +28,7 @@ from ltx_jax.training.state import TrainState
 class LossValue:
     """The result of a stage's loss for one batch.
 
-    The same tree also carries shapes, so fields are not typed as arrays.
+    `jax.eval_shape` also fills it with shapes, so its fields are not typed as arrays.
 
     Attributes:
       loss: scalar that the main optimiser minimises. Parameters that another optimiser trains must
@@ -181,9 +181,9 @@ class Stage(abc.ABC):
           key: random key of this step.
         """
 
-    def counted(self, step: int) -> "Stage":
-        """The stage whose loss is traced to count the operations of a step (from 1). By default
-        this stage; another one if this loss computes more than should count."""
+    def flop_stage(self, step: int) -> "Stage":
+        """The stage whose loss is traced to count the operations of a step (from 1). It is another
+        stage than this one if some operations of this loss should not be counted."""
         del step
         return self
 
@@ -203,8 +203,8 @@ class Stage(abc.ABC):
           ValueError: if the checkpoint has nothing for this stage.
         """
         raise ValueError(
-            f"--run.init_from {checkpoint.metadata.get('run', '')}: a {type(self).__name__} starts "
-            "from no other checkpoint"
+            f"--run.init_from {checkpoint.metadata.get('run', '')}: a {type(self).__name__} cannot "
+            "start from another checkpoint: leave init_from out"
         )
 
     def compiler_options(self) -> dict[str, Any] | None:

@@ -16,9 +16,9 @@ from ltx_jax.training.optim import MAIN, Optimizer
 
 @struct.dataclass
 class TrainState:
-    """Everything that a step changes, as arrays. Networks and optimisers are closed over instead.
+    """Everything that a step changes. Networks and optimisers are constants of the compiled step.
 
-    The same tree also carries shapes and shardings, so fields are not typed as arrays.
+    Fields are not typed as arrays, since the same class also holds shapes or shardings.
     """
 
     step: Any  # number of steps taken; determines the data and the key of the next step
@@ -49,7 +49,7 @@ def joined(groups: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class StatePlan(NamedTuple):
-    """How to make the initial state; shapes and shardings of every state.
+    """The function that makes the initial state, and the shapes and shardings of a state.
 
     Attributes:
       make: (initial weights, statistics) -> state. The weights, a subtree of the parameters,
@@ -116,7 +116,7 @@ def plan_state(
     )
 
     def make(initial: Mapping[str, Any] | None = None, running: Any = None) -> TrainState:
-        # As in sharding.init_sharded: at a higher level, each random draw takes seconds to compile.
+        # As in sharding.init_sharded: at the highest level, every random draw compiles for seconds.
         quick = {"xla_backend_optimization_level": 1}
         program = jax.jit(first, donate_argnums=1, out_shardings=layout, compiler_options=quick)
         with sharding.use_mesh(mesh):
@@ -138,10 +138,10 @@ def _replaced(params: Mapping[str, Any], initial: Mapping[str, Any]) -> dict[str
 
 
 def _layout_like(tree: Any, params: Any, layout: Any, default: NamedSharding) -> Any:
-    """Shards a leaf of an optimiser's state like the parameter whose path its own path ends with.
+    """Shards each leaf of an optimiser's state like the parameter whose path ends the leaf's path.
 
-    Muon's leaves of wide kernels have an axis more, as the output channels are divided into groups:
-    these are sharded within each group.
+    Muon divides the output channels of wide kernels into groups, so its leaves have one more axis;
+    they are sharded within each group.
     """
     flat = jax.tree.leaves_with_path(params)
     parameters = {

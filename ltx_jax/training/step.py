@@ -1,4 +1,5 @@
-"""The training step: loss, gradients, optimisers, rejection; compiled as one program."""
+"""The training step, compiled as one program: loss, gradients, optimisers, and the rejection of
+steps that are not finite."""
 
 import dataclasses
 import functools
@@ -16,7 +17,7 @@ from ltx_jax.training.optim import MAIN, Optimizer, ema_decay, frozen_parameters
 from ltx_jax.training.stage import LossValue, Stage
 from ltx_jax.training.state import TrainState, by_optimizer, joined, plan_state
 
-Loss = Callable[[Any, TrainState, Any, Any, Array], LossValue]  # as `Stage.loss`
+Loss = Callable[[Any, TrainState, Any, Any, Array], LossValue]  # arguments as in `Stage.loss`
 GRADIENTS = "gradients"  # metrics entry that is a tree: the gradient norm of every tensor
 
 
@@ -35,17 +36,17 @@ class Trainer:
 
     Args:
       stage: the stage to train.
-      optimizers: replace those of `stage.optimizers()`.
+      optimizers: optimisers that replace `stage.optimizers()`.
       compiler_options: XLA options that replace the stage's.
 
     Attributes:
       stage: the argument.
       mesh: the stage's mesh.
       optimizers: the optimisers by name.
-      plan: how the state is made and laid out.
+      plan: how to make the state, and its layout on the mesh.
 
     Raises:
-      ValueError: if a pattern of frozen parameters matches none.
+      ValueError: if a pattern of frozen parameters matches no parameter.
     """
 
     def __init__(
@@ -105,15 +106,16 @@ class Trainer:
         )
         norms, finite = _gradient_norms(grads, self.optimizers, state.updates)
         finite &= jnp.isfinite(jnp.stack([value.loss, *value.others.values()])).all()
-        new = settle(state, advance(state, grads, self.optimizers, value.statistics), finite)
+        new = advance(state, grads, self.optimizers, value.statistics)
+        new = keep_if_finite(state, new, finite)
         counts = {"rejected": new.step - new.updates, "rejected_in_a_row": new.rejected}
         return new, {"loss": value.loss, **value.metrics, **norms, **counts}
 
-    def resting_metrics(self, state: TrainState) -> set[str]:
-        """Names of metrics that are NaN by intent: their optimiser has not begun."""
+    def pending_metrics(self, state: TrainState) -> set[str]:
+        """Names of the metrics that are NaN on purpose, since their optimiser has not begun."""
         updates = int(state.updates)
-        resting = (x for x in self.optimizers.values() if x.start is not None and updates < x.start)
-        return {name for optimizer in resting for name in optimizer.metrics}
+        pending = (x for x in self.optimizers.values() if x.start is not None and updates < x.start)
+        return {name for optimizer in pending for name in optimizer.metrics}
 
     def work(self, batch: Any, step: int) -> Work:
         """The work of a step (counted from 1) for a batch (arrays or shapes).
@@ -122,7 +124,7 @@ class Trainer:
         """
         leaves, tree = jax.tree.flatten(batch)
         shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves)
-        return Work(self.stage.tokens(batch), self._flop(self.stage.counted(step), tree, shapes))
+        return Work(self.stage.tokens(batch), self._flop(self.stage.flop_stage(step), tree, shapes))
 
     def _count_flop(self, stage: Stage, tree: Any, leaves: tuple[Any, ...]) -> float:
         key, state = jax.eval_shape(jax.random.key, 0), self.plan.shapes
@@ -145,8 +147,8 @@ def gradients(
     """The value of `loss`, and one tree with the gradient of every optimiser's loss.
 
     Micro-batches are processed one after the other, each with its own key. The loss must be a mean
-    over the batch. Loss, gradients and statistics are averaged over the micro-batches, and so are
-    the metrics, without NaNs.
+    over the batch. Loss, gradients, statistics and metrics are averaged over the micro-batches; the
+    mean of a metric leaves out NaNs.
 
     Args:
       loss: a function like `Stage.loss`.
@@ -164,8 +166,8 @@ def gradients(
     fixed = joined({n: frozen_parameters(groups[n], x.freeze) for n, x in optimizers.items()})
 
     def total(params: Any, batch: Any, key: Array) -> tuple[Array, LossValue]:
-        held = jax.tree.map(lambda x, no: jax.lax.stop_gradient(x) if no else x, params, fixed)
-        value = loss(held, state, batch, frozen, key)
+        params = jax.tree.map(lambda x, f: jax.lax.stop_gradient(x) if f else x, params, fixed)
+        value = loss(params, state, batch, frozen, key)
         whole: Any = sum(value.others.values(), start=value.loss)
         return whole, value
 
@@ -217,8 +219,8 @@ def _gradient_norms(
 ) -> tuple[dict[str, Any], Bool[Array, ""]]:
     """Global norms of the gradients as metrics, and whether all of them are finite.
 
-    The metrics are the norms of the main optimiser's whole gradient, of each part's gradient (NaN
-    if its optimiser has not begun), and under `GRADIENTS` of each tensor's gradient.
+    The metrics are the norm of the main optimiser's whole gradient, the norm of each part's
+    gradient (NaN if its optimiser has not begun), and under `GRADIENTS` that of each tensor's.
     """
     groups = by_optimizer(grads, optimizers)
     squares = jax.tree.map(lambda x: jnp.sum(jnp.square(x.astype(jnp.float32))), groups)
@@ -245,14 +247,14 @@ def advance(
 ) -> TrainState:
     """Updates the parameters, their average and the optimisers' states from the gradients.
 
-    The result is provisional: `settle` decides whether it replaces the old state.
+    The result is provisional: `keep_if_finite` decides whether it replaces the old state.
     """
-    old, slopes = (by_optimizer(tree, optimizers) for tree in (state.params, grads))
+    old_groups, grad_groups = (by_optimizer(tree, optimizers) for tree in (state.params, grads))
     averages = by_optimizer(state.ema, [name for name in optimizers if name in state.ema])
     params, ema, opt_state = {}, {}, {}
     for name, optimizer in optimizers.items():
         params[name], opt_state[name] = _descend(
-            optimizer, slopes[name], old[name], state.opt_state[name], state.updates
+            optimizer, grad_groups[name], old_groups[name], state.opt_state[name], state.updates
         )
         if optimizer.ema_decay is not None:
             keep = ema_decay(state.updates, optimizer.ema_decay)
@@ -281,14 +283,14 @@ def _descend(
     return jax.lax.cond(begun, learn, lambda *both: both, params, opt_state)
 
 
-def settle(old: TrainState, new: TrainState, finite: Bool[Array, ""]) -> TrainState:
-    """Returns the new state if losses and gradients were finite, else exactly the old state.
+def keep_if_finite(old: TrainState, new: TrainState, finite: Bool[Array, ""]) -> TrainState:
+    """Returns the new state if losses and gradients are finite, else exactly the old state.
 
-    Only the counts of steps change in either case.
+    The counts of steps change in either case.
     """
-    kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+    state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
     return dataclasses.replace(
-        kept,
+        state,
         step=old.step + 1,
         updates=old.updates + finite,
         rejected=jnp.where(finite, 0, old.rejected + 1),
@@ -296,9 +298,9 @@ def settle(old: TrainState, new: TrainState, finite: Bool[Array, ""]) -> TrainSt
 
 
 def describe_nonfinite(
-    metrics: Mapping[str, Any], state: TrainState, resting: Collection[str] = ()
+    metrics: Mapping[str, Any], state: TrainState, pending: Collection[str] = ()
 ) -> str:
-    """Describes which metrics, gradients and parameters are not finite.
+    """Names the metrics, gradients and parameters that are not finite.
 
     Metrics with a "/" in their name ("loss_at/0.1") are left out: the gradients are listed by
     tensor instead.
@@ -306,19 +308,19 @@ def describe_nonfinite(
     Args:
       metrics: metrics of a step.
       state: the state after that step.
-      resting: names of metrics that are NaN by intent (`Trainer.resting_metrics`).
+      pending: names of metrics that are NaN on purpose (`Trainer.pending_metrics`).
     """
     scalars = {
         name: x
         for name, x in metrics.items()
-        if name != GRADIENTS and "/" not in name and name not in resting
+        if name != GRADIENTS and "/" not in name and name not in pending
     }
     all_finite = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree))
     kinds = {"metrics": scalars, "gradients": metrics[GRADIENTS], "parameters": state.params}
     texts = []
     for kind, tree in kinds.items():
         flags = jax.tree.leaves_with_path(jax.device_get(all_finite(dict(tree))))
-        names = ["/".join(str(entry.key) for entry in path) for path, well in flags if not well]
+        names = ["/".join(str(entry.key) for entry in path) for path, ok in flags if not ok]
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-        texts.append(f"{kind}: {', '.join(names[:5]) or 'none'}{more}")
-    return "Not finite are " + "; ".join(texts)
+        texts.append(f"{kind} ({', '.join(names[:5]) or 'none'}{more})")
+    return "Not finite: " + "; ".join(texts)

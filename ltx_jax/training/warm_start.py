@@ -1,4 +1,4 @@
-"""Starts a run from the weights of another checkpoint instead of a random initialisation."""
+"""Starts a run from the weights of a checkpoint instead of a random initialisation."""
 
 import dataclasses
 import logging
@@ -42,38 +42,38 @@ def first_state(stage: Stage, plan: StatePlan) -> TrainState:
     weights = stage.initial_weights(load_checkpoint(run.init_from, mesh=stage.mesh, dtype=dtype))
     wanted = {name: plan.shapes.params.get(name, {}) for name in weights.params}
     for name in plan.shapes.params.keys() - weights.params.keys():
-        _log.info("%s: drawn, the checkpoint has none", name)
-    tensors = _fitting(run, dict(flat_tensors(weights.params)), dict(flat_tensors(wanted)))
-    for there, here in weights.configs:
-        _check_settings(run, there, here)
+        _log.info("%s: initialised at random, the checkpoint has none", name)
+    tensors = _select(run, dict(flat_tensors(weights.params)), dict(flat_tensors(wanted)))
+    for checkpoint_cfg, run_cfg in weights.configs:
+        _check_settings(run, checkpoint_cfg, run_cfg)
     return plan.make(_nested(tensors), weights.statistics)
 
 
-def _fitting(run: RunConfig, there: _Tensors, here: _Tensors) -> dict[str, Any]:
-    """Selects the checkpoint's tensors to start from; the run's other tensors are initialised at
-    random."""
-    redraw = _matching("init_redraw", run.init_redraw, here)
-    missing = _matching("init_missing", run.init_missing, [x for x in here if x not in there])
-    extra = _matching("init_extra", run.init_extra, [x for x in there if x not in here])
+def _select(run: RunConfig, source: _Tensors, target: _Tensors) -> dict[str, Any]:
+    """Selects the checkpoint's tensors (`source`) to start from; the run's other tensors (`target`)
+    are initialised at random."""
+    redraw = _matching("init_redraw", run.init_redraw, target)
+    missing = _matching("init_missing", run.init_missing, [x for x in target if x not in source])
+    extra = _matching("init_extra", run.init_extra, [x for x in source if x not in target])
     wrong = []
-    for name in [*here, *(name for name in there if name not in here)]:
-        shapes = [x[name].shape if name in x else None for x in (there, here)]
+    for name in [*target, *(name for name in source if name not in target)]:
+        old, new = (x[name].shape if name in x else "absent" for x in (source, target))
+        shapes = f"{old} in the checkpoint, {new} in this run"
         if name in redraw | missing:
-            _log.info("%s: drawn, %s here, %s there", name, shapes[1], shapes[0] or "absent")
+            _log.info("%s: initialised at random (%s)", name, shapes)
         elif name in extra:
-            _log.info("%s: left out, absent here, %s there", name, shapes[0])
-        elif shapes[0] != shapes[1]:
-            old, new = (shape or "absent" for shape in shapes)
-            wrong.append(f"{name} is {old} there, {new} here")
+            _log.info("%s: left out (%s)", name, shapes)
+        elif old != new:
+            wrong.append(f"{name} is {shapes}")
     if wrong:
         more = f"; and {len(wrong) - 5} more tensors" if len(wrong) > 5 else ""
         raise ValueError(
-            f"--run.init_from {run.init_from} is of another architecture: {'; '.join(wrong[:5])}"
-            f"{more}. Regular expressions over these names allow it: --run.init_missing for what "
-            "is absent there, --run.init_extra for what is absent here, --run.init_redraw for what "
-            "is to be drawn in any case"
+            f"--run.init_from {run.init_from} has another architecture: {'; '.join(wrong[:5])}"
+            f"{more}. To start from it all the same, name these tensors with regular expressions: "
+            "--run.init_missing for those that the checkpoint lacks, --run.init_extra for those "
+            "that this run lacks, --run.init_redraw for those to initialise at random"
         )
-    return {name: x for name, x in there.items() if name not in redraw | extra}
+    return {name: x for name, x in source.items() if name not in redraw | extra}
 
 
 def _matching(option: str, patterns: Sequence[str], names: Any) -> set[str]:
@@ -87,9 +87,14 @@ def _matching(option: str, patterns: Sequence[str], names: Any) -> set[str]:
         try:
             own = {name for name in names if re.search(pattern, name)}
         except re.error as error:
-            raise ValueError(f"--run.{option}: {pattern!r} cannot be read: {error}") from error
+            raise ValueError(
+                f"--run.{option}: {pattern!r} is not a regular expression: {error}"
+            ) from error
         if not own:
-            kinds = {"init_missing": " that is absent there", "init_extra": " that is absent here"}
+            kinds = {
+                "init_missing": " that the checkpoint lacks",
+                "init_extra": " that this run lacks",
+            }
             what = "setting" if option == "init_settings" else f"tensor{kinds.get(option, '')}"
             raise ValueError(f"--run.{option}: {pattern!r} matches no {what}")
         matches |= own
@@ -116,22 +121,22 @@ def _nested(tensors: _Tensors) -> dict[str, Any]:
     return tree
 
 
-def _check_settings(run: RunConfig, there: Any, here: Any) -> None:
-    """Checks that two configurations agree, as equal shapes may still mean different arithmetic
-    (number of heads, padding, scales)."""
-    names = [field.name for field in dataclasses.fields(here)]
+def _check_settings(run: RunConfig, checkpoint_cfg: Any, run_cfg: Any) -> None:
+    """Checks that two configurations of a network agree: weights of equal shapes may still belong
+    to different computations (number of heads, padding, scales)."""
+    names = [field.name for field in dataclasses.fields(run_cfg)]
     allowed = _matching("init_settings", run.init_settings, names)
     for name in names:
-        old, new = (_plain(getattr(cfg, name)) for cfg in (there, here))
+        old, new = (_plain(getattr(cfg, name)) for cfg in (checkpoint_cfg, run_cfg))
         if old == new:
             continue
         if name not in allowed:
             raise ValueError(
-                f"--run.init_from {run.init_from} was made with {name} = {old!r}, and this config "
-                f"has {new!r}: its weights mean something else here. --run.init_settings {name} "
-                "allows it"
+                f"--run.init_from {run.init_from} was trained with {name} = {old!r}, and this "
+                f"config has {new!r}, with which its weights compute something else. "
+                f"--run.init_settings {name} allows it"
             )
-        _log.info("%s = %r here, %r there", name, new, old)
+        _log.info("%s = %r in the checkpoint, %r in this run", name, old, new)
 
 
 def _plain(value: Any) -> Any:

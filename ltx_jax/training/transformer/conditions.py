@@ -1,8 +1,8 @@
-"""Draws the conditions of a batch: frames that the network sees without full noise.
+"""Draws the conditions of a batch: frames that the network sees with less noise than the others.
 
-The batch's pattern says which kind of condition its examples have: none, the first frame, the first
-latent frames, single frames, or a short clip anywhere later. Number and places are drawn here, on
-the host, for each example.
+The pattern of a batch says which kind of condition its examples have: none, the first frame, the
+first latent frames, single frames, or a short clip anywhere later. The number of these frames and
+their places are drawn here, on the host, for each example.
 """
 
 from typing import Any, NamedTuple
@@ -23,12 +23,12 @@ class StepRandom:
     Args:
       seed: seed of the run.
       step: number of the step.
-      share: index of this process's part of the batch, and how many parts there are.
+      part: index of this process's part of the batch, and how many parts there are.
     """
 
-    def __init__(self, seed: int, step: int, share: tuple[int, int] = (0, 1)):
+    def __init__(self, seed: int, step: int, part: tuple[int, int] = (0, 1)):
         self._rng = np.random.default_rng([seed, 10, step])  # the loader uses numbers up to 9
-        self._index, self._parts = share
+        self._index, self._parts = part
 
     def number(self, low: int, high: int) -> int:
         """An integer in [low, high] for the whole batch."""
@@ -80,8 +80,8 @@ def draw_conditions(
 ) -> Conditions:
     """Draws the conditions of a batch; none if its clips are too short for its pattern.
 
-    With single frames or a clip, half of the examples on average also have their first frame as a
-    condition.
+    If the conditions are single frames or a clip, each example also has its first frame as a
+    condition with probability one half.
 
     Raises:
       ValueError: if a data set of latents holds no separately encoded items for the pattern.
@@ -125,8 +125,8 @@ def _stored_items(
     rows, stored = starts.shape
     if not stored:
         raise ValueError(
-            f"the stored latents hold no {pattern} for conditions: encode the data with them, or "
-            f"set --flow.{pattern}_probability 0"
+            f"the stored latents hold no {pattern} for conditions: encode the data again with this "
+            f"config (ltx-encode), or set --flow.{pattern}_probability 0"
         )
     every = np.arange(rows)
     items = []

@@ -27,14 +27,14 @@ from ltx_jax.training.transformer.conditions import ConditionItem, Conditions
 from ltx_jax.training.transformer.sources import Captions, Moments
 
 _MULTIPLE = 8  # the number of kept tokens is a multiple of it
-BINS = 5  # number of intervals of the time, for each of which the loss is reported
+BINS = 5  # number of intervals of the time from 0 to 1; the loss is reported for each
 
 
 def time_density(count: int, cfg: FlowConfig) -> tuple[float, float, float]:
     """Mean of the logit-normal density for `count` tokens, and the times at its two percentiles.
 
-    The mean is linear in the token count, as in SD3, but constant above `max_tokens`: continued
-    further, the line would concentrate all times near t = 1.
+    The mean is linear in the token count, as in SD3, but constant above `max_tokens`, where the
+    line would concentrate all times near t = 1.
     """
     slope = (cfg.max_shift - cfg.min_shift) / (cfg.max_tokens - cfg.min_tokens)
     mean = cfg.min_shift + slope * (min(count, cfg.max_tokens) - cfg.min_tokens)
@@ -62,8 +62,8 @@ def training_times(key: Array, batch: int, count: int, cfg: FlowConfig) -> Float
 
 
 def condition_times(key: Array, t: Float[Array, " b"], cfg: FlowConfig) -> Float[Array, " b"]:
-    """Draws a time for each sample's condition tokens: 0 with probability one half, else uniform up
-    to the maximum; never above t."""
+    """Draws a time for each sample's condition tokens: 0 with probability one half, else uniform
+    between 0 and the maximum, but never above t."""
     own, choice = jax.random.uniform(key, (2, *t.shape))
     return jnp.where(choice < 0.5, 0.0, jnp.minimum(own * cfg.max_condition_time, t))
 
@@ -163,12 +163,12 @@ def _drop(whole: NoisedBatch, key: Array, extra: int, kept: int) -> NoisedBatch:
 
 
 def kept_tokens(sizes: Sequence[tuple[int, int]], share: float) -> tuple[int, ...]:
-    """How many tokens per sample the network sees, for each bucket.
+    """Number of tokens per sample that the network sees, for each bucket.
 
-    Dropping tokens makes the steps of different buckets similar in size. In the bucket with the
-    most tokens per batch, a fraction `share` of the tokens is dropped; in other buckets, as many as
-    needed to reach the same number of tokens per batch, but at most `share`. The number left after
-    dropping is a multiple of eight, so that it can be split over devices.
+    Dropping tokens makes the batches of different buckets similar in size. The bucket with the most
+    tokens per batch drops a fraction `share` of them; each other bucket drops what exceeds the
+    number that is left there, but at most `share`. The number of tokens left in a sample is a
+    multiple of eight, so that they can be split over devices.
 
     Args:
       sizes: tokens per sample and batch size, for each bucket.

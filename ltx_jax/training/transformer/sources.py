@@ -1,7 +1,7 @@
 """The sources of a batch's caption embeddings, further inputs and latents.
 
-Caption embeddings come from a text encoder in training, from a frozen one, or are stored with the
-data. Latents are stored with the data, or encoded from each batch of pixels.
+Caption embeddings come from a text encoder that is trained in the step, or from a frozen one, or
+are stored with the data. Latents are stored with the data, or encoded from each batch of pixels.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ Embedding = Float16[np.ndarray, "_ _"]  # embeddings (m, d) of one caption's tok
 Dropped = Bool[np.ndarray, " b"]
 Place = Callable[[Any], Any]  # puts a tree of host arrays on the mesh
 Moments = dict[str, Any]  # "mean" and "logvar" of posteriors, not normalised
-_ROOM = 2**30  # bytes of host memory for the moments that `encode_once` caches
+_CACHE_BYTES = 2**30  # host memory for the moments that `encode_once` caches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Captions:
     Attributes:
       read: (captions, stored embeddings or None, dropped (b,), place) -> arrays on the mesh. Where
         `dropped` is True, the caption is replaced by the empty one.
-      embed: (parameters, the arrays from `read`) -> embeddings (b, m, d) and mask (b, m); it is
-        traced into the compiled step.
-      init: key -> the parameters of a text encoder in training; {} if there is none.
+      embed: (parameters, the arrays from `read`) -> embeddings (b, m, d) and mask (b, m); part of
+        the compiled step.
+      init: key -> the parameters of the text encoder, if it is trained; else {}.
     """
 
     read: Callable[[Sequence[str], Any, Dropped, Place], Any]
@@ -70,14 +70,14 @@ def open_captions(cfg: TrainTransformer, encoding: Encoding | None, mesh: Mesh) 
     empty = None if encoding is None else encoding.empty
     if empty is None:
         raise ValueError(
-            "captions = 'cached', and the data hold no embeddings of captions: encode them "
-            "(ltx-encode), or take the text encoder itself (--captions frozen)"
+            "captions is 'cached', but the data hold no caption embeddings: encode the data "
+            "(ltx-encode), or run the text encoder in training (--captions frozen)"
         )
     width = cfg.model.caption_channels
     if empty.shape[1] != width:
         raise ValueError(
-            f"the data hold embeddings of captions {empty.shape[1]} wide and the transformer "
-            f"expects {width}"
+            f"the caption embeddings of the data are {empty.shape[1]} wide and the transformer "
+            f"expects {width}: encode the data again, or set model.caption_channels"
         )
     return cached_captions(empty, cfg.max_caption_tokens)
 
@@ -95,7 +95,7 @@ def _load_encoder(cfg: TrainTransformer, mesh: Mesh) -> TextEncoder:
 
 
 def described_captions(cfg: TrainTransformer) -> Captions:
-    """The source for a stage that is only described: it has no data, and no frozen encoder."""
+    """The source of a stage that is only described, which has no data and no frozen encoder."""
     if cfg.captions == "train":
         return trained_captions(cfg)
     return cached_captions(
@@ -114,7 +114,7 @@ def caption_shapes(cfg: TrainTransformer, batch: int) -> dict[str, jax.ShapeDtyp
 
 
 def trained_captions(cfg: TrainTransformer) -> Captions:
-    """A byte-level T5 in training; its parameters are the part "text_encoder" of the state's."""
+    """A byte-level T5 that is trained; its parameters are "text_encoder" in the training state."""
     encoder = T5Encoder(cfg.text_encoder, cfg.text_execution)
 
     def read(captions: Sequence[str], stored: Any, dropped: Dropped, place: Place) -> Any:
@@ -135,7 +135,7 @@ def trained_captions(cfg: TrainTransformer) -> Captions:
 
 
 def frozen_captions(encoder: TextEncoder, mesh: Mesh) -> Captions:
-    """A frozen text encoder, outside the training state: it embeds each batch before the step."""
+    """A frozen text encoder, which embeds each batch before the step; it is not in the state."""
 
     def read(captions: Sequence[str], stored: Any, dropped: Dropped, place: Place) -> Any:
         texts = _drop(captions, dropped)
@@ -159,8 +159,8 @@ def cached_captions(empty: Embedding, max_tokens: int) -> Captions:
     ) -> Any:
         if stored is None:  # only validation clips: `open_captions` has checked the training data
             raise ValueError(
-                "captions = 'cached', and the held-out clips have no embeddings: name encoded ones "
-                "(--run.validation_source)"
+                "captions is 'cached', but the validation clips have no caption embeddings: name "
+                "an encoded data set with --run.validation_source"
             )
         embeddings = np.zeros((len(stored), max_tokens, empty.shape[1]), np.float16)
         mask = np.zeros((len(stored), max_tokens), np.int32)
@@ -240,7 +240,7 @@ def latent_reader(
 
 
 def clips_repeat(data: DataConfig) -> bool:
-    """Whether every epoch has exactly the same clips, all of them loaded by this process."""
+    """Whether every epoch has exactly the same clips, and this process loads all of them."""
     endless = any(is_endless(source.path) for source in data.sources)
     chance = data.random_start or data.random_crop or data.flip
     return jax.process_count() == 1 and not endless and not chance
@@ -251,23 +251,23 @@ def encode_once(encode: Callable[[Any, Place], Moments]) -> Callable[[Any, Place
 
     Clips are identified by a hash of their pixels.
     """
-    kept: dict[Any, Moments] = {}
-    room = _ROOM
+    cache: dict[Any, Moments] = {}
+    bytes_left = _CACHE_BYTES
 
     def moments(frames: UInt8[np.ndarray, "b t h w 3"], place: Place) -> Moments:
-        nonlocal room
+        nonlocal bytes_left
         names = [(clip.shape, hashlib.blake2b(clip.tobytes()).digest()) for clip in frames]
-        if not all(name in kept for name in names):
+        if not all(name in cache for name in names):
             encoded = encode(frames, place)
             size = sum(x.nbytes for x in encoded.values())
-            if size > room:
+            if size > bytes_left:
                 return encoded
-            room -= size
+            bytes_left -= size
             on_host = jax.tree.map(np.asarray, encoded)
             for i, name in enumerate(names):
-                kept[name] = jax.tree.map(lambda x, i=i: x[i], on_host)
+                cache[name] = jax.tree.map(lambda x, i=i: x[i], on_host)
         return place(
-            {part: np.stack([kept[name][part] for name in names]) for part in kept[names[0]]}
+            {part: np.stack([cache[name][part] for name in names]) for part in cache[names[0]]}
         )
 
     return moments

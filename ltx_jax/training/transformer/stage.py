@@ -146,7 +146,7 @@ class TransformerStage(Stage):
         return self.model.init(key)
 
     def abstract_batch(self, bucket: BucketConfig) -> dict[str, Any]:
-        """Shapes of the largest batch: the one with the conditions that add the most tokens."""
+        """Shapes of a bucket's largest batch, whose conditions add the most tokens."""
         cfg, b, grid = self.cfg, bucket.batch_size, latent_grid(bucket, self._vae_cfg)
         channels = self._vae_cfg.latent_channels
 
@@ -206,7 +206,8 @@ class TransformerStage(Stage):
         }
 
     def tokens(self, batch: dict[str, Any]) -> int:
-        """Tokens that the transformer processes: with those of conditions, without dropped ones."""
+        """Tokens that the transformer processes, including those of conditions, without dropped
+        ones."""
         b, *grid, _ = batch["video"]["mean"].shape
         items = batch["conditions"].items
         extra = sum(math.prod(item.video["mean"].shape[1:4]) for item in items)
@@ -218,12 +219,13 @@ class TransformerStage(Stage):
         """See `flow_loss`."""
         return flow_loss(self.model, params, batch, key, self.cfg.flow, self._kept)
 
-    def counted(self, step: int) -> Stage:
-        """This stage with plain attention, as fused kernels pad tokens, which should not count."""
-        return self._plain
+    def flop_stage(self, step: int) -> Stage:
+        """This stage with plain attention: fused kernels also compute padding, which should not be
+        counted."""
+        return self._with_plain_attention
 
     @functools.cached_property
-    def _plain(self) -> "TransformerStage":
+    def _with_plain_attention(self) -> "TransformerStage":
         execution = dataclasses.replace(self.cfg.execution, attention="plain")
         stage, denoiser = copy.copy(self), Plain(self.cfg.model, execution)
         stage.model = dataclasses.replace(self.model, denoiser=denoiser)
@@ -283,7 +285,7 @@ def check_fit(cfg: TrainTransformer, vae: VAEConfig, mesh: Mesh) -> None:
         if channels != vae.latent_channels:
             raise ValueError(
                 f"the VAE of {cfg.vae} has {vae.latent_channels} latent channels and "
-                f"model.{name} is {channels}"
+                f"model.{name} is {channels}: make them equal"
             )
 
 
@@ -301,8 +303,8 @@ def _load_vae(cfg: TrainTransformer, mesh: Mesh) -> Checkpoint:
 
 
 def _describe_vae(path: str, channels: int) -> VAEConfig:
-    """The configuration of the VAE at a path; if there is none, that of the released VAE (all
-    released versions have the same compression).
+    """The configuration of the VAE at a path; that of the released VAE if there is none at the path
+    (all released versions have the same compression).
 
     Raises:
       ValueError: if there is none, and the released VAE does not have `channels` latent channels.
@@ -320,7 +322,7 @@ def _describe_vae(path: str, channels: int) -> VAEConfig:
             f"there is no VAE at {path}, and the released one has {released.latent_channels} "
             f"channels where model.in_channels is {channels}: train it first, or name another --vae"
         )
-    _log.warning("there is no VAE at %s: latents are taken to be those of the released one", path)
+    _log.warning("there is no VAE at %s: the released VAE is assumed", path)
     return released
 
 

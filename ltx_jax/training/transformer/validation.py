@@ -58,7 +58,7 @@ def losses_at_times(
 class FlowValidator:
     """Computes losses at fixed times, and samples videos, for held-out clips.
 
-    Uses the averaged parameters and the same noise in every validation. No frame of the clips is a
+    Every validation uses the averaged parameters and the same noise. No frame of the clips is a
     condition.
 
     Args:
@@ -85,8 +85,8 @@ class FlowValidator:
 
     @functools.cached_property
     def _clips(self) -> tuple[Batch, list[Any], Any]:
-        """The held-out clips; step inputs of each, replicated as they are few; the empty caption's
-        embedding."""
+        """The held-out clips; the step's inputs for each clip, replicated since clips are few; the
+        embedding of the empty caption."""
         same_vae = functools.partial(check_vae, loaded=self._vae, name=self._cfg.vae)
         clips = read_validation_clips(self._cfg.run, self._cfg.data, same_vae)
         place = functools.partial(replicate_over, self._mesh)

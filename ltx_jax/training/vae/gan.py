@@ -40,7 +40,8 @@ def discriminate(
     both = (video, reconstruction)
     if kind == "pair":
         both = tuple(jnp.concatenate(pair, axis=-1) for pair in (both, both[::-1]))
-    clips = jnp.stack(both, axis=1)  # interleaved: both of a sample stay on its device
+    # Interleaved, so that both inputs of a sample stay on its device.
+    clips = jnp.stack(both, axis=1)
     logits = apply({"params": params}, clips.reshape(-1, *clips.shape[2:]))
     first, second = jnp.unstack(logits.reshape(-1, 2, *logits.shape[1:]), axis=1)
     return first, second

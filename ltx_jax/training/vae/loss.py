@@ -174,7 +174,7 @@ def vae_loss(
     # The terms that compare pixels.
     compare = jax.value_and_grad(reconstruction_loss, has_aux=True)
     (value, metrics), of_rest = compare(reconstruction, video, frozen, cfg)
-    total = losses.known_gradient(value, of_rest, coded.reconstruction)
+    total = losses.attach_gradient(value, of_rest, coded.reconstruction)
 
     # The KL term, and metrics of the latents.
     if cfg.kl_weight:
@@ -190,7 +190,7 @@ def vae_loss(
     if networks.discriminator is None:
         return LossValue(total, metrics, coded.running)
 
-    # The adversarial term: from one pass, autoencoder and discriminator both get their gradients.
+    # The adversarial term: one pass gives the gradients of both autoencoder and discriminator.
     active = state.updates >= disc_start
     weights = jax.lax.stop_gradient(params["discriminator"])
     both = gan.gan_gradients_if(
@@ -201,9 +201,9 @@ def vae_loss(
         at_last_layer = (coded.pull(x) for x in (of_rest, both.of_reconstruction))
         scale = jax.lax.stop_gradient(gan.adaptive_scale(*at_last_layer))
     generator, discriminator, accuracy = both.losses
-    term = losses.known_gradient(generator, both.of_reconstruction, coded.reconstruction)
+    term = losses.attach_gradient(generator, both.of_reconstruction, coded.reconstruction)
     total += cfg.gan_weight * scale * term
     values = zip(gan.METRICS, (generator, scale, discriminator, accuracy), strict=True)
     metrics |= {name: jnp.where(active, x, jnp.nan) for name, x in values}
-    own = losses.known_gradient(discriminator, both.of_params, params["discriminator"])
+    own = losses.attach_gradient(discriminator, both.of_params, params["discriminator"])
     return LossValue(total, metrics, coded.running, {"discriminator": own})

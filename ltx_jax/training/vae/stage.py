@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 
 class VAEStage(Stage):
-    """Trains the Video-VAE, against a discriminator where `loss.gan_weight` is above 0.
+    """Trains the Video-VAE; with a discriminator if `loss.gan_weight` is above 0.
 
     Args:
       cfg: the configuration of the run.
@@ -142,13 +142,14 @@ class VAEStage(Stage):
             networks, params, state, batch, frozen, key, self.cfg.loss, self._disc_start
         )
 
-    def counted(self, step: int) -> Stage:
+    def flop_stage(self, step: int) -> Stage:
         """This stage without the discriminator for the steps before it begins."""
-        # It begins after a number of updates, which rejected steps delay: steps are an estimate.
-        return self._alone if self._has_gan and step <= self._disc_start else self
+        # This is an estimate: the discriminator begins after a number of updates, and rejected
+        # steps are not updates.
+        return self._without_gan if self._has_gan and step <= self._disc_start else self
 
     @functools.cached_property
-    def _alone(self) -> "VAEStage":
+    def _without_gan(self) -> "VAEStage":
         stage = copy.copy(self)
         stage._has_gan = False
         return stage
@@ -183,7 +184,7 @@ class VAEStage(Stage):
         return convolution.compiler_options()
 
     def _check(self, bucket: BucketConfig) -> None:
-        """Checks that the networks and the terms of the loss accept the sizes of a bucket."""
+        """Checks that the networks and the loss can process clips of a bucket's size."""
         shape = _shape(bucket)
         check_video_shape(self.cfg.model, shape)
         video = jax.ShapeDtypeStruct(shape, jnp.float32)
@@ -198,8 +199,8 @@ def _read_lpips(cfg: VAELossConfig) -> Any:
         return None
     if not (cfg.vgg and cfg.lpips_heads):
         _log.warning(
-            "LPIPS is off: loss.lpips_weight is %g, but its weights are not given; name files of "
-            "them with --loss.vgg and --loss.lpips-heads",
+            "LPIPS is off: loss.lpips_weight is %g, but the files with its weights are not given; "
+            "name them with --loss.vgg and --loss.lpips-heads",
             cfg.lpips_weight,
         )
         return None

@@ -28,7 +28,7 @@ from ltx_jax.training.state import TrainState
 from ltx_jax.training.vae.loss import latent_statistics
 from ltx_jax.training.validation_clips import read_validation_clips
 
-# Noise levels of the latents to decode; metrics without a level in their name are at the first.
+# Noise levels of the latents to decode. Metrics without a level in their name belong to the first.
 TIMES = (0.0, 0.05, 0.1, 0.2)
 
 
@@ -39,7 +39,7 @@ def require_pixels(batch: Batch) -> UInt8[np.ndarray, "b t h w 3"]:
       ValueError: if the batch holds latents instead.
     """
     if batch.frames is None:
-        raise ValueError("a VAE is trained on pixels, and this data holds latents alone")
+        raise ValueError("a VAE is trained on pixels, but this data set holds only latents")
     return batch.frames
 
 
