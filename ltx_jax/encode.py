@@ -1,8 +1,8 @@
 """Encodes clips and captions once, before training: ltx-encode CONFIG --output DIR
 
 CONFIG is a config of transformer training. Its VAE encodes every example of its data, once for each
-bucket that the example fits. Its text encoder encodes every caption, if the config freezes or
-caches captions. DIR is then a source of training data (`--data.source DIR`).
+bucket that the example fits into. Its text encoder encodes every caption, unless the config trains
+it. DIR is then a source of training data (`--data.source DIR`).
 
 The same command, run again, continues where it was stopped. Several machines share the work if
 each runs it with its own `--worker`.
@@ -29,15 +29,18 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("config", help="the config of a transformer's training, by name or path")
     parser.add_argument("--output", required=True, help="a new folder, or one to continue")
-    parser.add_argument("--examples", type=int, help="at most so many of each source and bucket")
-    parser.add_argument("--keyframes", type=int, default=4, help="single frames of each clip")
-    parser.add_argument("--shard_size", type=int, default=256, help="examples in a file")
+    parser.add_argument("--examples", type=int, help="examples per source and bucket, at most")
+    parser.add_argument("--keyframes", type=int, default=4, help="single frames per clip to encode")
+    parser.add_argument("--shard_size", type=int, default=256, help="examples per file")
     parser.add_argument("--worker", type=int, default=0, help="number of this process, from 0")
     parser.add_argument("--workers", type=int, default=1, help="processes that share the work")
     options, overrides = parser.parse_known_args(arguments)
     cfg = config.load(options.config, overrides, program=program)
     if not isinstance(cfg, TrainTransformer):
-        raise ValueError(f"{options.config} holds a {type(cfg).__name__}: nothing to encode")
+        raise ValueError(
+            f"{options.config} holds a {type(cfg).__name__}: ltx-encode takes a config of "
+            "transformer training"
+        )
 
     from ltx_jax.inference.encode_dataset import encode
     from ltx_jax.runtime.compiled import use_compilation_cache

@@ -5,8 +5,8 @@ OUT/text_encoder/, OUT/tokenizer/   its own text encoder, as transformers has it
 OUT/settings.json       how it is sampled
 OUT/diffusers/          what the model classes of diffusers load
 
-OUT is itself a checkpoint, complete without the last folder. A T5 that was exported with the model
-has to be named when sampling: `--text_encoder OUT`.
+OUT is itself a checkpoint that every command reads; it does not need the last folder. To sample
+with a T5 that was exported together with the model, name it: `--text_encoder OUT`.
 """
 
 import argparse
@@ -40,8 +40,9 @@ def export(
       source: anything that `--checkpoint` of ltx-sample takes.
       out: a folder that is empty or does not exist.
       dtype: dtype of the weights; None keeps that of the source.
-      layouts: layouts to write; the text encoder and the settings go with the official one. None
-        writes both, or logs that diffusers has no class for the model and leaves its layout out.
+      layouts: layouts to write; the text encoder and the settings are part of the official one.
+        None writes both, but leaves out that of diffusers, with a warning, if diffusers has no
+        class for the model.
       text_encoder: a T5 folder to export with a model that has no text encoder of its own.
       settings: a file of configs/sample, or a video's JSON, in place of the source's settings.
 
@@ -54,7 +55,7 @@ def export(
     from ltx_jax.inference.text_encoder import ByteTokenizer, TextEncoder
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} exists and is no empty folder: choose another")
+        raise ValueError(f"{out} exists and is not an empty folder: choose another")
     given = None if settings is None else config.load_sampling(settings)
     loaded = load_checkpoint(source, dtype=dtype)
     encoder = None
@@ -95,7 +96,9 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("source", help="a training run, or anything that --checkpoint takes")
     parser.add_argument("out", type=Path, help="a folder that is empty or does not exist")
-    parser.add_argument("--dtype", choices=get_args(DType), help="of the weights; default: as is")
+    parser.add_argument(
+        "--dtype", choices=get_args(DType), help="dtype of the weights; default: kept"
+    )
     parser.add_argument(
         "--layouts",
         nargs="+",

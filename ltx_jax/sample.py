@@ -12,10 +12,10 @@ from ltx_jax.runtime import cli
 DESCRIPTION = """Makes videos with LTX-Video.
 
 Without --checkpoint, the small model of a procedural world is used, in versions that ship it.
---config names settings that the other options change: a config that ships (ltxv_2b_0_9_6_dev), a
+--config sets the defaults of the other options: it names a config that ships (ltxv_2b_0_9_6_dev), a
 Python file, the JSON beside an earlier video, or a pipeline config of the official repository
-(YAML). Without it the settings that a checkpoint stores are used. Options are named as in the
-official inference script."""
+(YAML). Without it, the defaults are the settings that the checkpoint stores. Options are named as
+in the official inference script."""
 
 
 @cli.command("sample", interrupted="videos already written are complete")
@@ -51,7 +51,7 @@ def parse(arguments: Sequence[str]) -> SampleConfig:
 
 @dataclasses.dataclass(frozen=True)
 class _Unchecked(SampleConfig):
-    """Options before they are checked, so that a wrong value is one line and no usage text."""
+    """Options before they are checked, so that a wrong value gives one line without usage text."""
 
     def __post_init__(self):
         pass
@@ -62,7 +62,7 @@ def _fields(cfg: SampleConfig) -> dict[str, Any]:
 
 
 def _defaults(arguments: Sequence[str]) -> SampleConfig:
-    """The settings that options start from: of `--config`, or of the checkpoint itself."""
+    """The defaults of the options: the settings of `--config`, or those of the checkpoint."""
     from ltx_jax.checkpoints import hub
     from ltx_jax.checkpoints.load import own_settings
 

@@ -229,7 +229,7 @@ def test_workers_share_the_files_and_make_those_of_one(clips, tmp_path):
         *("1/5", "3/5", "5/5"),
         *("2/5", "4/5"),
     ]
-    assert "2 of 5 shards are not there yet" in said[3]
+    assert "2 of 5 shards are missing" in said[3]
     done = encode_dataset.encode(
         cfg, tmp_path / "shared", shard_size=2, worker=(0, 2), report=quiet
     )
@@ -240,7 +240,9 @@ def test_workers_share_the_files_and_make_those_of_one(clips, tmp_path):
 @pytest.mark.usefixtures("loaded")
 def test_an_endless_source_is_encoded_as_far_as_told(tmp_path):
     cfg = settings("shapes")
-    with pytest.raises(ValueError, match=r"there is no end of shapes: say how many \(--examples\)"):
+    with pytest.raises(
+        ValueError, match=r"shapes is endless: set the number of examples \(--examples\)"
+    ):
         encode_dataset.encode(cfg, tmp_path / "out", report=quiet)
     encode_dataset.encode(cfg, tmp_path / "out", examples=6, report=quiet)
     found = examples(tmp_path / "out")
@@ -288,11 +290,11 @@ def test_latents_are_refused_with_another_vae(tiny, clips, tmp_path):
     encode_dataset.check_vae(encoding, changed("decoder"), "tiny")
     with pytest.raises(
         ValueError,
-        match=rf"by the VAE tiny \({encoding.vae_hash}\), and the run's is other \(.*--vae",
+        match=rf"by the VAE tiny \({encoding.vae_hash}\), .* uses the VAE other \(.*--vae",
     ):
         encode_dataset.check_vae(encoding, changed("encoder"), "other")
     replaced = dataclasses.replace(tiny.vae, spatial_padding_mode="reflect")
-    with pytest.raises(ValueError, match="the run's is other"):
+    with pytest.raises(ValueError, match="this run uses the VAE other"):
         encode_dataset.check_vae(encoding, dataclasses.replace(tiny, vae=replaced), "other")
     with pytest.raises(ValueError, match="holds no VAE"):
         encode_dataset.check_vae(encoding, Checkpoint(), "other")
@@ -335,7 +337,7 @@ def test_mistakes_are_one_line_and_a_status(tmp_path, capsys, arguments, message
 @pytest.mark.usefixtures("loaded")
 def test_what_cannot_be_encoded_is_refused(tiny, clips, tmp_path, capsys, monkeypatch):
     assert encode.main([VAE, "--output", str(tmp_path / "out")]) == 2
-    assert "holds a TrainVAE: nothing to encode" in capsys.readouterr().err
+    assert "holds a TrainVAE: ltx-encode takes" in capsys.readouterr().err
     encode_dataset.encode(settings(clips), tmp_path / "out", report=quiet)
     with pytest.raises(ValueError, match="out holds latents already"):
         encode_dataset.encode(settings(tmp_path / "out"), tmp_path / "again", report=quiet)

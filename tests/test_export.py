@@ -47,7 +47,7 @@ def test_what_diffusers_cannot_express_is_said_and_the_official_file_stays(
 def test_a_folder_that_holds_files_is_left_alone(tmp_path, capsys):
     (tmp_path / "precious").touch()
     assert export.main(["anything", str(tmp_path)]) == 2
-    assert "no empty folder" in capsys.readouterr().err
+    assert "not an empty folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("source", ["missing.safetensors", "."])

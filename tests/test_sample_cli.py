@@ -184,7 +184,7 @@ def test_without_a_checkpoint_the_model_that_ships_is_sampled(tmp_path, monkeypa
     height, width, _ = pictures.read_image(files[2]).shape
     assert height > SETTINGS.height
     assert width > 6 * SETTINGS.width
-    assert "warning: this model has never read dog, by, moonlight." in printed.err
+    assert "warning: this model was not trained on the words dog, by, moonlight." in printed.err
     assert "shapes: circle, square" in printed.err
     assert json.loads(out.with_suffix(".json").read_text())["settings"]["checkpoint"] == "embedded"
 
@@ -342,7 +342,7 @@ def condition(path, frame=0, *more):
         (condition("still.png", 0, "--conditioning_strengths", 1.5), "must lie in [0, 1], got 1.5"),
         (condition("still.png", 9), "must lie in [0, num_frames), got 9"),
         (condition("clip8.mp4"), "8k+1"),
-        (condition("clip17.mp4"), "of 9 has 9 frames; cut it to its first 9"),
+        (condition("clip17.mp4"), "of 9 frames has 9 from frame 0 on; cut it to its first 9"),
         (("--conditioning_media_paths", "still.png"), "one start frame per path"),
         (condition("missing.png"), "no file"),
         (condition("empty.mp4"), "empty"),
@@ -355,13 +355,13 @@ def condition(path, frame=0, *more):
         (("--checkpoint", "missing.safetensors"), "missing.safetensors"),
         (("--embeddings", "corrupt.mp4"), "corrupt.mp4 is no .npy or .npz"),
         (("--embeddings", "short.npz"), "holds no prompt_mask"),
-        (("--embeddings", "flat.npy"), "flat.npy is no .npz of embeddings: it is the .npy of"),
+        (("--embeddings", "flat.npy"), "flat.npy is not an .npz of embeddings: it is the .npy of"),
         (("--noise", "flat.npy"), "(b, t, h, w, c)"),
         (("--output_path", "still.png/out"), "still.png/out/embeddings_seed"),
         (("--output_path", "still.png/out/a.mp4"), "still.png/out/a.mp4: Not a directory"),
         (("--output_path", "clip.webm"), "clip.webm, and videos are written as .mp4"),
         (("--save_latents", "still.png/b.npy"), "still.png is a file, not a folder"),
-        (("--prompt", "a"), "give one of prompt, prompts_file and embeddings"),
+        (("--prompt", "a"), "give only one of prompt, prompts_file and embeddings"),
         (("--config", "corrupt.json"), "not readable as JSON"),
         (("--config", "missing.py"), "no file"),
         (("--checkpoint", ""), "--checkpoint"),

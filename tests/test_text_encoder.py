@@ -375,7 +375,7 @@ WQ = "encoder.block.1.layer.0.SelfAttention.q.weight"
         (overwrite("text_encoder/config.json", b"{"), "not readable as JSON"),
         (overwrite("tokenizer/tokenizer_config.json", b"{"), "not readable as JSON"),
         (overwrite("tokenizer/spiece.model", b"damaged"), "not readable as T5's vocabulary"),
-        (overwrite("tokenizer/spiece.model", b""), "is not T5's: ids of padding and end"),
+        (overwrite("tokenizer/spiece.model", b""), "is not T5's vocabulary: its ids of"),
     ],
 )
 def test_a_broken_directory_is_an_error_that_says_what(pixart, tmp_path, change, message):

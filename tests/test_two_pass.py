@@ -89,12 +89,12 @@ def test_the_noise_of_the_passes_differs():
 
 
 def test_a_size_too_small_for_two_passes_is_refused(pipe, upsampler):
-    with pytest.raises(ValueError, match="width of 32 leaves nothing"):
+    with pytest.raises(ValueError, match="width of 32 is too small"):
         two_pass.sample(
             pipe, upsampler, None, OPTIONS, second_pass=SECOND, embeddings=CAPTION, width=20
         )
 
 
 def test_an_upsampler_of_time_is_refused():
-    with pytest.raises(ValueError, match="rows and columns alone"):
+    with pytest.raises(ValueError, match="only rows and columns"):
         Upsampler(dataclasses.replace(CFG, temporal_upsample=True), {})

@@ -1,12 +1,12 @@
 """From prompts to videos.
 
 - `pipeline`: `LTXPipeline`, from a checkpoint and a prompt to a video. `two_pass`: two calls of it,
-  with the latent upsampler between.
+  and the latent upsampler between them.
 - `arguments`: reads and checks the arguments of a call. `text_encoder`: prompts to embeddings.
 - `encode_decode`: the compiled programs before and after the denoising loop.
 - `make_videos`: the work of `ltx-sample`, given its settings. `outputs`: the videos of a sampling
   run, with their names and settings.
-- `encode_dataset`: the work of `ltx-encode`: encodes the clips and captions of a data set once.
+- `encode_dataset`: the work of `ltx-encode`, which encodes the clips and captions of a data set.
 """
 
 from typing import TYPE_CHECKING

@@ -58,7 +58,7 @@ class Size:
         """Logs a warning if the sampled size is larger than the requested one."""
         if self.padded != (self.frames, self.height, self.width):
             _log.warning(
-                "%d frames of %d x %d are no legal size: sampling %d of %d x %d and cropping",
+                "%d frames of %d x %d are not a valid size: sampling %d of %d x %d, then cropping",
                 *(self.frames, self.height, self.width),
                 *self.padded,
             )
@@ -66,9 +66,9 @@ class Size:
     def pad(self, clip: Float32[np.ndarray, "b t h w c"]) -> Float32[np.ndarray, "b t h2 w2 c"]:
         """Pads a clip of the requested size with mid-grey to the sampled height and width."""
         sides = []
-        for asked, legal in zip((self.height, self.width), self.padded[1:], strict=True):
-            before = (legal - asked) // 2
-            sides.append((before, legal - asked - before))
+        for own, padded in zip((self.height, self.width), self.padded[1:], strict=True):
+            before = (padded - own) // 2
+            sides.append((before, padded - own - before))
         return np.pad(clip, ((0, 0), (0, 0), *sides, (0, 0)))
 
     def crop(self, clip: Shaped[np.ndarray, "b t h w c"]) -> Shaped[np.ndarray, "b t2 h2 w2 c"]:
@@ -83,11 +83,11 @@ def load_conditions(
 ) -> list[Float32[np.ndarray, "b t h w c"]]:
     """Reads, checks and prepares the media of conditions, and pads them to the sampled size.
 
-    Media with a batch axis of 1 apply to all videos; otherwise the batch axis must be `batch`,
-    unless that is None.
+    Media with a batch axis of size 1 apply to all videos; otherwise that axis must have the size
+    `batch`, which None leaves unchecked.
 
     Files and uint8 arrays are cropped to the aspect ratio and, with `prepare`, blurred and
-    compressed as in training. Floating-point arrays count as prepared already: they are only
+    compressed as in training. Floating-point arrays are taken as already prepared: they are only
     resized if necessary.
 
     Raises:
@@ -95,7 +95,7 @@ def load_conditions(
     """
     clips = []
     for i, condition in enumerate(conditions):
-        # Reads one frame more than can fit, so that a clip that is too long is noticed.
+        # Reads one frame more than the video has, to notice clips that are too long.
         clip = _read(condition.media, size.frames + 1)
         if batch is not None and clip.shape[0] not in (1, batch):
             raise ValueError(
@@ -185,8 +185,8 @@ def replace(options: SamplingConfig, changes: Mapping[str, Any]) -> SamplingConf
 def check_input(
     options: SamplingConfig, first_time: float, input_media: Any, input_latents: Any
 ) -> None:
-    """Checks that the first time leaves something of an input video, and that initial steps are
-    skipped only if there is one."""
+    """Checks that noise does not replace an input video entirely at the first time, and that
+    initial steps are skipped only if there is an input video."""
     has_input = input_media is not None or input_latents is not None
     if input_media is not None and input_latents is not None:
         raise ValueError("give input_media or input_latents, not both")
@@ -250,7 +250,7 @@ def match_captions(caption: Caption, negative: Caption) -> list[Caption]:
     if negative.mask.shape[0] not in (1, batch):
         raise ValueError(
             f"there are {negative.mask.shape[0]} negative captions for {batch} prompts; give one, "
-            f"or as many"
+            "or one per prompt"
         )
     length = max(length, negative.mask.shape[1])
 

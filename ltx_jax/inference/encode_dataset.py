@@ -1,7 +1,7 @@
-"""Encodes the clips and captions of a training config once, as a data set of latents.
+"""Encodes the clips and captions that a config trains on, in advance, as a data set of latents.
 
-Every example is encoded by the config's VAE, once for each bucket that it fits into. Captions are
-encoded by the config's text encoder, unless that is trained. The command is `ltx-encode`.
+The config's VAE encodes every example, once for each bucket that it fits into. The config's text
+encoder encodes the captions, unless it is trained. The command is `ltx-encode`.
 """
 
 import dataclasses
@@ -80,11 +80,11 @@ def check_vae(encoding: Encoding, loaded: Checkpoint, name: str) -> None:
     Raises:
       ValueError: if another VAE encoded them; the message names both.
     """
-    found = vae_hash(loaded)
-    if found != encoding.vae_hash:
+    own_hash = vae_hash(loaded)
+    if own_hash != encoding.vae_hash:
         raise ValueError(
-            f"the data were encoded by the VAE {encoding.vae} ({encoding.vae_hash}), and the run's "
-            f"is {name} ({found}): name that one (--vae), or encode the data anew"
+            f"the data were encoded by the VAE {encoding.vae} ({encoding.vae_hash}), and this run "
+            f"uses the VAE {name} ({own_hash}): set --vae to the former, or encode the data again"
         )
 
 
@@ -117,8 +117,8 @@ def encode(
       keyframes: number of single frames per clip to encode separately, as conditions; they are
         evenly spaced and include the last frame.
       shard_size: number of examples per file.
-      worker: index of this process, and how many there are. Each writes its share of the files;
-        process 0 writes the index once all files exist.
+      worker: index of this process, and how many there are. Each writes a part of the files;
+        process 0 also writes the index, when all files exist.
       report: called with each line of the log.
 
     Returns:
@@ -134,7 +134,10 @@ def encode(
     if loaded.vae is None:
         raise ValueError(f"{cfg.vae} holds no VAE: --vae must name a checkpoint that does")
     if loaded.vae.latent_log_var == "per_channel":
-        raise ValueError(f"the VAE of {cfg.vae} has a log-variance per channel; one is stored")
+        raise ValueError(
+            f"the VAE of {cfg.vae} has a log-variance per channel, and encoded data have a single "
+            "one: train on pixels with it"
+        )
     sizes = [(size.num_frames, size.height, size.width) for size in cfg.data.sizes]
     for size in sizes:
         check_video_shape(loaded.vae, (1, *size, loaded.vae.in_channels))
@@ -145,7 +148,7 @@ def encode(
     data = dataclasses.asdict(cfg.data)
     embedding_width = None if text_encoder is None else text_encoder.cfg.d_model
     context_shapes = cfg.model.context_shapes
-    made = dataset.DatasetWriter(
+    writer = dataset.DatasetWriter(
         output,
         latent_cache.KIND,
         latent_cache.latent_features(loaded.vae.latent_channels, embedding_width, context_shapes),
@@ -163,21 +166,24 @@ def encode(
     )
     encoder = _Encoder(cfg, loaded, loaded.vae, sources, text_encoder, keyframes, mesh)
     for number in range(worker[0], len(shards), worker[1]):
-        if made.has(number):
+        if writer.has(number):
             continue
         begin, shard = time.monotonic(), shards[number]
         rows = (latent_cache.to_row(example, shard.bucket) for example in encoder.examples(shard))
-        made.write(number, rows)
+        writer.write(number, rows)
         speed = (shard.last - shard.first) / (time.monotonic() - begin)
         report(f"shard {number + 1}/{len(shards)}  {speed:.3g} examples/s")
-    missing = sum(not made.has(number) for number in range(len(shards)))
-    if not missing and not made.complete and worker[0] == 0:
-        made.finish(len(shards))
+    missing = sum(not writer.has(number) for number in range(len(shards)))
+    if not missing and not writer.complete and worker[0] == 0:
+        writer.finish(len(shards))
     if encoder.left_out:
         report(f"{encoder.left_out} examples could not be read and are left out")
-    if not made.complete:
-        report(f"{missing} of {len(shards)} shards are not there yet: then run worker 0 again")
-    return made.complete
+    if not writer.complete:
+        report(
+            f"{missing} of {len(shards)} shards are missing: run worker 0 again when the other "
+            "workers have written them"
+        )
+    return writer.complete
 
 
 def _text_encoder(cfg: TrainTransformer, mesh: Mesh) -> TextEncoder | None:
@@ -196,14 +202,14 @@ def _text_encoder(cfg: TrainTransformer, mesh: Mesh) -> TextEncoder | None:
 def _counts(
     cfg: TrainTransformer, sources: Sequence[Source], examples: int | None
 ) -> list[list[int]]:
-    """How many examples to encode, by bucket and source."""
+    """Number of examples to encode, by bucket and source."""
     for named, source in zip(cfg.data.sources, sources, strict=True):
         if source.encoding is not None:
             raise ValueError(f"{named.path} holds latents already")
         if examples is None and any(source.count(size) is None for size in cfg.data.sizes):
-            raise ValueError(f"there is no end of {named.path}: say how many (--examples)")
-    found = [[source.count(size) for source in sources] for size in cfg.data.sizes]
-    return [[min(n for n in (count, examples) if n is not None) for count in row] for row in found]
+            raise ValueError(f"{named.path} is endless: set the number of examples (--examples)")
+    table = [[source.count(size) for source in sources] for size in cfg.data.sizes]
+    return [[min(n for n in (count, examples) if n is not None) for count in row] for row in table]
 
 
 def _shards(counts: Sequence[Sequence[int]], size: int) -> Iterator[_Shard]:
@@ -289,18 +295,18 @@ class _Encoder:
             return _Cut(example, starts)
 
         ahead = data.prefetch * batch_size
-        found = read_ahead(read, shard.first, shard.last, threads=data.threads, ahead=ahead)
-        good = filter(self._is_good, found)
+        cuts = read_ahead(read, shard.first, shard.last, threads=data.threads, ahead=ahead)
+        good = filter(self._is_good, cuts)
         while batch := list(itertools.islice(good, batch_size)):
             # All batches have one shape: the last one is filled up by repeating an example.
             filled = batch + batch[-1:] * (batch_size - len(batch))
             yield from self._encode(size, filled)[: len(batch)]
 
-    def _is_good(self, found: _Cut | ValueError) -> bool:
-        if isinstance(found, ValueError):
+    def _is_good(self, cut: _Cut | ValueError) -> bool:
+        if isinstance(cut, ValueError):
             self.left_out += 1
-            _log.warning("left out: %s", found)
-        return isinstance(found, _Cut)
+            _log.warning("left out: %s", cut)
+        return isinstance(cut, _Cut)
 
     def _encode(self, size: BucketConfig, batch: Sequence[_Cut]) -> list[Example]:
         numbers = keyframe_numbers(size.num_frames, self._keyframes)
@@ -309,8 +315,8 @@ class _Encoder:
         where = NamedSharding(self._mesh, sharding.spec(("batch",)))
         with sharding.use_mesh(self._mesh):
             placed = jax.device_put((frames, starts), where)
-            found = jax.device_get(self._program(self._params, *placed, numbers))
-        if not all(np.isfinite(part).all() for part in found):
+            parts = jax.device_get(self._program(self._params, *placed, numbers))
+        if not all(np.isfinite(part).all() for part in parts):
             raise ValueError(f"the VAE of {self._cfg.vae} makes latents that float16 cannot hold")
         captions = [cut.example.caption for cut in batch]
         embeddings = _embed(self._text_encoder, captions) if self._text_encoder else None
@@ -329,7 +335,7 @@ class _Encoder:
                 embedding=None if embeddings is None else embeddings[i],
                 context=select_context(cut.example.context, self._cfg.model.context_shapes),
             )
-            for i, (cut, latents, keyframes, clips) in enumerate(zip(batch, *found, strict=True))
+            for i, (cut, latents, keyframes, clips) in enumerate(zip(batch, *parts, strict=True))
         ]
 
 
@@ -380,8 +386,8 @@ def posteriors(
             h, w = (side // cfg.spatial_factor for side in videos.shape[3:5])
             return jnp.zeros((b, 0, t, h, w, cfg.latent_channels + 1), jnp.float16)
         posterior: Any = model.apply({"params": params}, flat, method="encode")
-        found = jnp.concatenate([posterior.mean, posterior.logvar[..., :1]], axis=-1)
-        return found.astype(jnp.float16).reshape(b, items, *found.shape[1:])
+        moments = jnp.concatenate([posterior.mean, posterior.logvar[..., :1]], axis=-1)
+        return moments.astype(jnp.float16).reshape(b, items, *moments.shape[1:])
 
     times = starts[..., None] + jnp.arange(cfg.temporal_factor + 1)[None, None]
     short = jax.vmap(lambda clip, chosen: clip[chosen])(frames, times)

@@ -29,7 +29,7 @@ def encode(
 
 
 class StartLayout(NamedTuple):
-    """The static arguments of `start`."""
+    """The static arguments of `make_start`."""
 
     transformer: TransformerConfig
     batch: int
@@ -89,7 +89,7 @@ def make_start(
         spatial_factor=layout.spatial_factor,
         causal=cfg.causal_temporal_positioning,
     )
-    # With the sharding that steps return, so that the first step needs no program of its own.
+    # Sharded like the results of a step; otherwise the first step would compile another program.
     laid_out = sharding.constrain(prepared.tokens, "batch", "token", None)
     rope = positions.rope_of(prepared.coords, layout.frame_rate, cfg)
     groups = None

@@ -1,4 +1,4 @@
-"""Makes the videos that a `SampleConfig` describes: the work of `ltx-sample` after its options.
+"""Makes the videos that a `SampleConfig` describes: what `ltx-sample` does with its options.
 
 As far as possible, errors in settings, media files and output paths are reported before networks
 are loaded. Video files are written atomically. A JSON file beside each video holds its settings:
@@ -38,7 +38,7 @@ def make_videos(cfg: SampleConfig) -> None:
 
     Raises:
       ValueError, OSError: for wrong arguments or files.
-      MemoryError: if the device's memory does not suffice.
+      MemoryError: if the device has too little memory.
     """
     if not cfg.checkpoint:
         raise ValueError("say which model to use: --checkpoint FILE, FOLDER or REPOSITORY")
@@ -56,7 +56,7 @@ def make_videos(cfg: SampleConfig) -> None:
         print(f"nothing to do: all {len(videos)} videos exist", file=sys.stderr)
         return
     if cfg.checkpoint == hub.EMBEDDED:
-        hub.resolve(cfg.checkpoint)  # an error where none ships
+        hub.resolve(cfg.checkpoint)  # raises an error if this package ships no model
         warn_of_words([item.prompt or "" for item in videos])
     _check_media(cfg)
     if _decodes(cfg):
@@ -75,12 +75,15 @@ def make_videos(cfg: SampleConfig) -> None:
 
 
 def warn_of_words(prompts: Sequence[str]) -> None:
-    """Warns on stderr of words that the bundled model was not trained on; lists those it knows."""
+    """Warns on stderr about words that the bundled model does not know, and lists the others."""
     unknown = grammar.unknown_words(" ".join(prompts))
     if unknown:
-        print(f"warning: this model has never read {', '.join(unknown)}. It knows", file=sys.stderr)
-        for kind, known in grammar.vocabulary().items():
-            print(f"  {kind}: {', '.join(known)}", file=sys.stderr)
+        print(
+            f"warning: this model was not trained on the words {', '.join(unknown)}. It knows",
+            file=sys.stderr,
+        )
+        for kind, words in grammar.vocabulary().items():
+            print(f"  {kind}: {', '.join(words)}", file=sys.stderr)
 
 
 def _decodes(cfg: SampleConfig) -> bool:
@@ -91,11 +94,11 @@ def read_embeddings(path: str) -> dict[str, np.ndarray]:
     """Reads prompt_embeds, prompt_mask, and negative_embeds, negative_mask if they are there.
 
     Raises:
-      ValueError: if the file is no such .npz.
+      ValueError: if the file is not an .npz with these arrays.
     """
     arrays = inputs.read_arrays(path)
     if isinstance(arrays, np.ndarray):
-        raise ValueError(f"{path} is no .npz of embeddings: it is the .npy of a single array")
+        raise ValueError(f"{path} is not an .npz of embeddings: it is the .npy of a single array")
     arrays = {name: arrays[name] for name in EMBEDDINGS if name in arrays}
     for required in EMBEDDINGS[:2]:
         if required not in arrays:
@@ -111,7 +114,7 @@ def read_noise(path: str) -> np.ndarray:
     """Reads initial noise (b, t, h, w, c).
 
     Raises:
-      ValueError: if the file is no such .npy.
+      ValueError: if the file is not an .npy with such an array.
     """
     array = inputs.read_arrays(path)
     if not isinstance(array, np.ndarray) or array.ndim != 5:
@@ -179,7 +182,7 @@ def sample_batch(
     first_sample: int = 0,
     **arguments: Any,
 ) -> LatentsAndClips:
-    """Samples a batch in one pass, or in two where the settings name an upsampler.
+    """Samples a batch in one pass, or in two if the settings name an upsampler.
 
     Args:
       cfg: the settings.
@@ -191,7 +194,7 @@ def sample_batch(
 
     Raises:
       ValueError: if the arguments do not fit each other.
-      MemoryError: if the device's memory does not suffice.
+      MemoryError: if the device has too little memory.
     """
     options = sampling_options(cfg)
     pipe, decodes, second = models.pipe, _decodes(cfg), cfg.second_pass
@@ -202,7 +205,7 @@ def sample_batch(
         return latents, pipe.decode(latents, options, **common) if decodes else ()
     from ltx_jax.inference import two_pass
 
-    made = two_pass.sample(
+    result = two_pass.sample(
         pipe,
         models.upsampler,
         prompts,
@@ -213,7 +216,7 @@ def sample_batch(
         output="uint8" if decodes else "latents",
         **arguments,
     )
-    return (None, made) if decodes else (made, ())
+    return (None, result) if decodes else (result, ())
 
 
 def _sample_and_write(

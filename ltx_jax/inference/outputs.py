@@ -1,4 +1,4 @@
-"""The videos of a run of ltx-sample: their names, their JSON files, and which exist already."""
+"""The videos that a run of ltx-sample makes: names, JSON files, and which of them exist already."""
 
 import dataclasses
 import importlib.metadata
@@ -86,7 +86,7 @@ def batches(cfg: SampleConfig, videos: Sequence[Video]) -> Iterator[list[Video]]
 
 
 def done(cfg: SampleConfig, item: Video) -> bool:
-    """Whether an earlier run of the same prompts file has made this video.
+    """Whether an earlier run with the same prompts file has made this video.
 
     Raises:
       ValueError: if the video exists, but was made with other settings.

@@ -66,7 +66,7 @@ class LTXPipeline:
 
     Attributes:
       checkpoint: the loaded checkpoint. `from_pretrained` sets the transformer's stored parameters
-        to None if sampling uses another form of them, as both would take twice the memory.
+        to None if sampling uses another form of them: both would take twice the memory.
       denoiser: the form of the transformer that is used for sampling.
       params: parameters of this form, made from the stored ones.
       options: default sampling options: those of the checkpoint, or `SamplingConfig()`.
@@ -106,11 +106,11 @@ class LTXPipeline:
         transformer, vae = checkpoint.transformer, checkpoint.vae
         if transformer is None or vae is None:
             missing = "transformer" if transformer is None else "VAE"
-            raise ValueError(f"sampling needs a whole checkpoint, and this one has no {missing}")
+            raise ValueError(f"sampling needs a checkpoint with a {missing}; this one has none")
         if transformer.in_channels != vae.latent_channels:
             raise ValueError(
                 f"the transformer takes latents of {transformer.in_channels} channels and the VAE "
-                f"makes {vae.latent_channels}"
+                f"makes {vae.latent_channels}: they do not belong together"
             )
         if text_encoder is None and checkpoint.text_encoder is not None:
             cfg, params, max_tokens = checkpoint.text_encoder
@@ -240,7 +240,7 @@ class LTXPipeline:
 
         Raises:
           ValueError: for an invalid argument; the message names the value and a way out.
-          MemoryError: if the device's memory does not suffice.
+          MemoryError: if the device has too little memory.
         """
         if output not in get_args(Output):
             raise ValueError(f"output must be one of {get_args(Output)}, got {output!r}")
@@ -485,13 +485,14 @@ class LTXPipeline:
     def part(self, name: str, size: arguments.Size) -> Iterator[None]:
         """Runs a part of a call on the mesh and measures its time, separately from compilation.
 
-        If the device's memory does not suffice, the error says what to change.
+        If the device has too little memory, the error says what to change.
         """
         begin, compiling = time.perf_counter(), self.programs.seconds
         frames, height, width = size.padded
         advice = (
-            f"the part was {name}, of {frames} frames of {height} x {width}: lower height, width, "
-            f"num_frames or the number of prompts, take dtype='bfloat16', or more devices"
+            f"this was in the part {name}, for {frames} frames of {height} x {width}: lower "
+            "height, width, num_frames or the number of prompts, or use dtype='bfloat16' or more "
+            "devices"
         )
         on_mesh = contextlib.nullcontext() if self.mesh is None else sharding.use_mesh(self.mesh)
         with explain_memory_errors(advice), on_mesh:

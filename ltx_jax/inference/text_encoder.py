@@ -74,7 +74,7 @@ class VocabularyTokenizer:
         if file is None:
             raise ValueError(f"{directory} holds no tokenizer.json and no spiece.model")
 
-        logging.getLogger("transformers").addFilter(_is_no_call_for_torch)
+        logging.getLogger("transformers").addFilter(_is_not_about_torch)
         from transformers import T5Tokenizer  # takes seconds to import
 
         try:
@@ -83,7 +83,10 @@ class VocabularyTokenizer:
             raise ValueError(f"{file} is not readable as T5's vocabulary: {error!r}") from error
         special = (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id)
         if special != (PAD, EOS):
-            raise ValueError(f"{file} is not T5's: ids of padding and end {special}, not (0, 1)")
+            raise ValueError(
+                f"{file} is not T5's vocabulary: its ids of padding and end are {special}, not "
+                "(0, 1)"
+            )
         self._digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
     @property
@@ -106,8 +109,8 @@ class VocabularyTokenizer:
         self._tokenizer.save_pretrained(directory)
 
 
-def _is_no_call_for_torch(record: logging.LogRecord) -> bool:
-    """Hides the notice that transformers lacks PyTorch: only its tokenizers are used here."""
+def _is_not_about_torch(record: logging.LogRecord) -> bool:
+    """False for the warning that PyTorch is missing: the tokenizers of transformers need none."""
     return "PyTorch was not found" not in record.getMessage()
 
 
@@ -127,9 +130,9 @@ def load_tokenizer(directory: Path) -> Tokenizer:
 def tokenize(
     tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int
 ) -> tuple[Int[np.ndarray, "b m"], Int[np.ndarray, "b m"]]:
-    """Token ids and mask (1 at tokens), int32, truncated to end with EOS, padded to `max_tokens`.
+    """Token ids and mask (1 at tokens) in int32, which end with EOS and are padded to `max_tokens`.
 
-    White space around a text is removed; the text is not changed otherwise.
+    Longer texts are truncated. White space around a text is removed first.
     """
     return _pad([tokenizer.token_ids(text.strip()) for text in texts], max_tokens)
 
@@ -208,7 +211,7 @@ class TextEncoder:
         """
         root = hub.resolve(path_or_id, _FILES)
         if (root / "steps").is_dir():
-            return cls._of_a_run(root, dtype, max_tokens, mesh)
+            return cls._from_run(root, dtype, max_tokens, mesh)
         encoder = next((d for d in (root / "text_encoder", root) if _has(d, "config.json")), None)
         if encoder is None:
             raise ValueError(
@@ -230,7 +233,7 @@ class TextEncoder:
         return cls(tokenizer, cfg, params, max_tokens, mesh, execution)
 
     @classmethod
-    def _of_a_run(
+    def _from_run(
         cls, root: Path, dtype: DType, max_tokens: int, mesh: Mesh | None
     ) -> "TextEncoder":
         from ltx_jax.checkpoints import runs  # importing Orbax takes a second

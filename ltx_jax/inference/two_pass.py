@@ -52,8 +52,8 @@ class Upsampler:
     def __post_init__(self):
         if self.cfg.temporal_upsample or not self.cfg.spatial_upsample:
             raise ValueError(
-                "two passes need an upsampler of rows and columns alone, and this one is not: take "
-                "a released spatial upscaler"
+                "two passes need an upsampler that changes only rows and columns, unlike this one: "
+                "take a released spatial upscaler"
             )
 
     @classmethod
@@ -96,7 +96,7 @@ def sample(
 
     Raises:
       ValueError: as in the pipeline, and if the size of the first pass would be zero.
-      MemoryError: if the device's memory does not suffice.
+      MemoryError: if the device has too little memory.
     """
     options = arguments.replace(options, changes)
     size = pipe.size(options)
@@ -106,7 +106,7 @@ def sample(
         "height": _downscaled("height", height, downscale_factor, size.spatial_factor),
         "width": _downscaled("width", width, downscale_factor, size.spatial_factor),
     }
-    # Prepared once, for both passes: as upstream, both use the same crop, resized to their sizes.
+    # Prepared once for both passes: as upstream, each resizes the same crop to its own size.
     clips = arguments.load_conditions(conditions, size, None, options.prepare_conditions)
     prepared = [
         dataclasses.replace(condition, media=clip)
@@ -179,8 +179,8 @@ def _downscaled(name: str, size: int, factor: float, multiple: int) -> int:
     low = scaled - scaled % multiple
     if not low:
         raise ValueError(
-            f"a {name} of {size} leaves nothing of the first pass, {factor} of it in multiples of "
-            f"{multiple}; take a larger video, or one pass"
+            f"a {name} of {size} is too small for two passes: {factor} of it, rounded down to a "
+            f"multiple of {multiple}, is 0; sample a larger video, or in one pass"
         )
     return low
 

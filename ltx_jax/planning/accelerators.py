@@ -21,8 +21,8 @@ class Chip:
     Attributes:
       memory: bytes that a program may use.
       bandwidth: memory bandwidth, bytes per second.
-      link: bytes per second that a device can send: along one axis of the torus, in both directions
-        together, or to the switch.
+      link: bytes per second that a device can send: along one axis of the torus (the sum of both
+        directions), or to the switch.
       torus: whether the devices are connected as a torus; otherwise by a switch.
     """
 
@@ -91,7 +91,7 @@ class Target:
         return max(1, sum(len(set(axis)) > 1 for axis in zip(*places, strict=True)))
 
     def seconds(self, collective: Any, mesh: Any) -> float:
-        """Time of an `hlo.Collective`, if its links carry nothing else at the same time."""
+        """Seconds that an `hlo.Collective` takes if its links carry nothing else meanwhile."""
         assert self.chip is not None
         axes = self.torus_axes(collective.group, mesh)
         time = collective.sent / (self.chip.link * axes)
@@ -119,7 +119,7 @@ def find(name: str) -> Target:
     elif match := re.fullmatch(r"(v4|v5e|v5p|v6e):\d+(?:x\d+){1,2}", name):
         devices = _topology("tpu", name, "jax[tpu]", {})
     else:
-        raise ValueError(f"{name!r} is nothing to plan for: name {_FORMS}")
+        raise ValueError(f"unknown devices {name!r}: name {_FORMS}")
     return Target(name, devices, CHIPS[match[1]], peak_flops(devices[0].device_kind))
 
 
@@ -138,6 +138,6 @@ def _topology(platform: str, name: str, package: str, options: dict[str, str]) -
     except (RuntimeError, ValueError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"no compiler for {name!r} here ({reason}): plan in an environment of its own with "
-            f'pip install "{package}=={jax.__version__}"; see docs/plans.md'
+            f"there is no compiler for {name!r} in this environment ({reason}): plan in another "
+            f'one, with pip install "{package}=={jax.__version__}"; see docs/plans.md'
         ) from error

@@ -1,7 +1,8 @@
 """Counts the memory traffic and the collectives of a compiled program.
 
-The body of a loop counts once per iteration; of a conditional, only the branch with the most memory
-traffic counts. The input is the text of XLA's optimised HLO, for any platform.
+The body of a loop counts once per iteration. The branch of a conditional with the most memory
+traffic counts, and its other branches do not. The input is the text of XLA's optimised HLO, for any
+platform.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ _CALLED = re.compile(
     r"\b(?:calls|to_apply|body|(?:branch|true|false)_computations?)=(\{[^}]*\}|%?[\w.\-]+)"
 )
 _FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota")
-_PRODUCTS = ("dot", "convolution")
+_MATMULS = ("dot", "convolution")
 _PREFETCHES = ("copy-start", "copy-done", "slice-start", "slice-done")
 _LIBRARIES = ("__cublas", "__cudnn", "tpu_custom_call", "__onednn")
 
@@ -35,27 +36,27 @@ class Collective:
     Attributes:
       kind: one of `COLLECTIVES`.
       times: how often it runs.
-      held: bytes of its operands on one device.
+      operand_bytes: bytes of its operands on one device.
       group: positions in the mesh of the devices of one group.
     """
 
     kind: str
     times: int
-    held: float
+    operand_bytes: float
     group: tuple[int, ...]
 
     @property
     def sent(self) -> float:
         """Bytes that a device sends in all executions, if each is implemented as a ring."""
         n = len(self.group)
-        shares = {
+        factors = {
             "all-gather": n - 1,
             "all-reduce": 2 * (n - 1) / n,
             "reduce-scatter": (n - 1) / n,
             "all-to-all": (n - 1) / n,
             "collective-permute": 1,
         }
-        return self.held * shares[self.kind] * self.times
+        return self.operand_bytes * factors[self.kind] * self.times
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,8 +148,8 @@ class _Program:
             kind = instruction.opcode.removesuffix("-start")
             if kind in COLLECTIVES and len(group := _first_group(instruction.text)) > 1:
                 operands = [computation[name].shape for name in instruction.operands]
-                held = sum((_bytes(shape, everywhere=True) for shape in operands), start=0.0)
-                collectives.append(Collective(kind, times, held, group))
+                size = sum((_bytes(shape, everywhere=True) for shape in operands), start=0.0)
+                collectives.append(Collective(kind, times, size, group))
         return Traffic(matmuls, rest, tuple(collectives))
 
     def run(
@@ -169,13 +170,13 @@ class _Program:
             elif instruction.opcode not in _FREE:
                 yield times, instruction, computation
 
-    def _moved(self, found: list[tuple[int, _Instruction, dict[str, _Instruction]]]) -> float:
-        moved = (times * self._bytes(x, computation) for times, x, computation in found)
+    def _moved(self, branch: list[tuple[int, _Instruction, dict[str, _Instruction]]]) -> float:
+        moved = (times * self._bytes(x, computation) for times, x, computation in branch)
         return sum(moved, start=0.0)
 
     def _trips(self, loop: _Instruction) -> int:
-        if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.text):
-            return int(known[1])
+        if count := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.text):
+            return int(count[1])
         # HLO for TPUs has no trip count; the loop's condition compares the counter to a constant.
         condition = re.search(r"condition=%?([\w.\-]+)", loop.text)
         limits = [
@@ -187,7 +188,7 @@ class _Program:
         return max(limits, default=1)
 
     def _holds_matmuls(self, instruction: _Instruction) -> bool:
-        if instruction.opcode in _PRODUCTS:
+        if instruction.opcode in _MATMULS:
             return True
         if instruction.opcode == "custom-call":
             return any(f'custom_call_target="{name}' in instruction.text for name in _LIBRARIES)

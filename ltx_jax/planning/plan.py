@@ -1,7 +1,7 @@
-"""Compiles the real training step for absent accelerators, and predicts its memory and time.
+"""Compiles the training step for accelerators that this machine lacks; predicts memory and time.
 
 Bytes, operations and collectives are counted from the compiled program. The time is a roofline
-estimate from peak rates, so that a real step is slower.
+estimate from peak rates, so a real step is slower.
 """
 
 import collections
@@ -87,14 +87,14 @@ class StepPlan:
         return target.chip is None or self.total <= target.chip.memory
 
     def mfu(self, target: Target) -> float | None:
-        """Upper bound of the MFU: time of `work` at the devices' peak rate, over the step time."""
+        """Upper bound of the MFU: the time of `work` at peak rate, divided by the step's time."""
         if self.roofline is None or target.peak is None:
             return None
         return self.work.flop / (self.roofline.step * target.peak * len(target.devices))
 
 
 def prepare(name: str) -> None:
-    """Sets the options that JAX reads at start, so that it neither needs nor occupies devices."""
+    """Sets options that JAX reads when it starts, so that it neither needs nor occupies devices."""
     os.environ |= {
         "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
         "TPU_SKIP_MDS_QUERY": "1",
@@ -128,7 +128,7 @@ def plan(cfg: TrainConfig, name: str, log: Log = print) -> StepPlan | None:
     trainer = Trainer(stage)
     shapes = trainer.plan.shapes
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
-    log(f"{name}: {mesh.size} x {target.devices[0].device_kind}, mesh {axes or 'of one'}")
+    log(f"{name}: {mesh.size} x {target.devices[0].device_kind}, mesh {axes or 'of one device'}")
     count = sum(x.size for x in jax.tree.leaves(_main_params(shapes)))
     log(f"{count / 1e6:.1f} M parameters; bytes below are those of one device")
     state = state_bytes(shapes)
@@ -137,11 +137,12 @@ def plan(cfg: TrainConfig, name: str, log: Log = print) -> StepPlan | None:
     with sharding.use_mesh(mesh):
         batches = [stage.abstract_batch(bucket) for bucket in cfg.data.sizes]
         works = [trainer.work(batch, cfg.run.steps) for batch in batches]
-    dearest = max(range(len(works)), key=lambda i: works[i].flop)
-    bucket, batch = cfg.data.sizes[dearest], batches[dearest]
-    log(f"{_title(bucket)}{f', the dearest of {len(works)} buckets' if len(works) > 1 else ''}")
+    largest = max(range(len(works)), key=lambda i: works[i].flop)
+    bucket, batch = cfg.data.sizes[largest], batches[largest]
+    choice = f", the most expensive of {len(works)} buckets" if len(works) > 1 else ""
+    log(f"{_title(bucket)}{choice}")
     try:
-        planned = _compile(trainer, bucket, batch, works[dearest], target, mesh)
+        planned = _compile(trainer, bucket, batch, works[largest], target, mesh)
     except jax.errors.JaxRuntimeError as error:
         log(f"  does not fit: {_memory_error(error)}")
         planned = None
@@ -220,13 +221,13 @@ def _report(plan: StepPlan, target: Target, mesh: Mesh, log: Log) -> None:
         fits = "fits" if plan.fits(target) else "does not fit"
         limit = f" of {_gb(chip.memory).strip()}: {fits}"
     log(f"  {'temporary':<16}{_gb(plan.temporary)}   activations and gradients")
-    log(f"  {'in all':<16}{_gb(plan.total)}{limit}")
+    log(f"  {'total':<16}{_gb(plan.total)}{limit}")
     sums: dict[tuple[str, int], list[float]] = collections.defaultdict(lambda: [0, 0.0, 0.0])
-    for exchange in plan.traffic.collectives:
-        total = sums[exchange.kind, len(exchange.group)]
-        total[0] += exchange.times
-        total[1] += exchange.sent
-        total[2] += target.seconds(exchange, mesh) if chip is not None else 0.0
+    for collective in plan.traffic.collectives:
+        total = sums[collective.kind, len(collective.group)]
+        total[0] += collective.times
+        total[1] += collective.sent
+        total[2] += target.seconds(collective, mesh) if chip is not None else 0.0
     for (kind, devices), (times, sent, seconds) in sorted(sums.items()):
         time = f", {seconds * 1e3:.3g} ms" if chip is not None else ""
         log(f"  {kind} over {devices}: {times:.0f} times, {_gb(sent).strip()} sent{time}")
@@ -260,19 +261,19 @@ def _memory_error(error: Exception) -> str:
     text = str(error)
     if "RESOURCE_EXHAUSTED" not in text:
         raise error
-    found = re.search(r"Used ([\d.]+\w) of ([\d.]+\w)", text)
-    return f"{found[1]} of {found[2]}" if found else text.splitlines()[0]
+    match = re.search(r"Used ([\d.]+\w) of ([\d.]+\w)", text)
+    return f"{match[1]} of {match[2]}" if match else text.splitlines()[0]
 
 
 def _advice(cfg: Any, state: int, target: Target, mesh: Mesh, bucket: BucketConfig) -> str:
     """Suggests the first change to try if a step does not fit."""
     limit = target.chip.memory if target.chip is not None else 0.0
     if state > limit / 2 and mesh.shape["data"] > 1:
-        return "the state alone is large: raise --mesh.fsdp at the cost of --mesh.data"
+        return "the state alone is large: raise --mesh.fsdp and lower --mesh.data"
     if cfg.execution.remat != "full":
         return "set --execution.remat full"
     if bucket.batch_size > mesh.shape["data"] * mesh.shape["fsdp"] * cfg.optim.accumulate:
         return "raise --optim.accumulate, or lower the bucket's batch_size"
     if state > limit / 2:
         return "the state alone is large: take more devices, or --optim.moment-dtype bfloat16"
-    return "split the tokens of a clip: raise --mesh.seq at the cost of --mesh.data"
+    return "split the tokens of a clip: raise --mesh.seq and lower --mesh.data"
