@@ -1,12 +1,13 @@
-"""What the options that change the result a little do to the videos of a trained model:
+"""The effect of options that change the result a little, on the videos of a trained model:
 
   python -m benchmarks.shortcuts embedded
   python -m benchmarks.shortcuts runs/mine --prompt "a cat" "a dog" --text_encoder t5
 
-Every form samples the same prompts from the same noise, beside the exact one: the fast form in
-float32. The change of latents is relative, root mean square; that of bfloat16, which is how one
-samples, shows what is little. Without --prompt, prompts are scenes of the procedural world, whose
-models alone know them, and the judge says how often a video shows what was asked for.
+Every option is compared with the exact form, the fast form in float32, on the same prompts and
+noise. The change of the latents is relative, as a root mean square. The change by bfloat16, in
+which models are usually sampled, is a scale for the others. Without --prompt, prompts are scenes of
+the procedural world (for models that were trained on it), and the judge says how often a video
+shows what its prompt says.
 """
 
 import argparse
@@ -38,35 +39,35 @@ FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def measure(
     checkpoint: str, text_encoder: str | None, prompts: Sequence[str], batch_size: int
 ) -> tuple[list[MetricRow], dict[str, np.ndarray]]:
-    """Figures of every form, and its videos (b, t, h, w, 3)."""
-    figures: list[MetricRow] = []
+    """Metrics of every form, and its videos (b, t, h, w, 3)."""
+    rows: list[MetricRow] = []
     latents: dict[str, np.ndarray] = {}
     videos: dict[str, np.ndarray] = {}
     for name, (form, options) in FORMS.items():
         form = {"dtype": "float32", "fast": True} | form
         pipe = LTXPipeline.from_pretrained(checkpoint, text_encoder, **form)
         pipe.programs = watching = Watching()
-        made, decoded = [], []
+        sampled, decoded = [], []
         for first in range(0, len(prompts), batch_size):
             batch = list(prompts[first : first + batch_size])
             x = pipe(batch, output="latents", first_sample=first, **options)
-            made.append(x)
+            sampled.append(x)
             decoded.append(pipe.decode(x, first_sample=first))
-        latents[name], videos[name] = np.concatenate(made), np.concatenate(decoded)
+        latents[name], videos[name] = np.concatenate(sampled), np.concatenate(decoded)
         if name == EXACT:
             continue
         axes = tuple(range(1, latents[EXACT].ndim))
         change = np.mean((latents[name] - latents[EXACT]) ** 2, axes)
         change = 100 * np.sqrt(change / np.mean(latents[EXACT] ** 2, axes))
         ratios = np.asarray(metrics.psnr(videos[name], videos[EXACT]))
-        figures += [
+        rows += [
             metric_table.mean(name, "change of the latents", change, "%"),
             MetricRow(name, "largest of these", float(change.max()), len(change), unit="%"),
             metric_table.mean(name, "PSNR against the exact video", ratios, "dB"),
         ]
         if computed := watching.computed():
-            figures.append(metric_table.percentage(name, "steps computed", computed))
-    return figures, videos
+            rows.append(metric_table.percentage(name, "steps computed", computed))
+    return rows, videos
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -79,26 +80,26 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("checkpoint", help="anything ltx-sample takes")
     parser.add_argument("--text_encoder", help="a T5 folder, if the checkpoint has none of its own")
     parser.add_argument("--prompt", nargs="+", help="in place of scenes of the procedural world")
-    parser.add_argument("--scenes", type=int, default=32, help="how many of them")
+    parser.add_argument("--scenes", type=int, default=32, help="number of scenes")
     parser.add_argument("--batch_size", type=int, default=8)
     out = Path(__file__).parent / "results" / "shortcuts"
     parser.add_argument("--out", type=Path, default=out, help="path without its ending")
-    given = parser.parse_args(arguments)
-    pipe = LTXPipeline.from_pretrained(given.checkpoint, given.text_encoder)
+    options = parser.parse_args(arguments)
+    pipe = LTXPipeline.from_pretrained(options.checkpoint, options.text_encoder)
     reconstruct = autoencoder.reconstructor(pipe.checkpoint, pipe.vae, pipe.execution)
     benchmark = WorldBenchmark(pipe, reconstruct, pipe.vae.temporal_factor, pipe.options)
-    asked = [] if given.prompt else benchmark.draw_prompts(given.scenes)
-    prompts = given.prompt or [one.caption for one in asked]
-    figures, videos = measure(given.checkpoint, given.text_encoder, prompts, given.batch_size)
-    if asked:
-        wanted = [one.triples for one in asked]
-        for name, made in videos.items():
-            figures += word_accuracy(name, [benchmark.detect(video) for video in made], wanted)
-        figures.sort(key=lambda figure: list(FORMS).index(figure.of))
+    scenes = [] if options.prompt else benchmark.draw_prompts(options.scenes)
+    prompts = options.prompt or [one.caption for one in scenes]
+    rows, videos = measure(options.checkpoint, options.text_encoder, prompts, options.batch_size)
+    if scenes:
+        truths = [one.triples for one in scenes]
+        for name, clips in videos.items():
+            rows += word_accuracy(name, [benchmark.detect(clip) for clip in clips], truths)
+        rows.sort(key=lambda row: list(FORMS).index(row.subject))
     title = "Options that change the result a little"
-    metric_table.show(title, figures)
-    settings = {"checkpoint": given.checkpoint, **dataclasses.asdict(pipe.options)}
-    print(*metric_table.write(given.out, title, settings, figures), sep="\n")
+    metric_table.show(title, rows)
+    settings = {"checkpoint": options.checkpoint, **dataclasses.asdict(pipe.options)}
+    print(*metric_table.write(options.out, title, settings, rows), sep="\n")
     return 0
 
 

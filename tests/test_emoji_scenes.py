@@ -394,7 +394,7 @@ def test_captions_name_size_pace_and_sense_only_where_they_are_so():
         moving = scene.motion(actor)
         for word in ("small ", "large "):
             if word in text:
-                assert actor.look == word.strip()
+                assert actor.size_class == word.strip()
                 assert moving not in ("grow", "shrink", "zoom in", "zoom out")
                 said[word] += 1
         for word, pace in (("slowly", "slow"), ("quickly", "fast")):

@@ -115,7 +115,7 @@ def test_figures_are_means_over_clips_of_one_kind(monkeypatch):
         rows = autoencoder.reconstruction_metrics(
             clips, darker, batch_size=batch_size, features=jnp.float32(127.5)
         )
-        by_name = {(row.of, row.name): row for row in rows}
+        by_name = {(row.subject, row.name): row for row in rows}
         ratios = [float(metrics.psnr(darker(c.frames)[None], c.frames[None])[0]) for c in clips]
         for kind, values in (("videos", ratios[:3]), ("images", ratios[3:])):
             row = by_name[kind, "PSNR"]
@@ -136,7 +136,7 @@ def test_a_grid_in_flat_colours_is_found():
         return (frames + lines).astype(np.uint8)
 
     videos, largest, images, _ = autoencoder.flat_colour_metrics(reconstruct, CUT)
-    assert (videos.of, images.of) == ("flat videos", "flat images")
+    assert (videos.subject, images.subject) == ("flat videos", "flat images")
     assert images.value == pytest.approx(0, abs=1e-12)
     # Deviation 2 about a mean of 66 in the darkest colour.
     assert largest.value == pytest.approx(2**2 / (66**2 + 2**2), rel=1e-4)
@@ -182,7 +182,7 @@ def test_the_vae_command_writes_json_and_markdown(tiny, clips, tmp_path, capsys)
     figures, settings = figures_of(tmp_path / "new/vae.json")
     assert figures["videos", "PSNR"]["count"] == 2
     assert figures["images", "SSIM"]["count"] == 1
-    assert figures["flat videos", "energy off DC"]["value"] > 0
+    assert figures["flat videos", "energy outside the mean"]["value"] > 0
     assert len(settings["skipped"]) == 2
     assert settings["checkpoint_hash"]
     lines = (tmp_path / "new/vae.md").read_text().splitlines()

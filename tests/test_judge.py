@@ -170,7 +170,7 @@ def test_every_word_changed_in_a_caption_makes_it_wrong():
 def test_nothing_is_seen_where_nothing_is():
     size = judge_accuracy.ClipSize(25, 96, 96, 24.0)
     for figure in judge_accuracy.accuracy(8, size, SEED):
-        if figure.of == "nothing seen":
+        if figure.subject == "clips without objects":
             assert (figure.value, figure.count) == (100, 2), figure
     assert detect_objects(np.zeros((1, 96, 96, 3), np.uint8), 24) == ()
     flicker = render.clip(0, height=96, width=96).frames.copy()

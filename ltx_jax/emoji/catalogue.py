@@ -15,9 +15,9 @@ TONES = (
     "medium-dark skin tone",
     "dark skin tone",
 )
-# Training uses "train" alone. The others hold combinations of emoji, background and motion that
-# training never shows, though it shows each of the three; one skin tone of each emoji that has
-# them; and emoji of which training shows nothing.
+# Training uses only "train". What it never shows: in "combinations", emoji, background and motion
+# in these combinations, although each of the three occurs in training; in "tones", one skin tone of
+# each emoji that has skin tones; in "bases", whole emoji with all their variants.
 Split = Literal["train", "combinations", "tones", "bases"]
 SPLITS: tuple[Split, ...] = ("train", "combinations", "tones", "bases")
 
@@ -60,7 +60,7 @@ class Entry:
 
     @property
     def mirrors(self) -> bool:
-        """Whether the mirror image is as true as the emoji itself."""
+        """Whether the emoji may be shown mirrored, since that makes nothing in it wrong."""
         return self.subgroup in _MIRRORED and not _SIDES.search(self.label)
 
     @property
@@ -73,13 +73,13 @@ class Entry:
         )
 
 
-def _number(text: str) -> int:
-    """A hash of 64 bits that never changes."""
+def _stable_hash(text: str) -> int:
+    """A hash of 64 bits, the same in every process and version."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
 def split_of(entry: Entry, backdrop: str, motion: str) -> Split:
-    """The split of a scene of one emoji. Hashes of names decide, and nothing else of a data set.
+    """The split of a scene of one emoji; it depends only on names, not on the rest of a data set.
 
     Args:
       entry: the emoji.
@@ -90,19 +90,21 @@ def split_of(entry: Entry, backdrop: str, motion: str) -> Split:
         return "bases"
     if tone_is_held_out(entry):
         return "tones"
-    is_combination = _number(f"combination {entry.base} {backdrop} {motion}") % 10 == 0
+    is_combination = _stable_hash(f"combination {entry.base} {backdrop} {motion}") % 10 == 0
     return "combinations" if is_combination else "train"
 
 
 def base_is_held_out(entry: Entry) -> bool:
     """Whether the family of an emoji belongs to the split "bases"."""
-    # The number 372 makes it exactly 40 of the 734 animated bases, spread over the groups.
-    return _number(f"base 372 {entry.family}") % 18 == 0
+    # The number 372 was chosen so that these are exactly 40 of the 734 animated bases, spread over
+    # the groups.
+    return _stable_hash(f"base 372 {entry.family}") % 18 == 0
 
 
 def tone_is_held_out(entry: Entry) -> bool:
-    """Whether an emoji is the one skin tone of its base in the split "tones"; never the yellow."""
-    return entry.tone > 0 and entry.tone == 1 + _number(f"tone {entry.base}") % 5
+    """Whether an emoji is in the split "tones", as one skin tone of each base is, but never the
+    yellow emoji without one."""
+    return entry.tone > 0 and entry.tone == 1 + _stable_hash(f"tone {entry.base}") % 5
 
 
 class Catalogue:

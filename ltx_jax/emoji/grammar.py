@@ -17,7 +17,7 @@ _VERBS = {
         motion: (*VERBS[motion], *((f"{verb} {way}", f"{form} {way}") for verb, form in _MOVES))
         for motion, (way, _) in WAYS.items()
     },
-    # Not "does not move": the emoji's own animation goes on.
+    # Not "does not move", since the emoji's own animation continues.
     "still": (
         ("stays in place", "staying in place"),
         ("stays where it is", "staying in one place"),
@@ -112,7 +112,7 @@ def _sentence(scene: Scene, rng: np.random.Generator, motion: bool, detailed: bo
 def _parts(
     scene: Scene, actor: Actor, rng: np.random.Generator, motion: bool, detailed: bool
 ) -> dict[str, str]:
-    """Phrases for one emoji: its name and motion, and details if `detailed`."""
+    """Phrases for one emoji: its name and motion, with more details if `detailed`."""
     verb, participle = choose(rng, _VERBS[actor.motion])
     if detailed and actor.motion == "spin" and rng.random() < 0.6:
         sense = SENSES[1 if actor.rate > 0 else -1]
@@ -125,7 +125,9 @@ def _parts(
         "zoom"
     )
     size = (
-        actor.look if detailed and (keeps_size or not motion) and rng.random() < 0.4 else "medium"
+        actor.size_class
+        if detailed and (keeps_size or not motion) and rng.random() < 0.4
+        else "medium"
     )
     if _is_plural(actor.entry.thing):
         verb = participle  # "sparkles drifting left", as "drifts" would be wrong

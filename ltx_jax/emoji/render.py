@@ -50,14 +50,14 @@ def clip(
       index: number of the clip.
       catalogue: the emoji.
       artwork: number of an emoji in the catalogue -> its frames.
-      seed: with `index` the only source of randomness.
-      split: as in `scenes.sample_scene`, like `animated` and `num_actors`.
-      num_frames: length.
+      seed: together with `index`, the only source of randomness.
+      split: as in `scenes.sample_scene`.
+      num_frames: number of frames.
       height: in pixels.
       width: in pixels.
       fps: frames per second.
-      animated: see `split`.
-      num_actors: see `split`.
+      animated: as in `scenes.sample_scene`.
+      num_actors: as in `scenes.sample_scene`.
 
     Raises:
       ValueError: if an argument is out of range, or the split has no such emoji.

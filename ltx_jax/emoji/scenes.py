@@ -52,9 +52,9 @@ _CAMERA_KINDS = ("checkered", "dotted", "cloudy")
 PLAYBACKS = (0.5, 1.0, 2.0)  # speeds of the emoji's own animation
 _PLAYBACK_SHARES = (0.1, 0.8, 0.1)
 
-# Rates by motion for "slowly", no word, "quickly". Directions and pans: shorter sides per second;
-# grow, shrink and zooms: change of log(size) per second; sway: swings per second; spin: degrees per
-# second.
+# Slow, normal and fast rates of each motion; a caption may say "slowly" or "quickly" for the outer
+# two. Directions and pans: shorter sides per second; grow, shrink and zooms: change of log(size)
+# per second; sway: swings per second; spin: degrees per second.
 _PACES = (
     {name: (0.07, 0.12, 0.19) for name in DIRECTIONS}
     | {"still": (0.0, 0.0, 0.0), "sway": (0.4, 0.7, 1.1), "spin": (18.0, 32.0, 50.0)}
@@ -63,7 +63,7 @@ _PACES = (
     | {name: (0.1, 0.16, 0.24) for name in CAMERAS if name.startswith("zoom")}
 )
 _SWAY = 13.0  # degrees to either side
-_SIZES = (0.5, 0.64, 0.8)  # longer side of the emoji's box: "small", no word, "large"
+_SIZES = (0.5, 0.64, 0.8)  # longer side of the emoji's box: small, medium, large
 _PAIR_SIZE = 0.42
 _PAIR_MOTIONS = ("still", "up", "down", "sway", "spin", "grow", "shrink")
 _MARGIN = 0.01  # least gap between an emoji and the edge
@@ -101,7 +101,7 @@ class Actor:
     size: float  # longer side of its box (`Entry.box`) at time 0
     x: float  # centre of the box at time 0
     y: float
-    rate: float  # as `_PACES`; spin: positive is clockwise
+    rate: float  # in the units of `_PACES`; spin: positive is clockwise
     phase: int = 0  # frame of its animation at time 0
     playback: float = 1.0  # speed of its animation
     mirrored: bool = False
@@ -114,23 +114,23 @@ class Actor:
         return self.size * (bottom - top) / longer, self.size * (right - left) / longer
 
     @property
-    def look(self) -> Literal["small", "medium", "large"]:
-        """The size that captions name, nearest to `size`."""
+    def size_class(self) -> Literal["small", "medium", "large"]:
+        """The size class nearest to `size`."""
         nearest = min(range(3), key=lambda i: abs(self.size - _SIZES[i]))
         return ("small", "medium", "large")[nearest]
 
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """One emoji, or one on the left and one on the right, before a backdrop.
+    """One emoji, or two side by side, in front of a backdrop.
 
-    Actors are still under a moving camera.
+    If the camera moves, the emoji stand still.
     """
 
     actors: tuple[Actor, ...]
     backdrop: Backdrop
     camera: str | None = None  # one of `CAMERAS`
-    camera_rate: float = 0.0  # as `_PACES`
+    camera_rate: float = 0.0  # in the units of `_PACES`
 
     def motion(self, actor: Actor) -> str:
         """The motion of an actor, or that of the camera if it moves."""
@@ -174,8 +174,8 @@ def view(
 
 def path(scene: Scene, actor: Actor, seconds: Float64[np.ndarray, " t"]) -> Path:
     """Centre, scale and angle of an actor in the picture at times in seconds."""
-    nothing = np.zeros_like(seconds)
-    x, y, scale, angle = (nothing + value for value in (actor.x, actor.y, 1.0, 0.0))
+    zeros = np.zeros_like(seconds)
+    x, y, scale, angle = (zeros + value for value in (actor.x, actor.y, 1.0, 0.0))
     if actor.motion in DIRECTIONS:
         dx, dy = DIRECTIONS[actor.motion]
         x, y = x + dx * actor.rate * seconds, y + dy * actor.rate * seconds
@@ -211,7 +211,7 @@ def sample_scene(
         made smaller.
       aspect: width over height of the picture.
       animated: whether the emoji have animations of their own; None samples both kinds.
-      num_actors: 1 or 2; None is 1, but 2 in a tenth of the scenes of "train".
+      num_actors: 1 or 2; None gives 2 in a tenth of the scenes of "train", and 1 in all others.
 
     Raises:
       ValueError: if an argument is out of range, or the split holds no emoji of the kind.
@@ -239,7 +239,7 @@ def _draw(
     animated: bool | None,
     pair: bool,
 ) -> Scene:
-    """A scene of emoji of the split, whatever the combination."""
+    """A scene of emoji of the split; its combination with the background may be of another."""
     backdrop = _sample_backdrop(rng)
     half = max(aspect, 1.0) / 2, max(1 / aspect, 1.0) / 2
     if pair:
@@ -329,7 +329,7 @@ def _place(
     [actor] = scene.actors
     spots = rng.random(), rng.random()
     while True:
-        ranges = _room(dataclasses.replace(scene, actors=(actor,)), seconds, spans)
+        ranges = _start_ranges(dataclasses.replace(scene, actors=(actor,)), seconds, spans)
         if all(low <= high for low, high in ranges):
             break
         motion = scene.motion(actor)
@@ -345,10 +345,10 @@ def _place(
     return dataclasses.replace(scene, actors=(dataclasses.replace(actor, x=x, y=y),))
 
 
-def _room(
+def _start_ranges(
     scene: Scene, seconds: float | int, spans: tuple[tuple[float, float], tuple[float, float]]
 ) -> list[tuple[float, float]]:
-    """Range (first, last) of the centre at time 0 on each axis; empty if first > last."""
+    """Range (first, last) of start positions of the centre on each axis; empty if first > last."""
     [actor] = scene.actors
     times = np.linspace(0, seconds, 33)
     track = path(scene, actor, times)

@@ -98,9 +98,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         "--width", type=_positive, default=256, help="clips are scaled and cropped to it"
     )
     parser.add_argument(
-        "--num_frames", type=_positive, default=17, help="most frames of a clip; cut to 8k+1"
+        "--num_frames", type=_positive, default=17, help="frames per clip, at most; cut to 8k+1"
     )
-    parser.add_argument("--limit", type=_positive, help="largest number of clips, and of pictures")
+    parser.add_argument("--limit", type=_positive, help="at most this many clips, and pictures")
 
 
 def _add_vae(parser: argparse.ArgumentParser) -> None:
@@ -131,10 +131,10 @@ def _add_shapes(parser: argparse.ArgumentParser) -> None:
     _add_text_encoder(parser)
     parser.add_argument("--config", help="sampling settings: of configs/sample, or a video's JSON")
     for name in ("height", "width", "num_frames", "num_inference_steps"):
-        parser.add_argument(f"--{name}", type=_positive, help="instead of the setting's value")
+        parser.add_argument(f"--{name}", type=_positive, help="replaces the value of the settings")
     for name in ("frame_rate", "guidance_scale"):
-        parser.add_argument(f"--{name}", type=float, help="instead of the setting's value")
-    parser.add_argument("--rows", nargs="+", metavar="ROW", help="groups of rows, in this order")
+        parser.add_argument(f"--{name}", type=float, help="replaces the value of the settings")
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="groups of rows; default: all")
     parser.add_argument(
         "--prompts", type=_positive, help="prompts per group, instead of its default"
     )
@@ -209,8 +209,8 @@ def _run_shapes(args: argparse.Namespace) -> Parts:
     from ltx_jax.evaluate import autoencoder, metric_table, world_table
     from ltx_jax.inference.pipeline import LTXPipeline
 
-    names_ = list(world_table.ROWS) if args.rows is None else args.rows
-    unknown = sorted(set(names_) - set(world_table.ROWS))
+    groups = list(world_table.ROWS) if args.rows is None else args.rows
+    unknown = sorted(set(groups) - set(world_table.ROWS))
     if unknown:
         raise ValueError(
             f"--rows: there is no {', '.join(unknown)}; known: {' '.join(world_table.ROWS)}"
@@ -249,7 +249,7 @@ def _run_shapes(args: argparse.Namespace) -> Parts:
             options,
             args.batch_size,
         )
-        for name in names_:
+        for name in groups:
             group = world_table.ROWS[name]
             prompts = group.prompts if args.prompts is None else args.prompts
             progress.reset(task, total=group.videos * prompts, description=name)

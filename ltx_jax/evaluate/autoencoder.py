@@ -94,8 +94,8 @@ def reconstruction_metrics(
       reconstruct: the VAE, from `reconstructor`.
       batch_size: number of clips of the same length that are reconstructed together.
       lpips: parameters of LPIPS (`checkpoints.perceptual.read_lpips`); None leaves it out.
-      features: parameters of I3D (`checkpoints.perceptual.read_i3d`); None leaves rFVD out, as does
-        a clip that is too short for I3D.
+      features: parameters of I3D (`checkpoints.perceptual.read_i3d`); None leaves rFVD out. Clips
+        that are too short for I3D are left out of it too.
     """
     lpips_distance = jax.jit(lpips_of_frames)
     i3d_features = jax.jit(i3d.features, compiler_options=convolution.compiler_options())
@@ -135,7 +135,7 @@ def _batches(clips: Iterable[EvaluationClip], size: int) -> Iterator[list[Evalua
 
 
 def flat_colour_metrics(reconstruct: Reconstruct, clip_format: ClipFormat) -> list[MetricRow]:
-    """Fraction of the energy outside the mean (DC) in reconstructions of flat colours."""
+    """Fraction of the energy outside the mean (DC) of each frame, in reconstructed flat colours."""
     rows = []
     for length in sorted({clip_format.length(clip_format.num_frames), 1}, reverse=True):
         kind = "videos" if length > 1 else "images"
@@ -144,6 +144,6 @@ def flat_colour_metrics(reconstruct: Reconstruct, clip_format: ClipFormat) -> li
         for colour in _FLAT:
             frames[:] = colour
             fractions.append(metrics.flat_energy(reconstruct(frames)[0]))
-        rows.append(mean(f"flat {kind}", "energy off DC", fractions))
-        rows.append(MetricRow(f"flat {kind}", "largest of them", max(fractions), len(fractions)))
+        rows.append(mean(f"flat {kind}", "energy outside the mean", fractions))
+        rows.append(MetricRow(f"flat {kind}", "largest of these", max(fractions), len(fractions)))
     return rows

@@ -45,14 +45,15 @@ def accuracy(count: int, size: ClipSize, seed: int) -> list[MetricRow]:
         softened.append(detect_objects(soften(clip.frames, index), size.fps))
         truths.append([(one.shape, one.colour, one.motion) for one in clip.scene.objects])
     rows: list[MetricRow] = []
-    for of, detections in (("drawn", rendered), ("softened", softened)):
-        rows += word_accuracy(of, detections, truths)
+    for subject, detections in (("drawn", rendered), ("softened", softened)):
+        rows += word_accuracy(subject, detections, truths)
         rows.append(
-            percentage(of, "wrong captions rejected", _rejections(detections, truths, seed))
+            percentage(subject, "wrong captions rejected", _rejections(detections, truths, seed))
         )
-        rows += _by_word(of, detections, truths)
+        rows += _by_word(subject, detections, truths)
     rows += [
-        percentage("nothing seen", name, hits) for name, hits in _empty(count, size, seed).items()
+        percentage("clips without objects", name, hits)
+        for name, hits in _empty(count, size, seed).items()
     ]
     return rows
 
@@ -74,9 +75,9 @@ def _rejections(
 
 
 def _by_word(
-    of: str, detections: Sequence[Sequence[DetectedObject]], truths: Sequence[list[Triple]]
+    subject: str, detections: Sequence[Sequence[DetectedObject]], truths: Sequence[list[Triple]]
 ) -> list[MetricRow]:
-    """How often each word is recognised. Objects are matched by their colours, which differ."""
+    """How often each word is recognised. Objects are paired by colour, in which they differ."""
     outcomes: dict[tuple[str, str], list[bool]] = {}
     for objects, truth in zip(detections, truths, strict=True):
         by_colour = {obj.colour: obj for obj in objects}
@@ -87,7 +88,9 @@ def _by_word(
                 outcomes.setdefault((kind, word), []).append(right)
     order = [(kind, word) for kind, words in _WORDS.items() for word in words]
     return [
-        percentage(f"{of}, {key[0]}", key[1], outcomes[key]) for key in order if key in outcomes
+        percentage(f"{subject}, {key[0]}", key[1], outcomes[key])
+        for key in order
+        if key in outcomes
     ]
 
 

@@ -15,15 +15,16 @@ import rich.table
 from ltx_jax import metrics
 from ltx_jax.runtime import files
 
-_HEADER = ("of", "metric", "value", "95 % interval", "count")
+_HEADER = ("subject", "metric", "value", "95 % interval", "count")
 
 
 @dataclasses.dataclass(frozen=True)
 class MetricRow:
-    """One metric of one set of clips. The field names are the keys in the JSON file.
+    """One metric of one set of clips. The field names are the keys in the JSON file, in which
+    `subject` is called "of".
 
     Attributes:
-      of: what was measured, such as "videos" or "seen triples".
+      subject: what was measured, such as "videos" or "seen triples".
       name: the metric, such as "PSNR".
       value: its value.
       count: number of clips.
@@ -31,7 +32,7 @@ class MetricRow:
       unit: "%", "dB" or nothing.
     """
 
-    of: str
+    subject: str
     name: str
     value: float
     count: int
@@ -46,7 +47,12 @@ class MetricRow:
         if self.low is not None and self.high is not None:
             interval = f"{_text(self.low, digits)} to {_text(self.high, digits)}"
         value = f"{_text(self.value, digits)} {self.unit}".strip()
-        return self.of, self.name, value, interval, str(self.count)
+        return self.subject, self.name, value, interval, str(self.count)
+
+    def stored(self) -> dict[str, Any]:
+        """The row as an object of the JSON file."""
+        fields = dataclasses.asdict(self)
+        return {"of": fields.pop("subject"), **fields}
 
 
 def _text(value: float, digits: int) -> str:
@@ -55,33 +61,35 @@ def _text(value: float, digits: int) -> str:
     return f"{value:.2g}"
 
 
-def percentage(of: str, name: str, hits: Iterable[bool | np.bool_]) -> MetricRow:
+def percentage(subject: str, name: str, hits: Iterable[bool | np.bool_]) -> MetricRow:
     """Percentage of clips for which a condition holds (`hits`), with Wilson's interval."""
     outcomes = [bool(hit) for hit in hits]
     low, high = (100 * bound for bound in metrics.wilson(sum(outcomes), len(outcomes)))
     value = 100 * sum(outcomes) / max(len(outcomes), 1)
-    return MetricRow(of, name, value, len(outcomes), low, high, "%")
+    return MetricRow(subject, name, value, len(outcomes), low, high, "%")
 
 
-def mean(of: str, name: str, values: Sequence[float] | np.ndarray, unit: str = "") -> MetricRow:
+def mean(
+    subject: str, name: str, values: Sequence[float] | np.ndarray, unit: str = ""
+) -> MetricRow:
     """Mean over clips, with the interval of a normally distributed mean (none for one clip)."""
     samples = np.asarray(values, np.float64)
     if len(samples) < 2:
-        return MetricRow(of, name, float(samples.mean()), len(samples), unit=unit)
+        return MetricRow(subject, name, float(samples.mean()), len(samples), unit=unit)
     value, reach = (
         float(samples.mean()),
         1.96 * float(samples.std(ddof=1)) / math.sqrt(len(samples)),
     )
-    return MetricRow(of, name, value, len(samples), value - reach, value + reach, unit)
+    return MetricRow(subject, name, value, len(samples), value - reach, value + reach, unit)
 
 
 def show(title: str, rows: Sequence[MetricRow]) -> None:
-    """Prints the rows as a table, with a line between rows of different `of`."""
+    """Prints the rows as a table, with a line between rows of different subjects."""
     table = rich.table.Table(title=title, title_justify="left")
     for i, name in enumerate(_HEADER):
         table.add_column(name, justify="left" if i < 2 else "right")
     for previous, row in zip((None, *rows), rows, strict=False):
-        if previous is not None and previous.of != row.of:
+        if previous is not None and previous.subject != row.subject:
             table.add_section()
         table.add_row(*row.cells())
     rich.console.Console().print(table)
@@ -108,7 +116,7 @@ def write(
     content = {
         "title": title,
         "settings": about,
-        "figures": [dataclasses.asdict(row) for row in rows],
+        "figures": [row.stored() for row in rows],
     }
     cells = [_HEADER, ("---", "---", "---:", "---:", "---:"), *(row.cells() for row in rows)]
     lines = [f"# {title}", "", *(f"| {' | '.join(row)} |" for row in cells), ""]

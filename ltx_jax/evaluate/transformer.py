@@ -61,7 +61,7 @@ def loss_rows(
 ) -> list[MetricRow]:
     """The loss at each of `TIMES` and the mean of these losses, for videos and for images.
 
-    Clip i gets the noise of fold_in(key(seed), i), whatever the model.
+    Clip i gets the noise of fold_in(key(seed), i) for every model.
 
     Raises:
       ValueError: if the pipeline has no text encoder.

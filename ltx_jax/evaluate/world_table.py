@@ -37,7 +37,7 @@ _SEED = 271_828  # of the scenes
 _STEPS = (4, 8, 16, 32)
 _RATES = (12.0, 24.0, 30.0)
 _SPEED = 0.2  # largest relative error of a speed that counts as right
-_SEAM = 1.5  # largest change at a seam, relative to a clip's mean change between other frames
+_SEAM = 1.5  # largest change at a good seam, relative to the mean change between other frames
 _EQUAL = 30.0  # PSNR in dB above which two videos count as the same
 _PACES = ("slowly", "quickly")
 _MOTIONS = {
@@ -54,7 +54,7 @@ MakeConditions = Callable[[np.ndarray], Sequence[Condition]]
 
 
 class WorldPrompt(NamedTuple):
-    """A scene and the caption that a model gets as its prompt."""
+    """A scene, and the caption that is the model's prompt for it."""
 
     scene: Scene
     caption: str
@@ -161,25 +161,27 @@ class WorldBenchmark:
 
 
 def word_accuracy(
-    of: str, detections: Sequence[Sequence[DetectedObject]], truths: Sequence[Sequence[Triple]]
+    subject: str, detections: Sequence[Sequence[DetectedObject]], truths: Sequence[Sequence[Triple]]
 ) -> list[MetricRow]:
     """Percentage of videos in which shape, colour, motion and all three are right.
 
     Args:
-      of: the first column of the table.
+      subject: the first column of the table.
       detections: the objects that the judge found in each video.
       truths: the expected objects of each video.
     """
     agreements = [agreement(*pair) for pair in zip(detections, truths, strict=True)]
     names = ("shape", "colour", "motion", "all")
-    return [percentage(of, name, [getattr(item, name) for item in agreements]) for name in names]
+    return [
+        percentage(subject, name, [getattr(item, name) for item in agreements]) for name in names
+    ]
 
 
 def _prompt_following(
-    benchmark: WorldBenchmark, of: str, prompts: Sequence[WorldPrompt]
+    benchmark: WorldBenchmark, subject: str, prompts: Sequence[WorldPrompt]
 ) -> list[MetricRow]:
     detections = [benchmark.detect(video) for video in benchmark.videos(prompts)]
-    return word_accuracy(of, detections, [prompt.triples for prompt in prompts])
+    return word_accuracy(subject, detections, [prompt.triples for prompt in prompts])
 
 
 def _training_triples(benchmark: WorldBenchmark, count: int) -> list[MetricRow]:
@@ -218,7 +220,7 @@ def _reconstructions(benchmark: WorldBenchmark, count: int) -> list[MetricRow]:
 def _motions(benchmark: WorldBenchmark, count: int) -> list[MetricRow]:
     """Accuracy by motion, of sampled videos and of the VAE's reconstructions of the same scenes."""
     rows = []
-    for of, motions in _MOTIONS.items():
+    for subject, motions in _MOTIONS.items():
         prompts = benchmark.draw_prompts(count, "train", motions=motions)
         truths = [prompt.triples for prompt in prompts]
         reconstructions = (
@@ -229,27 +231,27 @@ def _motions(benchmark: WorldBenchmark, count: int) -> list[MetricRow]:
             ("reconstructions", reconstructions),
         ):
             rows += word_accuracy(
-                f"{kind}: {of}", [benchmark.detect(video) for video in videos], truths
+                f"{kind}: {subject}", [benchmark.detect(video) for video in videos], truths
             )
     return rows
 
 
 def _image_to_video(benchmark: WorldBenchmark, count: int) -> list[MetricRow]:
-    of, prompts = "image to video", benchmark.draw_prompts(count)
+    subject, prompts = "image to video", benchmark.draw_prompts(count)
     ratios, detections = [], []
     videos = benchmark.videos(prompts, lambda frames: [Condition(frames[:, :1])])
     for prompt, video in zip(prompts, videos, strict=True):
         ratios.append(_video_psnr(video[0], benchmark.render(prompt)[0]))
         detections.append(benchmark.detect(video))
     return [
-        mean(of, "PSNR of the first frame", ratios, "dB"),
-        *word_accuracy(of, detections, [prompt.triples for prompt in prompts]),
+        mean(subject, "PSNR of the first frame", ratios, "dB"),
+        *word_accuracy(subject, detections, [prompt.triples for prompt in prompts]),
     ]
 
 
 def _extension(benchmark: WorldBenchmark, count: int) -> list[MetricRow]:
     """Still scenes are left out: a seam is measured relative to the change elsewhere in a clip."""
-    of, prefix = "extension", benchmark.temporal_factor + 1
+    subject, prefix = "extension", benchmark.temporal_factor + 1
     if benchmark.options.num_frames < 2 * prefix:
         raise ValueError(
             f"extension continues {prefix} frames: num_frames must be at least {2 * prefix}, got "
@@ -263,8 +265,8 @@ def _extension(benchmark: WorldBenchmark, count: int) -> list[MetricRow]:
         seams.append(float(changes[prefix - 1]) / max(mean_change, 1e-3))
         detections.append(benchmark.detect(video[prefix:]))
     return [
-        mean(of, "change at the seam, of its own", seams),
-        percentage(of, f"seam at most {_SEAM:g} of it", [seam <= _SEAM for seam in seams]),
+        mean(subject, "change at the seam / elsewhere", seams),
+        percentage(subject, f"at most {_SEAM:g}", [seam <= _SEAM for seam in seams]),
         *word_accuracy(
             "extension, after the seam", detections, [prompt.triples for prompt in prompts]
         ),
@@ -272,7 +274,7 @@ def _extension(benchmark: WorldBenchmark, count: int) -> list[MetricRow]:
 
 
 def _keyframes(benchmark: WorldBenchmark, count: int) -> list[MetricRow]:
-    of, prompts = "two keyframes", benchmark.draw_prompts(count, motions=tuple(DIRECTIONS))
+    subject, prompts = "two keyframes", benchmark.draw_prompts(count, motions=tuple(DIRECTIONS))
     last = benchmark.options.num_frames - 1
 
     def keyframes(frames: np.ndarray) -> list[Condition]:
@@ -285,9 +287,9 @@ def _keyframes(benchmark: WorldBenchmark, count: int) -> list[MetricRow]:
         last_ratios.append(_video_psnr(video[last], original[last]))
         moves.append(_is_halfway(benchmark.detect(video)))
     return [
-        mean(of, "PSNR of the first", first_ratios, "dB"),
-        mean(of, "PSNR of the last", last_ratios, "dB"),
-        percentage(of, "moves between them", moves),
+        mean(subject, "PSNR of the first", first_ratios, "dB"),
+        mean(subject, "PSNR of the last", last_ratios, "dB"),
+        percentage(subject, "moves between them", moves),
     ]
 
 
@@ -304,22 +306,22 @@ def _is_halfway(objects: Sequence[DetectedObject]) -> bool:
 
 
 def _seeds(benchmark: WorldBenchmark, count: int) -> list[MetricRow]:
-    of, prompts = "two seeds", benchmark.draw_prompts(count, "train")
+    subject, prompts = "two seeds", benchmark.draw_prompts(count, "train")
     other = benchmark.with_options(seed=benchmark.options.seed ^ 1)
     ratios = [
         _video_psnr(*pair)
         for pair in zip(benchmark.videos(prompts), other.videos(prompts), strict=True)
     ]
     return [
-        mean(of, "PSNR between the videos", ratios, "dB"),
-        percentage(of, "differ", [value < _EQUAL for value in ratios]),
+        mean(subject, "PSNR between the videos", ratios, "dB"),
+        percentage(subject, "differ", [value < _EQUAL for value in ratios]),
     ]
 
 
 def _rates(benchmark: WorldBenchmark, count: int) -> list[MetricRow]:
     rows = []
     for rate in _RATES:
-        of, benchmark = f"{rate:g} frames per second", benchmark.with_options(frame_rate=rate)
+        subject, benchmark = f"{rate:g} frames per second", benchmark.with_options(frame_rate=rate)
         prompts = benchmark.draw_prompts(count, "train", motions=tuple(DIRECTIONS), paced=True)
         speeds = []
         for prompt, video in zip(prompts, benchmark.videos(prompts), strict=True):
@@ -327,9 +329,9 @@ def _rates(benchmark: WorldBenchmark, count: int) -> list[MetricRow]:
             speed = abs(objects[0].velocity) if objects else np.nan
             speeds.append(speed / prompt.scene.objects[0].rate)
         measured = [speed for speed in speeds if not np.isnan(speed)]
-        rows += [mean(of, "speed, of that asked for", measured)] if measured else []
+        rows += [mean(subject, "speed / requested speed", measured)] if measured else []
         right = [abs(speed - 1) <= _SPEED for speed in speeds]
-        rows.append(percentage(of, f"speed right within {_SPEED:.0%}", right))
+        rows.append(percentage(subject, f"speed right within {_SPEED:.0%}", right))
     return rows
 
 

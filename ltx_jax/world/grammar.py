@@ -122,7 +122,7 @@ def as_sentences(text: str) -> str:
 
 
 def _parts(obj: SceneObject, rng: np.random.Generator, detailed: bool) -> dict[str, str]:
-    """Phrases for one object: its size, speed and sense of rotation only if `detailed`."""
+    """Phrases for one object. Speed and sense of rotation are named only if `detailed`."""
     short = f"{obj.colour} {obj.shape}"
     subject = short
     if obj.size_class in _SIZE_WORDS and rng.random() < 0.5:
@@ -170,7 +170,7 @@ def words() -> tuple[str, ...]:
 
 
 def vocabulary() -> dict[str, tuple[str, ...]]:
-    """The words a prompt can use, by kind; for each motion, one phrase."""
+    """The words that a prompt can use, by kind; one phrase for each motion."""
     return {
         "shapes": SHAPES,
         "colours": tuple(COLOURS),
@@ -182,7 +182,7 @@ def vocabulary() -> dict[str, tuple[str, ...]]:
 
 
 def unknown_words(text: str) -> tuple[str, ...]:
-    """The words of a text that occur in no caption, in lower case, each once."""
+    """The words of a text that never occur in captions, in lower case, each once."""
     caption_words = set(words())
     text_words = re.findall(r"[^\W_]+", text.lower())
     return tuple(dict.fromkeys(word for word in text_words if word not in caption_words))

@@ -42,11 +42,12 @@ _ANGLES = np.arange(60) * (2 * math.pi / 60)
 _HARMONICS = (0, 3, 4, 5, 6)
 _SYMMETRY = {"square": 4, "triangle": 3, "star": 5, "cross": 4}
 _STRETCHED = 1.25  # length / width above which a shape is "none"
-_SOFTNESS = (0.0, 0.1, 0.2)  # blur of the reference shapes, in the same unit
+_SOFTNESS = (0.0, 0.1, 0.2)  # blur of the reference shapes, in the unit of the radii
 _NEAR_SHAPE = 0.2  # largest distance from a reference shape,
 _NEARER_SHAPE = 0.6  # and as a fraction of the distance from the second nearest one
 
-# Least changes that count as motion, over the whole clip; below one second, in proportion to time.
+# Least changes that count as motion, over the whole clip; for clips under one second they are
+# smaller, in proportion to the duration.
 _MIN_SHIFT = 0.05  # shorter sides
 _MIN_RESIZE = 0.1  # of log(size)
 _MIN_TURN = 25.0  # degrees
@@ -205,9 +206,8 @@ def _measure(colour: str, cover: np.ndarray) -> _Blob:
 
 
 def _follow(blobs_by_frame: list[list[_Blob]]) -> list[tuple[int, _Blob]]:
-    """Removes one object's blobs from the frames: first the largest, then the nearest each time.
-
-    Returns (frame index, blob) pairs.
+    """Takes one object's blobs out of the lists: the largest blob of the first frame that has any,
+    then in each frame the blob nearest to the previous one. Returns (frame index, blob) pairs.
     """
     track: list[tuple[int, _Blob]] = []
     for index, blobs in enumerate(blobs_by_frame):

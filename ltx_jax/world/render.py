@@ -4,8 +4,8 @@
     clip(34).caption   "a small orange triangle stays still"
 
 A clip is a pure function of (seed, index). The same scene at another size or frame rate shows the
-same motion. `scenes.py` defines what a scene contains, `grammar.py` writes its captions. Needs
-numpy only.
+same motion. `scenes.py` defines what a scene contains, `grammar.py` writes its captions. This needs
+only numpy.
 """
 
 import dataclasses
