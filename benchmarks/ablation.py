@@ -2,9 +2,10 @@
 
   python benchmarks/ablation.py CLIPS --steps 1000      # CLIPS: a folder of videos, any size
 
-Each variant changes one thing of the full recipe. Three quarters of every clip are trained on,
-beside the procedural world; the last quarter and unseen scenes of the world are reconstructed.
-Writes a table (JSON, Markdown) and a picture: originals, then every variant's reconstructions.
+Each variant changes one thing in the full recipe. It is trained on three quarters of every clip and
+on the procedural world. Then the last quarters, and scenes of the world that training never shows,
+are reconstructed. The results are a table (JSON, Markdown) and a picture: originals, then the
+reconstructions of every variant.
 """
 
 import argparse
@@ -44,7 +45,7 @@ from ltx_jax.training.losses import haar_bands  # noqa: E402
 from ltx_jax.world import render  # noqa: E402
 
 FRAMES, SIDE = 17, 64
-LEVEL = 0.05  # decode timestep; half of it is the noise that is added, as when sampling
+LEVEL = 0.05  # decode timestep; the noise that is added is half of it, as in sampling
 HELD_OUT = 16  # scenes of the world
 
 MODEL = VAEConfig(  # 16x16x8 pixels per latent, 64 channels
@@ -69,7 +70,6 @@ MODEL = VAEConfig(  # 16x16x8 pixels per latent, 64 channels
     encoder_base_channels=32,
     decoder_base_channels=32,
     timestep_conditioning=True,
-    dtype="bfloat16",
 )
 PIXEL = VAELossConfig(kl_start=100, kl_warmup=100)
 DWT = dataclasses.replace(PIXEL, dwt_weight=1.0)
@@ -127,9 +127,9 @@ def config(name: str, data: pathlib.Path, out: pathlib.Path, steps: int) -> Trai
     return TrainVAE(
         model=model,
         loss=loss,
-        discriminator=DiscriminatorConfig(
-            base_channels=32, max_channels=128, levels=3, dtype="bfloat16"
-        ),
+        execution=ExecutionConfig(dtype="bfloat16"),
+        discriminator=DiscriminatorConfig(base_channels=32, max_channels=128, levels=3),
+        disc_execution=ExecutionConfig(dtype="bfloat16"),
         data=DataConfig(
             mix=(SourceConfig("shapes"), SourceConfig(str(data))),
             num_frames=FRAMES,
@@ -181,20 +181,20 @@ def fine_energy(clips: np.ndarray) -> np.ndarray:
     return np.asarray(sum(jnp.sum(band**2, axis=(1, 2, 3, 4)) for band in details))
 
 
-def figures(clips: np.ndarray, made: np.ndarray) -> dict[str, float]:
-    """Means over clips of one kind."""
+def compare(clips: np.ndarray, decoded: np.ndarray) -> dict[str, float]:
+    """Metrics of reconstructions, averaged over the clips."""
     originals = clips.astype(np.float32) / 127.5 - 1
     return {
-        "psnr": float(jnp.mean(metrics.psnr(made, originals))),
-        "ssim": float(jnp.mean(metrics.ssim(made, originals))),
-        "fine": float(np.sum(fine_energy(made)) / np.sum(fine_energy(originals))),
+        "psnr": float(jnp.mean(metrics.psnr(decoded, originals))),
+        "ssim": float(jnp.mean(metrics.ssim(decoded, originals))),
+        "fine": float(np.sum(fine_energy(decoded)) / np.sum(fine_energy(originals))),
     }
 
 
 def accuracy(log: list[str]) -> float | None:
-    """Of the discriminator, mean over the last quarter of the run's log."""
-    found = [float(x) for line in log for x in re.findall(r"disc_accuracy ([\d.]+)", line)]
-    return float(np.mean(found[-max(len(found) // 4, 1) :])) if found else None
+    """The discriminator's accuracy, averaged over the last quarter of the run's log."""
+    values = [float(x) for line in log for x in re.findall(r"disc_accuracy ([\d.]+)", line)]
+    return float(np.mean(values[-max(len(values) // 4, 1) :])) if values else None
 
 
 def markdown(rows: dict[str, dict]) -> Iterator[str]:
@@ -211,7 +211,7 @@ def markdown(rows: dict[str, dict]) -> Iterator[str]:
 
 
 def main() -> int:
-    """Trains the variants that have no figures yet, and writes the table and the picture."""
+    """Trains the variants, or continues their runs, and writes the table and the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("clips", type=pathlib.Path)
     parser.add_argument("--steps", type=int, default=1000)
@@ -244,12 +244,12 @@ def main() -> int:
 
         train(cfg, report)
         rows[name] = {
-            kind: figures(clips, reconstruct(cfg.run.output, clips))
+            kind: compare(clips, reconstruct(cfg.run.output, clips))
             for kind, clips in (("clips", real), ("world", world))
         }
         rows[name]["accuracy"] = accuracy(log)
-        made = [reconstruct(cfg.run.output, clip)[0] for clip in shown]
-        bytes_ = [np.round((clip[:: FRAMES // 3] + 1) * 127.5).astype(np.uint8) for clip in made]
+        decoded = [reconstruct(cfg.run.output, clip)[0] for clip in shown]
+        bytes_ = [np.round((clip[:: FRAMES // 3] + 1) * 127.5).astype(np.uint8) for clip in decoded]
         strips.append(np.concatenate(bytes_))
         print(name, rows[name], flush=True)
     result = {"steps": arguments.steps, "held out": [len(real), len(world)], "rows": rows}

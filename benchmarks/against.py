@@ -1,7 +1,8 @@
-"""Ours and diffusers' in turn: the same weights, inputs, precision and threads, in one process.
+"""Compares ltx-jax with diffusers: in turn in one process, with the same weights, inputs, precision
+and threads.
 
-diffusers runs as written, with convolutions channels last, compiled, and with each kind of block
-compiled once, as its authors advise (that takes seconds); all are reported.
+diffusers runs as written, with convolutions channels last, compiled as a whole, and with each kind
+of block compiled once, as its authors advise (this takes seconds). All are reported.
 """
 
 import copy
@@ -34,7 +35,7 @@ def _theirs(kind: str, part: str, ours: Checkpoint, dtype: str) -> Any:
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)
-    torch.backends.cudnn.benchmark = True  # the fastest of its kernels, as XLA takes them
+    torch.backends.cudnn.benchmark = True  # autotunes cuDNN's kernels, as XLA does
     torch.set_float32_matmul_precision("high" if torch.cuda.is_available() else "highest")
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "model"
@@ -45,7 +46,7 @@ def _theirs(kind: str, part: str, ours: Checkpoint, dtype: str) -> Any:
 
 
 def _torch(x: Any, model: Any) -> Any:
-    """An array as a tensor, where the model is and in its precision."""
+    """An array as a tensor, on the model's device and in its precision."""
     import torch
 
     tensor = torch.from_numpy(np.array(x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x))
@@ -66,10 +67,10 @@ def _waiting(call: Callable[[], Any], gradient: bool = False) -> Callable[[], An
 
 
 def _forms(scale: Scale, model: Any, *names: str) -> dict[str, Callable[[], Any]]:
-    """The ways to run a model, those of `names` that are asked for; each is made at its turn."""
+    """The requested ones of the forms `names` of a model; each is made when it is its turn."""
     import torch
 
-    torch._dynamo.config.recompile_limit = 64  # one block of a VAE comes in many sizes
+    torch._dynamo.config.recompile_limit = 64  # the same block of a VAE has many sizes
 
     @functools.cache
     def channels_last() -> Any:
@@ -77,19 +78,20 @@ def _forms(scale: Scale, model: Any, *names: str) -> dict[str, Callable[[], Any]
 
     def make(name: str) -> Any:
         source = channels_last() if name.startswith("channels-last") else model
-        # All forms of a layout have the same parameters: those of the VAE take gigabytes.
+        # All forms with the same layout share their parameters, since those of the VAE take
+        # gigabytes.
         shared = {id(x): x for x in (*source.parameters(), *source.buffers())}
         form = copy.deepcopy(source, shared)
         if name.endswith("blocks"):
             form.compile_repeated_blocks(dynamic=False)
         elif name.endswith("compiled"):
-            # Of a VAE, what its `encode` and `decode` call: neither is a call of the model itself.
+            # `encode` and `decode` of a VAE do not call the model itself but these parts of it.
             parts = [getattr(form, part) for part in ("encoder", "decoder") if hasattr(form, part)]
             for part in parts or [form]:
                 part.compile()
         return form
 
-    chosen = [name for (found,) in pick(scale, (names, names)) for name in found]
+    chosen = [name for (axis,) in pick(scale, (names, names)) for name in axis]
     return {name: functools.partial(make, name) for name in dict.fromkeys(chosen)}
 
 
@@ -109,7 +111,7 @@ def vae(report: Report, scale: Scale) -> None:
 
     made = Checkpoint(vae=module.cfg, vae_params=params)
     theirs = _theirs("AutoencoderKLLTXVideo", "vae", made, dtype)
-    theirs._repeated_blocks = ["LTXVideoResnetBlock3d"]  # it names none itself
+    theirs._repeated_blocks = ["LTXVideoResnetBlock3d"]  # diffusers names none for the VAE
     z, clip, time = (_torch(x, theirs) for x in (_first(latents), _first(video), t))
 
     def foreign(part: str, make: Callable[[], Any]) -> Callable[[], Any]:
@@ -140,7 +142,7 @@ def _first(x: Any) -> Any:
 
 
 def _inputs(net: Network, theirs: Any) -> dict[str, Any]:
-    """Of diffusers' transformer: positions by its own arithmetic, at the same cost."""
+    """Inputs of diffusers' transformer, which computes positions itself, at the same cost."""
     latents, timestep, context = net.inputs
     return {
         "hidden_states": _torch(latents, theirs),
@@ -151,7 +153,7 @@ def _inputs(net: Network, theirs: Any) -> dict[str, Any]:
 
 
 def transformer(report: Report, scale: Scale) -> None:
-    """One prediction; ours as stored, and in the form that samples fastest on a GPU."""
+    """One prediction; ours in the plain form and in the form that samples fastest on a GPU."""
     t, h, w = grid = max((scale.grid, *scale.more_grids), key=math.prod)
     net = network(scale, grid=grid)
     dtype, options = scale.execution.dtype, compiler_options() or {}
@@ -179,7 +181,7 @@ def transformer(report: Report, scale: Scale) -> None:
 
 
 def training(report: Report, scale: Scale) -> None:
-    """A step of the transformer: prediction, gradient and AdamW, all in one precision."""
+    """A training step of the transformer: prediction, gradient and AdamW, in one precision."""
     t, h, w = grid = max((scale.grid, *scale.more_grids), key=math.prod)
     net, dtype = network(scale, grid=grid), scale.execution.dtype
     tx = optax.adamw(1e-4, weight_decay=0.01)
@@ -227,7 +229,7 @@ def training(report: Report, scale: Scale) -> None:
 
 
 def _compare(report: Report, section: str, cases: list[Case | Foreign]) -> None:
-    """Times all in turn, and sets our best against diffusers' best."""
+    """Times all cases in turn, and adds the ratio of our fastest to diffusers' fastest."""
     before = len(report.rows)
     report.compare(section, cases)
     mine, others = [], []
@@ -238,8 +240,7 @@ def _compare(report: Report, section: str, cases: list[Case | Foreign]) -> None:
         return
     part, dtype = cases[0].name.partition(",")[0], others[0]["dtype"]
     ours, theirs = (min(rows, key=lambda row: row["median_s"]) for rows in (mine, others))
-    ratio, of_cpu = (ours[of] / theirs[of] for of in ("median_s", "cpu_s"))
-    note = f"{ratio:.3f}, {of_cpu:.3f} in seconds of CPU"
-    report.add(
-        section, f"{part}: best / diffusers' best", dtype=dtype, note=note, ratio=ratio, cpu=of_cpu
-    )
+    ratio, cpu_ratio = (ours[key] / theirs[key] for key in ("median_s", "cpu_s"))
+    note = f"{ratio:.3f}, {cpu_ratio:.3f} in seconds of CPU"
+    name = f"{part}: best / diffusers' best"
+    report.add(section, name, dtype=dtype, note=note, ratio=ratio, cpu=cpu_ratio)

@@ -1,10 +1,10 @@
-"""What to measure on a new GPU, in one call of at most nine minutes:
+"""The first measurements on a new GPU, in at most nine minutes:
 
   python benchmarks/first_gpu.py
 
-Versions, ceilings, products, attention, convolutions, the transformer, twenty steps, the VAE, a
-prompt to a video, compilation and start-up. Needs jax, flax, jaxtyping and numpy, and no
-installation. Options are those of `python -m benchmarks.run`, whose sections these are.
+It measures peak rates, matmuls, attention, convolutions, the transformer, twenty steps, the VAE, a
+prompt to a video, compilation and start-up. It needs only jax, flax, jaxtyping and numpy, and this
+package need not be installed. Sections and options are those of `python -m benchmarks.run`.
 """
 
 import pathlib

@@ -1,7 +1,7 @@
-"""Timing for the benchmarks: compiled cases in turn, medians and spreads, JSON and Markdown.
+"""Times the cases of the benchmarks, and writes medians and ranges as JSON and Markdown.
 
-Cases of one comparison run interleaved, so that a clock that drifts moves them all alike. A case
-that fails to compile or to run is recorded with its message, and the rest goes on.
+The cases of a comparison run in turn, so that a change of the clock rate affects all of them. A
+case that fails to compile or to run is recorded with its message, and the others still run.
 """
 
 import contextlib
@@ -19,19 +19,20 @@ import jax
 import jax.numpy as jnp
 
 COLUMNS = (
-    *("case", "dtype", "branches", "shapes", "median ms", "range ms", "TFLOP/s", "of products"),
-    *("GB/s", "of copies", "memory GB", "compile s", "error or note", "library calls"),
+    *("case", "dtype", "branches", "shapes", "median ms", "range ms", "TFLOP/s", "of peak"),
+    *("GB/s", "of peak", "memory GB", "compile s", "error or note", "library calls"),
 )
-SAMPLE_SECONDS = 0.02  # a sample of a short case is several calls, to hide the host's share
+SAMPLE_SECONDS = 0.02  # a sample of a short case consists of several calls, to hide launch overhead
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One thing to time: a function of arrays, compiled with `options`.
+    """One function to time, compiled with `options`.
 
-    `flop` and `bytes` are what it has to do, by our own count; `branches` how many rows guidance
-    makes of each sample; `reference` returns what it should give, from the same arguments. The
-    first `carried` arguments are a state: the function returns the next one, in their place.
+    `flop` and `bytes` are the operations and memory traffic that it needs, by our own count;
+    `branches` is the number of rows that guidance makes of each sample; `reference` computes the
+    expected result from the same arguments. The first `carried` arguments are a state, of which the
+    function returns the next one.
     """
 
     name: str
@@ -48,9 +49,9 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Foreign:
-    """The same of another library: `make` gives what to time, and is called once to compile.
+    """A case of another library: `make` returns the function to time, after compiling it.
 
-    What it gives has to wait for its result. `facts` are dtype, shapes and so on.
+    That function has to wait for its result. `facts` are dtype, shapes and so on.
     """
 
     name: str
@@ -61,7 +62,7 @@ class Foreign:
 
 
 class Report:
-    """The rows so far, saved after every comparison, and the time left for more."""
+    """The rows so far, which are saved after each one, and the time that is left."""
 
     def __init__(self, out: pathlib.Path, name: str, budget: float, repeats: int):
         self.out, self.name, self.repeats = out, name, repeats
@@ -82,7 +83,7 @@ class Report:
         self.save()
 
     def fail(self, section: str, name: str, error: BaseException) -> None:
-        """Records an error in place of a figure."""
+        """Records an error in place of a result."""
         message = " ".join(f"{type(error).__name__}: {error}".split())
         self.add(section, name, "failed", message=message[:400])
 
@@ -97,15 +98,15 @@ class Report:
         for turn in range(max((run.repeats for run in ready), default=0)):
             if turn >= 3 and self.out_of_time():
                 break
-            for run, taken in zip(ready, samples, strict=True):
+            for run, times in zip(ready, samples, strict=True):
                 if turn < run.repeats:
-                    taken.append(_seconds(run.call, run.calls))
-        for run, taken in zip(ready, samples, strict=True):
-            self.add(section, run.case.name, **_figures(run.case, taken), **run.facts)
+                    times.append(_seconds(run.call, run.calls))
+        for run, times in zip(ready, samples, strict=True):
+            self.add(section, run.case.name, **_metrics(run.case, times), **run.facts)
 
     def _prepare(self, section: str, case: Case | Foreign) -> "_Run | None":
         if self.out_of_time():
-            self.add(section, case.name, "skipped", message="the time was spent")
+            self.add(section, case.name, "skipped", message="there was no time left")
             return None
         try:
             make = _compile if isinstance(case, Case) else _make
@@ -124,10 +125,10 @@ class Report:
 
 @contextlib.contextmanager
 def _until(deadline: float) -> Iterator[None]:
-    """Ends what is still being made then, as soon as Python has a say; what is ready is timed."""
+    """Raises a TimeoutError in the block at the deadline, as soon as Python handles the signal."""
 
     def give_up(*_: Any) -> None:
-        raise TimeoutError("the time was spent before this was ready")
+        raise TimeoutError("there was no time left before this was ready")
 
     before = signal.signal(signal.SIGALRM, give_up)
     signal.setitimer(signal.ITIMER_REAL, max(deadline - time.monotonic(), 1e-3))
@@ -156,11 +157,11 @@ def _compile(case: Case, repeats: int) -> _Run:
     arrays = [x for x in jax.tree.leaves(case.arguments) if hasattr(x, "dtype")]
     kinds = [str(x.dtype) for x in arrays if jnp.issubdtype(x.dtype, jnp.floating) and x.size > 1]
     facts |= {"dtype": max(kinds, key=kinds.count, default=""), "branches": case.branches}
-    # Of all but parameters, which are no arrays but trees of them.
+    # Parameters are left out: they are trees, not arrays.
     facts["shapes"] = " ".join(
         "x".join(map(str, x.shape)) for x in case.arguments if getattr(x, "ndim", 0)
     )
-    # Whether a product went to cuBLASLt in eight bits, or attention to cuDNN, shows here alone.
+    # Only this shows whether cuBLASLt computes a matmul in eight bits, or cuDNN attention.
     calls = set(re.findall(r'custom_call_target="([^"]+)"', compiled.as_text() or ""))
     facts["library_calls"] = sorted(calls)
     memory = compiled.memory_analysis()
@@ -171,7 +172,7 @@ def _compile(case: Case, repeats: int) -> _Run:
         facts["memory_gb"] = total / 1e9
 
     arguments = list(case.arguments)
-    for i in state:  # others need theirs
+    for i in state:  # copied, since the state is donated and other cases use the original
         arguments[i] = jax.tree.map(jnp.copy, arguments[i])
 
     def call() -> Any:
@@ -197,7 +198,7 @@ def _make(case: Foreign, repeats: int) -> _Run:
 
 
 def _seconds(call: Callable[[], Any], calls: int) -> tuple[float, float]:
-    """Of one call: on the clock, and of all cores together."""
+    """Wall-clock seconds and CPU seconds (of all cores) of one call."""
     start, busy = time.perf_counter(), time.process_time()
     for _ in range(calls):
         result = call()
@@ -206,8 +207,8 @@ def _seconds(call: Callable[[], Any], calls: int) -> tuple[float, float]:
 
 
 def relative_error(result: Any, expected: Any) -> float:
-    """Largest difference over the root mean square of what is expected; of several arrays, the
-    worst."""
+    """The largest difference, divided by the root mean square of the expected values; for several
+    arrays, the largest of these."""
 
     def error(result: Any, expected: Any) -> float:
         result, expected = (jnp.asarray(x, jnp.float32) for x in (result, expected))
@@ -217,27 +218,27 @@ def relative_error(result: Any, expected: Any) -> float:
     return max(jax.tree.leaves(jax.tree.map(error, result, expected)))
 
 
-def _figures(case: Case | Foreign, samples: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    taken, busy = zip(*samples, strict=True)
-    median = statistics.median(taken)
-    figures: dict[str, Any] = {
+def _metrics(case: Case | Foreign, samples: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    times, cpu_times = zip(*samples, strict=True)
+    median = statistics.median(times)
+    values: dict[str, Any] = {
         "median_s": median,
-        "fastest_s": min(taken),
-        "slowest_s": max(taken),
-        "samples": len(taken),
-        "cpu_s": statistics.median(busy),  # on a busy machine, fairer to a CPU than the clock
+        "fastest_s": min(times),
+        "slowest_s": max(times),
+        "samples": len(times),
+        "cpu_s": statistics.median(cpu_times),  # less affected by other processes than the clock
     }
     if case.flop:
-        figures |= {"tflop": case.flop / 1e12, "tflops": case.flop / 1e12 / median}
+        values |= {"tflop": case.flop / 1e12, "tflops": case.flop / 1e12 / median}
     if isinstance(case, Case) and case.bytes:
-        figures |= {"gb": case.bytes / 1e9, "gbs": case.bytes / 1e9 / median}
+        values |= {"gb": case.bytes / 1e9, "gbs": case.bytes / 1e9 / median}
     if isinstance(case, Case) and case.options:
-        figures["options"] = case.options
-    return figures
+        values["options"] = case.options
+    return values
 
 
 def device_memory() -> dict[str, float]:
-    """Gigabytes now in use and at the peak of the process, where the device tells."""
+    """Gigabytes in use now and at the peak of the process; {} if the device does not report it."""
     stats = jax.devices()[0].memory_stats() or {}
     names = {"bytes_in_use": "in_use_gb", "peak_bytes_in_use": "peak_gb", "bytes_limit": "limit_gb"}
     return {short: stats[name] / 1e9 for name, short in names.items() if name in stats}
@@ -253,9 +254,9 @@ def _line(row: dict[str, Any]) -> str:
         text += f" {row['median_s'] * 1e3:10.3f} ms [{low:.3f}, {high:.3f}]"
     parts = (
         ("tflops", "{:.4g} TFLOP/s"),
-        ("share_of_products", "{:.0%} of products"),
+        ("share_of_products", "{:.0%} of the peak of matmuls"),
         ("gbs", "{:.4g} GB/s"),
-        ("share_of_copies", "{:.0%} of copies"),
+        ("share_of_copies", "{:.0%} of the peak of copies"),
         ("memory_gb", "{:.2f} GB"),
         ("cpu_s", "{:.3g} s of CPU"),
         ("compile_s", "compiled in {:.1f} s"),

@@ -1,8 +1,8 @@
 """From a prompt to a video on the host, by `LTXPipeline`: text, loop, decoder and copy.
 
-Weights are random, of the released shapes; nothing is read from disk. Without guidance there is one
-prediction a step, with it there are two (one batch of two rows). Every kind of video is sampled
-once to compile, and then they are timed in turn. The loop has a line of its own.
+Weights are random, in the released shapes; nothing is read from disk. A step without guidance makes
+one prediction, a step with guidance two (in one batch). Every kind of video is sampled once to
+compile, and then they are timed in turn. The denoising loop has a line of its own.
 """
 
 import dataclasses
@@ -33,14 +33,14 @@ PARTS = ("whole", "text", "encode", "denoise", "decode")
 
 
 def text_encoder(cfg: T5Config, execution: ExecutionConfig) -> TextEncoder:
-    """A T5 with random weights, over bytes: the released vocabulary needs a file."""
+    """A T5 with random weights and bytes as tokens, since the released vocabulary needs a file."""
     ids = jnp.ones((1, 8), jnp.int32)
     params = initialise(T5Encoder(cfg, execution).init, ids, ids)
     return TextEncoder(ByteTokenizer(), cfg, params, 256, execution=execution)
 
 
 def options(scale: Scale, video: Video) -> SamplingConfig:
-    """The size that the scale's latent grid has."""
+    """Options for a video that has the scale's latent grid."""
     t, h, w = scale.grid
     side, length = scale.vae.spatial_factor, scale.vae.temporal_factor
     return SamplingConfig(
@@ -57,7 +57,7 @@ def options(scale: Scale, video: Video) -> SamplingConfig:
 
 
 class Watching(Programs):
-    """Notes of every step that TeaCache may leave out whether it was computed."""
+    """Records for every step with TeaCache whether its layers were computed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,21 +67,21 @@ class Watching(Programs):
         """The same call."""
         out = super().__call__(function, *args, **kwargs)
         if function is sampler.step and out[1].denoiser is not None:
-            # A copy, for the next step takes the memory; reading it here would wait for the step.
+            # A copy, since the next step donates the state; reading it now would wait for the step.
             self._changes.append(jnp.copy(out[1].denoiser.change))
         return out
 
     def computed(self) -> list[bool]:
-        """Of the steps since this was last asked."""
+        """Whether each step was computed, for the steps since the last call of this."""
         changes, self._changes = self._changes, []
         return [float(change) == 0 for change in changes]
 
 
 def headline(report: Report, scale: Scale) -> None:
-    """All steps with and without guidance, and two fifths of them without; or what is asked for."""
+    """All steps with and without guidance, two fifths of them without guidance, or `--only`."""
     text, (vae, vae_params, _) = text_encoder(scale.text, scale.execution), decoder(scale)
-    made = Checkpoint(vae=vae.cfg, vae_params=vae_params)
-    programs = Watching()  # the text encoder's and the decoder's are compiled once for all
+    checkpoint = Checkpoint(vae=vae.cfg, vae_params=vae_params)
+    programs = Watching()  # shared, so that text encoder and decoder are compiled once
     usual = ("plain", "guided", "distilled")
     axes = ((MODELS, MODELS[:1]), (tuple(LINEARS), ("none", "float8")), (tuple(VIDEOS), usual))
     for models, forms, videos in pick(scale, *axes):
@@ -91,7 +91,7 @@ def headline(report: Report, scale: Scale) -> None:
             title, linears = f"{name}{named(LINEARS[form])}", LINEARS[form]
             try:
                 begin = time.perf_counter()
-                flop, pipe = _pipeline(scale, made, text, name, linears)
+                flop, pipe = _pipeline(scale, checkpoint, text, name, linears)
                 seconds, params = time.perf_counter() - begin, pipe.params
                 size = sum(x.nbytes for x in jax.tree.leaves(params))
                 note = f"transformer of {size / 1e9:.2f} GB, ready in {seconds:.1f} s"
@@ -100,18 +100,18 @@ def headline(report: Report, scale: Scale) -> None:
                 _measure(report, scale, pipe, programs, title, [VIDEOS[x] for x in videos], flop)
             except Exception as error:  # the other models may still fit
                 report.fail("headline", title, error)
-            pipe = params = None  # before there is another one
+            pipe = params = None  # frees the memory before the next one is made
     report.facts["memory after headline"] = device_memory()
 
 
 def _pipeline(
-    scale: Scale, made: Checkpoint, text: TextEncoder, model: str, linears: Linears | None
+    scale: Scale, vae: Checkpoint, text: TextEncoder, model: str, linears: Linears | None
 ) -> tuple[float, LTXPipeline]:
-    """With a transformer of its own, and the operations of one prediction."""
+    """The operations of one prediction, and a pipeline with a new transformer."""
     net = network(scale, cfg=sizes(scale)[model])
-    made = dataclasses.replace(made, transformer=net.model.cfg, transformer_params=net.params)
+    whole = dataclasses.replace(vae, transformer=net.model.cfg, transformer_params=net.params)
     dtype = scale.execution.dtype
-    return net.flop, LTXPipeline(made, text, dtype=dtype, fast=True, linears=linears)
+    return net.flop, LTXPipeline(whole, text, dtype=dtype, fast=True, linears=linears)
 
 
 def _measure(
@@ -138,8 +138,8 @@ def _measure(
         title = f"{model}, {steps} steps"
         if video.teacache:
             title += f", TeaCache {video.teacache}, {count} computed"
-        taken = {part: [run.get(part, 0.0) for run in rest] for part in PARTS}
-        split = ", ".join(f"{part} {statistics.median(taken[part]):.3f} s" for part in PARTS[1:])
+        times = {part: [run.get(part, 0.0) for run in rest] for part in PARTS}
+        split = ", ".join(f"{part} {statistics.median(times[part]):.3f} s" for part in PARTS[1:])
         facts = {
             "dtype": scale.execution.dtype,
             "branches": branches,
@@ -149,17 +149,15 @@ def _measure(
             "headline",
             title,
             **facts,
-            **_times(taken["whole"]),
+            **_times(times["whole"]),
             compile_s=first["compile"],
             memory_gb=device_memory().get("peak_gb"),
             note=f"{split}; first call {first['whole']:.1f} s",
         )
-        done = flop * branches * (count if video.teacache else steps)
-        loop = _times(taken["denoise"])
-        rate = done / 1e12 / loop["median_s"]
-        report.add(
-            "headline", f"{title}: the loop", **facts, **loop, tflop=done / 1e12, tflops=rate
-        )
+        tflop = flop * branches * (count if video.teacache else steps) / 1e12
+        loop = _times(times["denoise"])
+        rate = tflop / loop["median_s"]
+        report.add("headline", f"{title}: the loop", **facts, **loop, tflop=tflop, tflops=rate)
 
 
 def _times(seconds: Sequence[float]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Ceilings of the device, and the kernels that the networks are made of."""
+"""Peak rates of the device, and the kernels that the networks consist of."""
 
 import functools
 import importlib
@@ -19,9 +19,9 @@ from ltx_jax.models.attention import attention as plain_attention
 
 
 def ceilings(report: Report, scale: Scale) -> None:
-    """The ceilings that everything else is a share of: copy bandwidth and a large product."""
+    """The peak rates that all other rates are compared with: of a copy and of a large matmul."""
     words = jnp.arange(scale.copy_bytes // 4, dtype=jnp.uint32)
-    # Flipping a bit is a copy that XLA cannot leave out.
+    # Flips a bit, since XLA would leave out a plain copy.
     copy = Case("read and write", lambda x: x ^ 1, (words,), bytes=2.0 * words.nbytes)
     report.compare("ceilings", [copy])
     del words, copy
@@ -43,7 +43,7 @@ def ceilings(report: Report, scale: Scale) -> None:
 
 
 def gemm(report: Report, scale: Scale) -> None:
-    """The transformer's products: bfloat16 by Triton and cuBLASLt, and eight bits."""
+    """The transformer's matmuls: in bfloat16 by Triton and cuBLASLt, and in eight bits."""
     d = scale.width
     for rows in scale.rows:
         for inputs, outputs in ((d, 4 * d), (4 * d, d), (d, 3 * d), (d, d)):
@@ -51,7 +51,7 @@ def gemm(report: Report, scale: Scale) -> None:
             w, bias = w.astype(jnp.bfloat16), random(outputs, seed=3)
             finish = jax.nn.gelu if outputs == 4 * d else lambda y: y
 
-            # Weights lie as (out, in): Hopper's eight-bit products want both rows contiguous.
+            # Weights are (out, in), since Hopper's 8-bit matmuls need the contracted axis last.
             def product(x, w, bias, scales, finish=finish, dequantise=True):
                 if dequantise:
                     x, w = (a.astype(jnp.bfloat16) * s for a, s in zip((x, w), scales, strict=True))
@@ -107,7 +107,7 @@ def with_gradient(form: Callable[..., jax.Array]) -> Callable[..., Any]:
 
 
 def cudnn_fp8_attention(q: Any, k: Any, v: Any) -> jax.Array:
-    """cuDNN in eight bits with unit scales; a private function of jax."""
+    """cuDNN's attention in eight bits with scales of 1, by a private function of jax."""
     module = importlib.import_module("jax._src.cudnn.fused_attention_stablehlo")
     scales = {name: jnp.ones((1, 1, 1, 1), jnp.float32) for name in module.fp8_params_keys}
     small = (x.astype(jnp.float8_e4m3fn) for x in (q, k, v))
@@ -118,9 +118,9 @@ def cudnn_fp8_attention(q: Any, k: Any, v: Any) -> jax.Array:
 
 
 def mosaic_attention(block_q: int, block_kv: int) -> Callable[..., jax.Array]:
-    """jax's FlashAttention-3 for Hopper, its buffers made bfloat16.
+    """jax's FlashAttention-3 for Hopper, changed to bfloat16 buffers.
 
-    As shipped they are float16 whatever the inputs are, and bfloat16 does not compile.
+    Its buffers are float16 for all inputs, with which bfloat16 inputs do not compile.
     """
     path = "jax.experimental.pallas.ops.gpu.attention_mgpu"
     source = inspect.getsource(importlib.import_module(path))
@@ -132,7 +132,7 @@ def mosaic_attention(block_q: int, block_kv: int) -> Callable[..., jax.Array]:
 
 
 def attention(report: Report, scale: Scale) -> None:
-    """Self-attention over the video and cross-attention to the caption, by every form there is."""
+    """Self-attention over the video and cross-attention to the caption, by all implementations."""
     n = scale.rows[0]
     mask = (jnp.arange(scale.caption) < scale.caption_used)[None].astype(jnp.int32)
     for heads, size in scale.heads:
@@ -182,7 +182,8 @@ def attention(report: Report, scale: Scale) -> None:
 
 
 def conv(report: Report, scale: Scale) -> None:
-    """The decoder's 3x3x3 convolutions, checked against float32: cuDNN has been wrong here."""
+    """The decoder's 3x3x3 convolutions, checked against float32, since cuDNN has given wrong
+    results for them."""
     for channels, t, rows, columns in scale.stages:
         x, w = _conv_inputs(channels, t, rows, columns)
         turned = jnp.asarray(w.transpose(4, 0, 1, 2, 3))
@@ -211,9 +212,10 @@ def conv(report: Report, scale: Scale) -> None:
 
 
 def conv_gradients(report: Report, scale: Scale) -> None:
-    """Both gradients of such convolutions: as XLA has them, of three in 2D, as convolutions.
+    """Both gradients of such convolutions: XLA's own, those of three 2-D convolutions, and as
+    convolutions.
 
-    Each by itself: to try algorithms for a small VAE's step has taken XLA minutes.
+    Each is compiled by itself, because autotuning a whole step of a small VAE takes XLA minutes.
     """
     for channels, t, rows, columns in (*scale.narrow_stages, *scale.stages):
         x, w = _conv_inputs(channels, t, rows, columns)

@@ -1,7 +1,7 @@
-"""The loader: examples per second of every source, and how long training waits for it.
+"""The loader: examples per second of every source, and how long training waits for them.
 
-Data is made in a temporary folder. The tiny configs are used for the waiting: their steps take
-milliseconds, so no other training asks for more batches a second. Means are large where other
+Data are made in a temporary folder. The waiting time is measured with the tiny configs: their steps
+take milliseconds, so that no other training needs more batches per second. Means are large if other
 processes keep the cores busy.
 """
 
@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from unittest import mock
 
-import grain  # noqa: F401  (here, so that no measurement imports it)
+import grain  # noqa: F401  (so that no measurement includes its import)
 import jax
 import numpy as np
 
@@ -35,9 +35,9 @@ from ltx_jax.world import render
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 CLIPS = 24  # of the folder and of each data set
 SIZE = BucketConfig(25, 256, 256, batch_size=8)
-LARGE = BucketConfig(121, 512, 768, batch_size=8)  # in pixels, of the latents
+LARGE = BucketConfig(121, 512, 768, batch_size=8)  # size in pixels of the stored latents
 NONE = (("none", 1.0),)
-WARM, STEPS = 100, 500  # steps of training that do not count, and those that do
+WARM, STEPS = 100, 500  # training steps before the measurement, and in it
 
 
 def make_clips(root: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
@@ -59,7 +59,7 @@ def make_clips(root: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
 
 
 def make_latents(root: pathlib.Path) -> pathlib.Path:
-    """Latents and embeddings as the released networks have them: 128 channels, 4096 wide."""
+    """Stored latents and embeddings as in the released models: 128 channels, 4096 wide."""
     t, h, w = (LARGE.num_frames - 1) // 8 + 1, LARGE.height // 32, LARGE.width // 32
     size = (LARGE.num_frames, LARGE.height, LARGE.width)
     encoding = Encoding((size,), "none", "none", None, None, "none", "none", "none", None)
@@ -89,7 +89,7 @@ def make_latents(root: pathlib.Path) -> pathlib.Path:
 
 
 def speed(cfg: DataConfig) -> float:
-    """Examples per second, all of them read for the first time and the first batch not counted."""
+    """Examples per second when each is read for the first time; the first batch does not count."""
     steps = CLIPS // cfg.sizes[0].batch_size
     batches = Loader(cfg, NONE, 0).batches(0, steps)
     next(batches)
@@ -99,16 +99,16 @@ def speed(cfg: DataConfig) -> float:
 
 
 class Timed(Loader):
-    """Notes how long each batch is waited for."""
+    """Records the waiting time for each batch."""
 
-    waits: list[float] = []  # noqa: RUF012  (of the one loader that is looked at)
+    waits: list[float] = []  # noqa: RUF012  (there is only one loader at a time)
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
         """The same batches."""
-        made = super().batches(first, last)
+        batches = super().batches(first, last)
         while True:
             begin = time.perf_counter()
-            batch = next(made, None)
+            batch = next(batches, None)
             self.waits.append(time.perf_counter() - begin)
             if batch is None:
                 return
@@ -116,7 +116,7 @@ class Timed(Loader):
 
 
 def waiting(cfg: TrainVAE | TrainTransformer) -> dict[str, dict[str, float]]:
-    """Trains, and measures a step, data included, and the wait for its data."""
+    """Trains, and measures the time of a step with its data, and the wait for these data."""
     patterns = cfg.flow.patterns if isinstance(cfg, TrainTransformer) else NONE
     loader = Timed(cfg.data, patterns, cfg.run.seed)
     Timed.waits = []
@@ -128,19 +128,19 @@ def waiting(cfg: TrainVAE | TrainTransformer) -> dict[str, dict[str, float]]:
         for batch in stage.batches(0, WARM + STEPS):
             state, metrics = trainer.step(state, batch)
             if late is not None:
-                jax.block_until_ready(late)  # one step late, as the loop has it
+                jax.block_until_ready(late)  # waits one step late, as the training loop does
             late = metrics["loss"]
             marks.append(time.perf_counter())
-    taken, waits = np.diff(marks[WARM - 1 :]) * 1e3, np.array(Timed.waits[WARM:][:STEPS]) * 1e3
+    steps, waits = np.diff(marks[WARM - 1 :]) * 1e3, np.array(Timed.waits[WARM:][:STEPS]) * 1e3
     return {
-        "step ms": {"median": float(np.median(taken)), "mean": float(np.mean(taken))},
+        "step ms": {"median": float(np.median(steps)), "mean": float(np.mean(steps))},
         "wait ms": {"median": float(np.median(waits)), "mean": float(np.mean(waits))},
     }
 
 
 def loading(report: Report, scale: Scale) -> None:
-    """Examples per second of every source; then what two tiny stages wait for their batches."""
-    del scale  # data has sizes of its own
+    """Examples per second of every source; then how long two tiny stages wait for their batches."""
+    del scale  # the sizes of the data do not depend on it
     with tempfile.TemporaryDirectory() as temporary:
         root = pathlib.Path(temporary)
         folder, clips = make_clips(root)
@@ -156,9 +156,9 @@ def loading(report: Report, scale: Scale) -> None:
             for reader in ("Grain", "threads"):
                 hidden = {} if reader == "Grain" else {"grain": None}
                 with mock.patch.dict(sys.modules, hidden):
-                    found = speed(dataclasses.replace(cfg, threads=threads))
-                name_of_all = f"{name}, {reader}, threads: {threads}"
-                report.add("loading", name_of_all, note=f"{found:.4g} examples/s", speed=found)
+                    rate = speed(dataclasses.replace(cfg, threads=threads))
+                title = f"{name}, {reader}, threads: {threads}"
+                report.add("loading", title, note=f"{rate:.4g} examples/s", speed=rate)
 
         stage = config.load(str(CONFIGS / "shapes_tiny_vae.py"), ["--run.output", str(root / "a")])
         short = dataclasses.replace(stage.run, steps=2, tensorboard=False)
@@ -172,10 +172,10 @@ def loading(report: Report, scale: Scale) -> None:
             "transformer on the world, encoded live": second,
             "transformer on cached latents": dataclasses.replace(second, data=cached),
         }.items():
-            found = waiting(cfg)
-            step, wait = found["step ms"], found["wait ms"]
+            times = waiting(cfg)
+            step, wait = times["step ms"], times["wait ms"]
             note = (
                 f"step {step['median']:.1f} ms (mean {step['mean']:.1f}), waits for data "
                 f"{wait['median']:.3f} ms (mean {wait['mean']:.3f})"
             )
-            report.add("loading", name, note=note, **found)
+            report.add("loading", name, note=note, **times)

@@ -1,4 +1,4 @@
-"""The networks as they are shipped, with random weights: forwards, loops, decoding, start-up."""
+"""The networks with random weights: predictions, the denoising loop, the VAE, text, start-up."""
 
 import dataclasses
 import itertools
@@ -46,7 +46,7 @@ class Network:
 
     @property
     def flop(self) -> float:
-        """FLOP of one forward pass with plain attention: a kernel hides its matmuls."""
+        """FLOP of one forward pass, counted with plain attention: fused kernels hide matmuls."""
         return count_flop(self.by("plain").forward, self.params, *self.inputs)
 
     @property
@@ -55,7 +55,7 @@ class Network:
         return FastTransformer(self.model.cfg, self.model.execution)
 
     def fast(self, linears: Linears | None = None) -> tuple[Any, tuple[Any, ...]]:
-        """Parameters and inputs of the fast form; linears calibrated on the inputs."""
+        """Parameters and inputs of the fast form; float8 linears are calibrated on the inputs."""
         latents, timestep, context = self.inputs
         params = derive(self.params, self.model.cfg, self.model.execution)
         context = jax.jit(self.fast_form.context)(params, context)
@@ -90,14 +90,14 @@ def network(
 
 
 def sizes(scale: Scale) -> dict[str, TransformerConfig]:
-    """The two released transformers, or what stands for them."""
+    """The configurations of the two released transformers, or smaller ones in their place."""
     layers, channels = scale.large
     large = dataclasses.replace(scale.transformer, num_layers=layers, attention_head_dim=channels)
     return {"2B": scale.transformer, "13B": large}
 
 
 def transformer(report: Report, scale: Scale) -> None:
-    """One prediction: both sizes, several token counts, as stored and in each fast form."""
+    """One prediction: both models, several numbers of tokens, the plain form and the fast forms."""
     grids = (scale.grid, *scale.more_grids)
     for models, forms in pick(scale, (MODELS, MODELS), (tuple(LINEARS), tuple(LINEARS))):
         for name, grid in itertools.product(models, grids):
@@ -131,7 +131,7 @@ def _forwards(report: Report, title: str, net: Network, forms: Sequence[str]) ->
 
 
 def named(linears: Linears | None) -> str:
-    """What a case's name says of its linears."""
+    """The part of a case's name that states its linears."""
     return f", {linears} linears" if linears else ""
 
 
@@ -253,7 +253,7 @@ def text(report: Report, scale: Scale) -> None:
 
 
 def startup(report: Report, scale: Scale) -> None:
-    """How long the whole transformer takes to be ready: compiled, from the cache, deserialised."""
+    """The time until the transformer can run: compiled, from jax's cache, or deserialised."""
     from jax.experimental import serialize_executable
     from jax.experimental.compilation_cache import compilation_cache
 
@@ -263,9 +263,9 @@ def startup(report: Report, scale: Scale) -> None:
 
     def ready(name: str, make: Callable[[], Any]) -> Any:
         begin = time.perf_counter()
-        made = make()
+        result = make()
         report.add("startup", name, note=f"{time.perf_counter() - begin:.2f} s")
-        return made
+        return result
 
     def fresh() -> Any:
         lowered = jax.jit(lambda *a: velocity(*a)).lower(*arguments)

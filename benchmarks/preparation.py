@@ -1,6 +1,6 @@
-"""How well data preparation finds what is there.
+"""Accuracy of data preparation: cuts, bars, motion and duplicates.
 
-python -m benchmarks.preparation --seeds 100 110              in made-up footage
+python -m benchmarks.preparation --seeds 100 110              in synthetic videos
 python -m benchmarks.preparation clips --folder FOLDER        in the clips of real_clips.json
 
 Results go to benchmarks/results/.
@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks import footage
+from benchmarks import synthetic_videos
 from ltx_jax.config import PrepareConfig
 from ltx_jax.data.filters import hashes
 from ltx_jax.prepare import duplicates
@@ -28,14 +28,14 @@ from ltx_jax.prepare.examine import examine
 from ltx_jax.prepare.records import ClipRecord, Reason
 
 RESULTS = Path(__file__).parent / "results"
-LISTED = Path(__file__).parent / "real_clips.json"  # seen by eye, on sheets of frames
+LISTED = Path(__file__).parent / "real_clips.json"  # annotated by eye, on sheets of frames
 _PARTS = ("av", "opencv-python-headless", "scenedetect-headless", "apache-beam")
-_NEAR = 2.5  # frames, at 25 a second, between a cut and the truth
+_NEAR = 2.5  # largest distance of a right cut from the true one, in frames of 1/25 s
 
 
 @dataclasses.dataclass
 class Accuracy:
-    """Counts of right and wrong findings."""
+    """Counts of right and wrong detections."""
 
     cuts: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     bars: collections.Counter = dataclasses.field(default_factory=collections.Counter)
@@ -47,8 +47,8 @@ class Accuracy:
     wrong: list[str] = dataclasses.field(default_factory=list)
     films: int = 0
 
-    def figures(self) -> dict[str, float]:
-        """Shares, by name."""
+    def metrics(self) -> dict[str, float]:
+        """Fractions and counts, by name."""
         cuts, bars, motion, copies = self.cuts, self.bars, self.motion, self.copies
         return {
             "films": self.films,
@@ -63,8 +63,9 @@ class Accuracy:
         }
 
 
-def measure(sets: Iterable[Sequence[footage.Film]], cfg: PrepareConfig) -> Accuracy:
-    """Compares what is found in films with their truth; copies are looked for within each set."""
+def measure(sets: Iterable[Sequence[synthetic_videos.Film]], cfg: PrepareConfig) -> Accuracy:
+    """Compares what preparation detects in films with the truth. Copies are searched for within
+    each set."""
     found = Accuracy()
     for films in sets:
         clips: dict[Path, list[ClipRecord]] = {}
@@ -79,7 +80,7 @@ def measure(sets: Iterable[Sequence[footage.Film]], cfg: PrepareConfig) -> Accur
     return found
 
 
-def _judge(film: footage.Film, clips: list[ClipRecord], found: Accuracy) -> None:
+def _judge(film: synthetic_videos.Film, clips: list[ClipRecord], found: Accuracy) -> None:
     if film.kind.startswith("cuts"):
         starts = [clip.start for one, clip in itertools.pairwise(clips) if one.shot != clip.shot]
         left = list(film.cuts)
@@ -110,7 +111,7 @@ def _judge(film: footage.Film, clips: list[ClipRecord], found: Accuracy) -> None
             found.bars["invented"] += off > 0
         if off > 2 * any(film.bars):
             found.wrong.append(f"{film.path.name}: bars {film.bars}, found {seen}")
-    if film.kind in (*footage.STILL, *footage.MOVING):
+    if film.kind in (*synthetic_videos.STILL, *synthetic_videos.MOVING):
         if len(clips) > 1:
             found.wrong.append(f"{film.path.name}: {len(clips)} clips")
         # A part that is too short to be judged is dropped as well.
@@ -147,7 +148,7 @@ def _judge_copies(films, clips, cfg: PrepareConfig, found: Accuracy) -> None:
     both = {tuple(sorted(pair)) for pair in pairs}
     by_name = {clip.source: clip for clip in hashed}
     whole = {tuple(sorted(pair)) for pair in truth}
-    # There is nothing to find where one of the two was dropped for another reason.
+    # A copy cannot be found if it or its original was dropped for another reason.
     wanted = {pair for pair in whole if set(pair) <= set(by_name)}
     found.copies["dropped before"] += len(whole - wanted)
     found.copies["there"] += len(wanted)
@@ -161,7 +162,7 @@ def _judge_copies(films, clips, cfg: PrepareConfig, found: Accuracy) -> None:
 
 
 def listed_clips(folder: Path) -> dict[str, Any]:
-    """Real clips beside a list made by eye: cuts, bars, and where they move."""
+    """Cuts, bars and motion in real clips, beside a list that was made by eye."""
     rows = []
     for name, truth in json.loads(LISTED.read_text()).items():
         clips = examine(folder / name, PrepareConfig())
@@ -195,11 +196,11 @@ def _said(cuts: Sequence[float]) -> str:
 
 
 def write_results(name: str, found: dict[str, Any]) -> None:
-    """Writes and prints what a benchmark found: its figures, and a table for people.
+    """Writes the results of a benchmark as JSON, and its table as Markdown; prints the table.
 
     Args:
-      name: of the benchmark.
-      found: figures; `table` is a title, the heads of its columns, and its rows.
+      name: name of the benchmark.
+      found: the results; `table` is a title, the heads of its columns, and its rows.
     """
     facts = {
         "command": " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
@@ -220,32 +221,32 @@ def write_results(name: str, found: dict[str, Any]) -> None:
 
 
 def accuracy(seeds: Sequence[int]) -> dict[str, Any]:
-    """Shares of what is found in made-up footage of some seeds."""
+    """Accuracy in the synthetic videos of some seeds."""
     with tempfile.TemporaryDirectory() as folder:
-        sets = (footage.Footage(Path(folder), seed).write() for seed in range(*seeds))
+        sets = (synthetic_videos.VideoSet(Path(folder), seed).write() for seed in range(*seeds))
         found = measure(sets, PrepareConfig())
     return reported(found, f"seeds {seeds[0]} to {seeds[1] - 1}")
 
 
-def reported(found: Accuracy, of_what: str) -> dict[str, Any]:
-    """Figures and a table of what was measured."""
-    figures = found.figures()
-    rows = [[name, f"{value:.4g}"] for name, value in figures.items()]
+def reported(found: Accuracy, subject: str) -> dict[str, Any]:
+    """Metrics, and a table of them, as `write_results` takes them."""
+    values = found.metrics()
+    rows = [[name, f"{value:.4g}"] for name, value in values.items()]
     rows += [
         [f"motion of {kind}", f"{min(scores):.2f} to {max(scores):.2f}"]
         for kind, scores in found.scores.items()
     ]
     rows += [["wrong", text] for text in found.wrong]
-    table = [f"What preparation finds in made-up footage, {of_what}", ["", ""], *rows]
-    return {"figures": figures, "motion": found.scores, "wrong": found.wrong, "table": table}
+    table = [f"Accuracy of preparation in synthetic videos, {subject}", ["", ""], *rows]
+    return {"figures": values, "motion": found.scores, "wrong": found.wrong, "table": table}
 
 
 def main() -> None:
     """Runs one of the benchmarks."""
-    parser = argparse.ArgumentParser(description="How well preparation finds what is there.")
+    parser = argparse.ArgumentParser(description="Accuracy of data preparation.")
     parser.add_argument("what", choices=("accuracy", "clips"), nargs="?", default="accuracy")
     parser.add_argument("--seeds", type=int, nargs=2, default=(100, 110), help="first, last + 1")
-    parser.add_argument("--folder", type=Path, help="where the clips of the list lie")
+    parser.add_argument("--folder", type=Path, help="folder with the clips of the list")
     given = parser.parse_args()
     if given.what == "clips":
         write_results("clips", listed_clips(given.folder))

@@ -1,11 +1,11 @@
-"""How fast data preparation is, and how much memory it takes.
+"""Speed and memory of data preparation.
 
-python -m benchmarks.preparation_speed stages       a table of CPU seconds
-python -m benchmarks.preparation_speed decoding     beside PyAV alone
+python -m benchmarks.preparation_speed stages       CPU seconds of every stage
+python -m benchmarks.preparation_speed decoding     compared with PyAV alone
 python -m benchmarks.preparation_speed memory --clips 10000
 
-CPU seconds of all threads are counted, which other processes on the machine hardly change; rates
-are what two free cores would give. Results go to benchmarks/results/.
+CPU seconds of all threads are counted, since other processes on the machine hardly affect them.
+Rates are computed for two idle cores. Results are written to benchmarks/results/.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from typing import Any
 import av
 import numpy as np
 
-from benchmarks import footage
+from benchmarks import synthetic_videos
 from benchmarks.preparation import write_results
 from ltx_jax.config import PrepareConfig, StoreConfig, TextConfig
 from ltx_jax.data import dataset, video, writing
@@ -44,7 +44,7 @@ def make_films(folder: pathlib.Path) -> list[pathlib.Path]:
     paths = []
     for i, kind in enumerate(KINDS):
         rng = np.random.default_rng([i, 30])
-        frames = footage.take(kind, rng, SECONDS * RATE, HEIGHT, WIDTH, RATE)
+        frames = synthetic_videos.take(kind, rng, SECONDS * RATE, HEIGHT, WIDTH, RATE)
         path = folder / f"{i}.mp4"
         writing.write_video(path, (frame.astype(np.uint8) for frame in frames), RATE)
         path.with_suffix(".txt").write_text(kind)
@@ -53,10 +53,10 @@ def make_films(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def spent(work: Callable[[], Any]) -> tuple[Any, float, float]:
-    """What `work` gives, and the seconds of CPU and of the clock that it takes."""
+    """The result of `work`, and the CPU seconds and wall-clock seconds that it takes."""
     cpu, begin = time.process_time(), time.perf_counter()
-    made = work()
-    return made, time.process_time() - cpu, time.perf_counter() - begin
+    result = work()
+    return result, time.process_time() - cpu, time.perf_counter() - begin
 
 
 def stages(given: argparse.Namespace) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def _write(folder: pathlib.Path, clip: ClipRecord) -> None:
 
 
 def decoding(given: argparse.Namespace) -> dict[str, Any]:
-    """Frames per second of ours beside PyAV's own, in turns; the ratio is that of each turn."""
+    """Frames per second of our decoder and of PyAV alone, measured in turn, and their ratio."""
 
     def pyav(path: pathlib.Path, form: str | None) -> int:
         with av.open(os.fspath(path)) as container:
@@ -144,16 +144,16 @@ def decoding(given: argparse.Namespace) -> dict[str, Any]:
             medians = {key: statistics.median(values) for key, values in ratios.items()}
             figures[name] = {**medians, "frames per CPU second": statistics.median(speeds)}
             rows.append([name, *(f"{value:.3g}" for value in figures[name].values())])
-    title = f"Speed beside PyAV alone (1 is as fast), {WIDTH} x {HEIGHT}, medians of {len(speeds)}"
+    title = f"Speed / PyAV's speed, {WIDTH} x {HEIGHT}, medians of {len(speeds)}"
     heads = ["frames", "by CPU seconds", "by the clock", "frames per CPU second"]
     return {**figures, "table": [title, heads, *rows]}
 
 
 def make_tiny_clips(folder: pathlib.Path, count: int) -> None:
-    """Clips of 1 s, all different, made as quickly as they can be."""
+    """Writes different clips of 1 s, in a way that takes little time."""
     for i in range(count):
         rng = np.random.default_rng([i, 40])
-        plate = footage.plate(rng, 64, 160).astype(np.uint8)
+        plate = synthetic_videos.plate(rng, 64, 160).astype(np.uint8)
         path = folder / f"{i:05}.mp4"
         with av.open(os.fspath(path), "w") as file:
             stream = file.add_stream("mpeg4", rate=8, options={"qscale": "4"})
@@ -167,7 +167,7 @@ def make_tiny_clips(folder: pathlib.Path, count: int) -> None:
 
 @contextlib.contextmanager
 def watched(seconds: float = 1.0) -> Iterator[list[tuple[float, float]]]:
-    """Seconds since the beginning, and megabytes that this process has in memory then."""
+    """Yields a growing list of (seconds since the beginning, megabytes in memory then)."""
     seen: list[tuple[float, float]] = []
     done = threading.Event()
 
@@ -186,13 +186,13 @@ def watched(seconds: float = 1.0) -> Iterator[list[tuple[float, float]]]:
 
 
 def resident() -> float:
-    """Megabytes that this process has in memory."""
+    """Resident memory of this process, in megabytes."""
     pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGESIZE") / 2**20
 
 
 def memory(given: argparse.Namespace) -> dict[str, Any]:
-    """Memory of a whole run while clips are examined, and until all of it is written."""
+    """Memory of a whole run, while clips are examined and until everything is written."""
     cfg = PrepareConfig(
         text=TextConfig(max_share=None), store=StoreConfig(min_side=32, shard_megabytes=8)
     )

@@ -1,17 +1,18 @@
-r"""The one door to the benchmarks:
+r"""Runs the benchmarks:
 
   python -m benchmarks.run headline                      a prompt to a video: 121 x 512 x 768
-  python -m benchmarks.run all --budget 540              everything, the important first
+  python -m benchmarks.run all --budget 540              everything, the most important first
   python -m benchmarks.run headline --only 2B/float8 13B/none/plain 2B/int8 2B/none/teacache
   python -m benchmarks.run vae transformer training --against diffusers
   JAX_PLATFORMS=cpu python -m benchmarks.run all --against diffusers --scale small \
       --dtype float32 bfloat16
 
-Weights and inputs are random (zeros would draw less power and run faster), the sizes those of the
-released models; `--scale small` is what a CPU does in minutes, `--scale tiny` tries the paths out.
-Each comparison's cases run in turn, and their lines give the median and the range, what the work
-is in operations, its share of the ceilings that are measured first, and compilation apart. What
-fails is recorded and the rest goes on. Results are written as they come, to benchmarks/results/.
+Weights and inputs are random (zeros would draw less power and run faster), in the sizes of the
+released models. `--scale small` has sizes that a CPU finishes in minutes, `--scale tiny` only tests
+that everything runs. The cases of a comparison run in turn. The line of a case gives the median and
+the range of its times, its operations, its rate relative to the peak rates that are measured first,
+and its compilation time. A case that fails is recorded, and the others still run. Results are
+written to benchmarks/results/ after each case.
 """
 
 import argparse
@@ -40,7 +41,7 @@ Section = Callable[[Report, Scale], None]
 
 
 def _late(name: str) -> Section:
-    """A section that is imported when it runs, so that each needs its own packages alone."""
+    """A section that is imported when it runs, so that it needs only its own packages."""
     return functools.partial(_section, *name.split("."))
 
 
@@ -48,7 +49,7 @@ def _section(module: str, function: str, report: Report, scale: Scale) -> None:
     getattr(importlib.import_module(f"benchmarks.{module}"), function)(report, scale)
 
 
-# In order of importance: the last ones go when the time runs out.
+# In order of importance: if the time runs out, the last ones are skipped.
 SECTIONS: dict[str, Section] = {
     "headline": _late("headline.headline"),
     "transformer": _late("networks.transformer"),
@@ -63,7 +64,7 @@ SECTIONS: dict[str, Section] = {
     "conv_gradients": _late("kernels.conv_gradients"),
     "loading": _late("loading.loading"),
 }
-# What diffusers has too.
+# Sections that can be compared with diffusers.
 AGAINST: dict[str, Section] = {
     "vae": _late("against.vae"),
     "transformer": _late("against.transformer"),
@@ -86,7 +87,7 @@ def versions(report: Report) -> None:
         "utc": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
     }
     try:
-        from jax._src.lib import cuda_versions  # the only place that tells
+        from jax._src.lib import cuda_versions  # a private module, but there is no public one
 
         if cuda_versions is not None:
             facts["cudnn"] = cuda_versions.cudnn_get_version()
@@ -100,23 +101,23 @@ def versions(report: Report) -> None:
     report.save()
 
 
-def _sizes(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Scale:
-    """The scale, with what is left of it."""
-    scale = SCALES[given.scale]
-    only = tuple(frozenset(case.split("/")) - {""} for case in given.only)
+def _sizes(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Scale:
+    """The scale, reduced to the cases and sizes that the options select."""
+    scale = SCALES[options.scale]
+    only = tuple(frozenset(case.split("/")) - {""} for case in options.only)
     if unknown := sorted(frozenset().union(*only) - set(WORDS)):
-        parser.error(f"--only knows no {', '.join(unknown)}: its words are {', '.join(WORDS)}")
+        parser.error(f"--only: unknown {', '.join(unknown)}; known words: {', '.join(WORDS)}")
     grids = (scale.grid, *scale.more_grids)
-    if given.tokens is not None:
-        grids = tuple(grid for grid in grids if math.prod(grid) == given.tokens)
+    if options.tokens is not None:
+        grids = tuple(grid for grid in grids if math.prod(grid) == options.tokens)
         if not grids:
             sizes = (math.prod(grid) for grid in (scale.grid, *scale.more_grids))
-            parser.error(f"--tokens is one of {', '.join(map(str, sizes))}")
+            parser.error(f"--tokens must be one of {', '.join(map(str, sizes))}")
     return dataclasses.replace(scale, grid=grids[0], more_grids=grids[1:], only=only)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the sections asked for; 0 even where some failed, as the report says which."""
+    """Runs the requested sections; returns 0 even if some fail, since the report lists them."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.run",
         description=(__doc__ or ""),
@@ -127,7 +128,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--scale", choices=list(SCALES), default="full")
     dtypes = ["float32", "bfloat16"]
     parser.add_argument("--dtype", nargs="+", choices=dtypes, default=["bfloat16"])
-    parser.add_argument("--budget", type=float, default=3600.0, help="seconds in all")
+    parser.add_argument("--budget", type=float, default=3600.0, help="seconds in total")
     parser.add_argument("--repeats", type=int, default=9, help="samples of each case")
     parser.add_argument(
         "--out", type=pathlib.Path, default=pathlib.Path(__file__).parent / "results"
@@ -137,36 +138,37 @@ def main(argv: list[str] | None = None) -> int:
         nargs="+",
         metavar="CASE",
         default=[""],
-        help=f"cases in their order, by words of {', '.join(WORDS)}: 2B/float8/guided 13B/none",
+        help=f"cases to run, in this order, such as 2B/float8/guided 13B/none, made of the words "
+        f"{', '.join(WORDS)}",
     )
-    parser.add_argument("--tokens", type=int, help="the one video of that many, of all sizes")
+    parser.add_argument("--tokens", type=int, help="measure only the video with this many tokens")
     parser.add_argument(
         "--ceilings",
         type=pathlib.Path,
         metavar="JSON",
-        help="results of this device whose ceilings to take, in place of measuring them",
+        help="earlier results of this device to take the peak rates from, instead of measuring",
     )
-    parser.add_argument("--name", help="of the result files; by default what and the device")
-    given = parser.parse_args(argv)
-    sections = SECTIONS if given.against is None else AGAINST
-    what = list(sections) if "all" in given.what else given.what
+    parser.add_argument("--name", help="name of the result files; default: sections and device")
+    options = parser.parse_args(argv)
+    sections = SECTIONS if options.against is None else AGAINST
+    what = list(sections) if "all" in options.what else options.what
     if unknown := sorted(set(what) - set(sections)):
-        parser.error(f"diffusers has nothing like {', '.join(unknown)}: take {', '.join(AGAINST)}")
-    scale = _sizes(parser, given)
-    if given.against is not None:  # two libraries share the device's memory
+        parser.error(f"diffusers has no {', '.join(unknown)}: take {', '.join(AGAINST)}")
+    scale = _sizes(parser, options)
+    if options.against is not None:  # two libraries share the device's memory
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    jax.config.update("jax_enable_compilation_cache", False)  # or compile times mean nothing
+    jax.config.update("jax_enable_compilation_cache", False)  # compilation is measured
     device = jax.devices()[0].device_kind.lower().replace(" ", "_")
-    kind = "all" if "all" in given.what else "_".join(what)
-    name = given.name or f"{kind}{'_against_diffusers' if given.against else ''}_{device}"
-    report = Report(given.out, name, given.budget, given.repeats)
+    kind = "all" if "all" in options.what else "_".join(what)
+    name = options.name or f"{kind}{'_against_diffusers' if options.against else ''}_{device}"
+    report = Report(options.out, name, options.budget, options.repeats)
     versions(report)
-    report.facts |= {"scale": given.scale, "dtype": " ".join(given.dtype)}
-    run = list(itertools.product(what, given.dtype))
-    if given.ceilings is None:
-        run.insert(0, ("ceilings", given.dtype[0]))
+    report.facts |= {"scale": options.scale, "dtype": " ".join(options.dtype)}
+    run = list(itertools.product(what, options.dtype))
+    if options.ceilings is None:
+        run.insert(0, ("ceilings", options.dtype[0]))
     else:
-        report.facts["ceilings"] = json.loads(given.ceilings.read_text())["facts"]["ceilings"]
+        report.facts["ceilings"] = json.loads(options.ceilings.read_text())["facts"]["ceilings"]
     for section, dtype in run:
         begin = time.monotonic()
         try:

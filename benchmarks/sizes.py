@@ -1,4 +1,4 @@
-"""What the benchmarks run on: the sizes of the released model, or tiny ones, and random arrays."""
+"""Sizes for the benchmarks, those of the released model or smaller ones, and random arrays."""
 
 import dataclasses
 import functools
@@ -22,20 +22,20 @@ from ltx_jax.config import (
 )
 from ltx_jax.runtime import sharding
 
-# Per function, not in XLA_FLAGS: there an unknown name ends the process.
+# Compiler options per function, not XLA_FLAGS, where an unknown name would end the process.
 NO_TRITON_GEMM = {"xla_gpu_enable_triton_gemm": False}
 FORCE_NHWC = {"xla_gpu_force_conv_nhwc": True}
 
 
 class Video(NamedTuple):
-    """A kind of video: the share of the scale's steps that it takes, and options."""
+    """A kind of video: its steps, as a fraction of the scale's steps, and options."""
 
     steps: float = 1.0
     guidance: float = 1.0
     teacache: float = 0.0
 
 
-# The words of cases, axis by axis.
+# The words that the names of cases (`--only`) are made of, axis by axis.
 MODELS = ("2B", "13B")
 LINEARS: dict[str, Linears | None] = {"none": None, "float8": "float8", "int8": "int8"}
 VIDEOS = {
@@ -44,7 +44,7 @@ VIDEOS = {
     "distilled": Video(steps=0.4),
     "teacache": Video(teacache=0.05),
 }
-# Of torch: the transformer, and what convolves.
+# Forms of the diffusers models: three of the transformer, then those of the VAE.
 TORCH = (
     *("written", "blocks", "compiled"),
     *("channels-first", "channels-first-compiled"),
@@ -102,7 +102,7 @@ class Scale:
     vae_clip: tuple[int, int, int] = (17, 256, 256)  # of training
     discriminator_channels: int = 64
     large: tuple[int, int] = (48, 128)  # layers, and channels of a head, of the 13B model
-    only: tuple[frozenset[str], ...] = (frozenset(),)  # words of the cases asked for, see `pick`
+    only: tuple[frozenset[str], ...] = (frozenset(),)  # words of the requested cases, see `pick`
 
     def of(self, dtype: DType) -> "Scale":
         """The same sizes in another precision."""
@@ -111,11 +111,11 @@ class Scale:
 
 
 def pick(scale: Scale, *axes: tuple[Sequence[str], Sequence[str]]) -> Iterator[list[list[str]]]:
-    """What to measure, in the order asked for: of each request, the names along every axis.
+    """For each requested case, in order, the names to measure along every axis.
 
     Args:
-      scale: with the requests. One that names nothing along an axis leaves that to the section.
-      axes: all names, and those that are measured unless others are asked for.
+      scale: holds the requests. If a request has no word of an axis, the axis takes its defaults.
+      axes: (all names, default names) of each axis.
     """
     for words in scale.only:
         yield [[x for x in names if x in words] or list(default) for names, default in axes]
@@ -158,7 +158,7 @@ TINY = Scale(
 )
 
 
-# Layers as wide as the released ones, few and on small videos: what a CPU does in seconds.
+# A few layers as wide as the released ones, on small videos, which a CPU computes in seconds.
 SMALL = Scale(
     copy_bytes=1 << 28,
     square=2048,
@@ -186,7 +186,7 @@ def random(*shape: int, seed: int = 0, dtype: Any = jnp.bfloat16) -> jax.Array:
     return _normal(jax.random.key(seed), shape, jnp.dtype(dtype))
 
 
-_POOL = 2**23 - 15  # odd: rows of a matrix that repeats it are not alike
+_POOL = 2**23 - 15  # odd, so that the rows of a matrix that repeats it differ
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "dtype"))
@@ -199,10 +199,10 @@ def _repeated(
 
 
 def initialise(init: Callable[..., Any], *inputs: Any) -> Any:
-    """Parameters of the shapes and sizes that a network's `init` draws, ready in seconds.
+    """Parameters with the shapes and magnitudes of those that a network's `init` draws.
 
-    All are pieces of one sequence: a program that draws each by itself, as `init` does, takes a
-    minute to compile.
+    They are pieces of one random sequence, which takes seconds: a program that draws each of them,
+    as `init` does, takes a minute to compile.
     """
     pool = random(2 * _POOL, seed=4)
 

@@ -1,7 +1,7 @@
-"""Made-up footage whose truth is known: cuts, bars, motion, duplicates.
+"""Synthetic videos with known cuts, bars, motion and duplicates, to measure data preparation.
 
-Scenes are textures at many scales, with shapes on them; a camera pans, zooms, shakes or stands
-still over them, and things move. Everything is a pure function of a seed.
+Scenes are textures at many scales, with shapes on them. A camera over them pans, zooms, shakes or
+stands still, and things move. Everything is a pure function of a seed.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ COPIES = ("encoded", "halved", "enlarged", "graded", "letterboxed", "slower rate
 
 @dataclasses.dataclass(frozen=True)
 class Film:
-    """A file and its truth."""
+    """A video file, and what is true of it."""
 
     path: Path
     kind: str
@@ -37,7 +37,7 @@ class Film:
 
 
 def plate(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A picture: texture at all scales in the colours of a place, and shapes."""
+    """A picture: a texture at all scales around one colour, and shapes."""
     base = rng.uniform(50, 190, 3)
     picture = np.broadcast_to(base, (height, width, 3)).astype(np.float32)
     size, strength = max(height, width), 45.0
@@ -140,7 +140,7 @@ def _view(scene, centre, turn, scale, height, width) -> np.ndarray:
 
 
 def _laid(frame: np.ndarray, thing: dict, t: float) -> np.ndarray:
-    """The frame with a thing on it, which bounces off the edges."""
+    """The frame with a thing drawn on it; the thing bounces off the edges."""
     height, width = frame.shape[:2]
     radius = thing["radius"]
     phase = (thing["start"] + thing["speed"] * t) % 2
@@ -160,15 +160,15 @@ def barred(frame: np.ndarray, bars: tuple[int, int, int, int], level: float = 0.
     return np.pad(frame, widths, constant_values=level)
 
 
-class Footage:
-    """Writes films of one seed into a folder."""
+class VideoSet:
+    """Writes the films of one seed into a folder."""
 
     def __init__(self, folder: Path, seed: int, *, height: int = 180, width: int = 320):
         self.folder, self._rng = folder, np.random.default_rng([seed, 20])
         self._seed, self._size, self.films = seed, (height, width), []
 
     def write(self) -> list[Film]:
-        """All kinds of films: some forty."""
+        """Writes about forty films, of all kinds."""
         for i in range(5):
             self.cut(f"cuts{i}", fades=i == 4, flashes=i == 3)
         for kind in BARS:
@@ -190,7 +190,7 @@ class Footage:
         writing.write_video(
             path, rounded, rate, crf=int(self._rng.integers(18, 26)), repeatable=True
         )
-        path.with_suffix(".txt").write_text(f"made-up footage, {name}")
+        path.with_suffix(".txt").write_text(f"synthetic video, {name}")
         self.films.append(Film(path, name, **truth))
 
     def _rate(self) -> float:
@@ -256,7 +256,7 @@ class Footage:
         self._save(kind, made, rate, bars=bars)
 
     def clean(self, kind: str) -> None:
-        """A film without bars that might be taken to have some."""
+        """A film without bars in which some could be detected by mistake."""
         rng, rate = self._rng, self._rate()
         height, width = self._size
         count = int(rate * 2)
@@ -286,7 +286,7 @@ class Footage:
         self._save(kind, take(kind, self._rng, count, *self._size, rate), rate, moves=moves)
 
     def copy(self, film: Film, kind: str) -> None:
-        """The same film again, changed."""
+        """A changed copy of a film."""
         frames, rate = video.read_video(film.path)
         if kind == "slower rate":
             frames, rate = video.read_video(film.path, frame_rate=rate * 0.6)

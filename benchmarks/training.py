@@ -26,17 +26,17 @@ from ltx_jax.runtime import sharding
 from ltx_jax.training.stage import stage_class
 from ltx_jax.training.step import Trainer
 
-# Dense bfloat16 of the datasheets, for the model FLOP utilisation.
+# Peak rates in dense bfloat16 from data sheets, for the model FLOP utilisation (MFU).
 DATASHEET = {"NVIDIA H100": 989e12, "NVIDIA H200": 989e12, "NVIDIA A100": 312e12}
 STEPS = 4
-# Recomputation and samples of a step, the best first, for time may run out.
+# (recomputation, samples per step), the most interesting first, since time may run out.
 FLOW: tuple[tuple[Remat, int], ...] = (("attention", 4), ("full", 4), ("none", 2), ("none", 4))
 FLOW += (("attention", 8), ("full", 16))
 VAE: tuple[tuple[Remat, int], ...] = (("full", 2), ("none", 1))
 
 
 def train(report: Report, scale: Scale) -> None:
-    """Both stages: float32 parameters, AdamW's moments and an average."""
+    """Both stages, with parameters, AdamW's moments and the parameter average in float32."""
     for remat, batch in FLOW:
         name = f"transformer, remat {remat}, batch {batch}"
         _record(report, name, flow_stage(scale, remat, batch), scale.caption_used)
@@ -46,7 +46,8 @@ def train(report: Report, scale: Scale) -> None:
 
 
 def flow_stage(scale: Scale, remat: Remat, batch: int) -> TrainTransformer:
-    """Latents of the scale's grid, the first frame given, captions stored."""
+    """The transformer on latents of the scale's grid, with the first frame as a condition and
+    stored captions."""
     channels = 128  # of the released VAE, whose latents these are
     execution = dataclasses.replace(scale.execution, param_dtype="float32", remat=remat)
     t, h, w = scale.grid
@@ -63,7 +64,8 @@ def flow_stage(scale: Scale, remat: Remat, batch: int) -> TrainTransformer:
 
 
 def vae_stage(scale: Scale, remat: Remat, batch: int) -> TrainVAE:
-    """All terms but LPIPS, which takes weights of others; the discriminator plays at once."""
+    """The VAE with all terms of the loss but LPIPS, which needs files of weights; the discriminator
+    begins at once."""
     size = BucketConfig(*scale.vae_clip, batch_size=batch)
     return TrainVAE(
         model=scale.vae,
@@ -76,7 +78,7 @@ def vae_stage(scale: Scale, remat: Remat, batch: int) -> TrainVAE:
 
 
 def random_batch(shapes: Any, caption_used: int) -> Any:
-    """Noise of given shapes; masks are ones and then zeros."""
+    """Random arrays of these shapes; masks are ones followed by zeros."""
     rng = np.random.default_rng(0)
 
     def draw(path: Any, x: Any) -> jax.Array:
@@ -95,7 +97,7 @@ def random_batch(shapes: Any, caption_used: int) -> Any:
 
 def _record(report: Report, name: str, cfg: TrainTransformer | TrainVAE, caption_used: int) -> None:
     if report.out_of_time():
-        report.add("training", name, "skipped", message="the time was spent")
+        report.add("training", name, "skipped", message="there was no time left")
         return
     try:
         _measure(report, name, cfg, caption_used)

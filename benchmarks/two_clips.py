@@ -1,4 +1,5 @@
-"""Measures a model fitted to two clips: does each caption, and each first frame, give its clip?
+"""Measures a model that was fitted to two clips: does each caption, and each first frame, give back
+its clip?
 
     python -m benchmarks.two_clips --run runs/two_clips_transformer --clips data/two_clips
 
@@ -49,10 +50,10 @@ def main() -> None:
     args = parser.parse_args()
 
     pipe = LTXPipeline.from_pretrained(args.run, dtype="float32")
-    found = folder.list_clips(args.clips)
-    names = [Path(clip.path).stem for clip in found]
-    captions = [clip.caption for clip in found]
-    loaded = [folder.load_clip(c.path, args.frames, args.height, args.width) for c in found]
+    listing = folder.list_clips(args.clips)
+    names = [Path(clip.path).stem for clip in listing]
+    captions = [clip.caption for clip in listing]
+    loaded = [folder.load_clip(c.path, args.frames, args.height, args.width) for c in listing]
     clips, rates = [frames for frames, _ in loaded], [rate for _, rate in loaded]
 
     def options(rate: float, seed: int = 0) -> SamplingConfig:
@@ -96,7 +97,7 @@ def main() -> None:
         by_frame.append(sample)
         row(f"empty caption, first frame of {name}", [psnr(clip, sample) for clip in clips])
 
-    # Control: the right latents in the wrong places must not do.
+    # Control: the right latents at the wrong places must give a bad video.
     rng = np.random.default_rng(0)
     shuffled = []
     for caption, clip, rate in zip(captions, clips, rates, strict=True):

@@ -85,7 +85,7 @@ def test_what_diffusers_has_not_is_refused(capsys):
 
 @pytest.mark.parametrize(
     ("option", "told"),
-    [("--only=2B/float9", "knows no float9: its words are 2B"), ("--tokens=5", "one of 32")],
+    [("--only=2B/float9", "unknown float9; known words: 2B"), ("--tokens=5", "one of 32")],
 )
 def test_cases_that_there_are_not_are_refused(option, told, capsys):
     with pytest.raises(SystemExit):

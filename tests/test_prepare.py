@@ -19,7 +19,7 @@ import pytest
 
 pytest.importorskip("apache_beam", reason="needs the extra `prepare`: pip install '.[prepare]'")
 
-from benchmarks import footage
+from benchmarks import synthetic_videos
 from ltx_jax import config
 from ltx_jax.config import BucketConfig, DataConfig, PrepareConfig, StoreConfig, TextConfig
 from ltx_jax.data import dataset, inputs, video, writing
@@ -55,7 +55,7 @@ def dropped(path):
 @pytest.fixture(scope="module")
 def films(tmp_path_factory):
     """Films with known ground truth: cuts, bars, a still, a copy; and a file that is no video."""
-    made = footage.Footage(tmp_path_factory.mktemp("raw"), 3, **SIZE)
+    made = synthetic_videos.VideoSet(tmp_path_factory.mktemp("raw"), 3, **SIZE)
     made.cut("cuts0", fades=False, flashes=False)
     made.bars("letterbox")
     made.take("still", moves=False)
@@ -88,7 +88,7 @@ def test_clips_are_cut_cropped_and_stored_with_their_provenance(films, prepared)
     assert abs(facts.height - (90 - top - bottom)) <= 4
     assert facts.frame_rate == pytest.approx(known["source_rate"], rel=1e-3)
     assert facts.frames == pytest.approx(known["seconds"] * facts.frame_rate, abs=1)
-    assert captions == ["made-up footage, letterbox"]
+    assert captions == ["synthetic video, letterbox"]
     assert known["motion"] > CFG.min_motion
     assert len(known["hashes"]) == 4
     # The larger one of a clip and its enlarged copy is kept.
@@ -197,7 +197,7 @@ def odd(tmp_path_factory):
     rng = np.random.default_rng(5)
 
     def frames(count, height=90, width=160, rate=25.0):
-        found = footage.take("pan", rng, count, height, width, rate)
+        found = synthetic_videos.take("pan", rng, count, height, width, rate)
         return [np.round(frame).astype(np.uint8) for frame in found]
 
     interlaced = {"codec": "mpeg2video", "options": {"flags": "+ildct+ilme"}}

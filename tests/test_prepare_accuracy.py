@@ -6,7 +6,7 @@ pytest.importorskip("scenedetect", reason="needs the extra `prepare`: pip instal
 
 import numpy as np
 
-from benchmarks import footage, preparation
+from benchmarks import preparation, synthetic_videos
 from ltx_jax.config import PrepareConfig, StoreConfig
 from ltx_jax.data.filters import bars, hashes, motion
 from ltx_jax.prepare import duplicates
@@ -16,7 +16,7 @@ CFG = PrepareConfig(store=StoreConfig(min_side=64))
 
 
 def test_a_few_films_are_seen_as_they_are(tmp_path):
-    films = footage.Footage(tmp_path, 1, height=120, width=208)
+    films = synthetic_videos.VideoSet(tmp_path, 1, height=120, width=208)
     films.cut("cuts3", fades=False, flashes=True)
     for kind in ("pillarbox", "uneven letterbox"):
         films.bars(kind)
@@ -31,10 +31,10 @@ def test_a_few_films_are_seen_as_they_are(tmp_path):
 
 
 @pytest.mark.slow
-def test_footage_of_seeds_that_no_threshold_has_seen(tmp_path):
+def test_videos_of_seeds_that_no_threshold_has_seen(tmp_path):
     """82 films; docs/preparation.md has the results of all ten seeds."""
-    sets = [footage.Footage(tmp_path, seed).write() for seed in (100, 101)]
-    figures = preparation.measure(sets, PrepareConfig()).figures()
+    sets = [synthetic_videos.VideoSet(tmp_path, seed).write() for seed in (100, 101)]
+    figures = preparation.measure(sets, PrepareConfig()).metrics()
     assert figures["cuts F1"] >= 0.95, figures
     assert figures["bars within 2 pixels"] >= 0.95, figures  # one of 26 may miss
     assert figures["bars invented"] == 0, figures
@@ -46,7 +46,7 @@ def test_footage_of_seeds_that_no_threshold_has_seen(tmp_path):
 
 def test_motion_is_counted_per_second_whatever_the_frame_rate():
     """A texture moves by whole pixels, 24 per second; points that are lost add a small error."""
-    scene = footage.plate(np.random.default_rng(0), 144, 600).mean(axis=2).astype(np.uint8)
+    scene = synthetic_videos.plate(np.random.default_rng(0), 144, 600).mean(axis=2).astype(np.uint8)
     for rate in (8.0, 12.0):
         times = (np.arange(int(3 * rate)) / rate).tolist()
         places = [round(24 * time) for time in times]
@@ -57,7 +57,9 @@ def test_motion_is_counted_per_second_whatever_the_frame_rate():
 
 def test_bars_are_cut_off_to_the_pixel_and_a_dark_picture_is_left_alone():
     rng = np.random.default_rng(1)
-    pictures = [footage.plate(rng, 80, 160).mean(axis=2).astype(np.uint8) for _ in range(2)]
+    pictures = [
+        synthetic_videos.plate(rng, 80, 160).mean(axis=2).astype(np.uint8) for _ in range(2)
+    ]
     barred = [np.pad(picture, ((20, 0), (7, 33))) for picture in pictures]
     assert bars.find_picture(barred) == (20, 7, 80, 160)
     assert bars.find_picture(pictures) == (0, 0, 80, 160)

@@ -11,7 +11,7 @@ from checkpoint_files import random_tensors, raw_config, write_official
 from test_diffusers_layout import assert_same_transformer, assert_same_vae
 from tiny_checkpoint import write_text_encoder
 
-from benchmarks import footage
+from benchmarks import synthetic_videos
 from ltx_jax import encode, export
 from ltx_jax.checkpoints.load import load_checkpoint
 from ltx_jax.data import dataset
@@ -43,7 +43,7 @@ with_latents = PrepareConfig(store=StoreConfig(min_side=64), latents={config!r} 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory):
     """Three videos with captions, and one without."""
-    made = footage.Footage(tmp_path_factory.mktemp("raw"), 6, height=96, width=160)
+    made = synthetic_videos.VideoSet(tmp_path_factory.mktemp("raw"), 6, height=96, width=160)
     for kind in ("pan", "zoom", "things"):
         made.take(kind, moves=True)
     made.films[-1].path.with_suffix(".txt").unlink()

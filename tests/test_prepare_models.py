@@ -244,13 +244,13 @@ def test_a_model_that_is_not_there_is_named(tmp_path):
 
 
 def test_text_is_seen_and_texture_is_not_taken_for_it():
-    from benchmarks import footage
+    from benchmarks import synthetic_videos
 
     rng = np.random.default_rng(3)
     detections = []
     for i in range(12):
         height, width = ((180, 320), (360, 640), (540, 960))[i % 3]
-        [frame] = footage.take("still", rng, 1, height, width, 25)
+        [frame] = synthetic_videos.take("still", rng, 1, height, width, 25)
         frame = frame.astype(np.uint8)
         assert lettering.share(frame[None]) == 0
         size, place = height / 300, (width // 12, int(height * 0.92))
