@@ -8,17 +8,17 @@ find_python = $(shell for p in python3.11 python3.12 python3.13 python3 \
   && { echo $$p; break; }; done)
 PYTHON ?= $(call find_python,11)
 VENV ?= .venv
-# Installed first and by itself, so that nothing later picks another build of it.
+# Installed first, so that no later package brings another build of it.
 TORCH ?= torch==2.13.0
 WORKERS ?= 2
-# The newest jax needs a newer Python, and so do the compilers that `make test-compile` asks.
+# The newest jax needs a newer Python, and so do the compilers of `make test-compile`.
 NEWER_PYTHON ?= $(call find_python,12)
 NEWEST_VENV ?= .venv-newest
 COMPILE_VENV ?= .venv-compile
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-# Through the environment, so that it may hold quotes.
+# Passed through the environment, so that the prompt may contain quotes.
 export PROMPT ?= a small red star moves left
 
 check_newer_python = @test -n "$(NEWER_PYTHON)" \
@@ -31,9 +31,9 @@ help:
 	@echo "make sample     a video from the small model that ships: PROMPT='a small red star moves left'"
 	@echo "make demo       a web page that makes videos, at http://127.0.0.1:7860"
 	@echo "make test       the tests, 15 minutes or less on 2 cores"
-	@echo "make test-slow  the tests that kill, run several processes or take gigabytes"
+	@echo "make test-slow  the tests that kill processes, run several of them or need gigabytes"
 	@echo "make test-newest  the tests that need no torch, with the newest jax on Python 3.12 or newer"
-	@echo "make test-compile  compile for GPUs and TPUs that are not here (5 GB of compilers)"
+	@echo "make test-compile  compile for GPUs and TPUs without having them (5 GB of compilers)"
 	@echo "make lint       ruff and pyright"
 	@echo "make docs       the documentation as a site, in site/"
 	@echo "make clean      remove the environments"
@@ -83,7 +83,7 @@ test: $(VENV)/.test
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow -q
 
-# Whatever releases pip takes for the newest.
+# The newest releases of all packages that pip finds.
 test-newest:
 	$(check_newer_python)
 	$(NEWER_PYTHON) -m venv $(NEWEST_VENV)

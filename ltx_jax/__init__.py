@@ -22,8 +22,8 @@ __all__ = [
     "make_mesh",
 ]
 
-# Imported when first asked for (PEP 562), so that the networks and the sampler do not pay for
-# what reads checkpoints and videos.
+# Imported on first use (PEP 562), so that importing the networks or the sampler does not import the
+# readers of checkpoints and videos.
 __getattr__ = lazy_attributes(
     __name__,
     {

@@ -14,14 +14,14 @@ PAGES = [
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Adds the pages, at the site's root as they lie at the repository's."""
+    """Adds the pages, with paths from the site's root as they have from the repository's."""
     for page in PAGES:
         files.append(File.generated(config, page, abs_src_path=str(ROOT / page)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Makes `../benchmarks/x.md` of docs/y.md, and `docs/x.md` of a page outside, relative here."""
+    """Rewrites links between pages in docs/ and outside it: the site has both in one folder."""
     if page.file.src_uri in PAGES:
         return re.sub(r"\]\(docs/", "](", markdown)
     return re.sub(r"\]\(\.\./(?=benchmarks/|ltx_jax/|[A-Z])", "](", markdown)
