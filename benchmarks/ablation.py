@@ -228,9 +228,9 @@ def main() -> int:
             for i in range(HELD_OUT)
         ]
     )
-    shown = [real[0][None], real[len(real) // 2][None], world[:1]]
+    examples = [real[0][None], real[len(real) // 2][None], world[:1]]
     rows: dict[str, dict] = {}
-    strips = [np.concatenate([clip[0, :: FRAMES // 3] for clip in shown])]
+    strips = [np.concatenate([clip[0, :: FRAMES // 3] for clip in examples])]
     for name in arguments.only:
         cfg = config(name, data, arguments.out, arguments.steps)
         folder = pathlib.Path(cfg.run.output)
@@ -248,7 +248,7 @@ def main() -> int:
             for kind, clips in (("clips", real), ("world", world))
         }
         rows[name]["accuracy"] = accuracy(log)
-        decoded = [reconstruct(cfg.run.output, clip)[0] for clip in shown]
+        decoded = [reconstruct(cfg.run.output, clip)[0] for clip in examples]
         bytes_ = [np.round((clip[:: FRAMES // 3] + 1) * 127.5).astype(np.uint8) for clip in decoded]
         strips.append(np.concatenate(bytes_))
         print(name, rows[name], flush=True)

@@ -109,19 +109,19 @@ def vae(report: Report, scale: Scale) -> None:
     def encode(params: Any, video: Any) -> Any:
         return module.apply({"params": params}, video, method="encode").mean  # pyright: ignore[reportAttributeAccessIssue]
 
-    made = Checkpoint(vae=module.cfg, vae_params=params)
-    theirs = _theirs("AutoencoderKLLTXVideo", "vae", made, dtype)
+    checkpoint = Checkpoint(vae=module.cfg, vae_params=params)
+    theirs = _theirs("AutoencoderKLLTXVideo", "vae", checkpoint, dtype)
     theirs._repeated_blocks = ["LTXVideoResnetBlock3d"]  # diffusers names none for the VAE
     z, clip, time = (_torch(x, theirs) for x in (_first(latents), _first(video), t))
 
     def foreign(part: str, make: Callable[[], Any]) -> Callable[[], Any]:
-        def made() -> Callable[[], Any]:
+        def prepare() -> Callable[[], Any]:
             model = make()
             if part == "decode":
                 return _waiting(lambda: model.decode(z, time).sample)
             return _waiting(lambda: model.encode(clip).latent_dist.mean)
 
-        return made
+        return prepare
 
     ours = {"decode": (decode, (params, latents, t)), "encode": (encode, (params, video))}
     for part, (function, arguments) in ours.items():
@@ -158,17 +158,17 @@ def transformer(report: Report, scale: Scale) -> None:
     net = network(scale, grid=grid)
     dtype, options = scale.execution.dtype, compiler_options() or {}
     flop, (params, inputs) = net.flop, net.fast()
-    made = Checkpoint(transformer=net.model.cfg, transformer_params=net.params)
-    theirs = _theirs("LTXVideoTransformer3DModel", "transformer", made, dtype)
+    checkpoint = Checkpoint(transformer=net.model.cfg, transformer_params=net.params)
+    theirs = _theirs("LTXVideoTransformer3DModel", "transformer", checkpoint, dtype)
     call = _inputs(net, theirs) | {"num_frames": t, "height": h, "width": w}
     facts = {"dtype": dtype, "branches": 1, "shapes": "x".join(map(str, net.inputs[0].shape))}
 
     def foreign(make: Callable[[], Any]) -> Callable[[], Any]:
-        def made() -> Callable[[], Any]:
+        def prepare() -> Callable[[], Any]:
             model = make()
             return _waiting(lambda: model(**call, return_dict=False))
 
-        return made
+        return prepare
 
     stored, derived = (net.params, *net.inputs), (params, *inputs)
     cases: list[Case | Foreign] = [
@@ -196,13 +196,13 @@ def training(report: Report, scale: Scale) -> None:
         return optax.apply_updates(params, updates), opt_state
 
     flop = 3 * net.flop
-    made = Checkpoint(transformer=net.model.cfg, transformer_params=net.params)
-    theirs = _theirs("LTXVideoTransformer3DModel", "transformer", made, dtype)
+    checkpoint = Checkpoint(transformer=net.model.cfg, transformer_params=net.params)
+    theirs = _theirs("LTXVideoTransformer3DModel", "transformer", checkpoint, dtype)
     call = _inputs(net, theirs) | {"num_frames": t, "height": h, "width": w}
-    wanted = _torch(target, theirs)
+    target_tensor = _torch(target, theirs)
 
     def foreign(make: Callable[[], Any]) -> Callable[[], Any]:
-        def made() -> Callable[[], Any]:
+        def prepare() -> Callable[[], Any]:
             import torch
 
             model = make().train()
@@ -211,12 +211,12 @@ def training(report: Report, scale: Scale) -> None:
             def update() -> None:
                 optimizer.zero_grad(set_to_none=True)
                 out = model(**call, return_dict=False)[0]
-                ((out - wanted) ** 2).mean().backward()
+                ((out - target_tensor) ** 2).mean().backward()
                 optimizer.step()
 
             return _waiting(update, gradient=True)
 
-        return made
+        return prepare
 
     facts = {"dtype": dtype, "branches": 1, "shapes": "x".join(map(str, net.inputs[0].shape))}
     arguments = (net.params, opt_state, target, *net.inputs)

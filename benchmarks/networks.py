@@ -136,7 +136,7 @@ def named(linears: Linears | None) -> str:
 
 
 def sampler(report: Report, scale: Scale) -> None:
-    """The loop alone, all steps as one program: without guidance, and with it as a batch of two."""
+    """The denoising loop as one program: without guidance, and with it as a batch of two."""
     for models, forms in pick(scale, (MODELS, MODELS), (tuple(LINEARS), ("none", "float8"))):
         for name, form in itertools.product(models, forms):
             cfg, cases = sizes(scale)[name], []

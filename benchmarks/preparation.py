@@ -66,7 +66,7 @@ class Accuracy:
 def measure(sets: Iterable[Sequence[synthetic_videos.Film]], cfg: PrepareConfig) -> Accuracy:
     """Compares what preparation detects in films with the truth. Copies are searched for within
     each set."""
-    found = Accuracy()
+    counts = Accuracy()
     for films in sets:
         clips: dict[Path, list[ClipRecord]] = {}
         for film in films:
@@ -74,13 +74,13 @@ def measure(sets: Iterable[Sequence[synthetic_videos.Film]], cfg: PrepareConfig)
                 dataclasses.replace(clip, source=str(film.path)) for clip in examine(film.path, cfg)
             ]
             clips[film.path] = named
-            _judge(film, named, found)
-        _judge_copies(films, clips, cfg, found)
-        found.films += len(films)
-    return found
+            _judge(film, named, counts)
+        _judge_copies(films, clips, cfg, counts)
+        counts.films += len(films)
+    return counts
 
 
-def _judge(film: synthetic_videos.Film, clips: list[ClipRecord], found: Accuracy) -> None:
+def _judge(film: synthetic_videos.Film, clips: list[ClipRecord], counts: Accuracy) -> None:
     if film.kind.startswith("cuts"):
         starts = [clip.start for one, clip in itertools.pairwise(clips) if one.shot != clip.shot]
         left = list(film.cuts)
@@ -92,45 +92,45 @@ def _judge(film: synthetic_videos.Film, clips: list[ClipRecord], found: Accuracy
             ]
             if near:
                 left.remove(near[0])
-                found.cuts["hit"] += 1
+                counts.cuts["hit"] += 1
             else:
-                found.cuts["invented"] += 1
-                found.wrong.append(f"{film.path.name}: no cut at {start:.2f}, {film.cuts}")
-        found.cuts["missed"] += len(left)
-        found.wrong += [f"{film.path.name}: missed the cut at {cut:.2f}" for cut in left]
+                counts.cuts["invented"] += 1
+                counts.wrong.append(f"{film.path.name}: no cut at {start:.2f}, {film.cuts}")
+        counts.cuts["missed"] += len(left)
+        counts.wrong += [f"{film.path.name}: missed the cut at {cut:.2f}" for cut in left]
         return
     for clip in clips[:1]:
         top, left, height, width = clip.crop
-        seen = top, clip.height - top - height, left, clip.width - left - width
-        off = max(abs(a - b) for a, b in zip(seen, film.bars, strict=True))
+        detected = top, clip.height - top - height, left, clip.width - left - width
+        off = max(abs(a - b) for a, b in zip(detected, film.bars, strict=True))
         if any(film.bars):
-            found.bars["there"] += 1
-            found.bars["right"] += off <= 2
+            counts.bars["there"] += 1
+            counts.bars["right"] += off <= 2
         else:
-            found.bars["clean"] += 1
-            found.bars["invented"] += off > 0
+            counts.bars["clean"] += 1
+            counts.bars["invented"] += off > 0
         if off > 2 * any(film.bars):
-            found.wrong.append(f"{film.path.name}: bars {film.bars}, found {seen}")
+            counts.wrong.append(f"{film.path.name}: bars {film.bars}, found {detected}")
     if film.kind in (*synthetic_videos.STILL, *synthetic_videos.MOVING):
         if len(clips) > 1:
-            found.wrong.append(f"{film.path.name}: {len(clips)} clips")
+            counts.wrong.append(f"{film.path.name}: {len(clips)} clips")
         # A part that is too short to be judged is dropped as well.
         dropped = any(clip.reason == Reason.STILL for clip in clips) and all(
             clip.reason in (Reason.STILL, Reason.SHORT) for clip in clips
         )
-        found.scores[film.kind] += [clip.motion or 0.0 for clip in clips]
+        counts.scores[film.kind] += [clip.motion or 0.0 for clip in clips]
         if film.moves:
-            found.motion["moving"] += 1
-            found.motion["false"] += any(clip.reason == Reason.STILL for clip in clips)
+            counts.motion["moving"] += 1
+            counts.motion["false"] += any(clip.reason == Reason.STILL for clip in clips)
         else:
-            found.motion["still"] += 1
-            found.motion["caught"] += dropped
+            counts.motion["still"] += 1
+            counts.motion["caught"] += dropped
         if film.moves == dropped:
             moves = [clip.motion for clip in clips]
-            found.wrong.append(f"{film.path.name}: motion {moves}")
+            counts.wrong.append(f"{film.path.name}: motion {moves}")
 
 
-def _judge_copies(films, clips, cfg: PrepareConfig, found: Accuracy) -> None:
+def _judge_copies(films, clips, cfg: PrepareConfig, counts: Accuracy) -> None:
     hashed = [
         clip for film in films for clip in clips[film.path] if clip.hashes and not clip.reason
     ]
@@ -149,16 +149,16 @@ def _judge_copies(films, clips, cfg: PrepareConfig, found: Accuracy) -> None:
     by_name = {clip.source: clip for clip in hashed}
     whole = {tuple(sorted(pair)) for pair in truth}
     # A copy cannot be found if it or its original was dropped for another reason.
-    wanted = {pair for pair in whole if set(pair) <= set(by_name)}
-    found.copies["dropped before"] += len(whole - wanted)
-    found.copies["there"] += len(wanted)
-    found.copies["found"] += len(wanted & both)
-    found.copies["false"] += len(both - wanted)
-    found.copies["others"] += len(hashed)
-    for one, other in sorted(wanted - both):
+    detectable = {pair for pair in whole if set(pair) <= set(by_name)}
+    counts.copies["dropped before"] += len(whole - detectable)
+    counts.copies["there"] += len(detectable)
+    counts.copies["found"] += len(detectable & both)
+    counts.copies["false"] += len(both - detectable)
+    counts.copies["others"] += len(hashed)
+    for one, other in sorted(detectable - both):
         apart = hashes.distance(by_name[one].hashes, by_name[other].hashes)
-        found.wrong.append(f"{Path(other).name}: not found to be a copy, {apart}")
-    found.wrong += [f"{one} and {other} are no copies" for one, other in sorted(both - wanted)]
+        counts.wrong.append(f"{Path(other).name}: not found to be a copy, {apart}")
+    counts.wrong += [f"{one} and {other} are no copies" for one, other in sorted(both - detectable)]
 
 
 def listed_clips(folder: Path) -> dict[str, Any]:
@@ -195,12 +195,12 @@ def _said(cuts: Sequence[float]) -> str:
     return ", ".join(f"{cut:.2f}" for cut in cuts) or "none"
 
 
-def write_results(name: str, found: dict[str, Any]) -> None:
+def write_results(name: str, results: dict[str, Any]) -> None:
     """Writes the results of a benchmark as JSON, and its table as Markdown; prints the table.
 
     Args:
       name: name of the benchmark.
-      found: the results; `table` is a title, the heads of its columns, and its rows.
+      results: the metrics; `table` is a title, the heads of its columns, and its rows.
     """
     facts = {
         "command": " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
@@ -210,13 +210,13 @@ def write_results(name: str, found: dict[str, Any]) -> None:
             + [f"{part} {metadata.version(part)}" for part in _PARTS]
         ),
     }
-    title, heads, *rows = found["table"]
+    title, heads, *rows = results["table"]
     lines = [f"# {title}", "", *(f"- {key}: {value}" for key, value in facts.items()), ""]
     lines += [f"| {' | '.join(map(str, row))} |" for row in (heads, ["---"] * len(heads), *rows)]
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"preparation_{name}.md").write_text("\n".join(lines) + "\n")
-    figures = {"facts": facts, **{key: value for key, value in found.items() if key != "table"}}
-    (RESULTS / f"preparation_{name}.json").write_text(json.dumps(figures, indent=1) + "\n")
+    content = {"facts": facts, **{key: value for key, value in results.items() if key != "table"}}
+    (RESULTS / f"preparation_{name}.json").write_text(json.dumps(content, indent=1) + "\n")
     print("\n".join(lines))
 
 
@@ -224,21 +224,21 @@ def accuracy(seeds: Sequence[int]) -> dict[str, Any]:
     """Accuracy in the synthetic videos of some seeds."""
     with tempfile.TemporaryDirectory() as folder:
         sets = (synthetic_videos.VideoSet(Path(folder), seed).write() for seed in range(*seeds))
-        found = measure(sets, PrepareConfig())
-    return reported(found, f"seeds {seeds[0]} to {seeds[1] - 1}")
+        counts = measure(sets, PrepareConfig())
+    return report_accuracy(counts, f"seeds {seeds[0]} to {seeds[1] - 1}")
 
 
-def reported(found: Accuracy, subject: str) -> dict[str, Any]:
+def report_accuracy(counts: Accuracy, subject: str) -> dict[str, Any]:
     """Metrics, and a table of them, as `write_results` takes them."""
-    values = found.metrics()
+    values = counts.metrics()
     rows = [[name, f"{value:.4g}"] for name, value in values.items()]
     rows += [
         [f"motion of {kind}", f"{min(scores):.2f} to {max(scores):.2f}"]
-        for kind, scores in found.scores.items()
+        for kind, scores in counts.scores.items()
     ]
-    rows += [["wrong", text] for text in found.wrong]
+    rows += [["wrong", text] for text in counts.wrong]
     table = [f"Accuracy of preparation in synthetic videos, {subject}", ["", ""], *rows]
-    return {"figures": values, "motion": found.scores, "wrong": found.wrong, "table": table}
+    return {"figures": values, "motion": counts.scores, "wrong": counts.wrong, "table": table}
 
 
 def main() -> None:
@@ -247,12 +247,12 @@ def main() -> None:
     parser.add_argument("what", choices=("accuracy", "clips"), nargs="?", default="accuracy")
     parser.add_argument("--seeds", type=int, nargs=2, default=(100, 110), help="first, last + 1")
     parser.add_argument("--folder", type=Path, help="folder with the clips of the list")
-    given = parser.parse_args()
-    if given.what == "clips":
-        write_results("clips", listed_clips(given.folder))
+    options = parser.parse_args()
+    if options.what == "clips":
+        write_results("clips", listed_clips(options.folder))
     else:
-        first, last = given.seeds
-        write_results(f"accuracy_{first}_{last - 1}", accuracy(given.seeds))
+        first, last = options.seeds
+        write_results(f"accuracy_{first}_{last - 1}", accuracy(options.seeds))
 
 
 if __name__ == "__main__":

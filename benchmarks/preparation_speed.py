@@ -59,14 +59,14 @@ def spent(work: Callable[[], Any]) -> tuple[Any, float, float]:
     return result, time.process_time() - cpu, time.perf_counter() - begin
 
 
-def stages(given: argparse.Namespace) -> dict[str, Any]:
+def stages(options: argparse.Namespace) -> dict[str, Any]:
     """CPU seconds per clip of every stage."""
-    cfg, taken = PrepareConfig(), {}
+    cfg, cpu_seconds = PrepareConfig(), {}
 
     def count(name: str, work: Callable, *arguments: Any) -> Any:
-        made, seconds, _ = spent(functools.partial(work, *arguments))
-        taken[name] = taken.get(name, 0.0) + seconds / len(KINDS)
-        return made
+        result, seconds, _ = spent(functools.partial(work, *arguments))
+        cpu_seconds[name] = cpu_seconds.get(name, 0.0) + seconds / len(KINDS)
+        return result
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)
@@ -81,18 +81,18 @@ def stages(given: argparse.Namespace) -> dict[str, Any]:
             count("motion", motion.score, times, some)
             count("hashes", hashes.hash_clip, some)
             del frames, pictures, lumas
-            [found] = count("all of the above, in one pass", examine.examine, path, cfg)
-            clip = dataclasses.replace(found, source=str(path))
-            seen = count("read pictures for text", clip_video.sample_frames, clip, cfg.pictures)
-            count("text", lettering.share, seen)
+            [record] = count("all of the above, in one pass", examine.examine, path, cfg)
+            clip = dataclasses.replace(record, source=str(path))
+            images = count("read pictures for text", clip_video.sample_frames, clip, cfg.pictures)
+            count("text", lettering.share, images)
             stored = folder / f"{path.stem}.records"
             count("cut and encode", clip_video.write_clips, stored, [clip], cfg.store)
             placed = dataclasses.replace(clip, file=str(stored), place=0)
             count("write", _write, folder / f"{path.stem}-set", placed)
     title = f"CPU seconds for a clip of {SECONDS} s, {WIDTH} x {HEIGHT}, {RATE} frames a second"
-    rows = [[name, f"{value:.3f}", f"{CORES / value:.3g}"] for name, value in taken.items()]
+    rows = [[name, f"{value:.3f}", f"{CORES / value:.3g}"] for name, value in cpu_seconds.items()]
     table = [title, ["stage", "CPU seconds", f"clips/s on {CORES} cores"], *rows]
-    return {"cpu_seconds_per_clip": taken, "table": table}
+    return {"cpu_seconds_per_clip": cpu_seconds, "table": table}
 
 
 def _reduced(frames: list, form: str, longest: int) -> list[np.ndarray]:
@@ -109,13 +109,13 @@ def _write(folder: pathlib.Path, clip: ClipRecord) -> None:
     row = dataset.clip_row(
         clip_video.read_clip(clip), ["a caption"], beam_pipeline.provenance(clip)
     )
-    made = dataset.DatasetWriter(
+    writer = dataset.DatasetWriter(
         folder, dataset.CLIPS, dataset.clip_features(), beam_pipeline.media.FACTS, {"made": 1}
     )
-    made.write(0, [row])
+    writer.write(0, [row])
 
 
-def decoding(given: argparse.Namespace) -> dict[str, Any]:
+def decoding(options: argparse.Namespace) -> dict[str, Any]:
     """Frames per second of our decoder and of PyAV alone, measured in turn, and their ratio."""
 
     def pyav(path: pathlib.Path, form: str | None) -> int:
@@ -125,10 +125,10 @@ def decoding(given: argparse.Namespace) -> dict[str, Any]:
             return sum(1 for frame in frames if form is None or frame.to_ndarray(format=form).size)
 
     def ours(path: pathlib.Path, converted: bool) -> int:
-        found = video.stream_video(path) if converted else video.decode_video(path)
-        return sum(1 for _ in found)
+        frames = video.stream_video(path) if converted else video.decode_video(path)
+        return sum(1 for _ in frames)
 
-    rows, figures = [], {}
+    rows, results = [], {}
     with tempfile.TemporaryDirectory() as temporary:
         paths = make_films(pathlib.Path(temporary))
         for name, form in (("decoded", None), ("as RGB", "rgb24")):
@@ -142,11 +142,11 @@ def decoding(given: argparse.Namespace) -> dict[str, Any]:
                 ratios["clock"].append(clock_alone / clock)
                 speeds.append(count / cpu)
             medians = {key: statistics.median(values) for key, values in ratios.items()}
-            figures[name] = {**medians, "frames per CPU second": statistics.median(speeds)}
-            rows.append([name, *(f"{value:.3g}" for value in figures[name].values())])
+            results[name] = {**medians, "frames per CPU second": statistics.median(speeds)}
+            rows.append([name, *(f"{value:.3g}" for value in results[name].values())])
     title = f"Speed / PyAV's speed, {WIDTH} x {HEIGHT}, medians of {len(speeds)}"
     heads = ["frames", "by CPU seconds", "by the clock", "frames per CPU second"]
-    return {**figures, "table": [title, heads, *rows]}
+    return {**results, "table": [title, heads, *rows]}
 
 
 def make_tiny_clips(folder: pathlib.Path, count: int) -> None:
@@ -168,18 +168,18 @@ def make_tiny_clips(folder: pathlib.Path, count: int) -> None:
 @contextlib.contextmanager
 def watched(seconds: float = 1.0) -> Iterator[list[tuple[float, float]]]:
     """Yields a growing list of (seconds since the beginning, megabytes in memory then)."""
-    seen: list[tuple[float, float]] = []
+    samples: list[tuple[float, float]] = []
     done = threading.Event()
 
     def watch() -> None:
         begin = time.monotonic()
         while not done.wait(seconds):
-            seen.append((time.monotonic() - begin, resident()))
+            samples.append((time.monotonic() - begin, resident()))
 
     thread = threading.Thread(target=watch)
     thread.start()
     try:
-        yield seen
+        yield samples
     finally:
         done.set()
         thread.join()
@@ -191,7 +191,7 @@ def resident() -> float:
     return pages * os.sysconf("SC_PAGESIZE") / 2**20
 
 
-def memory(given: argparse.Namespace) -> dict[str, Any]:
+def memory(options: argparse.Namespace) -> dict[str, Any]:
     """Memory of a whole run, while clips are examined and until everything is written."""
     cfg = PrepareConfig(
         text=TextConfig(max_share=None), store=StoreConfig(min_side=32, shard_megabytes=8)
@@ -200,30 +200,30 @@ def memory(given: argparse.Namespace) -> dict[str, Any]:
     original = beam_pipeline.examine
 
     def counted(*arguments: Any) -> Any:
-        found = original(*arguments)
+        clips = original(*arguments)
         examined.append(resident())
-        return found
+        return clips
 
     beam_pipeline.examine = counted
     with tempfile.TemporaryDirectory() as temporary:
         raw = pathlib.Path(temporary) / "raw"
         raw.mkdir()
-        make_tiny_clips(raw, given.clips)
-        print(f"{given.clips} clips are made", flush=True)
-        with watched() as seen:
+        make_tiny_clips(raw, options.clips)
+        print(f"{options.clips} clips are made", flush=True)
+        with watched() as samples:
             (_, cpu, _) = spent(
                 lambda: command.prepare(cfg, [str(raw)], pathlib.Path(temporary) / "set")
             )
         stored = len(dataset.DatasetReader(pathlib.Path(temporary) / "set").index)
-    step = max(given.clips // 10, 1)
+    step = max(options.clips // 10, 1)
     rows = [
         [f"{n} examined", f"{examined[n - 1]:.0f}"] for n in range(step, len(examined) + 1, step)
     ]
-    after = [megabytes for _, megabytes in seen]
+    after = [megabytes for _, megabytes in samples]
     rows += [["peak until the end", f"{max(after):.0f}"]]
-    title = f"Megabytes in memory: {given.clips} clips, {stored} of them stored"
+    title = f"Megabytes in memory: {options.clips} clips, {stored} of them stored"
     return {
-        "clips": given.clips,
+        "clips": options.clips,
         "stored": stored,
         "cpu_seconds": cpu,
         "resident_mb": {name: float(value) for name, value in rows},
@@ -236,9 +236,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Speed and memory of data preparation.")
     parser.add_argument("what", choices=("stages", "decoding", "memory"))
     parser.add_argument("--clips", type=int, default=10_000, help="for memory")
-    given = parser.parse_args()
-    found = {"stages": stages, "decoding": decoding, "memory": memory}[given.what](given)
-    write_results(given.what, found)
+    options = parser.parse_args()
+    results = {"stages": stages, "decoding": decoding, "memory": memory}[options.what](options)
+    write_results(options.what, results)
 
 
 if __name__ == "__main__":

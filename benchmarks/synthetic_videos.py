@@ -238,7 +238,7 @@ class VideoSet:
         if kind == "grey noise":
             level, grain = rng.uniform(10, 22), 1.5
         inner = height - bars[0] - bars[1], width - bars[2] - bars[3]
-        made = []
+        frames = []
         shot = take(str(rng.choice(MOVING[:3])), rng, int(rate * 2), *inner, rate)
         for i, frame in enumerate(shot):
             if kind == "dark scene":
@@ -252,8 +252,8 @@ class VideoSet:
             if kind == "logo":
                 cv2.circle(whole, (width - 40, 18), 10, (200, 60, 60), -1, cv2.LINE_AA)
                 cv2.putText(whole, "TV", (width - 90, 25), 0, 0.6, (220, 220, 220), 2, cv2.LINE_AA)
-            made.append(whole)
-        self._save(kind, made, rate, bars=bars)
+            frames.append(whole)
+        self._save(kind, frames, rate, bars=bars)
 
     def clean(self, kind: str) -> None:
         """A film without bars in which some could be detected by mistake."""
@@ -261,7 +261,7 @@ class VideoSet:
         height, width = self._size
         count = int(rate * 2)
         y, x = np.mgrid[:height, :width]
-        made = []
+        frames = []
         for i, frame in enumerate(take("pan", rng, count, height, width, rate)):
             if kind == "night":
                 distance = np.hypot((y - height / 2) / height, (x - width / 2) / width)
@@ -276,8 +276,8 @@ class VideoSet:
                 frame = frame * np.where(lit, 1.0, 0.05)[..., None]
             if kind == "fade in":
                 frame = frame * min(0.15 + i / count * 2, 1)
-            made.append(frame)
-        self._save(kind, made, rate)
+            frames.append(frame)
+        self._save(kind, frames, rate)
 
     def take(self, kind: str, *, moves: bool) -> None:
         """A film of one shot."""
@@ -291,7 +291,7 @@ class VideoSet:
         if kind == "slower rate":
             frames, rate = video.read_video(film.path, frame_rate=rate * 0.6)
         scale = {"halved": 0.75, "enlarged": 1.5}.get(kind, 1.0)
-        made = []
+        copied = []
         for frame in frames:
             if scale != 1:
                 frame = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
@@ -300,9 +300,9 @@ class VideoSet:
                 frame = frame * (1.1, 1.0, 0.9) + 8
             if kind == "letterboxed":
                 frame = barred(frame, (20, 20, 0, 0))
-            made.append(np.clip(frame, 0, 255))
+            copied.append(np.clip(frame, 0, 255))
         path = self.folder / f"{self._seed:03}_copy_{film.path.stem}.mp4"
-        rounded = np.stack(made).round().astype(np.uint8)
+        rounded = np.stack(copied).round().astype(np.uint8)
         writing.write_video(path, rounded, rate, crf=32, repeatable=True)
         path.with_suffix(".txt").write_text(f"a copy, {kind}")
         bars = (20, 20, 0, 0) if kind == "letterboxed" else (0, 0, 0, 0)

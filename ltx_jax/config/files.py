@@ -90,7 +90,7 @@ def load(name: str, overrides: Sequence[str] = (), *, program: str | None = None
     if not overrides:
         return default
     try:
-        import tyro  # the command line alone needs it
+        import tyro  # only the command line needs it
     except ImportError as error:
         raise ValueError(
             f"settings on the command line ({overrides[0]}) need tyro, which is not installed: "

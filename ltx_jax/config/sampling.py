@@ -154,7 +154,7 @@ class SampleConfig(SamplingConfig):
 
 
 def sampling_options(cfg: SamplingConfig) -> SamplingConfig:
-    """The settings of sampling alone, without the paths and models that a `SampleConfig` adds."""
+    """Only the settings of sampling, without the paths and models that a `SampleConfig` adds."""
     names = (field.name for field in dataclasses.fields(SamplingConfig))
     return SamplingConfig(**{name: getattr(cfg, name) for name in names})
 

@@ -35,7 +35,7 @@ class OptimConfig:
     )
     b1: float = 0.9
     b2: float = 0.95
-    weight_decay: float = 1e-2  # on matrices and kernels alone
+    weight_decay: float = 1e-2  # only on matrices and kernels
     clip_norm: float = 1.0
     ema_decay: float = 0.9999
     accumulate: int = 1  # micro-batches of a batch, whose gradients are computed one after another

@@ -269,7 +269,7 @@ def choose(
     rng: np.random.Generator, options: Sequence[_T], shares: Sequence[float] | None = None
 ) -> _T:
     """One of several options, with equal probabilities or with `shares`, which sum to 1."""
-    # Generator.random alone: numpy keeps its stream the same between versions.
+    # Only Generator.random is used, since numpy keeps its stream the same in all versions.
     spot = rng.random()
     if shares is None:
         return options[int(spot * len(options))]

@@ -68,9 +68,9 @@ def make_videos(cfg: SampleConfig) -> None:
     for number, batch in enumerate(batches):
         label = f"video {number + 1}/{len(batches)}" if len(batches) > 1 else "denoising"
         seconds = _sample_and_write(cfg, models, noise, batch, embeddings, label)
-        for part, taken in seconds.items():
-            clock[part] = clock.get(part, 0.0) + taken
-    parts = ", ".join(f"{part} {taken:.1f} s" for part, taken in clock.items())
+        for part, duration in seconds.items():
+            clock[part] = clock.get(part, 0.0) + duration
+    parts = ", ".join(f"{part} {duration:.1f} s" for part, duration in clock.items())
     print(f"time: {parts}", file=sys.stderr)
 
 
@@ -246,7 +246,7 @@ def _sample_and_write(
             callback=callback,
         )
     pipe = models.pipe
-    seconds = {part: taken for part, taken in pipe.timings.items() if part != "load"}
+    seconds = {part: duration for part, duration in pipe.timings.items() if part != "load"}
     begin = time.perf_counter()
     if cfg.save_latents is not None and latents is not None:
         with files.atomic_write(cfg.save_latents) as temporary, temporary.open("wb") as file:

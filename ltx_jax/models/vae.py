@@ -2,7 +2,7 @@
 
 It is built from the lists of blocks in a checkpoint's config (causal_video_autoencoder.py
 upstream). A video of `temporal_factor * k + 1` frames becomes k + 1 latent frames, the first of
-which encodes the first frame alone.
+which encodes only the first frame.
 """
 
 import math

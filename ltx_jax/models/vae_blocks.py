@@ -1,7 +1,7 @@
 """Convolutions, norms and blocks of the causal Video-VAE, channels last.
 
 Modules and parameters are named as in the released checkpoints (causal_video_autoencoder.py
-upstream), so that checkpoints are converted by renaming alone.
+upstream), so that converting a checkpoint only renames tensors.
 """
 
 import functools

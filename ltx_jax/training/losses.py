@@ -81,7 +81,7 @@ def dwt_loss(
 ) -> Float[Array, ""]:
     """Mean absolute error over all Haar coefficients ("video DWT loss", paper, section 2.1).
 
-    With pixel losses alone, fine detail gets blurred; this loss acts on each frequency band.
+    With only pixel losses, fine detail gets blurred; this loss acts on each frequency band.
     """
     error = reconstruction.astype(jnp.float32) - video.astype(jnp.float32)
     bands = haar_bands(error, levels)  # the transform is linear
@@ -125,7 +125,7 @@ def pair_losses(first: Float[Array, "*b"], second: Float[Array, "*b"]) -> GANLos
 
 
 def hinge_losses(original: Float[Array, "*b"], reconstruction: Float[Array, "*b"]) -> GANLosses:
-    """Hinge losses of the usual GAN: each logit rates one clip alone as original or not."""
+    """Hinge losses of the usual GAN: each logit rates a single clip as original or not."""
     original, reconstruction = (x.astype(jnp.float32) for x in (original, reconstruction))
     return GANLosses(
         -jnp.mean(reconstruction),

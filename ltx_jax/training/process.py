@@ -58,12 +58,12 @@ def interruptible() -> Iterator[Callable[[int], bool]]:
     if jax.process_count() > 1:
         yield multihost_utils.reached_preemption_sync_point
         return
-    asked = False
+    stop_requested = False
     previous: dict[int, Any] = {}
 
     def note(number: int, _: Any) -> None:
-        nonlocal asked
-        asked = True
+        nonlocal stop_requested
+        stop_requested = True
         signal.signal(number, previous[number])
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -71,7 +71,7 @@ def interruptible() -> Iterator[Callable[[int], bool]]:
         with contextlib.suppress(ValueError):
             previous[number] = signal.signal(number, note)
     try:
-        yield lambda _: asked
+        yield lambda _: stop_requested
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -152,8 +152,8 @@ def _speed_line(speed: Mapping[str, float], steps_left: int) -> str:
 def _numbers(values: Mapping[str, float]) -> str:
     """Formats the loss, then the other metrics that are not NaN and have no "/" in their name."""
     rest = sorted(values.keys() - {"loss"})
-    shown = [name for name in rest if "/" not in name and not math.isnan(values[name])]
-    names = [*(["loss"] if "loss" in values else []), *shown]
+    others = [name for name in rest if "/" not in name and not math.isnan(values[name])]
+    names = [*(["loss"] if "loss" in values else []), *others]
     return "  ".join(f"{name} {values[name]:.6g}" for name in names)
 
 
@@ -238,10 +238,10 @@ class _WeightsAndBiases:
         import wandb  # pyright: ignore[reportMissingImports]  # the tracking extra
 
         if len(video.frames) == 1:
-            shown: Any = wandb.Image(np.asarray(video.frames[0]))
+            media: Any = wandb.Image(np.asarray(video.frames[0]))
         else:
-            shown = wandb.Video(io.BytesIO(animate(video)), format="gif")
-        self._run.log({name: shown, "step": done})
+            media = wandb.Video(io.BytesIO(animate(video)), format="gif")
+        self._run.log({name: media, "step": done})
 
     def close(self) -> None:
         self._run.finish()

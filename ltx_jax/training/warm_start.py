@@ -40,10 +40,10 @@ def first_state(stage: Stage, plan: StatePlan) -> TrainState:
         return plan.make()
     dtype = jax.tree.leaves(plan.shapes.params)[0].dtype.name
     weights = stage.initial_weights(load_checkpoint(run.init_from, mesh=stage.mesh, dtype=dtype))
-    wanted = {name: plan.shapes.params.get(name, {}) for name in weights.params}
+    targets = {name: plan.shapes.params.get(name, {}) for name in weights.params}
     for name in plan.shapes.params.keys() - weights.params.keys():
         _log.info("%s: initialised at random, the checkpoint has none", name)
-    tensors = _select(run, dict(flat_tensors(weights.params)), dict(flat_tensors(wanted)))
+    tensors = _select(run, dict(flat_tensors(weights.params)), dict(flat_tensors(targets)))
     for checkpoint_cfg, run_cfg in weights.configs:
         _check_settings(run, checkpoint_cfg, run_cfg)
     return plan.make(_nested(tensors), weights.statistics)

@@ -1,6 +1,6 @@
 """The judge: recognises shapes, colours and motions in a clip of the procedural world.
 
-It uses classical computer vision on the pixels alone and shares no code with any generative model.
+It uses only classical computer vision on the pixels, and shares no code with any generative model.
 Objects are the regions that are more saturated than the background. A region's colour has to be
 close to one of the named colours. Its shape follows from its radial profile and the strength of its
 rotational symmetries, its motion from the curve that fits its positions best. A shape or motion

@@ -261,7 +261,7 @@ def check_motions(motions: Sequence[str]) -> None:
 
 
 def _choose(rng: np.random.Generator, options):
-    # Uses Generator.random alone: numpy keeps its stream the same in all versions.
+    # Only Generator.random is used, since numpy keeps its stream the same in all versions.
     return options[int(rng.random() * len(options))]
 
 

@@ -36,13 +36,13 @@ class StepRandom:
 
     def numbers(self, low: int, high: int, rows: int) -> Int[np.ndarray, " b"]:
         """An integer in [low, high] for each of this process's `rows`."""
-        drawn = self._rng.integers(low, high + 1, rows * self._parts, np.int32)
-        return drawn[self._index * rows :][:rows]
+        values = self._rng.integers(low, high + 1, rows * self._parts, np.int32)
+        return values[self._index * rows :][:rows]
 
     def chances(self, probability: float, rows: int) -> Bool[np.ndarray, " b"]:
         """A boolean for each of this process's `rows`, True with this probability."""
-        drawn = self._rng.random(rows * self._parts)
-        return drawn[self._index * rows :][:rows] < probability
+        values = self._rng.random(rows * self._parts)
+        return values[self._index * rows :][:rows] < probability
 
     def places(self, among: int, count: int, rows: int) -> Int[np.ndarray, "count b"]:
         """`count` distinct integers below `among`, for each of this process's `rows`."""

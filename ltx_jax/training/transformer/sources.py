@@ -84,12 +84,12 @@ def open_captions(cfg: TrainTransformer, encoding: Encoding | None, mesh: Mesh) 
 
 def _load_encoder(cfg: TrainTransformer, mesh: Mesh) -> TextEncoder:
     path = cfg.text_encoder_path or ""
-    tokens, wanted = cfg.max_caption_tokens, cfg.model.caption_channels
+    tokens, width = cfg.max_caption_tokens, cfg.model.caption_channels
     encoder = TextEncoder.load(path, dtype=cfg.execution.dtype, max_tokens=tokens, mesh=mesh)
-    if encoder.cfg.d_model != wanted:
+    if encoder.cfg.d_model != width:
         raise ValueError(
             f"the text encoder of {path} is {encoder.cfg.d_model} wide and the transformer expects "
-            f"captions {wanted} wide"
+            f"captions {width} wide"
         )
     return encoder
 

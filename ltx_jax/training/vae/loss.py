@@ -116,7 +116,7 @@ def reconstruction_loss(
     frozen: Mapping[str, Any],
     cfg: VAELossConfig,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """Weighted sum of the terms that compare pixels, and every term alone as a metric.
+    """The weighted sum of the terms that compare pixels, and each term as a metric.
 
     A term with a frozen network (LPIPS) is computed if the weights of that network are in `frozen`.
     """
