@@ -109,7 +109,7 @@ def test_a_jump_at_the_seam_or_between_keyframes_is_found_out(renderer):
         return videos
 
     rows = table(jumping, ["extension", "keyframes"])
-    assert rows["extension", "at most 1.5"].value == 0
+    assert rows["extension", "seam / elsewhere at most 1.5"].value == 0
     assert rows["two keyframes", "moves between them"].value == 0
 
 

@@ -266,7 +266,9 @@ def _extension(benchmark: WorldBenchmark, count: int) -> list[MetricRow]:
         detections.append(benchmark.detect(video[prefix:]))
     return [
         mean(subject, "change at the seam / elsewhere", seams),
-        percentage(subject, f"at most {_SEAM:g}", [seam <= _SEAM for seam in seams]),
+        percentage(
+            subject, f"seam / elsewhere at most {_SEAM:g}", [seam <= _SEAM for seam in seams]
+        ),
         *word_accuracy(
             "extension, after the seam", detections, [prompt.triples for prompt in prompts]
         ),
