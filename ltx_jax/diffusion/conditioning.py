@@ -243,7 +243,7 @@ def time_groups(strength: Float[Array, "b n"], levels: Float[Array, "g"]) -> Tim
 
     Args:
       strength: strength of each token.
-      levels: the different values in `strength`, one per group.
+      levels: all values that can occur in `strength`; each makes one group.
     """
     group = jnp.argmin(jnp.abs(strength[..., None] - levels[None, None]), axis=-1)
     inside = group[:, None] == jnp.arange(len(levels))[None, :, None]

@@ -102,8 +102,8 @@ def base_is_held_out(entry: Entry) -> bool:
 
 
 def tone_is_held_out(entry: Entry) -> bool:
-    """Whether an emoji is in the split "tones", as one skin tone of each base is, but never the
-    yellow emoji without one."""
+    """Whether an emoji has the skin tone of its base that belongs to the split "tones"; never true
+    for yellow emoji, which have no skin tone."""
     return entry.tone > 0 and entry.tone == 1 + _stable_hash(f"tone {entry.base}") % 5
 
 

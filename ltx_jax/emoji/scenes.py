@@ -239,7 +239,7 @@ def _draw(
     animated: bool | None,
     pair: bool,
 ) -> Scene:
-    """A scene of emoji of the split; its combination with the background may be of another."""
+    """A scene with emoji of the split; `sample_scene` checks the split of the combination."""
     backdrop = _sample_backdrop(rng)
     half = max(aspect, 1.0) / 2, max(1 / aspect, 1.0) / 2
     if pair:
