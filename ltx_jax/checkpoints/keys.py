@@ -20,6 +20,7 @@ from ltx_jax.models.vae import VideoVAE
 from ltx_jax.runtime import sharding
 
 Path = tuple[str, ...]
+AnyArray = np.ndarray | jax.Array
 
 TRANSFORMER_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "vae."
@@ -96,17 +97,17 @@ class Leaf(NamedTuple):
             return tuple(range(rank))
         return (rank - 1, rank - 2, *range(rank - 2))
 
-    def from_stored(self, array: np.ndarray) -> np.ndarray:
+    def from_stored(self, array: AnyArray) -> AnyArray:
         """A view of a tensor of the file, laid out as ours."""
         if self._is_noise_scale:
             return array.reshape(self.layer_shape)
         return array.transpose(np.argsort(self._axes)) if array.ndim else array
 
-    def to_stored(self, array: np.ndarray) -> np.ndarray:
+    def to_stored(self, array: AnyArray) -> AnyArray:
         """The inverse of `from_stored`, of one layer."""
         return array.reshape(self.stored_shape) if self._is_noise_scale else self._transposed(array)
 
-    def _transposed(self, array: np.ndarray) -> np.ndarray:
+    def _transposed(self, array: AnyArray) -> AnyArray:
         return array.transpose(self._axes) if array.ndim else array
 
 

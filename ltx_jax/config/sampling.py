@@ -78,6 +78,8 @@ class SampleConfig(SamplingConfig):
     # exported folder; "embedded" is the small model that ships with the package.
     checkpoint: str = "embedded"
     text_encoder: str | None = None  # a T5 folder or repository; None: the checkpoint's own
+    # Adapters of the transformer that are merged into it: FILE, or FILE:STRENGTH.
+    lora: tuple[str, ...] = ()
     prompt: str | None = None  # an empty one samples an unconditional video
     prompts_file: str | None = None  # one prompt per line; videos that exist are skipped
     batch_size: int = 1  # prompts of the file that are sampled together

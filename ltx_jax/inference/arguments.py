@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -291,3 +292,23 @@ def context_fields(
             )
         fields[name] = jnp.broadcast_to(value, shape)
     return fields
+
+
+def split_lora(text: str) -> tuple[str, float]:
+    """The file and the strength in FILE or FILE:STRENGTH; without a strength it is 1.
+
+    Raises:
+      ValueError: if there is no such file, or the strength is no finite number.
+    """
+    path, colon, number = text.rpartition(":")
+    if not colon or os.path.exists(text):
+        path, number = text, "1"
+    if not os.path.exists(path):
+        raise ValueError(f"--lora: there is no file {path}")
+    try:
+        strength = float(number)
+    except ValueError:
+        strength = math.nan
+    if not math.isfinite(strength):
+        raise ValueError(f"--lora {text}: the strength must be a number, got {number!r}")
+    return path, strength

@@ -17,11 +17,12 @@ import rich.console
 import rich.progress
 
 from ltx_jax import config
-from ltx_jax.checkpoints import hub
+from ltx_jax.checkpoints import adapters, hub, tensors
 from ltx_jax.config import MeshConfig, SampleConfig, sampling_options
 from ltx_jax.data import inputs, video, writing
 from ltx_jax.data.contact_sheet import contact_sheet
 from ltx_jax.inference import outputs
+from ltx_jax.inference.arguments import split_lora
 from ltx_jax.runtime import compiled, files
 from ltx_jax.world import grammar
 
@@ -123,7 +124,10 @@ def read_noise(path: str) -> np.ndarray:
 
 
 def _check_media(cfg: SampleConfig) -> None:
-    """Opens the media, so that damaged files are reported before the networks are loaded."""
+    """Opens the media and finds the adapters, so that damaged files are reported before the
+    networks are loaded."""
+    for name in cfg.lora:
+        tensors.open_file(adapters.file_of(split_lora(name)[0]))
     for path in cfg.conditioning_media_paths:
         video.read_media(path, num_frames=1)
     if cfg.input_media_path is not None:
@@ -158,6 +162,8 @@ def load_models(cfg: SampleConfig) -> Models:
         fast=reuses or None,
         linears=cfg.linears,
     )
+    for name in cfg.lora:
+        pipe.load_lora(*split_lora(name))
     if cfg.config is not None and cfg.config.endswith(".json"):
         before = config.read_json(Path(cfg.config)).get("checkpoint_hash")
         if before not in (None, pipe.checkpoint.source_hash):

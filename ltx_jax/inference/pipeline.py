@@ -16,6 +16,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Shaped
 
+from ltx_jax.checkpoints import adapters
+from ltx_jax.checkpoints.adapters import Adapter
 from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.config import DType, ExecutionConfig, Linears, SamplingConfig
 from ltx_jax.diffusion import calibration, flow, guidance, positions, sampler
@@ -71,6 +73,7 @@ class LTXPipeline:
       params: parameters of this form, made from the stored ones.
       options: default sampling options: those of the checkpoint, or `SamplingConfig()`.
       programs: the programs compiled so far.
+      loras: the adapters that are merged into the parameters, with their strengths.
       timings: seconds of loading, and of the parts of the last call: text, encode, denoise and
         decode, all without compilation, and compile.
     """
@@ -128,14 +131,6 @@ class LTXPipeline:
             )
         self.transformer, self.vae = transformer, vae
         self.execution = ExecutionConfig(dtype=dtype)
-        self.denoiser, self.params = sampling_form(
-            transformer,
-            self.execution,
-            checkpoint.transformer_params,
-            mesh=mesh,
-            fast=fast,
-            linears=linears,
-        )
         self.checkpoint = checkpoint
         self.statistics = checkpoint.statistics or LatentStatistics.identity(vae.latent_channels)
         self.text_encoder = text_encoder
@@ -143,9 +138,24 @@ class LTXPipeline:
         self.mesh = mesh
         self.timings: dict[str, float] = {}
         self.programs = Programs()
-        if linears is not None:
-            maxima = self._input_maxima() if linears == "float8" else None
-            self.params = quantize(self.params, linears, maxima)
+        self.loras: tuple[tuple[Adapter, float], ...] = ()
+        self._fast, self._linears = fast, linears
+        self._stored_params: Callable[[], Any] = lambda: checkpoint.transformer_params
+        self._use(checkpoint.transformer_params)
+
+    def _use(self, stored: Any) -> None:
+        """Prepares stored parameters of the transformer for sampling."""
+        self.denoiser, self.params = sampling_form(
+            self.transformer,
+            self.execution,
+            stored,
+            mesh=self.mesh,
+            fast=self._fast,
+            linears=self._linears,
+        )
+        if self._linears is not None:
+            maxima = self._input_maxima() if self._linears == "float8" else None
+            self.params = quantize(self.params, self._linears, maxima)
 
     @classmethod
     def from_pretrained(
@@ -184,20 +194,56 @@ class LTXPipeline:
         if text_encoder is not None:
             path = os.fspath(text_encoder)
             encoder = TextEncoder.load(path, dtype=param_dtype, mesh=mesh)
-        place = contextlib.nullcontext()
-        if linears == "int8":  # the stored parameters may not fit on the device
-            place = jax.default_device(jax.local_devices(backend="cpu")[0])
-        with place:
-            loaded = load_checkpoint(os.fspath(checkpoint), mesh=mesh, dtype=param_dtype)
+        path = os.fspath(checkpoint)
+        with _loading_device(linears):
+            loaded = load_checkpoint(path, mesh=mesh, dtype=param_dtype)
             pipe = cls(loaded, encoder, dtype=dtype, mesh=mesh, fast=fast, linears=linears)
         if pipe.params is not loaded.transformer_params:
             pipe.checkpoint = dataclasses.replace(pipe.checkpoint, transformer_params=None)
+            pipe._stored_params = lambda: (
+                load_checkpoint(path, mesh=mesh, dtype=param_dtype).transformer_params
+            )
         if linears == "int8":
             parts = {name: getattr(pipe.checkpoint, name) for name in ("vae_params", "statistics")}
             parts, pipe.params = jax.device_put((parts, pipe.params), jax.devices()[0])
             pipe.checkpoint = dataclasses.replace(pipe.checkpoint, **parts)
         pipe.timings["load"] = time.perf_counter() - begin
         return pipe
+
+    def load_lora(self, path: str | os.PathLike[str], strength: float = 1.0) -> None:
+        """Merges an adapter (LoRA, DoRA, LoHa, LoKr) into the transformer, beside those loaded.
+
+        An adapter that is loaded already only changes its strength. Nothing is compiled anew.
+
+        Args:
+          path: a safetensors file in any public layout, or a folder as peft writes it.
+          strength: 1 is the whole change; 0 is the transformer as it was, bit for bit.
+
+        Raises:
+          ValueError: if the file is no adapter of this transformer; the message names the key.
+        """
+        others = [(a, s) for a, s in self.loras if a.path != adapters.file_of(path)]
+        self._merge((*others, (adapters.read(path, self.transformer), float(strength))))
+
+    def unload_lora(self, path: str | os.PathLike[str] | None = None) -> None:
+        """Takes an adapter out again; None takes all of them out.
+
+        Raises:
+          ValueError: if this adapter is not loaded.
+        """
+        left = [(a, s) for a, s in self.loras if path and a.path != adapters.file_of(path)]
+        if path and len(left) == len(self.loras):
+            names = ", ".join(str(a.path) for a, _ in self.loras) or "none"
+            raise ValueError(f"{path} is not loaded; loaded: {names}")
+        self._merge(tuple(left))
+
+    def _merge(self, loras: tuple[tuple[Adapter, float], ...]) -> None:
+        """Replaces the merged adapters, always from the stored parameters."""
+        with _loading_device(self._linears):
+            self._use(adapters.merge(self._stored_params(), self.transformer, loras))
+        if self._linears == "int8":
+            self.params = jax.device_put(self.params, jax.devices()[0])
+        self.loras = loras
 
     def __call__(
         self,
@@ -501,3 +547,11 @@ class LTXPipeline:
         running = time.perf_counter() - begin - compiling
         for part, seconds in ((name, running), ("compile", compiling)):
             self.timings[part] = self.timings.get(part, 0.0) + seconds
+
+
+def _loading_device(linears: Linears | None) -> contextlib.AbstractContextManager[Any]:
+    """Where parameters are loaded and prepared: in host memory if they are to become int8, since
+    the stored ones may not fit on the device; else on the default device."""
+    if linears != "int8":
+        return contextlib.nullcontext()
+    return jax.default_device(jax.local_devices(backend="cpu")[0])
