@@ -15,12 +15,13 @@ SolverName = Literal["euler", "dpmpp_2m"]
 class SamplingConfig:
     """How one video is sampled. Names and defaults are those of the official inference script."""
 
+    # What the video should not look like; used with classifier-free guidance.
     negative_prompt: str = "worst quality, inconsistent motion, blurry, jittery, distorted"
     height: int = 704  # pixels; any positive size: padded to one the VAE takes, then cropped back
     width: int = 1216  # pixels; any positive size, as for the height
     num_frames: int = 121  # any positive number; 8k+1 frames fill whole latent frames
     frame_rate: float = 30.0  # frames per second
-    num_inference_steps: int = 40  # steps of the schedule that the checkpoint lays out
+    num_inference_steps: int = 40  # number of steps in the checkpoint's schedule
     timesteps: tuple[float, ...] | None = None  # explicit times, instead of a number of steps
     skip_initial_inference_steps: int = 0  # steps left out at the start of the schedule
     skip_final_inference_steps: int = 0  # steps left out at the end of the schedule
@@ -43,8 +44,8 @@ class SamplingConfig:
     decode_timestep: float = 0.05  # the decoder's timestep: the noise level it assumes, in [0, 1]
     # Noise level added to the latents before decoding, in [0, 1]; None: the decode timestep.
     decode_noise_scale: float | None = 0.025
-    # TeaCache's threshold: a step whose input changed by less reuses the layers' last update. Its
-    # authors use 0.03 to 0.05; 0 computes every step.
+    # TeaCache's threshold: a step whose input changed by less than this reuses the last update of
+    # the layers. TeaCache's authors use 0.03 to 0.05; 0 computes every step.
     teacache: float = 0.0
     tone_map_compression_ratio: float = 0.0  # in [0, 1]: how far extreme latents are compressed
     seed: int = 171_198  # sample i draws from fold_in(key(seed), i)

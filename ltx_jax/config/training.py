@@ -24,20 +24,17 @@ ConditionPattern = Literal["none", "first_frame", "prefix", "keyframes", "clip"]
 class OptimConfig:
     """Optimiser, learning-rate schedule and parameter average."""
 
-    name: Literal["adamw", "muon"] = (
-        "adamw"  # "muon" trains matrices and kernels with muon, and the rest with adamw
-    )
-    peak_lr: float = 1e-4
-    warmup_steps: int = 1000
-    decay: Literal["constant", "linear", "cosine"] = "constant"
-    decay_fraction: float = (
-        0.4  # share of the run, at its end, in which a linear decay reaches zero
-    )
-    b1: float = 0.9
-    b2: float = 0.95
+    # "muon" trains matrices and convolution kernels with Muon, and the rest with AdamW.
+    name: Literal["adamw", "muon"] = "adamw"
+    peak_lr: float = 1e-4  # learning rate after the warm-up
+    warmup_steps: int = 1000  # steps in which the learning rate rises linearly
+    decay: Literal["constant", "linear", "cosine"] = "constant"  # the learning rate after that
+    decay_fraction: float = 0.4  # fraction of the run, at its end, in which a linear decay happens
+    b1: float = 0.9  # decay of the first moment
+    b2: float = 0.95  # decay of the second moment
     weight_decay: float = 1e-2  # only on matrices and kernels
-    clip_norm: float = 1.0
-    ema_decay: float = 0.9999
+    clip_norm: float = 1.0  # largest global norm of the gradient
+    ema_decay: float = 0.9999  # decay of the parameter average
     accumulate: int = 1  # micro-batches of a batch, whose gradients are computed one after another
     moment_dtype: DType = "float32"  # dtype of the first moment
     # Parameters that are not trained: regular expressions, searched for in parameter paths such as
@@ -55,7 +52,7 @@ class BucketConfig:
     num_frames: int
     height: int
     width: int
-    batch_size: int  # over all devices
+    batch_size: int  # examples per step, over all devices
     weight: float = 1.0  # share of the batches, relative to the other buckets' weights
 
     def __post_init__(self):
@@ -89,7 +86,7 @@ class DataConfig:
     num_frames: int = 25
     height: int = 128
     width: int = 128
-    batch_size: int = 8  # over all devices
+    batch_size: int = 8  # examples per step, over all devices
     buckets: tuple[BucketConfig, ...] = ()  # several sizes, in place of the one above
     # Frame rates of rendered clips: each clip takes one of them at random.
     frame_rates: tuple[float, ...] = (24.0,)
@@ -137,27 +134,27 @@ class DataConfig:
 class VAELossConfig:
     """Weights of the VAE's loss terms (0 leaves one out), and the decoder's noise level."""
 
-    pixel: Literal["l1", "mse"] = "l1"
-    pixel_weight: float = 1.0
+    pixel: Literal["l1", "mse"] = "l1"  # the pixel term: mean absolute or mean squared error
+    pixel_weight: float = 1.0  # weight of the pixel term
     mse_weight: float = 0.0  # weight of a mean squared error beside the pixel term
-    kl_weight: float = 1e-6
+    kl_weight: float = 1e-6  # weight of the KL divergence of the latents
     kl_start: int = 0  # updates without the KL term
     kl_warmup: int = 0  # updates after those, over which the KL term grows to its weight
     dwt_weight: float = 0.0  # weight of the video wavelet loss
-    dwt_levels: int = 1
-    lpips_weight: float = 0.0
+    dwt_levels: int = 1  # levels of the wavelet transform
+    lpips_weight: float = 0.0  # weight of LPIPS, a perceptual distance
     vgg: str = ""  # a file with VGG16's weights in torchvision's layout; LPIPS needs it
     lpips_heads: str = ""  # a file with LPIPS' linear heads; LPIPS needs it too
-    gan_weight: float = 0.0
+    gan_weight: float = 0.0  # weight of the adversarial term
     # The discriminator sees pairs of original and reconstruction (the reconstruction GAN), or
     # single clips.
     gan: Literal["pair", "single"] = "pair"
     # Scales the GAN term by VQGAN's ratio of gradient norms at the last layer, at most 1.
     gan_adaptive: bool = True
-    disc_start: float = 0.2  # share of the run without the discriminator and its term
+    disc_start: float = 0.2  # fraction of the run before the discriminator begins
     # The decoder does the last denoising step: latents are noised to t ~ U(0, max_decode_time).
     max_decode_time: float = 0.2
-    clean_fraction: float = 0.1  # share of a batch that is decoded without noise, at t = 0
+    clean_fraction: float = 0.1  # fraction of a batch that is decoded without noise, at t = 0
     statistics_decay: float = 0.999  # decay of the running mean and deviation of the latents
 
     def __post_init__(self):
@@ -193,7 +190,7 @@ class FlowConfig:
     prefix_probability: float = 0.0  # the first few latent frames
     keyframes_probability: float = 0.0  # single frames anywhere after the first
     clip_probability: float = 0.0  # two latent frames anywhere after the first
-    max_keyframes: int = 2
+    max_keyframes: int = 2  # largest number of single frames in a condition
     # Condition tokens have time 0 in half of the samples; in the others, their time is drawn
     # uniformly between 0 and this.
     max_condition_time: float = 0.25
@@ -222,8 +219,8 @@ class RunConfig:
     """A training run: its folder, its length, and when it saves, logs and validates."""
 
     output: str = "runs/default"  # a folder, or a gs:// address
-    steps: int = 10_000
-    seed: int = 0
+    steps: int = 10_000  # number of steps of the whole run
+    seed: int = 0  # of the initialisation, the data and the noise
     init_from: str | None = None  # a checkpoint of any kind, for the initial weights
     # Regular expressions that say how that checkpoint's network may differ from the one that is
     # trained. A tensor is named by its path ("transformer/blocks/attn1/to_q/kernel"), and each that
@@ -240,7 +237,7 @@ class RunConfig:
     # Where validation clips come from, as in data.source; None: held-out clips of the procedural
     # world.
     validation_source: str | None = None
-    validation_clips: int = 4
+    validation_clips: int = 4  # number of clips
     tensorboard: bool = True  # scalars, pictures and videos, under the run
     wandb: str | None = None  # a Weights & Biases project to report to as well
     # The run stops after this many steps in a row whose loss or gradient is not finite.
