@@ -109,7 +109,7 @@ class LTXPipeline:
         transformer, vae = checkpoint.transformer, checkpoint.vae
         if transformer is None or vae is None:
             missing = "transformer" if transformer is None else "VAE"
-            raise ValueError(f"sampling needs a checkpoint with a {missing}; this one has none")
+            raise ValueError(f"sampling needs a transformer and a VAE: this one has no {missing}")
         if transformer.in_channels != vae.latent_channels:
             raise ValueError(
                 f"the transformer takes latents of {transformer.in_channels} channels and the VAE "
