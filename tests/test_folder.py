@@ -31,12 +31,12 @@ def clips(tmp_path):
 
 def test_clips_are_listed_in_order_with_their_captions(clips):
     found = folder.list_clips(clips)
-    assert [clip.path.relative_to(clips).as_posix() for clip in found] == [
+    assert [clip.place.relative_to(clips).as_posix() for clip in found] == [
         "a.png",
         "b.mp4",
         "sub/c.gif",
     ]
-    assert [clip.caption for clip in found] == [
+    assert [clip.captions[0] for clip in found] == [
         "a picture",
         "a clip, in two lines",
         "ein Clip, größer",
@@ -58,23 +58,23 @@ def test_a_clip_without_usable_caption_is_left_out_counted_and_named(
     (clips / "b.txt").unlink()
     if content is not None:
         (clips / "b.txt").write_bytes(content)
-    assert [clip.path.name for clip in folder.list_clips(clips)] == ["a.png", "c.gif"]
+    assert [clip.place.name for clip in folder.list_clips(clips)] == ["a.png", "c.gif"]
     assert re.search(rf"left out: .*{reason}", caplog.text)
     assert "1 of 3 clips are left out" in caplog.text
 
 
 def test_empty_captions_are_taken_where_they_are_allowed(clips):
     (clips / "b.txt").unlink()
-    assert folder.list_clips(clips, allow_empty_captions=True)[1].caption == ""
+    assert folder.list_clips(clips, allow_empty_captions=True)[1].captions[0] == ""
     (clips / "b.txt").write_text(" \n")
-    assert folder.list_clips(clips, allow_empty_captions=True)[1].caption == ""
+    assert folder.list_clips(clips, allow_empty_captions=True)[1].captions[0] == ""
 
 
 def test_captions_are_read_in_utf_16_and_beside_capital_endings(clips):
     (clips / "b.mp4").rename(clips / "B.MP4")
     (clips / "b.txt").unlink()
     (clips / "B.TXT").write_bytes("größer\r\nals".encode("utf-16"))
-    captions = {clip.path.name: clip.caption for clip in folder.list_clips(clips)}
+    captions = {clip.place.name: clip.captions[0] for clip in folder.list_clips(clips)}
     assert captions["B.MP4"] == "größer als"
 
 
@@ -86,7 +86,7 @@ def test_nothing_that_has_a_caption_is_skipped_in_silence(clips, caplog):
     os.mkfifo(clips / "f.mp4")
     (clips / "f.txt").write_text("a pipe")
     good, _ = folder.check_clips(folder.list_clips(clips))
-    assert [clip.path.name for clip in good] == ["a.png", "b.mp4", "c.gif"]
+    assert [clip.place.name for clip in good] == ["a.png", "b.mp4", "c.gif"]
     for reason in (
         "d.vob has none of the endings of clips and pictures",
         "e.mp4 is a folder",
@@ -116,7 +116,7 @@ def test_files_of_many_endings_are_training_data(tmp_path, ending):
             container.mux(stream.encode())
     path.with_suffix(".txt").write_text("a caption")
     (clip,), (facts,) = folder.check_clips(folder.list_clips(tmp_path))
-    assert clip.path == path
+    assert clip.place == path
     assert (facts.height, facts.width) == (48, 64)
     assert facts.frames == (1 if ending in ("avif", "TIF") else 24)
 
@@ -129,7 +129,7 @@ def test_linked_folders_are_listed_once_and_in_no_circle(clips, tmp_path_factory
     (clips / "linked").symlink_to(outside)
     (clips / "linked_again").symlink_to(outside)
     (clips / "round").symlink_to(clips / "round")
-    paths = [clip.path.relative_to(clips).as_posix() for clip in folder.list_clips(clips)]
+    paths = [clip.place.relative_to(clips).as_posix() for clip in folder.list_clips(clips)]
     assert paths == ["a.png", "b.mp4", "linked/d.png", "sub/c.gif"]
 
 
@@ -180,7 +180,7 @@ def test_bad_clips_are_left_out_counted_and_named(clips, caplog):
     for name in "defg":
         (clips / f"{name}.txt").write_text(name)
     good, facts = folder.check_clips(folder.list_clips(clips))
-    assert [clip.path.name for clip in good] == ["a.png", "b.mp4", "c.gif"]
+    assert [clip.place.name for clip in good] == ["a.png", "b.mp4", "c.gif"]
     assert [known.frames for known in facts] == [1, 24, 6]
     for name, reason in (("d.mp4", ""), ("e.mp4", "is empty"), ("f.png", ""), ("g.mp4", "")):
         [line] = [r.message for r in caplog.records if f"left out: {clips / name} " in r.message]

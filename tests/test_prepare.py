@@ -311,7 +311,8 @@ def test_a_name_with_brackets_is_no_pattern(tmp_path):
     for name in ("talk [dQw4w9Wg].mp4", "clip 1.mp4", "clip [1].mp4"):
         (tmp_path / name).touch()
     for name in ("talk [dQw4w9Wg].mp4", "clip [1].mp4"):
-        assert input_files.find([str(tmp_path / name)]) == (str(tmp_path / name),)
+        [medium] = input_files.find([str(tmp_path / name)])
+        assert medium.place == tmp_path / name
     assert len(input_files.find([str(tmp_path / "*.mp4")])) == 3
 
 
@@ -334,10 +335,10 @@ def test_black_stretches_take_no_memory(tmp_path, monkeypatch):
 
 def test_a_caption_is_no_input_of_its_own(odd, tmp_path, monkeypatch):
     found = []
-    monkeypatch.setattr(beam_pipeline, "run", lambda plan, paths, options: found.extend(paths))
+    monkeypatch.setattr(beam_pipeline, "run", lambda plan, media, options: found.extend(media))
     monkeypatch.setattr(beam_pipeline, "finish", lambda plan: None)
     command.prepare(CFG, [str(odd / "*")], tmp_path / "set")
-    names = {pathlib.Path(path).name for path in found}
+    names = {medium.place.name for medium in found}
     assert "latin.mp4" in names
     assert "latin.txt" not in names
     assert "gone.txt" in names  # nothing lies beside it: it is looked at, and named as unusable

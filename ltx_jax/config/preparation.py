@@ -103,6 +103,9 @@ class StoreConfig:
 class PrepareConfig:
     """All settings of data preparation: `ltx-prepare`."""
 
+    # Columns of tables, and keys of JSON beside clips; None: the usual names.
+    media_column: str | None = None
+    caption_column: str | None = None
     shots: ShotsConfig = ShotsConfig()
     crop_bars: bool = True  # crop black bars
     # Least motion of a clip, in percent of the picture's diagonal per second; None: clips without

@@ -79,10 +79,14 @@ class DataConfig:
 
     # "shapes" (the procedural world; "shapes:rotate,orbit" has these motions only), "emoji:DIR"
     # (scenes of the emoji that `ltx-prepare emoji` wrote; "emoji:DIR@bases" takes the held-out
-    # split "bases"), a folder of clip.mp4 + clip.txt, or a data set in ArrayRecord as `ltx-prepare`
-    # and `ltx-encode` write it.
+    # split "bases"), clips with captions (a folder, a table such as metadata.csv, or archives:
+    # "DIR/{000..009}.tar"), or a data set in ArrayRecord as `ltx-prepare` and `ltx-encode` write
+    # it.
     source: str = "shapes"
     mix: tuple[SourceConfig, ...] = ()  # several sources, in place of `source`
+    # Columns of tables, and keys of JSON beside clips; None: the usual names.
+    media_column: str | None = None
+    caption_column: str | None = None
     num_frames: int = 25
     height: int = 128
     width: int = 128

@@ -1,12 +1,13 @@
 """Videos and training data.
 
 - `video`: reading videos and images, with PyAV (`decoding`, `frames`) and Pillow (`pictures`).
-- `inputs`: checks of users' files, and their captions.
+- `inputs`: checks of users' files, folders and text.
 - `writing`: writing videos and images; `contact_sheet`: overview pictures.
 - `pixels`, `condition_pixels`: cutting and scaling frames, and degrading those of conditions.
 - `sources`: the interface of a source of training examples, and the procedural world as a source.
 - `emoji`: data sets of animated emoji, and scenes of them as a source.
-- `folder`, `media`: clips in a folder as a source, cut to the buckets of a config.
+- `listing`: the captioned media of a user, in any layout: `tables`, `archives`, `captions`.
+- `folder`, `media`: such media as a source, cut to the buckets of a config.
 - `dataset`: data sets of clips in ArrayRecord files; `latent_cache`: those of stored latents.
 - `loader`, `order`: training batches as a function of (seed, step).
 - `read_ahead`, `workers`: reading ahead in threads or processes.

@@ -1,27 +1,17 @@
-"""A folder of captioned clips: `clip.mp4` beside `clip.txt`; pictures are clips of one frame."""
+"""Captioned clips in files of the user; pictures are clips of one frame."""
 
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
-from ltx_jax.data import inputs, pictures, pixels, video
+from ltx_jax.data import inputs, listing, pictures, pixels, video
 
-CLIPS = (
-    *(".mp4", ".mkv", ".webm", ".mov", ".m4v", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".mts"),
-    *(".m2ts", ".wmv", ".flv", ".3gp", ".ogv"),
-)
-ENDINGS = (
-    *CLIPS,
-    *(".png", ".apng", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".avif"),
-    *(".heic", ".heif"),
-)
 _NAMED = 100  # largest number of left-out clips that the log names; more are only counted
 
 _log = logging.getLogger(__name__)
@@ -29,58 +19,51 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Captioned:
-    """A media file and its caption."""
+    """A clip or picture, and its captions, of which training draws one each time.
 
-    path: Path
-    caption: str
+    Attributes:
+      place: its file, or the part of an archive that it is.
+      captions: at least one.
+    """
+
+    place: inputs.Place
+    captions: tuple[str, ...]
 
 
 def list_clips(
-    folder: str | os.PathLike, *, allow_empty_captions: bool = False
+    source: str | os.PathLike,
+    columns: listing.Columns = listing.Columns(),
+    *,
+    allow_empty_captions: bool = False,
 ) -> tuple[Captioned, ...]:
-    """Finds the clips and pictures in a folder and its subfolders, sorted by path.
+    """Lists the clips and pictures of a source, sorted by path.
 
     Those without a usable caption are left out, and the log names and counts them. The same holds
     for files of other types with a caption that belongs to no clip or picture.
 
     Args:
-      folder: the folder; hidden files are ignored, links to folders are followed, each folder once.
-      allow_empty_captions: take a missing or blank caption file as an empty caption.
+      source: a folder, a table or archives, as in `listing.list_source`; in folders hidden files
+        are ignored, links to folders are followed, each folder once.
+      columns: the columns of tables that are read.
+      allow_empty_captions: take a missing or unusable caption for an empty one.
 
     Raises:
-      ValueError: if there is no such folder, or no clip in it that can be used.
+      ValueError: if there is no such source, or no clip in it that can be used.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder")
-    paths = sorted(inputs.walk(folder))
-    media = [path for path in paths if path.suffix.lower() in ENDINGS]
-    others = _captioned_others(paths, {path.with_suffix("") for path in media})
-    if not media and not others:
-        raise ValueError(f"{folder} holds no clip or picture ({' '.join(ENDINGS)})")
+    media = listing.list_source(source, columns)
+    if not media:
+        raise ValueError(f"{source} holds no clip or picture ({' '.join(listing.ENDINGS)})")
     clips: list[Captioned] = []
-    problems = [
-        f"{path} has none of the endings of clips and pictures ({' '.join(ENDINGS)})"
-        for path in others
-    ]
-    for path in media:
-        try:
-            caption = inputs.read_caption(path, allow_empty=allow_empty_captions)
-            clips.append(Captioned(path, caption))
-        except ValueError as error:
-            problems.append(str(error))
-    report_left_out(problems, str, len(media) + len(others))
+    problems: list[str] = []
+    for medium in sorted(media, key=lambda medium: medium.is_medium):  # faults of tables come first
+        if medium.captions:
+            clips.append(Captioned(medium.place, medium.captions))
+        elif medium.is_medium and allow_empty_captions:
+            clips.append(Captioned(medium.place, ("",)))
+        else:
+            problems.append(medium.problem)
+    report_left_out(problems, str, len(media))
     return tuple(clips)
-
-
-def _captioned_others(paths: Sequence[Path], stems: Collection[Path]) -> list[Path]:
-    """Files that have a caption beside them but not the ending of a clip or picture."""
-    captioned = {path.with_suffix("") for path in paths if inputs.is_caption(path)} - set(stems)
-    return [
-        path
-        for path in paths
-        if path.with_suffix("") in captioned and not inputs.is_caption(path) and not path.is_dir()
-    ]
 
 
 def load_clip(
@@ -150,7 +133,7 @@ def check_clips(
 
 def _probe(clip: Captioned) -> video.Facts | ValueError:
     try:
-        return video.probe(clip.path)
+        return video.probe(inputs.loaded(clip.place))
     except ValueError as error:
         return error
 

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-_CAPTION_ENDINGS = (".txt", ".TXT", ".Txt")
 # What numpy raises for damaged files; RuntimeError is of encrypted archives.
 _NO_ARRAYS = (
     *(ValueError, OSError, EOFError, SyntaxError, RuntimeError, KeyError),
@@ -34,7 +33,46 @@ class Stored:
         return self.name
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Part:
+    """A file that lies, uncompressed, in an archive: `size` bytes from `offset` on."""
+
+    archive: Path
+    name: str
+    offset: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.archive}/{self.name}"
+
+    def read(self) -> bytes:
+        """Reads its content.
+
+        Raises:
+          ValueError: if the archive cannot be read, or ends before the file does.
+        """
+        try:
+            with open(self.archive, "rb") as file:
+                file.seek(self.offset)
+                content = file.read(self.size)
+        except OSError as error:
+            raise ValueError(f"{self.archive} cannot be read: {error.strerror}") from error
+        if len(content) < self.size:
+            raise ValueError(f"{self.archive} is cut off within {self.name}")
+        return content
+
+
 File = str | os.PathLike | Stored
+Place = Path | Part
+
+
+def loaded(place: str | os.PathLike | Part) -> File:
+    """What the readers of media open: a part of an archive is read into memory.
+
+    Raises:
+      ValueError: as `Part.read`.
+    """
+    return Stored(str(place), place.read()) if isinstance(place, Part) else place
 
 
 def handle(path: File) -> str | io.BytesIO:
@@ -95,12 +133,17 @@ def read_text(path: str | os.PathLike) -> str:
         content = Path(path).read_bytes()
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    return decode_text(content, path)
+
+
+def decode_text(content: bytes, name: str | os.PathLike | Part) -> str:
+    """The text in the bytes of a file, as `read_text` reads it; `name` is for the message."""
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         text = content.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path} cannot be read as UTF-8 text (byte {error.start} is {content[error.start]:#x})"
+            f"{name} cannot be read as UTF-8 text (byte {error.start} is {content[error.start]:#x})"
             ": save it as UTF-8"
         ) from error
     return re.sub("\r\n?", "\n", text)
@@ -132,27 +175,6 @@ def read_arrays(path: str | os.PathLike) -> np.ndarray | dict[str, np.ndarray]:
             return dict(file)
     except _NO_ARRAYS as error:
         raise ValueError(f"{path} is no .npy or .npz of numbers: {error}") from error
-
-
-def read_caption(path: str | os.PathLike, *, allow_empty: bool = False) -> str:
-    """The caption beside a medium, on one line: that of `clip.mp4` is in `clip.txt` or `clip.TXT`.
-
-    Raises:
-      ValueError: if it cannot be read, or is missing or blank and `allow_empty` is off.
-    """
-    files = [Path(path).with_suffix(ending) for ending in _CAPTION_ENDINGS]
-    file = next((file for file in files if file.exists()), None)
-    text = "" if file is None else " ".join(read_text(file).split())
-    if text or allow_empty:
-        return text
-    if file is None:
-        raise ValueError(f"{path} has no caption: there is no file {files[0].name} beside it")
-    raise ValueError(f"{file} is empty; the caption of {Path(path).name} is expected in it")
-
-
-def is_caption(path: str | os.PathLike) -> bool:
-    """Whether a file has the ending of captions."""
-    return Path(path).suffix in _CAPTION_ENDINGS
 
 
 def walk(folder: str | os.PathLike) -> Iterator[Path]:

@@ -233,8 +233,8 @@ def open_source(path: str, cfg: DataConfig, seed: int) -> Source:
     """Opens a source of training examples by its name in a config.
 
     Args:
-      path: "shapes" or "shapes:MOTIONS" (the procedural world), a folder of clips with captions, or
-        a data set.
+      path: "shapes" or "shapes:MOTIONS" (the procedural world), a data set, or a folder, table or
+        archives of clips with captions (`listing`).
       cfg: sources, buckets and settings of reading.
       seed: seed of the procedural world.
 
@@ -244,17 +244,18 @@ def open_source(path: str, cfg: DataConfig, seed: int) -> Source:
     if World.has(path):
         return World(path, cfg, seed)
     # These need PyAV and TFDS, which the procedural world does not.
-    from ltx_jax.data import dataset, emoji, folder, latent_cache, media
+    from ltx_jax.data import dataset, emoji, folder, inputs, latent_cache, listing, media
 
     if path.startswith(EMOJI):
         return emoji.Emoji(path, cfg, seed)
     kind = dataset.kind_of(path)
     if kind is None:
-        clips, facts = folder.check_clips(folder.list_clips(path))
+        columns = listing.Columns(cfg.media_column, cfg.caption_column)
+        clips, facts = folder.check_clips(folder.list_clips(path, columns))
         return media.Media(
             np.array(list(facts), media.FACTS),
-            lambda number: str(clips[number].path),
-            lambda number: (clips[number].path, (clips[number].caption,)),
+            lambda number: str(clips[number].place),
+            lambda number: (inputs.loaded(clips[number].place), clips[number].captions),
             cfg,
         )
     if kind == latent_cache.KIND:

@@ -1,13 +1,15 @@
 """Reads the clips and pictures on which a model is measured."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
 from ltx_jax.config import DataConfig
+from ltx_jax.data import inputs
 from ltx_jax.data.sources import EMOJI
 from ltx_jax.world import render
 
@@ -70,8 +72,9 @@ def read_clips(
     """Reads clips, then pictures.
 
     Args:
-      source: a folder of clips and pictures, "shapes" for held-out clips and pictures of the
-        procedural world, or "emoji:DIR@SPLIT" for those of a split of a data set of emoji.
+      source: clips and pictures (a folder, a table or archives, as in training), "shapes" for
+        held-out ones of the procedural world, or "emoji:DIR@SPLIT" for those of a split of a data
+        set of emoji.
       clip_format: their size and length.
       limit: the largest number of clips, and of pictures, spread evenly over the sorted files.
       frame_folders: treat the pictures of each folder as the frames of one clip, in the order of
@@ -88,7 +91,7 @@ def read_clips(
         return
     count = 0
     for files, caption in _files(source, limit, frame_folders, captioned):
-        name = str(files[0].parent if len(files) > 1 else files[0])
+        name = os.path.dirname(str(files[0])) if len(files) > 1 else str(files[0])
         try:
             frames, frame_rate = _read(files, clip_format)
         except ValueError as error:
@@ -144,20 +147,20 @@ def _emoji(source: str, clip_format: ClipFormat) -> tuple[_Draw, float]:
 
 def _files(
     source: str, limit: int | None, frame_folders: bool, captioned: bool
-) -> list[tuple[Sequence[Path], str]]:
+) -> list[tuple[Sequence[inputs.Place], str]]:
     """The files of each clip, then of each picture, and their captions."""
-    from ltx_jax.data import folder  # needs PyAV, which the procedural world does not
+    from ltx_jax.data import folder, listing  # need PyAV, which the procedural world does not
 
-    clips: dict[Path, tuple[list[Path], str]] = {}
-    pictures: dict[Path, tuple[list[Path], str]] = {}
-    for file in folder.list_clips(source, allow_empty_captions=not captioned):
-        path = file.path
-        if path.suffix.lower() in folder.CLIPS:
-            clips[path] = ([path], file.caption)
+    clips: dict[Any, tuple[list[inputs.Place], str]] = {}
+    pictures: dict[Any, tuple[list[inputs.Place], str]] = {}
+    for clip in folder.list_clips(source, allow_empty_captions=not captioned):
+        place, caption = clip.place, clip.captions[0]
+        if os.path.splitext(str(place))[1].lower() in listing.CLIPS:
+            clips[place] = ([place], caption)
         elif frame_folders:
-            clips.setdefault(path.parent, ([], ""))[0].append(path)
+            clips.setdefault(os.path.dirname(str(place)), ([], ""))[0].append(place)
         else:
-            pictures[path] = ([path], file.caption)
+            pictures[place] = ([place], caption)
     return [*_spread(list(clips.values()), limit), *_spread(list(pictures.values()), limit)]
 
 
@@ -168,12 +171,13 @@ def _spread(files: list, limit: int | None) -> list:
     return [files[i * len(files) // limit] for i in range(limit)]
 
 
-def _read(files: Sequence[Path], clip_format: ClipFormat) -> tuple[np.ndarray, float]:
+def _read(places: Sequence[inputs.Place], clip_format: ClipFormat) -> tuple[np.ndarray, float]:
     from ltx_jax.data import pictures, pixels, video
 
-    if len(files) > 1:
-        length = clip_format.length(len(files))
-        images = [pictures.read_image(path) for path in files[:length]]
+    length = clip_format.length(len(places)) if len(places) > 1 else 1
+    files = [inputs.loaded(place) for place in places[:length]]
+    if len(places) > 1:
+        images = [pictures.read_image(file) for file in files]
         if len({image.shape for image in images}) > 1:
             raise ValueError("its frames differ in size")
         frames, frame_rate = np.stack(images), 24.0

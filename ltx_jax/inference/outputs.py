@@ -12,7 +12,7 @@ import jax
 
 from ltx_jax import config
 from ltx_jax.config import SampleConfig
-from ltx_jax.data import folder, inputs
+from ltx_jax.data import inputs, listing
 from ltx_jax.runtime import files
 
 # Fields that may differ if a prompts file is run again with the same output folder.
@@ -36,7 +36,7 @@ def planned_videos(cfg: SampleConfig, rows: int = 1) -> list[Video]:
     """
     out = Path("outputs" if cfg.output_path is None else cfg.output_path)
     to_file = out.suffix == ".mp4"
-    if not to_file and out.suffix.lower() in folder.CLIPS:
+    if not to_file and out.suffix.lower() in listing.CLIPS:
         raise ValueError(f"output_path is {out}, and videos are written as .mp4")
     if cfg.prompts_file is not None:
         if to_file:

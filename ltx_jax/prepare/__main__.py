@@ -51,14 +51,15 @@ def prepare(
       ValueError: if an input, setting or folder cannot be used, or all clips were dropped.
     """
     with _installed():
+        from ltx_jax.data import listing
         from ltx_jax.prepare import beam_pipeline, clip_table, html_report, input_files, scoring
 
         scoring.check_models(cfg)
     training = _training(cfg.latents, output) if cfg.latents else None
-    paths = input_files.find(inputs)
-    plan = beam_pipeline.PreparationPlan.make(cfg, paths, output, work)
+    sources = input_files.find(inputs, listing.Columns(cfg.media_column, cfg.caption_column))
+    plan = beam_pipeline.PreparationPlan.make(cfg, sources, output, work)
     if not plan.open().complete:
-        beam_pipeline.run(plan, paths, [*_runner(workers, beam_options), *beam_options])
+        beam_pipeline.run(plan, sources, [*_runner(workers, beam_options), *beam_options])
         clip_table.write_dropped(Path(output) / "dropped.csv", beam_pipeline.clips(plan))
         html_report.write(Path(output) / "report.html", cfg, beam_pipeline.clips(plan))
         beam_pipeline.finish(plan)

@@ -9,6 +9,7 @@ that a runner may execute any part again.
 
 import dataclasses
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +21,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.pvalue import PCollection
 
 from ltx_jax.config.preparation import PrepareConfig
-from ltx_jax.data import dataset, inputs, media
+from ltx_jax.data import dataset, inputs, listing, media
 from ltx_jax.prepare import clip_table, clip_video, duplicates, input_files, scoring
 from ltx_jax.prepare.examine import examine
 from ltx_jax.prepare.records import ClipRecord, Reason
@@ -41,7 +42,7 @@ class PreparationPlan:
       output: folder of the data set.
       work: folder of intermediate results.
       inputs: number of source files.
-      inputs_key: hash of their paths and sizes.
+      inputs_key: hash of their paths, sizes, captions and rows of tables.
       shards: number of files of the data set.
     """
 
@@ -56,13 +57,16 @@ class PreparationPlan:
     def make(
         cls,
         cfg: PrepareConfig,
-        paths: Sequence[str],
+        sources: Sequence[listing.Medium],
         output: str | os.PathLike,
         work: str | os.PathLike | None = None,
     ) -> "PreparationPlan":
-        """Plans a run over the files in `paths`; the default of `work` is a folder in `output`."""
-        files = [[path, input_files.size(path)] for path in paths]
-        megabytes = sum(max(size, 0) for _, size in files) / 2**20
+        """Plans a run over `sources`; the default of `work` is a folder in `output`."""
+        files = [
+            [str(source.place), input_files.size(source.place), source.captions, source.row]
+            for source in sources
+        ]
+        megabytes = sum(max(file[1], 0) for file in files) / 2**20
         return cls(
             cfg,
             os.fspath(output),
@@ -110,23 +114,23 @@ class PreparationPlan:
         return Path(self.work) / "table" / f"{run}-{number:05}.jsonl"
 
 
-def run(plan: PreparationPlan, paths: Sequence[str], options: Sequence[str]) -> None:
+def run(plan: PreparationPlan, sources: Sequence[listing.Medium], options: Sequence[str]) -> None:
     """Runs the pipeline until every shard of the data set is written.
 
     Args:
       plan: the settings.
-      paths: the source files.
+      sources: the source files.
       options: command-line options of Beam: `--runner` and the runner's own.
     """
     with beam.Pipeline(options=PipelineOptions(list(options))) as p:
-        build(p, plan, paths)
+        build(p, plan, sources)
 
 
-def build(p: beam.Pipeline, plan: PreparationPlan, paths: Sequence[str]) -> None:
+def build(p: beam.Pipeline, plan: PreparationPlan, sources: Sequence[listing.Medium]) -> None:
     """Adds the stages to a pipeline."""
     clips = (
         p
-        | "sources" >> beam.Create(list(paths), reshuffle=False)
+        | "sources" >> beam.Create(list(sources), reshuffle=False)
         | "spread sources" >> beam.Reshuffle()
         | "examine" >> beam.Map(_examine, plan)
     )
@@ -143,35 +147,40 @@ def build(p: beam.Pipeline, plan: PreparationPlan, paths: Sequence[str]) -> None
     )
 
 
-def _examine(path: str, plan: PreparationPlan) -> tuple[str, list[ClipRecord]]:
+def _examine(medium: listing.Medium, plan: PreparationPlan) -> tuple[str, list[ClipRecord]]:
     """Examines a source; returns (path, clips)."""
-    cfg = plan.cfg
+    cfg, name = plan.cfg, str(medium.place)
+    source = ClipRecord.of(medium.place, medium.row)
+    if not medium.is_medium:
+        return name, [source.drop(Reason.FILE, medium.problem)]
     try:
-        if not os.path.isdir(path):  # a folder is among the sources if it cannot be read
-            inputs.check_regular(path)
-        digest = file_digest(path)
+        file = source.load()
+        if isinstance(file, inputs.Stored):
+            digest = hashlib.sha256(file.content).hexdigest()
+        else:
+            if not os.path.isdir(name):  # a folder is among the sources if it cannot be read
+                inputs.check_regular(name)
+            digest = file_digest(name)
     except OSError as error:
         reason = error.strerror or str(error)
-        return path, [ClipRecord(source=path).drop(Reason.FILE, f"it cannot be read: {reason}")]
+        return name, [source.drop(Reason.FILE, f"it cannot be read: {reason}")]
     except ValueError as error:
-        reason = str(error).replace(path, "the file")
-        return path, [ClipRecord(source=path).drop(Reason.FILE, reason)]
+        return name, [source.drop(Reason.FILE, str(error).replace(name, "the file"))]
     settings = [dataclasses.asdict(cfg.shots), cfg.crop_bars, cfg.min_motion]
     settings += [cfg.store.min_side, cfg.store.min_frame_rate, cfg.store.max_frame_rate]
-    name = cache_key("examine", _VERSION, settings, digest)
+    key = cache_key("examine", _VERSION, settings, digest)
     records = plan.cache.json(
-        "examine", name, lambda: [clip.to_json() for clip in examine(path, cfg)]
+        "examine", key, lambda: [clip.to_json() for clip in examine(file, cfg)]
     )
-    clips = [
-        dataclasses.replace(ClipRecord.from_json(clip), source=path, digest=digest)
-        for clip in records
-    ]
-    caption, problem = input_files.caption(path)
-    if caption:
-        clips = [dataclasses.replace(clip, captions=(("file", caption),)) for clip in clips]
+    own = {"source": name, "part": source.part, "row": source.row, "digest": digest}
+    clips = [dataclasses.replace(ClipRecord.from_json(clip), **own) for clip in records]
+    if medium.captions:
+        captions = tuple(("file", caption) for caption in medium.captions)
+        clips = [dataclasses.replace(clip, captions=captions) for clip in clips]
     elif not cfg.captions.model:
+        problem = medium.problem.replace(os.path.join(os.path.dirname(name), ""), "")
         clips = [clip.drop(Reason.CAPTION, problem) for clip in clips]
-    return path, clips
+    return name, clips
 
 
 def _duplicates(clips: PCollection, plan: PreparationPlan) -> Any:
@@ -272,10 +281,11 @@ def _dataset_row(clip: ClipRecord) -> tuple[dict[str, Any], tuple]:
 
 def provenance(clip: ClipRecord) -> dict[str, Any]:
     """The JSON that is stored with a clip: its source, time, crop, scores, hashes and captions."""
-    excluded = ("steady", "hashes", "captions", "reason", "detail", "file", "place")
+    excluded = ("steady", "hashes", "captions", "reason", "detail", "file", "place", "part")
     fields = {k: v for k, v in dataclasses.asdict(clip).items() if k not in excluded}
     return {
         **fields,
+        "row": json.loads(clip.row),
         "hashes": [f"{value:016x}" for value in clip.hashes],
         "captions": [list(caption) for caption in clip.captions],
     }

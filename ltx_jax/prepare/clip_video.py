@@ -20,7 +20,7 @@ def sample_frames(
 ) -> UInt8[np.ndarray, "t h w 3"]:
     """Decodes `count` frames at equal distances in a clip, without its black bars unless `bars`."""
     step = clip.seconds / count
-    stream = video.stream_video(clip.source, start=clip.start + step / 2, frame_rate=1 / step)
+    stream = video.stream_video(clip.load(), start=clip.start + step / 2, frame_rate=1 / step)
     with contextlib.closing(stream):
         frames = list(itertools.islice(stream, count))
     return np.stack(frames if bars else [_cropped(frame, clip) for frame in frames])
@@ -60,7 +60,7 @@ def _stored_frames(clip: ClipRecord, store: StoreConfig) -> Iterator[np.ndarray]
     scale = min(store.max_side / max(height, width), 1.0)
     # H.264 with 4:2:0 chroma needs even sides.
     height, width = (max(round(side * scale) // 2 * 2, 2) for side in (height, width))
-    stream = video.stream_video(clip.source, start=clip.start, frame_rate=rate)
+    stream = video.stream_video(clip.load(), start=clip.start, frame_rate=rate)
     with contextlib.closing(stream):
         for frame in itertools.islice(stream, count):
             cropped = _cropped(frame, clip)

@@ -4,14 +4,13 @@ import bisect
 import dataclasses
 import itertools
 import math
-import os
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
 from ltx_jax.config.preparation import PrepareConfig
-from ltx_jax.data import video
+from ltx_jax.data import inputs, video
 from ltx_jax.data.filters import bars, hashes, motion
 from ltx_jax.data.filters.shots import Shot, ShotFinder
 from ltx_jax.data.frames import Shown
@@ -63,7 +62,7 @@ def _next_time(time: float, rate: float) -> float:
     return math.ceil(time * rate - 1e-6) / rate
 
 
-def examine(path: str | os.PathLike, cfg: PrepareConfig) -> list[ClipRecord]:
+def examine(path: inputs.File, cfg: PrepareConfig) -> list[ClipRecord]:
     """Finds the clips of a source, in order; some of them are already dropped.
 
     A source that cannot be used gives one dropped clip that states the reason.
@@ -80,7 +79,7 @@ def examine(path: str | os.PathLike, cfg: PrepareConfig) -> list[ClipRecord]:
         dropped = _filter_source(source, facts, cfg)
         return [dropped] if dropped else _find_clips(path, source, cfg)
     except ValueError as error:
-        message = str(error).replace(os.fspath(path), "the file")
+        message = str(error).replace(str(path), "the file")
         return [ClipRecord().drop(Reason.FILE, message)]
 
 
@@ -100,9 +99,7 @@ def _filter_source(source: ClipRecord, facts: video.Facts, cfg: PrepareConfig) -
     return None
 
 
-def _find_clips(
-    path: str | os.PathLike, source: ClipRecord, cfg: PrepareConfig
-) -> list[ClipRecord]:
+def _find_clips(path: inputs.File, source: ClipRecord, cfg: PrepareConfig) -> list[ClipRecord]:
     """Decodes the source and cuts it into clips."""
     finder, samples = ShotFinder(cfg.shots, source.source_rate), _Samples()
     max_seconds = cfg.shots.max_seconds

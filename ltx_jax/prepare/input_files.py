@@ -1,4 +1,4 @@
-"""Finds the raw video files of a run, and reads the captions beside them."""
+"""Finds the raw video files of a run, with their captions."""
 
 import fnmatch
 import glob
@@ -7,66 +7,69 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ltx_jax.data import inputs as user_files
+from ltx_jax.data import listing
 
 
-def find(inputs: Sequence[str]) -> tuple[str, ...]:
-    """Lists the input files, sorted by path.
+def find(
+    inputs: Sequence[str], columns: listing.Columns = listing.Columns()
+) -> tuple[listing.Medium, ...]:
+    """Lists the input files with their captions, sorted by path.
 
     Args:
-      inputs: patterns (`raw/**/*.mp4`), folders, files, or lists of files (`@list.txt`, with one
-        path per line).
+      inputs: patterns (`raw/**/*.mp4`), folders, files, tables, archives or lists of files
+        (`@list.txt`, with one path per line).
+      columns: the columns of tables that are read.
 
     Returns:
-      The paths, without caption files (.txt beside a file of the same stem) and hidden files.
-      Folders that cannot be read are included, so that they appear as unusable in the table of
-      dropped files.
+      The media, without the files of their captions and hidden files. Folders that cannot be read
+      are included, so that they appear as unusable in the table of dropped files.
 
     Raises:
-      ValueError: if one of the inputs matches no file.
+      ValueError: if one of the inputs matches no file, or a table cannot be read.
     """
-    paths: set[str] = set()
+    paths: set[Path] = set()
+    named: set[Path] = set()
     for text in inputs:
         files = _listed(text[1:]) if text.startswith("@") else _matching(text)
         if not files:
             raise ValueError(f"--input {text} matches no file: quote patterns, and check the path")
         paths |= files
-    stems = {os.path.splitext(path)[0] for path in paths if not user_files.is_caption(path)}
-    media = sorted(
-        path
-        for path in paths
-        if not user_files.is_caption(path) or os.path.splitext(path)[0] not in stems
-    )
+        if listing.is_source(text):
+            named |= files
+    media = listing.list_files(paths, columns, named=named, any_ending=True)
     if not media:
         raise ValueError(f"--input {' '.join(inputs)} matches caption files only, no video")
-    return tuple(media)
+    return media
 
 
-def _listed(path: str) -> set[str]:
+def _listed(path: str) -> set[Path]:
     """The paths in a list file."""
-    return {line for line in user_files.read_lines(path) if line}
+    return {Path(line) for line in user_files.read_lines(path) if line}
 
 
-def _matching(text: str) -> set[str]:
+def _matching(text: str) -> set[Path]:
     """Files that match a path, folder or pattern, and the folders that cannot be read."""
     if os.path.isfile(text):  # first, as names from yt-dlp contain brackets
-        return {text}
+        return {Path(text)}
     if os.path.isdir(text):
-        paths = {text, *map(str, user_files.walk(text))}
+        paths = {Path(text), *user_files.walk(text)}
     elif "**" in Path(text).parts:
         paths = _matching_below(text)
+    elif listing.is_source(text):
+        paths = {path for path in listing.expand(text) if path.exists()}
     else:
-        folders = glob.glob(os.path.join(os.path.dirname(text) or ".", ""))
-        paths = {*glob.glob(text), *(folder.rstrip(os.sep) for folder in folders)}
+        folders = map(Path, glob.glob(os.path.join(os.path.dirname(text) or ".", "")))
+        paths = {*map(Path, glob.glob(text)), *folders}
     return {path for path in paths if not os.path.isdir(path) or not _is_readable(path)}
 
 
-def _matching_below(text: str) -> set[str]:
+def _matching_below(text: str) -> set[Path]:
     """Paths that match a pattern with `**`, and all folders; `glob` follows links in circles."""
     parts = Path(text).parts
     depth = next(i for i, part in enumerate(parts) if glob.has_magic(part))
     root, patterns = Path(*parts[:depth]), parts[depth:]
     return {
-        str(path)
+        path
         for path in [root, *user_files.walk(root)]
         if path.is_dir() or _matches(path.relative_to(root).parts, patterns)
     }
@@ -81,7 +84,7 @@ def _matches(parts: Sequence[str], patterns: Sequence[str]) -> bool:
     return fits and _matches(parts[1:], patterns[1:])
 
 
-def _is_readable(folder: str) -> bool:
+def _is_readable(folder: Path) -> bool:
     """Whether the folder can be listed."""
     try:
         os.scandir(folder).close()
@@ -90,17 +93,11 @@ def _is_readable(folder: str) -> bool:
     return True
 
 
-def size(path: str) -> int:
+def size(place: user_files.Place) -> int:
     """Size of a file in bytes; -1 if it does not exist."""
+    if isinstance(place, user_files.Part):
+        return place.size
     try:
-        return os.path.getsize(path)
+        return os.path.getsize(place)
     except OSError:
         return -1
-
-
-def caption(path: str) -> tuple[str, str]:
-    """Reads the caption beside a file: (caption, "") or, if there is none, ("", error message)."""
-    try:
-        return user_files.read_caption(path), ""
-    except ValueError as error:
-        return "", str(error).replace(os.path.join(os.path.dirname(path), ""), "")

@@ -2,7 +2,10 @@
 
 import dataclasses
 import enum
+from pathlib import Path
 from typing import Any
+
+from ltx_jax.data import inputs
 
 
 class Reason(enum.StrEnum):
@@ -27,7 +30,10 @@ class ClipRecord:
     The field names are the keys of stored records and of a data set's provenance.
     """
 
-    source: str = ""  # path of the file
+    source: str = ""  # path of the file; for one in an archive, that of the archive and its name
+    # Path of the archive, and the file's first byte and size in it; None outside of archives.
+    part: tuple[str, int, int] | None = None
+    row: str = "{}"  # JSON: other columns of the table that names the file
     digest: str = ""  # SHA-256 of the source file
     number: int = -1  # index of the clip in its source; -1: the whole source
     shot: int = -1  # index of the shot in its source
@@ -43,7 +49,7 @@ class ClipRecord:
     hashes: tuple[int, ...] = ()  # perceptual hashes of frames spread over the clip, 64 bits each
     text: float | None = None  # fraction of the picture that text covers
     aesthetics: float | None = None
-    # (origin, caption); the origin is "file" for the text file beside the source, else a model.
+    # (origin, caption); the origin is "file" for a file of the user, else a model.
     captions: tuple[tuple[str, str], ...] = ()
     reason: str = ""  # a `Reason` if the clip was dropped; empty if it is kept
     detail: str = ""
@@ -54,6 +60,25 @@ class ClipRecord:
     def name(self) -> str:
         """A unique name of the clip."""
         return f"{self.source}#{self.number}"
+
+    @classmethod
+    def of(cls, place: inputs.Place, row: str = "{}") -> "ClipRecord":
+        """The record of a whole source."""
+        is_part = isinstance(place, inputs.Part)
+        part = (str(place.archive), place.offset, place.size) if is_part else None
+        return cls(source=str(place), part=part, row=row)
+
+    def load(self) -> inputs.File:
+        """The source, for the readers of media; one in an archive is read into memory.
+
+        Raises:
+          ValueError: if the archive cannot be read.
+        """
+        if self.part is None:
+            return self.source
+        archive, offset, size = self.part
+        name = self.source.removeprefix(f"{archive}/")
+        return inputs.loaded(inputs.Part(Path(archive), name, offset, size))
 
     def drop(self, reason: Reason, detail: str = "") -> "ClipRecord":
         """A copy marked as dropped; a clip that was dropped before keeps its first reason."""
