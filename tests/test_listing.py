@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ltx_jax.config import BucketConfig, DataConfig
-from ltx_jax.data import archives, folder, listing, tables, writing
+from ltx_jax.data import archives, folder, listing, probing, tables, video, writing
 from ltx_jax.data.loader import Loader
 from ltx_jax.prepare import input_files
 
@@ -431,6 +431,33 @@ def test_compressed_archives_are_refused_with_a_way_out(tmp_path):
         tar.addfile(tarfile.TarInfo("x"))
     with pytest.raises(ValueError, match=r"b.tar is no uncompressed tar archive"):
         folder.list_clips(tmp_path / "b.tar")
+
+
+@pytest.mark.parametrize("layout", ["beside.txt", "tar of txt"], indirect=True)
+def test_media_are_probed_again_only_where_they_changed(layout, tmp_path, monkeypatch):
+    store, probed, probe = tmp_path / "store", [], video.probe
+    monkeypatch.setattr(probing, "FOLDER", store)
+    monkeypatch.setattr(probing, "_LONG", 0.0)
+    monkeypatch.setattr(video, "probe", lambda path: probed.append(str(path)) or probe(path))
+    probing._store.cache_clear()
+    clips = folder.list_clips(layout)
+    first = folder.check_clips(clips)
+    assert len(probed) == 3
+    assert folder.check_clips(clips) == first
+    assert len(probed) == 3
+    place = clips[0].place
+    file = place if isinstance(place, Path) else place.archive
+    os.utime(file, (1, 1))
+    assert folder.check_clips(clips) == first
+    assert len(probed) == 4
+    for junk in ("", "[]", '{"a.mp4": [1]}', '{"a.mp4": null}', "[" * 100_000):
+        for kept in store.iterdir():
+            kept.write_text(junk)
+        assert folder.check_clips(clips) == first
+    file.write_bytes(file.read_bytes()[:600])
+    for _ in range(2):
+        assert len(folder.check_clips(clips)[0]) == 2
+    probing._store.cache_clear()
 
 
 def test_batches_from_archives_are_the_same_in_processes_and_later_on(tmp_path):

@@ -4,13 +4,12 @@ import dataclasses
 import logging
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
-from ltx_jax.data import inputs, listing, pictures, pixels, video
+from ltx_jax.data import inputs, listing, pictures, pixels, probing, video
 
 _NAMED = 100  # largest number of left-out clips that the log names; more are only counted
 
@@ -120,8 +119,7 @@ def check_clips(
     Raises:
       ValueError: if none is left.
     """
-    with ThreadPoolExecutor() as pool:
-        probed = list(pool.map(_probe, clips))
+    probed = probing.probe_all([clip.place for clip in clips])
     report_left_out([x for x in probed if isinstance(x, ValueError)], str, len(clips))
     good = [
         (clip, found)
@@ -129,13 +127,6 @@ def check_clips(
         if not isinstance(found, ValueError)
     ]
     return tuple(clip for clip, _ in good), tuple(found for _, found in good)
-
-
-def _probe(clip: Captioned) -> video.Facts | ValueError:
-    try:
-        return video.probe(inputs.loaded(clip.place))
-    except ValueError as error:
-        return error
 
 
 def report_left_out(bad: Sequence[Any], reason: Callable[[Any], str], count: int) -> None:

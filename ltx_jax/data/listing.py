@@ -52,11 +52,6 @@ class Medium:
     row: str = "{}"
     is_medium: bool = True
 
-    @property
-    def ending(self) -> str:
-        """The ending of its name, in lower case: ".mp4"."""
-        return os.path.splitext(str(self.place))[1].lower()
-
 
 def is_source(path: str | os.PathLike) -> bool:
     """Whether a path is that of a table or an archive, or a pattern of archives."""
