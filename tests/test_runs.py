@@ -72,7 +72,7 @@ def test_fields_that_an_old_file_lacks_take_their_defaults(tmp_path):
             lambda c: c["config"]["run"].update(stpes=3),
             r"config\.run has no field 'stpes': did you mean 'steps'",
         ),
-        (lambda c: c.update(type="Other"), "no configuration of a run"),
+        (lambda c: c.update(type="Other"), "config.type must be one of TrainVAE"),
         (lambda c: c["config"].pop("model"), "no configuration of a run"),
         (lambda c: c["config"]["data"].update(height=0), "height must be positive"),
     ],

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from t5_reference import TINY, reference, run, save, torch
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from ltx_jax.checkpoints import t5_files
+from ltx_jax.checkpoints import text_encoder_files
 from ltx_jax.config import ExecutionConfig, MeshConfig, T5Config
 from ltx_jax.models.t5 import T5Encoder, relative_buckets
 from ltx_jax.runtime import sharding
@@ -29,7 +29,7 @@ def directory(model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def params(directory):
-    return t5_files.load_params(directory, TINY)
+    return text_encoder_files.load_params(directory, TINY)
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "execution"))
@@ -51,7 +51,7 @@ def test_agrees_with_transformers_beyond_the_largest_distance(tmp_path, buckets,
         TINY, relative_attention_num_buckets=buckets, relative_attention_max_distance=distance
     )
     model = reference(cfg)
-    params = t5_files.load_params(save(model, tmp_path), cfg)
+    params = text_encoder_files.load_params(save(model, tmp_path), cfg)
     ids, mask = draw_ids(3, 330), prefix_mask([330, 150, 7], 330)
     expected = run(model, ids, mask)
     assert 0.5 < expected.std() < 2
@@ -133,7 +133,7 @@ def test_every_parameter_is_trained(params):
 
 def test_a_mesh_gives_the_embeddings_of_one_device(directory, params):
     mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    split = t5_files.load_params(directory, TINY, mesh)
+    split = text_encoder_files.load_params(directory, TINY, mesh)
     assert split["blocks"]["ff"]["wo"]["kernel"].sharding.spec == P(None, "tensor", "fsdp")
     # 3 heads of 8 channels: the tensor axis divides the channels, but not the heads.
     assert split["blocks"]["attention"]["o"]["kernel"].sharding.spec == P(None, "tensor", "fsdp")
@@ -167,5 +167,5 @@ def test_shapes_of_xxl():
     assert size - embedding.size == 4_630_714_368  # the "4.6B" of T5 v1.1 XXL's encoder
     assert params["relative_attention_bias"].shape == (32, 64)
     assert params["blocks"]["ff"]["wi_0"]["kernel"].shape == (24, 4096, 10_240)
-    names = [name for leaf in t5_files.parameter_leaves(cfg) for name in leaf.names]
+    names = [name for leaf in text_encoder_files.parameter_leaves(cfg) for name in leaf.names]
     assert len(set(names)) == len(names) == 219

@@ -20,7 +20,7 @@ import transformers
 from safetensors.numpy import load_file, save_file
 from t5_reference import TINY, reference, run, save, whole
 
-from ltx_jax.checkpoints import hub, t5_files
+from ltx_jax.checkpoints import hub, text_encoder_files
 from ltx_jax.config import MeshConfig
 from ltx_jax.inference import text_encoder
 from ltx_jax.inference.text_encoder import ByteTokenizer, TextEncoder, VocabularyTokenizer, tokenize
@@ -248,7 +248,7 @@ def test_a_decoder_and_a_second_embedding_are_passed_over(tmp_path):
     tensors |= {"encoder.embed_tokens.weight": tensors["shared.weight"]}
     tensors |= {"lm_head.weight": tensors["shared.weight"]}
     save_file(tensors, file)
-    params = t5_files.load_params(tmp_path, TINY)
+    params = text_encoder_files.load_params(tmp_path, TINY)
     np.testing.assert_array_equal(params["shared"]["embedding"], model.shared.weight.detach())
 
 
@@ -256,7 +256,7 @@ def test_a_decoder_and_a_second_embedding_are_passed_over(tmp_path):
 def test_transformers_loads_what_we_save(pixart, tokenizer, tmp_path, dtype, shard):
     ours = TextEncoder.load(pixart, dtype=dtype, max_tokens=MAX_TOKENS)
     ours.save(tmp_path / "a")
-    t5_files.save(tmp_path / "b", ours.cfg, ours.params, shard)
+    text_encoder_files.save(tmp_path / "b", ours.cfg, ours.params, shard)
     shards = [load_file(file).values() for file in (tmp_path / "b").glob("*.safetensors")]
     assert (len(shards) > 1) == (shard == 20_000)
     assert all(len(part) == 1 or sum(x.nbytes for x in part) <= shard for part in shards)
@@ -269,7 +269,7 @@ def test_transformers_loads_what_we_save(pixart, tokenizer, tmp_path, dtype, sha
     ids, _ = call(transformers.T5Tokenizer.from_pretrained(tmp_path / "a" / "tokenizer"), PROMPTS)
     np.testing.assert_array_equal(ids, call(tokenizer, PROMPTS)[0])
     np.testing.assert_allclose(embeds, run(model.float(), ids, np.array(mask)), atol=2e-5)
-    again = t5_files.load_params(tmp_path / "b", ours.cfg)
+    again = text_encoder_files.load_params(tmp_path / "b", ours.cfg)
     jax.tree.map(np.testing.assert_array_equal, again, ours.params)
 
 
@@ -362,7 +362,10 @@ WQ = "encoder.block.1.layer.0.SelfAttention.q.weight"
         (remove("text_encoder/model-00002*"), r"lists \['model-00002-of-.* does not hold"),
         (remove("text_encoder/model*"), "holds no model.safetensors"),
         (rewrite(model_type="umt5"), "of type 'umt5'"),
-        (rewrite(feed_forward_proj=None), "feed_forward_proj 'relu': only T5 v1.1"),
+        (
+            rewrite(feed_forward_proj=None),
+            "feed_forward_proj is missing, which means 'relu'; supported: 'gated-g",
+        ),
         (rewrite(feed_forward_proj="gated-silu"), "'gated-silu'"),
         (rewrite(d_kv=None), "no positive number as d_kv"),
         (rewrite(num_layers=4), r"encoder.block.3.layer.0.SelfAttention"),
@@ -374,7 +377,10 @@ WQ = "encoder.block.1.layer.0.SelfAttention.q.weight"
         (truncate, "truncated"),
         (overwrite("text_encoder/config.json", b"{"), "not readable as JSON"),
         (overwrite("tokenizer/tokenizer_config.json", b"{"), "not readable as JSON"),
-        (overwrite("tokenizer/spiece.model", b"damaged"), "not readable as T5's vocabulary"),
+        (
+            overwrite("tokenizer/spiece.model", b"damaged"),
+            "not readable as the vocabulary of a 't5'",
+        ),
         (overwrite("tokenizer/spiece.model", b""), "is not T5's vocabulary: its ids of"),
     ],
 )
@@ -395,10 +401,10 @@ def test_arguments_that_make_no_sense_are_errors(encoder, tmp_path):
             encoder.encode(prompts)
     deeper = dataclasses.replace(encoder.cfg, num_layers=4)
     with pytest.raises(ValueError, match="are not those of"):
-        t5_files.save(tmp_path / "a", deeper, encoder.params)
-    t5_files.save(tmp_path / "b", encoder.cfg, encoder.params)
+        text_encoder_files.save(tmp_path / "a", deeper, encoder.params)
+    text_encoder_files.save(tmp_path / "b", encoder.cfg, encoder.params)
     with pytest.raises(ValueError, match="already holds safetensors"):
-        t5_files.save(tmp_path / "b", encoder.cfg, encoder.params)
+        text_encoder_files.save(tmp_path / "b", encoder.cfg, encoder.params)
 
 
 def test_no_torch_is_needed_and_transformers_only_for_a_vocabulary(pixart):

@@ -9,8 +9,9 @@ from ltx_jax.config import (
     DType,
     SamplingConfig,
     SchedulerConfig,
-    T5Config,
+    TextEncoderConfig,
     TransformerConfig,
+    UpsamplerConfig,
     VAEConfig,
 )
 from ltx_jax.models.vae import LatentStatistics
@@ -36,7 +37,10 @@ class Checkpoint:
     settings: SamplingConfig | None = None  # sampling settings stored with the model, if any
     # Configuration, parameters, caption length in tokens. Runs of train.py and exported folders may
     # hold a byte-level one; the official layouts have no place for it.
-    text_encoder: tuple[T5Config, Any, int] | None = None
+    text_encoder: tuple[TextEncoderConfig, Any, int] | None = None
+    # A latent upsampler is a checkpoint of its own: a file of its own, or a run that trains it.
+    upsampler: UpsamplerConfig | None = None
+    upsampler_params: Any = None
     # Tensors of the file that no network uses, under their names in the file.
     tolerated: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)  # of the file, raw

@@ -14,12 +14,13 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from ltx_jax import config
-from ltx_jax.checkpoints import official, t5_files, tensors
+from ltx_jax.checkpoints import official, tensors, text_encoder_files
 from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.config import DType, SamplingConfig
 from ltx_jax.runtime import files
 
 MODEL = "model.safetensors"
+UPSAMPLER = "upsampler.safetensors"
 TEXT_ENCODER, TOKENIZER = "text_encoder", "tokenizer"
 SETTINGS = "settings.json"
 
@@ -42,10 +43,10 @@ def read(folder: Path, *, mesh: Mesh | None = None, dtype: DType | None = None) 
     """
     checkpoint = official.read(folder / MODEL, mesh=mesh, dtype=dtype)
     checkpoint.settings = read_settings(folder)
-    max_tokens = t5_files.max_byte_tokens(folder / TOKENIZER)
+    max_tokens = text_encoder_files.max_byte_tokens(folder / TOKENIZER)
     if max_tokens is not None:
-        cfg = t5_files.read_config(folder / TEXT_ENCODER)
-        params = t5_files.load_params(folder / TEXT_ENCODER, cfg, mesh, dtype)
+        cfg = text_encoder_files.read_config(folder / TEXT_ENCODER)
+        params = text_encoder_files.load_params(folder / TEXT_ENCODER, cfg, mesh, dtype)
         checkpoint.text_encoder = cfg, params, max_tokens
         weights = sorted((folder / TEXT_ENCODER).glob("*.safetensors"))
         checkpoint.source_hash = tensors.fingerprint([folder / MODEL, *weights])

@@ -13,7 +13,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ltx_jax.config import DType, ExecutionConfig, TransformerConfig, UpsamplerConfig, VAEConfig
+from ltx_jax.config import (
+    DType,
+    ExecutionConfig,
+    TextEncoderConfig,
+    TransformerConfig,
+    UpsamplerConfig,
+    VAEConfig,
+)
+from ltx_jax.models.text_network import text_network
 from ltx_jax.models.transformer import Transformer, example_inputs
 from ltx_jax.models.upsampler import LatentUpsampler
 from ltx_jax.models.vae import VideoVAE
@@ -128,16 +136,25 @@ def vae_boxed(cfg: VAEConfig, dtype: DType = "float32") -> Any:
     return jax.eval_shape(init, jax.random.key(0), video)["params"]
 
 
-def upsampler_boxed(cfg: UpsamplerConfig) -> Any:
-    """Shapes and logical axes of a latent upsampler's parameters."""
+@functools.lru_cache(maxsize=8)
+def text_encoder_boxed(cfg: TextEncoderConfig, dtype: DType = "float32") -> Any:
+    """Shapes and logical axes of a text encoder's parameters, in `dtype`."""
+    ids = jax.ShapeDtypeStruct((1, 1), np.int32)
+    init = text_network(cfg, ExecutionConfig(param_dtype=dtype)).init
+    return jax.eval_shape(init, jax.random.key(0), ids, ids)["params"]
+
+
+def upsampler_boxed(cfg: UpsamplerConfig, dtype: DType = "float32") -> Any:
+    """Shapes and logical axes of a latent upsampler's parameters, in `dtype`."""
     latents = jax.ShapeDtypeStruct((1, 1, 2, 2, cfg.in_channels), np.float32)
-    return jax.eval_shape(LatentUpsampler(cfg).init, jax.random.key(0), latents)["params"]
+    init = LatentUpsampler(cfg, ExecutionConfig(param_dtype=dtype)).init
+    return jax.eval_shape(init, jax.random.key(0), latents)["params"]
 
 
 def transformer_leaves(boxed: Any) -> list[Leaf]:
     """The parameters of `transformer_boxed` and their official names."""
     leaves = []
-    for path, shape in _flatten(boxed):
+    for path, shape in flat(boxed):
         if path[0] == "blocks":
             name = _transformer_name(path[1:])
             names = tuple(f"transformer_blocks.{i}.{name}" for i in range(shape.shape[0]))
@@ -159,7 +176,7 @@ def _transformer_name(path: Path) -> str:
 
 def vae_leaves(cfg: VAEConfig, boxed: Any) -> list[Leaf]:
     """The parameters of `vae_boxed` and their official names."""
-    return [Leaf(path, shape.shape, (_vae_name(cfg, path),)) for path, shape in _flatten(boxed)]
+    return [Leaf(path, shape.shape, (_vae_name(cfg, path),)) for path, shape in flat(boxed)]
 
 
 def _vae_name(cfg: VAEConfig, path: Path) -> str:
@@ -199,12 +216,13 @@ def upsampler_leaves(boxed: Any) -> list[Leaf]:
         parts = [_UPSAMPLER_LIST.sub(r"\1.\2", module) for module in path[:-1]]
         return ".".join([*parts, "weight" if path[-1] in _WEIGHTS else path[-1]])
 
-    return [Leaf(path, shape.shape, (name(path),)) for path, shape in _flatten(boxed)]
+    return [Leaf(path, shape.shape, (name(path),)) for path, shape in flat(boxed)]
 
 
-def _flatten(boxed: Any) -> list[tuple[Path, jax.ShapeDtypeStruct]]:
-    flat = jax.tree_util.tree_flatten_with_path(sharding.unbox(boxed))[0]
-    return [(tuple(entry.key for entry in path), shape) for path, shape in flat]
+def flat(params: Any) -> list[tuple[Path, Any]]:
+    """Path and array (or shape) of every parameter."""
+    leaves = jax.tree.leaves_with_path(sharding.unbox(params))
+    return [(tuple(entry.key for entry in path), array) for path, array in leaves]
 
 
 def stored_shapes(leaves: Iterable[Leaf]) -> dict[str, tuple[int, ...]]:

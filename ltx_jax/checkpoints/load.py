@@ -74,11 +74,21 @@ def own_settings(path_or_hub_id: str | Path) -> SamplingConfig | None:
 def load_upsampler(
     path_or_hub_id: str | Path, *, mesh: Mesh | None = None, dtype: DType | None = None
 ) -> tuple[UpsamplerConfig, Any]:
-    """Loads a latent upsampler's file: its configuration and its parameters.
+    """Loads a latent upsampler: its configuration and its parameters.
+
+    Args:
+      path_or_hub_id: its official file, or a run that trained it.
+      mesh: lays the parameters out by their logical axes; None puts them on the default device.
+      dtype: of the parameters; None keeps what is stored.
 
     Raises:
       ValueError: as `load_checkpoint` does.
     """
+    if run_config.is_run(path_or_hub_id):
+        cfg = run_config.read_config(path_or_hub_id).model
+        if not isinstance(cfg, UpsamplerConfig):
+            raise ValueError(f"{path_or_hub_id} is a run that trains no latent upsampler")
+        return cfg, load_checkpoint(path_or_hub_id, mesh=mesh, dtype=dtype).upsampler_params
     path = hub.resolve(path_or_hub_id)
     _refuse_others(path)
     return official.read_upsampler(path, mesh=mesh, dtype=dtype)
@@ -89,7 +99,7 @@ def _cast(checkpoint: Checkpoint, dtype: DType | None) -> Checkpoint:
     if dtype is None:
         return checkpoint
     changes: dict[str, Any] = {}
-    for name in ("transformer_params", "vae_params"):
+    for name in ("transformer_params", "vae_params", "upsampler_params"):
         changes[name] = jax.tree.map(lambda x: x.astype(dtype), getattr(checkpoint, name))
     if checkpoint.text_encoder is not None:
         cfg, params, max_tokens = checkpoint.text_encoder

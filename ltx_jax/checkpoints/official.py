@@ -3,6 +3,8 @@
 Layout as in the loaders upstream (transformer3d.py, causal_video_autoencoder.py, rf.py).
 """
 
+import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -252,22 +254,8 @@ def official_tensors(checkpoint: Checkpoint) -> dict[str, Pending]:
         raise ValueError("this checkpoint has neither a transformer nor a VAE to write")
     entries: dict[str, Pending] = {}
     for prefix, leaves, params in parts:
-        flat = _flatten(params)
-        shapes = {leaf.path: leaf.shape for leaf in leaves}
-        if {path: tuple(np.shape(array)) for path, array in flat.items()} != shapes:
-            wrong = [
-                "/".join(path)
-                for path in {**shapes, **flat}
-                if path not in flat
-                or path not in shapes
-                or tuple(np.shape(flat[path])) != shapes[path]
-            ]
-            raise ValueError(f"the parameters do not fit the configuration: {wrong[:5]}")
-        for leaf in leaves:
-            array = flat[leaf.path]
-            pending = placement.pending(leaf, array)
-            for name, tensor in zip(leaf.names, pending, strict=True):
-                entries[prefix + name] = _narrowed(tensor, checkpoint.dtypes.get(prefix + name))
+        for name, tensor in _entries(leaves, params).items():
+            entries[prefix + name] = _narrowed(tensor, checkpoint.dtypes.get(prefix + name))
     if checkpoint.statistics is not None:
         for name, array in (
             (STATISTICS_STD, checkpoint.statistics.std),
@@ -277,16 +265,29 @@ def official_tensors(checkpoint: Checkpoint) -> dict[str, Pending]:
     return entries
 
 
+def _entries(leaves: list[Leaf], params: Any) -> dict[str, Pending]:
+    """A network's tensors by official name, without a prefix."""
+    flat = dict(keys.flat(params))
+    shapes = {leaf.path: leaf.shape for leaf in leaves}
+    if {path: tuple(np.shape(array)) for path, array in flat.items()} != shapes:
+        wrong = [
+            "/".join(path)
+            for path in {**shapes, **flat}
+            if path not in flat or path not in shapes or tuple(np.shape(flat[path])) != shapes[path]
+        ]
+        raise ValueError(f"the parameters do not fit the configuration: {wrong[:5]}")
+    return {
+        name: tensor
+        for leaf in leaves
+        for name, tensor in zip(leaf.names, placement.pending(leaf, flat[leaf.path]), strict=True)
+    }
+
+
 def _narrowed(tensor: Pending, dtype: str | None) -> Pending:
     if dtype is None:
         return tensor
     kind = np.dtype(dtype)
     return Pending(kind, tensor.shape, lambda: tensor.make().astype(kind))
-
-
-def _flatten(params: Any) -> dict[keys.Path, Any]:
-    flat = jax.tree_util.tree_flatten_with_path(params)[0]
-    return {tuple(entry.key for entry in path): array for path, array in flat}
 
 
 def metadata(checkpoint: Checkpoint) -> dict[str, str]:
@@ -327,3 +328,14 @@ def read_upsampler(
     leaves = keys.upsampler_leaves(boxed)
     placement.check(str(path), "a latent upsampler", leaves, file.tensors)
     return cfg, placement.read(leaves, boxed, file.tensors, mesh, dtype)
+
+
+def write_upsampler(path: Path, cfg: UpsamplerConfig, params: Any) -> None:
+    """Writes what `read_upsampler` reads; parameters keep their dtype.
+
+    Raises:
+      ValueError: if the parameters do not fit the configuration, or the place cannot be written.
+    """
+    entries = _entries(keys.upsampler_leaves(keys.upsampler_boxed(cfg)), params)
+    raw = {"_class_name": "LatentUpsampler", **dataclasses.asdict(cfg)}
+    tensors.write_file(path, entries, {"config": json.dumps(raw)})

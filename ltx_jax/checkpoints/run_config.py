@@ -14,7 +14,7 @@ from etils import epath
 
 from ltx_jax import config
 from ltx_jax.checkpoints.lock import is_address
-from ltx_jax.config import ExecutionConfig, TrainConfig, VAEConfig
+from ltx_jax.config import ExecutionConfig, T5Config, TrainConfig, VAEConfig, dump, subclasses
 from ltx_jax.runtime import files
 
 CONFIG = "config.json"
@@ -34,12 +34,6 @@ class StoredVAE(NamedTuple):
 
     cfg: VAEConfig
     execution: ExecutionConfig
-
-
-def _kinds() -> dict[str, type[TrainConfig]]:
-    """The types of runs' configurations by name; those of stages outside this package are among
-    them once their modules are loaded."""
-    return {kind.__name__: kind for kind in TrainConfig.__subclasses__()}
 
 
 def locate(path: str | os.PathLike[str]) -> epath.Path:
@@ -71,20 +65,22 @@ def is_run(path: str | os.PathLike[str]) -> bool:
     """Whether a folder is a run of ltx-train, or a step of one."""
     try:
         content = json.loads((split(path)[0] / CONFIG).read_text())
-        return content.get("type") in _kinds()
+        return content.get("type") in subclasses(TrainConfig)
     except (OSError, ValueError, AttributeError):
         return False
 
 
 def write_config(folder: str | os.PathLike[str], cfg: TrainConfig) -> None:
     """Writes a configuration with the name of its type, whole or not at all."""
-    _write(folder, {"type": type(cfg).__name__, "config": dataclasses.asdict(cfg)})
+    content = dump(cfg)
+    _write(folder, {"type": content.pop("type"), "config": content})
 
 
 def read_config(path: str | os.PathLike[str]) -> Any:
     """Reads what `write_config` wrote; fields that the file lacks take their defaults.
 
-    Older versions kept the settings of execution among those of the networks; both are read.
+    Older versions kept the settings of execution among those of the networks, and had T5s alone
+    as text encoders; both are read.
 
     Args:
       path: the folder that it was written to, or a step of that run.
@@ -94,11 +90,13 @@ def read_config(path: str | os.PathLike[str]) -> Any:
     """
 
     def parse(content: Any) -> Any:
-        kind, raw = _kinds()[content["type"]], dict(content["config"])
+        raw = dict(content["config"])
         for network, execution in _OLD_EXECUTION.items():
             if network in raw and execution not in raw:
                 raw[network], raw[execution] = _parted(raw[network])
-        return config.build(kind, raw, "config")
+        if "text_encoder" in raw:
+            raw["text_encoder"] = {"type": T5Config.__name__, **raw["text_encoder"]}
+        return config.build(TrainConfig, {**raw, "type": content["type"]}, "config")
 
     return _read(path, parse)
 
@@ -179,7 +177,9 @@ def check_same(stored: Any, current: Any, folder: epath.Path) -> None:
             f"{folder} holds a {type(stored).__name__} run, not {type(current).__name__}: "
             "choose another --run.output"
         )
-    for (name, old), (_, new) in zip(_flat(stored), _flat(current), strict=True):
+    before, now = dict(_flat(stored)), dict(_flat(current))
+    for name in {**before, **now}:
+        old, new = before.get(name), now.get(name)
         if old != new and not may_change(name):
             raise ValueError(
                 f"{folder} was started with {name} = {old!r}, and now it is {new!r}: choose "
@@ -188,6 +188,8 @@ def check_same(stored: Any, current: Any, folder: epath.Path) -> None:
 
 
 def _flat(cfg: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if prefix:
+        yield prefix + "type", type(cfg).__name__
     for field in dataclasses.fields(cfg):
         value = getattr(cfg, field.name)
         if dataclasses.is_dataclass(value):

@@ -43,12 +43,11 @@ from ltx_jax.checkpoints.run_config import (
 from ltx_jax.config import (
     ExecutionConfig,
     RunConfig,
-    T5Config,
     TrainConfig,
     TrainTransformer,
-    TrainVAE,
+    UpsamplerConfig,
+    VAEConfig,
 )
-from ltx_jax.models.t5 import T5Encoder
 from ltx_jax.models.vae import LatentStatistics
 from ltx_jax.runtime import sharding
 
@@ -291,12 +290,6 @@ def _placed(boxed: Any, mesh: Mesh | None) -> Any:
     )
 
 
-def _text_encoder_boxed(cfg: T5Config, execution: ExecutionConfig) -> Any:
-    ids = jax.ShapeDtypeStruct((1, 1), np.int32)
-    init = T5Encoder(cfg, execution).init
-    return jax.eval_shape(init, jax.random.key(0), ids, ids)["params"]
-
-
 def _statistics_shapes(channels: int, mesh: Mesh | None) -> Any:
     vector = jax.ShapeDtypeStruct((channels,), np.float32)
     return _placed({"mean": vector, "std": vector}, mesh)
@@ -329,7 +322,7 @@ def load_run(
         part, dtype = "ema" if ema else "params", cfg.execution.param_dtype
         checkpoint = Checkpoint(metadata={"run": folder.name, "step": str(step), "weights": part})
         checkpoint.source_hash = _fingerprint(folder / STEPS / str(step))
-        if isinstance(cfg, TrainVAE):
+        if isinstance(cfg.model, VAEConfig):
             shapes = {
                 part: _placed(keys.vae_boxed(cfg.model, dtype), mesh),
                 "statistics": _statistics_shapes(cfg.model.latent_channels, mesh),
@@ -339,11 +332,18 @@ def load_run(
             checkpoint.vae_params = restored[part]
             checkpoint.statistics = LatentStatistics(**restored["statistics"])
             return checkpoint
+        if isinstance(cfg.model, UpsamplerConfig):
+            boxed = {"upsampler": keys.upsampler_boxed(cfg.model, dtype)}
+            restored = _restore(manager, {part: _placed(boxed, mesh)}, folder, step)[part]
+            checkpoint.upsampler = cfg.model
+            checkpoint.upsampler_params = restored["upsampler"]
+            return checkpoint
         if not isinstance(cfg, TrainTransformer):
             raise ValueError(f"{folder} is a {type(cfg).__name__} run, and holds no model to load")
         boxed = {"transformer": keys.transformer_boxed(cfg.model, dtype)}
         if cfg.captions == "train":
-            boxed["text_encoder"] = _text_encoder_boxed(cfg.text_encoder, cfg.text_execution)
+            text_dtype = cfg.text_execution.param_dtype
+            boxed["text_encoder"] = keys.text_encoder_boxed(cfg.text_encoder, text_dtype)
         restored = _restore(manager, {part: _placed(boxed, mesh)}, folder, step)[part]
     checkpoint.transformer = cfg.model
     checkpoint.transformer_params = restored["transformer"]

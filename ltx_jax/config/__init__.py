@@ -4,7 +4,7 @@ Imports nothing from other packages of `ltx_jax`, so that `--help` appears at on
 """
 
 from ltx_jax.config.files import load, load_sampling, read_json, read_sampling_json
-from ltx_jax.config.from_json import build, nearest
+from ltx_jax.config.from_json import build, dump, nearest, subclasses
 from ltx_jax.config.networks import (
     AttentionForm,
     BlockConfig,
@@ -15,6 +15,7 @@ from ltx_jax.config.networks import (
     MeshConfig,
     Remat,
     T5Config,
+    TextEncoderConfig,
     TransformerConfig,
     UpsamplerConfig,
     VAEConfig,
@@ -85,6 +86,7 @@ __all__ = [
     "StoreConfig",
     "T5Config",
     "TextConfig",
+    "TextEncoderConfig",
     "TrainConfig",
     "TrainTransformer",
     "TrainVAE",
@@ -93,10 +95,12 @@ __all__ = [
     "VAEConfig",
     "VAELossConfig",
     "build",
+    "dump",
     "load",
     "load_sampling",
     "nearest",
     "read_json",
     "read_sampling_json",
     "sampling_options",
+    "subclasses",
 ]

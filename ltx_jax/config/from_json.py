@@ -1,4 +1,4 @@
-"""Reads settings from JSON into their dataclasses."""
+"""Writes settings as JSON, and reads them from JSON into their dataclasses."""
 
 import dataclasses
 import difflib
@@ -12,11 +12,37 @@ _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 100
 
 
+def subclasses(base: type) -> dict[str, type[Any]]:
+    """The dataclasses that derive from `base`, by name; those of a module that is not loaded are
+    not among them."""
+    kinds = {}
+    for kind in base.__subclasses__():
+        kinds |= {kind.__name__: kind} if dataclasses.is_dataclass(kind) else {}
+        kinds |= subclasses(kind)
+    return kinds
+
+
+def dump(value: Any) -> Any:
+    """The inverse of `build`: dictionaries and lists in place of dataclasses and tuples.
+
+    A dataclass that derives from a plain class (`TextEncoderConfig`) also gets an entry `type`, the
+    name of its own class.
+    """
+    if isinstance(value, tuple | list):
+        return [dump(item) for item in value]
+    if not dataclasses.is_dataclass(value):
+        return value
+    fields = {field.name: dump(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    own, *bases, _ = type(value).__mro__
+    chosen = any(not dataclasses.is_dataclass(base) for base in bases)
+    return {"type": own.__name__, **fields} if chosen else fields
+
+
 def build(kind: Any, value: Any, where: str) -> Any:
-    """The inverse of `dataclasses.asdict` followed by JSON; absent fields take their defaults.
+    """The inverse of `dump`, also after JSON; absent fields take their defaults.
 
     Args:
-      kind: a dataclass, or the type of one of its fields.
+      kind: a dataclass, a plain class that dataclasses derive from, or the type of a field.
       value: its form in JSON.
       where: names the value in errors.
 
@@ -24,6 +50,13 @@ def build(kind: Any, value: Any, where: str) -> Any:
       ValueError: for fields that do not exist, and values of another type.
     """
     origin, args = typing.get_origin(kind), typing.get_args(kind)
+    plain_class = isinstance(kind, type) and not dataclasses.is_dataclass(kind)
+    kinds = subclasses(kind) if plain_class and isinstance(value, dict) else {}
+    if kinds:
+        name, value = value.get("type"), {k: v for k, v in value.items() if k != "type"}
+        if name not in kinds:
+            raise ValueError(f"{where}.type must be one of {', '.join(kinds)}, got {name!r}")
+        kind = kinds[name]
     if origin in (typing.Union, types.UnionType):
         return build(_option(args, value), value, where)
     if dataclasses.is_dataclass(kind):

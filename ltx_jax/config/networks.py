@@ -5,7 +5,7 @@ released checkpoints.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 DType = Literal["float32", "bfloat16", "float16"]
 Remat = Literal["none", "dots", "full", "attention"]
@@ -148,9 +148,35 @@ def _count(cfg: VAEConfig, *names: str) -> int:
     return sum(block.name.removesuffix("_res") in names for block in cfg.encoder_blocks)
 
 
+class TextEncoderConfig:
+    """The base of the text encoders' configurations, dataclasses with the names of transformers.
+
+    Attributes:
+      network: "module:name" of the network, an `ltx_jax.models.text_network.TextNetwork`.
+      model_type: name of the family in the `config.json` of transformers.
+      width_field: which field says how many channels the embeddings have.
+      vocab_size: number of token ids.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]  # subclasses are dataclasses
+    network: ClassVar[str]
+    model_type: ClassVar[str]
+    width_field: ClassVar[str] = "hidden_size"
+    vocab_size: int
+
+    @property
+    def width(self) -> int:
+        """Channels of the embeddings."""
+        return getattr(self, self.width_field)
+
+
 @dataclasses.dataclass(frozen=True)
-class T5Config:
-    """A T5 v1.1 encoder (gated GELU). Defaults are T5-XXL; names are those of transformers."""
+class T5Config(TextEncoderConfig):
+    """A T5 v1.1 encoder (gated GELU). Defaults are T5-XXL."""
+
+    network: ClassVar[str] = "ltx_jax.models.t5:T5Encoder"
+    model_type: ClassVar[str] = "t5"
+    width_field: ClassVar[str] = "d_model"
 
     vocab_size: int = 32_128
     d_model: int = 4096

@@ -105,7 +105,7 @@ class SampleConfig(SamplingConfig):
     # saves memory.
     linears: Linears | None = None
     mesh: MeshConfig = MeshConfig()  # the mesh of several devices; by default one device is used
-    # A latent upsampler's file: sample small, enlarge, refine. None: one pass.
+    # A latent upsampler, a file or a run: sample small, enlarge, refine. None: one pass.
     spatial_upscaler: str | None = None
     downscale_factor: float = 0.6666666  # size of the first pass, as a fraction of the video's
     second_pass: SamplingConfig | None = None  # schedule and guidance of the refining pass

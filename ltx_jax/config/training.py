@@ -9,6 +9,7 @@ from ltx_jax.config.networks import (
     ExecutionConfig,
     MeshConfig,
     T5Config,
+    TextEncoderConfig,
     TransformerConfig,
     VAEConfig,
     require,
@@ -279,10 +280,14 @@ class TrainConfig:
 
     Attributes:
       stage: "module:name" of the class that trains it, an `ltx_jax.training.stage.Stage`.
+      model: the network that is trained. A `VAEConfig`, `TransformerConfig` or `UpsamplerConfig`
+        makes the run a checkpoint.
     """
 
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]  # subclasses are dataclasses
     stage: ClassVar[str]
+    model: Any
+    execution: ExecutionConfig
     data: DataConfig
     optim: OptimConfig
     run: RunConfig
@@ -343,9 +348,9 @@ class TrainTransformer(TrainConfig):
     vae: str  # anything `--checkpoint` of ltx-sample takes
     execution: ExecutionConfig = ExecutionConfig()
     captions: Literal["train", "frozen", "cached"] = "train"
-    text_encoder: T5Config = T5Config()
+    text_encoder: TextEncoderConfig = T5Config()
     text_execution: ExecutionConfig = ExecutionConfig()  # dtypes of a text encoder that trains
-    text_encoder_path: str | None = None  # a T5 folder or repository, for frozen captions
+    text_encoder_path: str | None = None  # its folder or repository, for frozen captions
     max_caption_tokens: int = 128
     scheduler: SchedulerConfig = SchedulerConfig()
     flow: FlowConfig = FlowConfig()
@@ -357,10 +362,11 @@ class TrainTransformer(TrainConfig):
 
     def __post_init__(self):
         require(
-            self.captions != "train" or self.text_encoder.d_model == self.model.caption_channels,
-            f"the text encoder is {self.text_encoder.d_model} wide and the transformer expects "
-            f"captions {self.model.caption_channels} wide: set text_encoder.d_model and "
-            "model.caption_channels to the same number",
+            self.captions != "train" or self.text_encoder.width == self.model.caption_channels,
+            f"the text encoder is {self.text_encoder.width} wide and the transformer expects "
+            f"captions {self.model.caption_channels} wide: set "
+            f"text_encoder.{self.text_encoder.width_field} and model.caption_channels to the same "
+            "number",
         )
         require(
             self.captions != "frozen" or self.text_encoder_path is not None,

@@ -86,7 +86,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_text_encoder(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--text_encoder", help="T5 folder, if the checkpoint contains none")
+    parser.add_argument("--text_encoder", help="its folder, if the checkpoint contains none")
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:

@@ -146,7 +146,7 @@ def encode(
     counts = _counts(cfg, sources, examples)
     shards = list(_shards(counts, shard_size))
     data = dataclasses.asdict(cfg.data)
-    embedding_width = None if text_encoder is None else text_encoder.cfg.d_model
+    embedding_width = None if text_encoder is None else text_encoder.cfg.width
     context_shapes = cfg.model.context_shapes
     writer = dataset.DatasetWriter(
         output,

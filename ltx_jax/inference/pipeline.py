@@ -119,9 +119,9 @@ class LTXPipeline:
             cfg, params, max_tokens = checkpoint.text_encoder
             computing = ExecutionConfig(dtype=dtype)
             text_encoder = TextEncoder(ByteTokenizer(), cfg, params, max_tokens, mesh, computing)
-        if text_encoder is not None and text_encoder.cfg.d_model != transformer.caption_channels:
+        if text_encoder is not None and text_encoder.cfg.width != transformer.caption_channels:
             raise ValueError(
-                f"this text encoder makes embeddings {text_encoder.cfg.d_model} wide and the "
+                f"this text encoder makes embeddings {text_encoder.cfg.width} wide and the "
                 f"transformer was trained with {transformer.caption_channels}; released "
                 f"checkpoints use the T5-XXL of PixArt-alpha/PixArt-XL-2-1024-MS"
             )
@@ -175,8 +175,8 @@ class LTXPipeline:
           checkpoint: a safetensors file, a diffusers directory, a training run of this library or
             an export of one, a hub id, or "embedded" for the small model that is part of this
             package.
-          text_encoder: a directory or hub id of a T5 encoder. None uses the checkpoint's own; if it
-            has none, calls need embeddings instead of prompts.
+          text_encoder: a directory or hub id of a text encoder. None uses the checkpoint's own; if
+            it has none, calls need embeddings instead of prompts.
           dtype: dtype of the computation, as in the constructor; guidance and latents are always
             float32.
           param_dtype: dtype of the stored parameters; None means `dtype`, or bfloat16 if that is

@@ -5,8 +5,8 @@ biases. Pre-norm with RMSNorm, attention scores without a scale, and one table o
 biases that every layer shares. `T5EncoderModel` of transformers is the reference.
 """
 
-import functools
 import math
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,8 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from ltx_jax.config import ExecutionConfig, T5Config
-from ltx_jax.models.layers import RMSNorm, dot_general, param
+from ltx_jax.models.layers import param
+from ltx_jax.models.text_network import TextNetwork, TokenEmbedding, linear, rms_norm
 from ltx_jax.runtime.sharding import constrain
 
 
@@ -48,45 +49,6 @@ def relative_buckets(length: int, num_buckets: int, max_distance: int) -> Int[np
     return (row + np.where(offset > 0, half, 0)).astype(np.int32)
 
 
-def _linear(
-    execution: ExecutionConfig,
-    features: int,
-    axes: tuple[str, str],
-    scale: float,
-    name: str,
-    dtype: str | None = None,
-) -> nn.Dense:
-    """A linear layer without bias that accumulates and returns float32."""
-    return nn.Dense(
-        features,
-        use_bias=False,
-        dtype=dtype or execution.dtype,
-        param_dtype=execution.param_dtype,
-        kernel_init=param(axes, nn.initializers.normal(scale)),
-        dot_general=functools.partial(dot_general, preferred_element_type=jnp.float32),
-        name=name,
-    )
-
-
-class Embedding(nn.Module):
-    """The token embeddings, as float32."""
-
-    cfg: T5Config
-    execution: ExecutionConfig = ExecutionConfig()
-
-    @nn.compact
-    def __call__(self, token_ids: Int[Array, "b m"]) -> Float[Array, "b m d"]:
-        cfg = self.cfg
-        init = param((None, "embed"), nn.initializers.normal(1.0))
-        table = self.param(
-            "embedding", init, (cfg.vocab_size, cfg.d_model), self.execution.param_dtype
-        )
-        # FSDP gathers the table like other parameters; without this, XLA replicates the result.
-        table = constrain(table, None, None)
-        token_ids = constrain(token_ids, "batch", None)
-        return jnp.take(table, token_ids, axis=0).astype(jnp.float32)
-
-
 class Attention(nn.Module):
     """Self-attention with an additive bias and no scale; softmax in float32."""
 
@@ -101,7 +63,7 @@ class Attention(nn.Module):
         width = cfg.num_heads * cfg.d_kv
 
         def heads(name: str, scale: float) -> Array:
-            h = _linear(execution, width, ("embed", "heads"), scale, name)(x)
+            h = linear(execution, width, ("embed", "heads"), name, scale=scale)(x)
             return h.reshape(*x.shape[:2], cfg.num_heads, cfg.d_kv).astype(execution.dtype)
 
         # Scores have no scale; the initial deviation of the queries makes up for it.
@@ -114,7 +76,7 @@ class Attention(nn.Module):
         weights = jax.nn.softmax(scores, axis=-1).astype(execution.dtype)
         h = jnp.einsum("bknm,bmke->bnke", weights, v, preferred_element_type=jnp.float32)
         h = constrain(h.reshape(*x.shape[:2], width), "batch", None, "act_heads")
-        return _linear(execution, cfg.d_model, ("heads", "embed"), width**-0.5, "o")(h)
+        return linear(execution, cfg.d_model, ("heads", "embed"), "o", scale=width**-0.5)(h)
 
 
 class FeedForward(nn.Module):
@@ -127,13 +89,15 @@ class FeedForward(nn.Module):
     def __call__(self, x: Float[Array, "b m d"]) -> Float[Array, "b m d"]:
         cfg, execution = self.cfg, self.execution
         axes, scale = ("embed", "mlp"), cfg.d_model**-0.5
-        gate = _linear(execution, cfg.d_ff, axes, scale, "wi_0")(x)
-        h = nn.gelu(gate) * _linear(execution, cfg.d_ff, axes, scale, "wi_1")(x)
+        gate = linear(execution, cfg.d_ff, axes, "wi_0", scale=scale)(x)
+        h = nn.gelu(gate) * linear(execution, cfg.d_ff, axes, "wi_1", scale=scale)(x)
         h = constrain(h, "batch", None, "act_mlp")
         # The released weights drive the output of this matmul past 65504, the largest float16.
         # bfloat16 has the range of float32, and the matmul accumulates in float32 anyway.
         dtype = "float32" if execution.dtype == "float16" else execution.dtype
-        return _linear(execution, cfg.d_model, ("mlp", "embed"), cfg.d_ff**-0.5, "wo", dtype)(h)
+        scale = cfg.d_ff**-0.5
+        output = linear(execution, cfg.d_model, ("mlp", "embed"), "wo", scale=scale, dtype=dtype)
+        return output(h)
 
 
 class Block(nn.Module):
@@ -153,11 +117,7 @@ class Block(nn.Module):
         return constrain(x, "batch", None, "act_embed"), None
 
 
-def _norm(cfg: T5Config, execution: ExecutionConfig, name: str) -> RMSNorm:
-    return RMSNorm(cfg.layer_norm_epsilon, ("embed",), execution.param_dtype, name=name)
-
-
-class T5Encoder(nn.Module):
+class T5Encoder(TextNetwork):
     """Maps token ids to embeddings in `execution.dtype`.
 
     `mask` is 1 at tokens and 0 at padding; no token attends to padding, but the embeddings at
@@ -165,13 +125,21 @@ class T5Encoder(nn.Module):
     drive it past the range of float16, and bfloat16 would round it twice per layer.
     """
 
-    cfg: T5Config
-    execution: ExecutionConfig = ExecutionConfig()
+    identity_parameters = ("relative_attention_bias", "final_norm/scale")
+    file_settings: ClassVar = {"feed_forward_proj": (("gated-gelu",), "relu")}
+    file_optional = (
+        "relative_attention_num_buckets",
+        "relative_attention_max_distance",
+        "layer_norm_epsilon",
+    )
+    # The second name of the shared embedding, and the decoder of a whole T5.
+    file_ignored = r"encoder\.embed_tokens\.weight|decoder\..*|lm_head\.weight.*"
 
     @nn.compact
     def __call__(
         self, token_ids: Int[Array, "b m"], mask: Int[Array, "b m"]
     ) -> Float[Array, "b m d"]:
+        """The embeddings."""
         cfg, execution = self.cfg, self.execution
         buckets = relative_buckets(
             token_ids.shape[1],
@@ -186,16 +154,49 @@ class T5Encoder(nn.Module):
         )
         bias = jnp.take(table.astype(jnp.float32).T, buckets, axis=1)[None]
 
-        x = constrain(
-            Embedding(cfg, execution, name="shared")(token_ids), "batch", None, "act_embed"
-        )
-        blocks = nn.scan(
-            Block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
-            length=cfg.num_layers,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )
-        x, _ = blocks(cfg, execution, name="blocks")(x, bias, mask)
-        return _norm(cfg, execution, "final_norm")(x).astype(execution.dtype)
+        embedding = TokenEmbedding(cfg.vocab_size, cfg.d_model, execution, name="shared")
+        x = constrain(embedding(token_ids), "batch", None, "act_embed")
+        x = self.repeat(Block, cfg.num_layers, "blocks", x, bias, mask)
+        norm = rms_norm(execution, cfg.layer_norm_epsilon, "final_norm")
+        return norm(x).astype(execution.dtype)
+
+    @classmethod
+    def file_name(cls, path: tuple[str, ...]) -> str:
+        """The name in the files of transformers."""
+        if path[0] == "blocks":
+            return f"encoder.block.{{}}.layer.{_LAYER_NAMES['/'.join(path[1:])]}.weight"
+        return f"{_OTHER_NAMES['/'.join(path)]}.weight"
+
+    @classmethod
+    def file_extras(cls, cfg: T5Config) -> dict[str, Any]:
+        """What transformers writes for an encoder alone."""
+        return {
+            "architectures": ["T5EncoderModel"],
+            "num_decoder_layers": cfg.num_layers,
+            "dense_act_fn": "gelu_new",
+            "is_gated_act": True,
+            "is_encoder_decoder": False,
+            "use_cache": False,
+            "dropout_rate": 0.0,
+            "pad_token_id": 0,
+            "eos_token_id": 1,
+        }
+
+
+# Names in the files of transformers.
+_OTHER_NAMES = {
+    "shared/embedding": "shared",
+    "relative_attention_bias": "encoder.block.0.layer.0.SelfAttention.relative_attention_bias",
+    "final_norm/scale": "encoder.final_layer_norm",
+}
+_LAYER_NAMES = {
+    "attention_norm/scale": "0.layer_norm",
+    "attention/q/kernel": "0.SelfAttention.q",
+    "attention/k/kernel": "0.SelfAttention.k",
+    "attention/v/kernel": "0.SelfAttention.v",
+    "attention/o/kernel": "0.SelfAttention.o",
+    "ff_norm/scale": "1.layer_norm",
+    "ff/wi_0/kernel": "1.DenseReluDense.wi_0",
+    "ff/wi_1/kernel": "1.DenseReluDense.wi_1",
+    "ff/wo/kernel": "1.DenseReluDense.wo",
+}

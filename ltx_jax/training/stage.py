@@ -7,7 +7,6 @@ and planning work with any stage.
 
 import abc
 import dataclasses
-import importlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -19,6 +18,7 @@ from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.config import BucketConfig, TrainConfig
 from ltx_jax.data.loader import Batch
 from ltx_jax.data.sources import Encoding
+from ltx_jax.runtime.lazy import load_named
 from ltx_jax.training.optim import MAIN, Optimizer
 from ltx_jax.training.state import TrainState
 
@@ -218,8 +218,4 @@ def stage_class(cfg: TrainConfig) -> type[Stage]:
     Raises:
       ValueError: if there is no such class.
     """
-    module, _, name = cfg.stage.partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"{type(cfg).__name__}.stage = {cfg.stage!r}: {error}") from error
+    return load_named(cfg.stage, f"{type(cfg).__name__}.stage")

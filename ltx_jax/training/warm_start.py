@@ -44,8 +44,7 @@ def first_state(stage: Stage, plan: StatePlan) -> TrainState:
     for name in plan.shapes.params.keys() - weights.params.keys():
         _log.info("%s: initialised at random, the checkpoint has none", name)
     tensors = _select(run, dict(flat_tensors(weights.params)), dict(flat_tensors(targets)))
-    for checkpoint_cfg, run_cfg in weights.configs:
-        _check_settings(run, checkpoint_cfg, run_cfg)
+    _check_settings(run, weights.configs)
     return plan.make(_nested(tensors), weights.statistics)
 
 
@@ -121,22 +120,33 @@ def _nested(tensors: _Tensors) -> dict[str, Any]:
     return tree
 
 
-def _check_settings(run: RunConfig, checkpoint_cfg: Any, run_cfg: Any) -> None:
-    """Checks that two configurations of a network agree: weights of equal shapes may still belong
-    to different computations (number of heads, padding, scales)."""
-    names = [field.name for field in dataclasses.fields(run_cfg)]
+def _check_settings(run: RunConfig, configs: Sequence[tuple[Any, Any]]) -> None:
+    """Checks that configurations of the checkpoint and of the run agree, pair by pair: weights of
+    equal shapes may still belong to different computations (number of heads, padding, scales)."""
+    pairs = [(_settings(checkpoint_cfg), _settings(run_cfg)) for checkpoint_cfg, run_cfg in configs]
+    names = [name for _, settings in pairs for name in settings]
     allowed = _matching("init_settings", run.init_settings, names)
-    for name in names:
-        old, new = (_plain(getattr(cfg, name)) for cfg in (checkpoint_cfg, run_cfg))
-        if old == new:
-            continue
-        if name not in allowed:
-            raise ValueError(
-                f"--run.init_from {run.init_from} was trained with {name} = {old!r}, and this "
-                f"config has {new!r}, with which its weights compute something else. "
-                f"--run.init_settings {name} allows it"
-            )
-        _log.info("%s = %r in the checkpoint, %r in this run", name, old, new)
+    for checkpoint_settings, run_settings in pairs:
+        # Configurations of two types have no settings in common.
+        same_type = checkpoint_settings["type"] == run_settings["type"]
+        for name in run_settings if same_type else ["type"]:
+            old, new = checkpoint_settings[name], run_settings[name]
+            if old == new:
+                continue
+            if name not in allowed:
+                raise ValueError(
+                    f"--run.init_from {run.init_from} was trained with {name} = {old!r}, and this "
+                    f"config has {new!r}, with which its weights compute something else. "
+                    f"--run.init_settings {name} allows it"
+                )
+            _log.info("%s = %r in the checkpoint, %r in this run", name, old, new)
+
+
+def _settings(cfg: Any) -> dict[str, Any]:
+    """The name of a configuration's type, and its settings."""
+    fields = dataclasses.fields(cfg)
+    values = {field.name: _plain(getattr(cfg, field.name)) for field in fields}
+    return {"type": type(cfg).__name__, **values}
 
 
 def _plain(value: Any) -> Any:

@@ -22,7 +22,7 @@ from ltx_jax.data.sources import Encoding, is_endless, select_context
 from ltx_jax.inference import text_encoder
 from ltx_jax.inference.text_encoder import ByteTokenizer, TextEncoder
 from ltx_jax.models import convolution
-from ltx_jax.models.t5 import T5Encoder
+from ltx_jax.models.text_network import text_network
 from ltx_jax.models.vae import LatentStatistics, Posterior, VideoVAE
 from ltx_jax.pixels import from_bytes
 from ltx_jax.runtime import sharding
@@ -86,9 +86,9 @@ def _load_encoder(cfg: TrainTransformer, mesh: Mesh) -> TextEncoder:
     path = cfg.text_encoder_path or ""
     tokens, width = cfg.max_caption_tokens, cfg.model.caption_channels
     encoder = TextEncoder.load(path, dtype=cfg.execution.dtype, max_tokens=tokens, mesh=mesh)
-    if encoder.cfg.d_model != width:
+    if encoder.cfg.width != width:
         raise ValueError(
-            f"the text encoder of {path} is {encoder.cfg.d_model} wide and the transformer expects "
+            f"the text encoder of {path} is {encoder.cfg.width} wide and the transformer expects "
             f"captions {width} wide"
         )
     return encoder
@@ -114,8 +114,8 @@ def caption_shapes(cfg: TrainTransformer, batch: int) -> dict[str, jax.ShapeDtyp
 
 
 def trained_captions(cfg: TrainTransformer) -> Captions:
-    """A byte-level T5 that is trained; its parameters are "text_encoder" in the training state."""
-    encoder = T5Encoder(cfg.text_encoder, cfg.text_execution)
+    """A text encoder over bytes that is trained: "text_encoder" in the state's parameters."""
+    encoder = text_network(cfg.text_encoder, cfg.text_execution)
 
     def read(captions: Sequence[str], stored: Any, dropped: Dropped, place: Place) -> Any:
         ids, mask = text_encoder.tokenize(

@@ -1,4 +1,4 @@
-"""T5 encoder weights in the layout of transformers: a directory with config.json and safetensors.
+"""Text encoders in the layout of transformers: a directory with config.json and safetensors.
 
 Tensors are read and written one at a time (`placement`). On a CPU, the peak memory of loading
 is that of the parameters and a few tensors of the file; the largest of T5-XXL, the token embedding,
@@ -6,52 +6,23 @@ takes 526 MB in float32. For another device the host holds one parameter at a ti
 layers: at most 2 GB in bfloat16.
 """
 
+import dataclasses
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 from jax.sharding import Mesh
 
-from ltx_jax.checkpoints import placement, tensors
+from ltx_jax.checkpoints import keys, placement, tensors
 from ltx_jax.checkpoints.keys import Leaf
-from ltx_jax.config import DType, T5Config
-from ltx_jax.models.t5 import T5Encoder
-from ltx_jax.runtime import sharding
+from ltx_jax.checkpoints.official_config import check_fixed
+from ltx_jax.config import DType, TextEncoderConfig, subclasses
+from ltx_jax.models.text_network import network_class
 from ltx_jax.runtime.files import atomic_write_text
 
-# Names, or beginnings of names, that a directory may hold beside the encoder: the second name of
-# the shared embedding, and the decoder of a whole T5.
-TOLERATED = ("encoder.embed_tokens.weight", "decoder.", "lm_head.weight")
-
 MAX_TOKENS = 256  # of captions of the released models
-
-_BIAS = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-_SINGLE = {
-    ("shared", "embedding"): "shared.weight",
-    ("relative_attention_bias",): _BIAS,
-    ("final_norm", "scale"): "encoder.final_layer_norm.weight",
-}
-# Names below blocks/ in our tree -> names below encoder.block.{layer}.layer. in the files.
-_PER_LAYER = {
-    ("attention_norm", "scale"): "0.layer_norm.weight",
-    ("attention", "q", "kernel"): "0.SelfAttention.q.weight",
-    ("attention", "k", "kernel"): "0.SelfAttention.k.weight",
-    ("attention", "v", "kernel"): "0.SelfAttention.v.weight",
-    ("attention", "o", "kernel"): "0.SelfAttention.o.weight",
-    ("ff_norm", "scale"): "1.layer_norm.weight",
-    ("ff", "wi_0", "kernel"): "1.DenseReluDense.wi_0.weight",
-    ("ff", "wi_1", "kernel"): "1.DenseReluDense.wi_1.weight",
-    ("ff", "wo", "kernel"): "1.DenseReluDense.wo.weight",
-}
-
-_SIZES = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
-_DEFAULTED = (  # may be absent: we have the defaults of transformers
-    "relative_attention_num_buckets",
-    "relative_attention_max_distance",
-    "layer_norm_epsilon",
-)
 
 
 def max_byte_tokens(directory: Path) -> int | None:
@@ -72,60 +43,81 @@ def max_byte_tokens(directory: Path) -> int | None:
     return int(most) if most < 10**6 else MAX_TOKENS
 
 
-def read_config(directory: Path) -> T5Config:
+def read_config(directory: Path) -> TextEncoderConfig:
     """Reads `config.json`.
 
     Raises:
-      ValueError: if there is none, or if it is not that of a T5 v1.1.
+      ValueError: if there is none, or if it describes no text encoder that there is a network for.
     """
     file = directory / "config.json"
     if not file.is_file():
-        raise ValueError(f"{directory} holds no config.json: it is not the directory of a T5")
+        raise ValueError(f"{directory} holds no config.json: it is no text encoder")
     try:
         raw = json.loads(file.read_text())
     except ValueError as error:
         raise ValueError(f"{file} is not readable as JSON: {error}") from error
-    kind = raw.get("model_type") if isinstance(raw, dict) else None
-    if kind != "t5":
-        raise ValueError(f"{file} describes a model of type {kind!r}; the text encoder is a 't5'")
-    activation = raw.get("feed_forward_proj", "relu")
-    if activation != "gated-gelu":
-        raise ValueError(
-            f"{file} has feed_forward_proj {activation!r}: only T5 v1.1 ('gated-gelu') is "
-            "supported, not the first T5"
-        )
-    bad = [name for name in _SIZES if not isinstance(raw.get(name), int) or raw[name] < 1]
+    kinds = {kind.model_type: kind for kind in subclasses(TextEncoderConfig).values()}
+    model_type = raw.get("model_type") if isinstance(raw, dict) else None
+    if model_type not in kinds:
+        known = ", ".join(map(repr, kinds))
+        raise ValueError(f"{file} describes a model of type {model_type!r}; supported: {known}")
+    # Newer versions of transformers group the settings of rotary embeddings.
+    raw = {**raw, **(raw.get("rope_parameters") or {})}
+    return _parse(file, kinds[model_type], raw)
+
+
+def _parse(file: Path, kind: type[TextEncoderConfig], raw: Mapping[str, Any]) -> TextEncoderConfig:
+    network = network_class(kind)
+    check_fixed(raw, network.file_settings, str(file))
+    fields = [field.name for field in dataclasses.fields(kind)]
+    needed = [name for name in fields if name not in network.file_optional]
+    bad = [name for name in needed if not _is_positive(raw.get(name))]
     if bad:
         raise ValueError(f"{file} gives no positive number as {', '.join(bad)}")
-    sizes = {name: raw[name] for name in (*_SIZES, *_DEFAULTED) if name in raw}
-    return T5Config(**sizes)
+    return kind(**{name: raw[name] for name in fields if name in raw})
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and value > 0
 
 
 def load_params(
-    directory: Path, cfg: T5Config, mesh: Mesh | None = None, dtype: DType | None = None
+    directory: Path,
+    cfg: TextEncoderConfig,
+    mesh: Mesh | None = None,
+    dtype: DType | None = None,
 ) -> dict[str, Any]:
-    """Reads the parameters of `T5Encoder(cfg)`, each laid out on `mesh`, in `dtype` or as stored.
+    """Reads the parameters of the network of `cfg`, each laid out on `mesh`, in `dtype` or as
+    stored.
 
     Raises:
       ValueError: if a file is missing or damaged, or names the tensors that are missing, not
         expected, wrongly shaped or not floating point. All are checked before any is read.
     """
-    boxed = _boxed(cfg)
+    network = network_class(cfg)
     leaves = parameter_leaves(cfg)
     expected = {name for leaf in leaves for name in leaf.names}
     stored = {
-        name: tensor
+        name.removeprefix(network.file_prefix): tensor
         for name, tensor in _stored_tensors(directory).items()
-        if name in expected or not name.startswith(TOLERATED)
     }
-    placement.check(str(directory), "the T5 encoder of its config.json", leaves, stored)
-    return placement.read(leaves, boxed, stored, mesh, dtype)
+    stored = {
+        name: tensor
+        for name, tensor in stored.items()
+        if name in expected or not re.fullmatch(network.file_ignored, name)
+    }
+    what = f"the {network.__name__} of its config.json"
+    placement.check(str(directory), what, leaves, stored)
+    return placement.read(leaves, keys.text_encoder_boxed(cfg), stored, mesh, dtype)
 
 
 def save(
-    directory: Path, cfg: T5Config, params: dict[str, Any], max_shard_bytes: int = 5 * 10**9
+    directory: Path,
+    cfg: TextEncoderConfig,
+    params: dict[str, Any],
+    max_shard_bytes: int = 5 * 10**9,
 ) -> None:
-    """Writes a directory that `T5EncoderModel.from_pretrained` of transformers loads.
+    """Writes a directory that `from_pretrained` of transformers loads.
 
     `config.json` comes last, so that a directory that was not finished does not load.
 
@@ -135,7 +127,7 @@ def save(
     if any(directory.glob("*.safetensors")):
         raise ValueError(f"{directory} already holds safetensors: choose an empty directory")
     leaves = parameter_leaves(cfg)
-    arrays = {_names(path): array for path, array in jax.tree.leaves_with_path(params)}
+    arrays = dict(keys.flat(params))
     if {path: tuple(array.shape) for path, array in arrays.items()} != {
         leaf.path: leaf.shape for leaf in leaves
     }:
@@ -165,28 +157,16 @@ def save(
     _write_json(directory / "config.json", _config_json(cfg, arrays[leaves[0].path].dtype.name))
 
 
-def parameter_leaves(cfg: T5Config) -> list[Leaf]:
-    """The parameters of `T5Encoder(cfg)` and their names in the files."""
+def parameter_leaves(cfg: TextEncoderConfig) -> list[Leaf]:
+    """The parameters of the network of `cfg` and their names in the files."""
+    network = network_class(cfg)
     leaves = []
-    for path, shape in jax.tree.leaves_with_path(sharding.unbox(_boxed(cfg))):
-        path = _names(path)
-        if path[0] == "blocks":
-            name = _PER_LAYER[path[1:]]
-            names = tuple(f"encoder.block.{i}.layer.{name}" for i in range(cfg.num_layers))
-            leaves.append(Leaf(path, shape.shape, names, stacked=True))
-        else:
-            leaves.append(Leaf(path, shape.shape, (_SINGLE[path],)))
+    for path, shape in keys.flat(keys.text_encoder_boxed(cfg)):
+        name = network.file_name(path)
+        stacked = "{}" in name
+        names = tuple(map(name.format, range(shape.shape[0]))) if stacked else (name,)
+        leaves.append(Leaf(path, shape.shape, names, stacked))
     return leaves
-
-
-def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
-    return tuple(entry.key for entry in path)
-
-
-def _boxed(cfg: T5Config) -> Any:
-    """Shapes of the parameters, boxed with the names of their logical axes."""
-    ids = jax.ShapeDtypeStruct((1, 1), np.int32)
-    return jax.eval_shape(T5Encoder(cfg).init, jax.random.key(0), ids, ids)["params"]
 
 
 def _stored_tensors(directory: Path) -> dict[str, tensors.StoredTensor]:
@@ -217,19 +197,12 @@ def _write_json(file: Path, content: dict[str, Any]) -> None:
     atomic_write_text(file, json.dumps(content, indent=2) + "\n")
 
 
-def _config_json(cfg: T5Config, dtype: str) -> dict[str, Any]:
+def _config_json(cfg: TextEncoderConfig, dtype: str) -> dict[str, Any]:
+    network = network_class(cfg)
     return {
-        "architectures": ["T5EncoderModel"],
-        "model_type": "t5",
-        **{name: getattr(cfg, name) for name in (*_SIZES, *_DEFAULTED)},
-        "num_decoder_layers": cfg.num_layers,
-        "feed_forward_proj": "gated-gelu",
-        "dense_act_fn": "gelu_new",
-        "is_gated_act": True,
-        "is_encoder_decoder": False,
-        "use_cache": False,
-        "dropout_rate": 0.0,
-        "pad_token_id": 0,
-        "eos_token_id": 1,
+        "model_type": cfg.model_type,
+        **dataclasses.asdict(cfg),
+        **{name: accepted[0] for name, (accepted, _) in network.file_settings.items()},
+        **network.file_extras(cfg),
         "torch_dtype": dtype,
     }
