@@ -1,12 +1,13 @@
 """Writes a checkpoint in the formats that other projects read: ltx-export RUN OUT
 
 OUT/model.safetensors   the official single file
+OUT/upsampler.safetensors   the official file of a latent upsampler, if that is what RUN trains
 OUT/text_encoder/, OUT/tokenizer/   its own text encoder, as transformers has it
 OUT/settings.json       how it is sampled
 OUT/diffusers/          what the model classes of diffusers load
 
 OUT is itself a checkpoint that every command reads; it does not need the last folder. To sample
-with a T5 that was exported together with the model, name it: `--text_encoder OUT`.
+with a text encoder that has a vocabulary, name it: `--text_encoder OUT`.
 """
 
 import argparse
@@ -43,7 +44,7 @@ def export(
       layouts: layouts to write; the text encoder and the settings are part of the official one.
         None writes both, but leaves out that of diffusers, with a warning, if diffusers has no
         class for the model.
-      text_encoder: a T5 folder to export with a model that has no text encoder of its own.
+      text_encoder: folder of a text encoder to export with a model that has none of its own.
       settings: a file of configs/sample, or a video's JSON, in place of the source's settings.
 
     Raises:
@@ -65,6 +66,10 @@ def export(
         encoder = TextEncoder(ByteTokenizer(), *loaded.text_encoder)
     out.mkdir(parents=True, exist_ok=True)
     written = []
+    if loaded.upsampler is not None:
+        file = out / exported_folder.UPSAMPLER
+        official.write_upsampler(file, loaded.upsampler, loaded.upsampler_params)
+        return [file]
     wanted = get_args(Layout) if layouts is None else layouts
     if "official" in wanted:
         written.append(out / exported_folder.MODEL)
@@ -105,7 +110,7 @@ def main(arguments: list[str]) -> None:
         choices=get_args(Layout),
         help="default: official, and diffusers if it has classes for the model",
     )
-    parser.add_argument("--text_encoder", help="a T5 folder, if the source has none of its own")
+    parser.add_argument("--text_encoder", help="its folder, if the source has none of its own")
     parser.add_argument(
         "--settings", help="how to sample it: a sampling config, or the JSON beside a video"
     )

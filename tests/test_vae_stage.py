@@ -17,8 +17,7 @@ from ltx_jax.training import loop
 from ltx_jax.training.step import GRADIENTS, Trainer
 from ltx_jax.training.vae.gan import METRICS
 from ltx_jax.training.vae.stage import VAEStage
-from ltx_jax.training.vae.validation import require_pixels
-from ltx_jax.training.validation_clips import read_validation_clips
+from ltx_jax.training.validation_clips import read_validation_clips, require_pixels
 
 PICTURES = BucketConfig(num_frames=1, height=24, width=16, batch_size=8)
 CLIPS = BucketConfig(num_frames=5, height=16, width=16, batch_size=8)

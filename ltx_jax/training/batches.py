@@ -1,12 +1,14 @@
 """Puts the arrays of a batch on the mesh, and says which part of a batch a process loads."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ltx_jax.config import TrainConfig
+from ltx_jax.config import ConditionPattern, TrainConfig
+from ltx_jax.data.loader import Loader
 from ltx_jax.runtime import sharding
 
 
@@ -34,6 +36,20 @@ def check_batch_size(batch_size: int, mesh: Mesh, micro_batches: int = 1) -> Non
             f"data.batch_size = {batch_size} is not a multiple of the {shards} devices of the mesh "
             f"axes data and fsdp{times}: take {fitting}, or set --mesh.data"
         )
+
+
+def open_loader(
+    cfg: TrainConfig,
+    mesh: Mesh,
+    patterns: Sequence[tuple[ConditionPattern, float]] = (("none", 1.0),),
+) -> Loader:
+    """Opens the data of a run for this process, with the shares of the conditions' patterns.
+
+    Raises:
+      ValueError: if the data cannot be used.
+    """
+    index, count = process_part(mesh)
+    return Loader(cfg.data, patterns, cfg.run.seed, process_index=index, process_count=count)
 
 
 def process_part(mesh: Mesh) -> tuple[int, int]:

@@ -4,6 +4,9 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+from jaxtyping import UInt8
+
 from ltx_jax.config import BucketConfig, DataConfig, RunConfig, SourceConfig
 from ltx_jax.data.loader import Batch, Loader, stack
 from ltx_jax.data.sources import Encoding, StoredLatents, world_example
@@ -60,6 +63,17 @@ def _world_clips(size: BucketConfig, frame_rates: tuple[float, ...]) -> Batch:
         for i, rate in enumerate(rates)
     )
     return stack(size, "none", list(map(world_example, clips, rates)))
+
+
+def require_pixels(batch: Batch) -> UInt8[np.ndarray, "b t h w 3"]:
+    """Returns the frames of a batch.
+
+    Raises:
+      ValueError: if the batch holds latents instead.
+    """
+    if batch.frames is None:
+        raise ValueError("this stage is trained on pixels, but this data set holds only latents")
+    return batch.frames
 
 
 def select_examples(batch: Batch, chosen: Sequence[int]) -> Batch:

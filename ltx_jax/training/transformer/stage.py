@@ -7,10 +7,8 @@ draws a new sample of their posterior.
 import copy
 import dataclasses
 import functools
-import logging
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,19 +16,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from ltx_jax.checkpoints import (
-    exported_folder,
-    hub,
-    official,
-    official_config,
-    run_config,
-    runs,
-)
 from ltx_jax.checkpoints.checkpoint import Checkpoint
-from ltx_jax.checkpoints.load import load_checkpoint
-from ltx_jax.checkpoints.releases import RELEASED
-from ltx_jax.config import BucketConfig, TrainTransformer, TrainVAE, VAEConfig
-from ltx_jax.data.loader import Batch, Loader
+from ltx_jax.config import BucketConfig, TrainTransformer, VAEConfig
+from ltx_jax.data.loader import Batch
 from ltx_jax.diffusion import positions
 from ltx_jax.diffusion.conditioning import PREFIX
 from ltx_jax.diffusion.denoiser import Plain
@@ -39,6 +27,7 @@ from ltx_jax.models.vae import check_video_shape
 from ltx_jax.runtime import sharding
 from ltx_jax.runtime.platforms import onednn_options
 from ltx_jax.training import batches
+from ltx_jax.training.frozen_vae import check_holds_vae, describe_frozen_vae, load_frozen_vae
 from ltx_jax.training.stage import BatchSource, InitialWeights, LossValue, Stage, Validation
 from ltx_jax.training.state import TrainState
 from ltx_jax.training.transformer import sources
@@ -51,8 +40,6 @@ from ltx_jax.training.transformer.conditions import (
 from ltx_jax.training.transformer.loss import FlowModel, Geometry, flow_loss, kept_tokens
 from ltx_jax.training.transformer.sources import Captions, Dropped, Moments, Place
 from ltx_jax.training.transformer.validation import FlowValidator
-
-_log = logging.getLogger(__name__)
 
 
 class TransformerStage(Stage):
@@ -116,17 +103,9 @@ class TransformerStage(Stage):
           loader: source of examples that replaces the one of `cfg.data`.
           vae: checkpoint that replaces the one that `cfg.vae` names.
         """
-        vae = _load_vae(cfg, mesh) if vae is None else vae
-        if vae.vae is None:
-            raise ValueError(f"{cfg.vae} holds no VAE: --vae must name a checkpoint that does")
-        check_fit(cfg, vae.vae, mesh)  # before anything large is loaded
-        if loader is None:
-            index, count = batches.process_part(mesh)
-            loader = Loader(
-                *(cfg.data, cfg.flow.patterns, cfg.run.seed),
-                process_index=index,
-                process_count=count,
-            )
+        vae = vae or load_frozen_vae(cfg.vae, cfg.run.output, mesh)
+        check_fit(cfg, check_holds_vae(vae, cfg.vae), mesh)  # before anything large is loaded
+        loader = loader or batches.open_loader(cfg, mesh, cfg.flow.patterns)
         if loader.encoding is not None:
             check_vae(loader.encoding, vae, cfg.vae)
         captions = sources.open_captions(cfg, loader.encoding, mesh)
@@ -138,7 +117,7 @@ class TransformerStage(Stage):
     @classmethod
     def describe(cls, cfg: TrainTransformer, mesh: Mesh) -> "TransformerStage":
         """Makes the stage without data, and without weights of the VAE and the text encoder."""
-        vae = Checkpoint(vae=_describe_vae(cfg.vae, cfg.model.in_channels))
+        vae = describe_frozen_vae(cfg.vae, cfg.model.in_channels)
         return cls(cfg, mesh, vae, sources.described_captions(cfg))
 
     def init(self, key: Array) -> dict[str, Any]:
@@ -287,43 +266,6 @@ def check_fit(cfg: TrainTransformer, vae: VAEConfig, mesh: Mesh) -> None:
                 f"the VAE of {cfg.vae} has {vae.latent_channels} latent channels and "
                 f"model.{name} is {channels}: make them equal"
             )
-
-
-def _load_vae(cfg: TrainTransformer, mesh: Mesh) -> Checkpoint:
-    # A resumed run uses the VAE that is stored with it, even if the file at `cfg.vae` has changed.
-    stored = runs.load_vae(cfg.run.output, mesh=mesh) if runs.has_step(cfg.run.output) else None
-    whole = stored or load_checkpoint(cfg.vae, mesh=mesh)
-    # Only the VAE is kept: the checkpoint may also hold a transformer of many gigabytes.
-    return Checkpoint(
-        vae=whole.vae,
-        vae_params=whole.vae_params,
-        vae_dtype=whole.vae_dtype,
-        statistics=whole.statistics,
-    )
-
-
-def _describe_vae(path: str, channels: int) -> VAEConfig:
-    """The configuration of the VAE at a path; that of the released VAE if there is none at the path
-    (all released versions have the same compression).
-
-    Raises:
-      ValueError: if there is none, and the released VAE does not have `channels` latent channels.
-    """
-    if run_config.is_run(path):
-        cfg = run_config.read_config(path)
-        return cfg.model if isinstance(cfg, TrainVAE) else _describe_vae(cfg.vae, channels)
-    file = hub.EMBEDDED_FOLDER if path == hub.EMBEDDED else Path(path)
-    file = file / exported_folder.MODEL if exported_folder.is_exported(file) else file
-    if file.is_file() and (vae := official.read_configs(file).vae) is not None:
-        return vae
-    released = official_config.vae(RELEASED["2b-0.9.5"].config["vae"])
-    if released.latent_channels != channels:
-        raise ValueError(
-            f"there is no VAE at {path}, and the released one has {released.latent_channels} "
-            f"channels where model.in_channels is {channels}: train it first, or name another --vae"
-        )
-    _log.warning("there is no VAE at %s: the released VAE is assumed", path)
-    return released
 
 
 def _pixels_or_moments(batch: Batch) -> Any:

@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import functools
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -15,11 +14,11 @@ from jaxtyping import Array
 from ltx_jax.checkpoints import perceptual
 from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.config import BucketConfig, TrainVAE, VAELossConfig
-from ltx_jax.data.loader import Loader
 from ltx_jax.models import convolution
 from ltx_jax.models.discriminator import Discriminator
-from ltx_jax.models.vae import VideoVAE, check_video_shape
+from ltx_jax.models.vae import VideoVAE
 from ltx_jax.training import batches
+from ltx_jax.training.clip_stage import ClipStage, clip_shape
 from ltx_jax.training.optim import MAIN, Optimizer, make_optimizer
 from ltx_jax.training.stage import BatchSource, InitialWeights, LossValue, Stage, Validation
 from ltx_jax.training.state import TrainState
@@ -31,17 +30,18 @@ from ltx_jax.training.vae.loss import (
     reconstruction_loss,
     vae_loss,
 )
-from ltx_jax.training.vae.validation import VAEValidator, require_pixels
+from ltx_jax.training.vae.validation import VAEValidator
 
 _log = logging.getLogger(__name__)
 
 
-class VAEStage(Stage):
+class VAEStage(ClipStage):
     """Trains the Video-VAE; with a discriminator if `loss.gan_weight` is above 0.
 
     Args:
       cfg: the configuration of the run.
       mesh: the devices to run on.
+      loader: source of the clips; None for a stage that is only described.
 
     Raises:
       ValueError: if the sizes of clips do not fit the networks, or a file of weights cannot be
@@ -50,13 +50,12 @@ class VAEStage(Stage):
 
     cfg: TrainVAE
 
-    def __init__(self, cfg: TrainVAE, mesh: Mesh):
+    def __init__(self, cfg: TrainVAE, mesh: Mesh, loader: BatchSource | None = None):
         if not cfg.model.timestep_conditioning:
             # A decoder without the noise level as an input is trained on clean latents.
             clean = dataclasses.replace(cfg.loss, max_decode_time=0.0)
             cfg = dataclasses.replace(cfg, loss=clean)
-        super().__init__(cfg, mesh)
-        self._loader: BatchSource | None = None
+        super().__init__(cfg, mesh, cfg.model, loader)
         lpips = _read_lpips(cfg.loss)
         self.frozen = {} if lpips is None else {"lpips": lpips}
         self._vae = VideoVAE(cfg.model, cfg.execution)
@@ -69,17 +68,7 @@ class VAEStage(Stage):
     @classmethod
     def open(cls, cfg: TrainVAE, mesh: Mesh, *, loader: BatchSource | None = None) -> "VAEStage":
         """Makes the stage with its data, from `cfg.data` or another loader."""
-        stage = cls(cfg, mesh)
-        if loader is None:
-            index, count = batches.process_part(mesh)
-            loader = Loader(
-                cfg.data,
-                (("none", 1.0),),
-                cfg.run.seed,
-                process_index=index,
-                process_count=count,
-            )
-        stage._loader = loader
+        stage = cls(cfg, mesh, loader or batches.open_loader(cfg, mesh))
         if cfg.run.validate_every:
             stage._validator.prepare()  # so that errors in it appear before the first step
         return stage
@@ -92,7 +81,7 @@ class VAEStage(Stage):
     def init(self, key: Array) -> dict[str, Any]:
         """Initialises "encoder" and "decoder", and "discriminator" if there is one."""
         smallest = min(self.cfg.data.sizes, key=lambda b: b.num_frames * b.height * b.width)
-        video = jnp.zeros((1, *_shape(smallest)[1:]))
+        video = jnp.zeros((1, *clip_shape(smallest)[1:]))
         params: Any = self._vae.init(key, video)["params"]
         if not self._has_gan:
             return params
@@ -114,23 +103,6 @@ class VAEStage(Stage):
     def first_statistics(self) -> dict[str, Any]:
         """Running moments of the latents, before any batch."""
         return first_statistics(self.cfg.model.latent_channels)
-
-    def abstract_batch(self, bucket: BucketConfig) -> dict[str, Any]:
-        """The shape of `frames`, uint8 (b, t, h, w, 3)."""
-        frames = jax.ShapeDtypeStruct(_shape(bucket), jnp.uint8)
-        return batches.split_shapes(self.mesh, {"frames": frames})
-
-    def batches(self, first: int, last: int) -> Iterator[dict[str, Any]]:
-        """Batches of `frames`."""
-        assert self._loader is not None, "a stage that is only described has no data"
-        for batch in self._loader.batches(first, last):
-            yield {"frames": batches.split_over(self.mesh, require_pixels(batch))}
-
-    def tokens(self, batch: dict[str, Any]) -> int:
-        """Latent voxels of a batch."""
-        b, t, h, w, _ = batch["frames"].shape
-        time, space = self.cfg.model.temporal_factor, self.cfg.model.spatial_factor
-        return b * ((t - 1) // time + 1) * (h // space) * (w // space)
 
     def loss(
         self, params: Any, state: TrainState, batch: Any, frozen: Any, key: Array
@@ -184,10 +156,8 @@ class VAEStage(Stage):
         return convolution.compiler_options()
 
     def _check(self, bucket: BucketConfig) -> None:
-        """Checks that the networks and the loss can process clips of a bucket's size."""
-        shape = _shape(bucket)
-        check_video_shape(self.cfg.model, shape)
-        video = jax.ShapeDtypeStruct(shape, jnp.float32)
+        """Checks that the discriminator and the loss can process clips of a bucket's size."""
+        video = jax.ShapeDtypeStruct(clip_shape(bucket), jnp.float32)
         jax.eval_shape(lambda x: reconstruction_loss(x, x, self.frozen, self.cfg.loss), video)
         if self._has_gan:
             jax.eval_shape(self._discriminator.init, jax.random.key(0), video)
@@ -205,7 +175,3 @@ def _read_lpips(cfg: VAELossConfig) -> Any:
         )
         return None
     return perceptual.read_lpips(cfg.vgg, cfg.lpips_heads)
-
-
-def _shape(bucket: BucketConfig) -> tuple[int, ...]:
-    return (bucket.batch_size, bucket.num_frames, bucket.height, bucket.width, 3)

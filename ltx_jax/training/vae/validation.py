@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, UInt8
+from jaxtyping import Array
 
 from ltx_jax import metrics
 from ltx_jax.config import TrainVAE
@@ -26,21 +26,10 @@ from ltx_jax.training.batches import replicate_over
 from ltx_jax.training.stage import LoggedVideo, Validation
 from ltx_jax.training.state import TrainState
 from ltx_jax.training.vae.loss import latent_statistics
-from ltx_jax.training.validation_clips import read_validation_clips
+from ltx_jax.training.validation_clips import read_validation_clips, require_pixels
 
 # Noise levels of the latents to decode. Metrics without a level in their name belong to the first.
 TIMES = (0.0, 0.05, 0.1, 0.2)
-
-
-def require_pixels(batch: Batch) -> UInt8[np.ndarray, "b t h w 3"]:
-    """Returns the frames of a batch.
-
-    Raises:
-      ValueError: if the batch holds latents instead.
-    """
-    if batch.frames is None:
-        raise ValueError("a VAE is trained on pixels, but this data set holds only latents")
-    return batch.frames
 
 
 class VAEValidator:
