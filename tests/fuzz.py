@@ -166,12 +166,47 @@ def _read_arrays(path: Path) -> object:
     )
 
 
+def _make_lists(folder: Path) -> None:
+    import csv
+    import tarfile
+
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = [{"file_name": f"{i}.mp4", "text": f"clip {i}, größer", "stars": i} for i in range(20)]
+    for row in rows:
+        (folder / row["file_name"]).write_bytes(b"not decoded here")
+    with open(folder / "a.csv", "w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+    (folder / "a.json").write_text(json.dumps(rows))
+    (folder / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "a.parquet")
+    with tarfile.open(folder / "a.tar", "w") as tar:
+        for row in rows:
+            tar.add(folder / row["file_name"], row["file_name"])
+            text = folder / "a.txt"
+            text.write_text(row["text"], encoding="utf-8")
+            tar.add(text, row["file_name"].replace("mp4", "txt"))
+    text.unlink()
+    for row in rows:
+        (folder / row["file_name"]).unlink()
+
+
+def _read_lists(path: Path) -> object:
+    from ltx_jax.data import folder
+
+    return folder.list_clips(path)
+
+
 KINDS = {
     "media": Kind(_make_media, _read_media),
     "texts": Kind(_make_texts, _read_texts),
     "configs": Kind(_make_configs, _read_configs),
     "weights": Kind(_make_weights, _read_weights),
     "arrays": Kind(_make_arrays, _read_arrays),
+    "lists": Kind(_make_lists, _read_lists),
 }
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import hashlib
 import json
 import logging
 import os
@@ -10,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from importlib.util import find_spec
 
@@ -21,7 +23,14 @@ pytest.importorskip("apache_beam", reason="needs the extra `prepare`: pip instal
 
 from benchmarks import synthetic_videos
 from ltx_jax import config
-from ltx_jax.config import BucketConfig, DataConfig, PrepareConfig, StoreConfig, TextConfig
+from ltx_jax.config import (
+    BucketConfig,
+    DataConfig,
+    DuplicatesConfig,
+    PrepareConfig,
+    StoreConfig,
+    TextConfig,
+)
 from ltx_jax.data import dataset, inputs, video, writing
 from ltx_jax.data.loader import Loader
 from ltx_jax.prepare import __main__ as command
@@ -128,6 +137,50 @@ def test_the_loader_reads_what_was_written(prepared):
     batch = Loader(data, (("none", 1.0),), 0).batch(0)
     assert batch.frames.shape == (2, 9, 64, 96, 3)
     assert all(caption for caption in batch.captions)
+
+
+def test_tables_and_archives_are_prepared_with_the_other_columns_of_their_rows(films, tmp_path):
+    pan = films.films[3].path
+    columns = {
+        "file_name": [str(pan), "gone.mp4", "https://host/a.mp4"],
+        "text": [["one", "two"], "three", "four"],
+        "licence": ["CC0", None, ""],
+    }
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    (tmp_path / "mine.json").write_text(json.dumps(rows))
+    with tarfile.open(tmp_path / "000.tar", "w") as tar:
+        tar.add(pan, "a/0.mp4")
+        (tmp_path / "0.json").write_text(json.dumps({"caption": "packed", "licence": "CC BY"}))
+        tar.add(tmp_path / "0.json", "a/0.json")
+    cfg = dataclasses.replace(CFG, duplicates=DuplicatesConfig(drop=False))
+    inputs_of_run = [str(tmp_path / "mine.json"), str(tmp_path / "{000..000}.tar")]
+    command.prepare(cfg, inputs_of_run, tmp_path / "set")
+    archive = str(tmp_path / "000.tar/a/0.mp4")
+    found = {
+        known["source"]: (known, texts) for known, texts, _ in examples(tmp_path / "set").values()
+    }
+    assert {source: texts for source, (_, texts) in found.items()} == {
+        str(pan): ["one", "two"],
+        archive: ["packed"],
+    }
+    licences = [found[source][0]["row"] for source in (str(pan), archive)]
+    assert licences == [{"licence": "CC0"}, {"licence": "CC BY"}]
+    digests = {known["digest"] for known, _ in found.values()}
+    assert digests == {hashlib.sha256(pan.read_bytes()).hexdigest()}
+    rows = [(name, row["reason"], row["detail"]) for name, row in dropped(tmp_path / "set")]
+    assert ("gone.mp4", "unusable file", "there is no such file") in rows
+    [url] = [detail for name, _, detail in rows if name == "mine.json"]
+    assert "row 3 names https://host/a.mp4: download it" in url
+
+
+def test_a_caption_that_changed_is_noticed(films, tmp_path):
+    pan = films.films[3].path
+    for path in (pan, pan.with_suffix(".txt")):
+        shutil.copy(path, tmp_path)
+    command.prepare(CFG, [str(tmp_path / "*.mp4")], tmp_path / "set")
+    (tmp_path / pan.with_suffix(".txt").name).write_text("another caption")
+    with pytest.raises(ValueError, match=r"was begun with inputs_key = .*: choose another folder"):
+        command.prepare(CFG, [str(tmp_path / "*.mp4")], tmp_path / "set")
 
 
 def test_a_finished_set_is_left_alone(films, prepared):
@@ -261,7 +314,7 @@ def test_odd_files_are_handled_or_dropped_with_a_reason(odd, tmp_path):
         "text": ("unusable file", "is not a video"),
         "sound": ("unusable file", "no video stream, only audio"),
         "cut_off": ("unusable file", "damaged"),
-        "gone": ("unusable file", "there is no file"),
+        "gone": ("unusable file", "there is no such file"),
         "no_caption": ("no caption", "there is no file no_caption.txt"),
         "latin": ("no caption", "cannot be read as UTF-8"),
         "blank": ("no caption", "is empty"),

@@ -79,7 +79,8 @@ def _parts(archive: Path) -> Iterator[inputs.Part]:
     try:
         with tarfile.open(archive, "r:") as tar:
             while (member := tar.next()) is not None:
-                tar.members.clear()  # it would keep a record of each
+                # It would keep a record of each.
+                tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
                 end = member.offset_data + member.size
                 if member.size < 0 or end > size:
                     raise tarfile.ReadError("a file in it goes on behind its end")

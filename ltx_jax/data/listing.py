@@ -278,7 +278,9 @@ def _path(folder: Path, value: object, where: str) -> Path:
         kind = "no path" if value is None or value == "" else f"{str(value)[:40]!r}, which is none"
         raise ValueError(f"{where} has {kind} in the column of media")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", value):
-        raise ValueError(f"{where} names {value}: download it, and write the path of the file")
+        raise ValueError(
+            f"{where} names {value[:200]}: download it, and write the path of the file"
+        )
     if "\0" in value:
         raise ValueError(f"{where} names a file with a null character")
     path = folder / value.strip()

@@ -114,8 +114,8 @@ def read_table(path: Path, columns: Columns = Columns()) -> tuple[list[Row], str
     if media is None or missing:
         kinds = missing or f"of media ({', '.join(_MEDIA_COLUMNS)})"
         raise ValueError(
-            f"{path} has no column {kinds}, only {', '.join(names) or 'rows without any'}: set "
-            "media_column or caption_column"
+            f"{path} has no column {kinds}, only {', '.join(names)[:200] or 'rows without any'}: "
+            "set media_column or caption_column"
         )
     rows = []
     for where, fields, problem in found:

@@ -1,6 +1,6 @@
 """Data preparation: from raw videos to a training set (python -m ltx_jax.prepare, see `__main__`).
 
-- `input_files`: finds source files and the captions beside them.
+- `input_files`: finds source files with their captions.
 - `examine`: shots, clips, black bars, motion and hashes of a source.
 - `duplicates`: near-duplicates in the whole set.
 - `scoring`, `aesthetics`, `captioner`, `pretrained`: expensive scores and captions by models.

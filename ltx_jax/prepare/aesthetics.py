@@ -8,6 +8,7 @@ LAION's heads can be used too.
 
 import argparse
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from jaxtyping import Float, Float32, UInt8
 from safetensors.torch import load_file, save_file
 from scipy.optimize import minimize
 
-from ltx_jax.data import video
+from ltx_jax.data import inputs, video
 from ltx_jax.prepare import pretrained
 from ltx_jax.runtime import cli
 
@@ -121,14 +122,13 @@ def read_pairs(path: str) -> tuple[list[tuple[str, str]], int]:
     """
     folder, pairs, num_skipped = Path(path).parent, [], 0
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            for row in csv.DictReader(file):
-                labels = [set((row.get(f"{x}_labels") or "").split()) for x in ("better", "worse")]
-                if any(labels) and not labels[0] & labels[1]:
-                    num_skipped += 1
-                else:
-                    pairs.append((str(folder / row["better"]), str(folder / row["worse"])))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        for row in csv.DictReader(io.StringIO(inputs.read_text(path))):
+            labels = [set((row.get(f"{x}_labels") or "").split()) for x in ("better", "worse")]
+            if any(labels) and not labels[0] & labels[1]:
+                num_skipped += 1
+            else:
+                pairs.append((str(folder / row["better"]), str(folder / row["worse"])))
+    except csv.Error as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} must have the columns better and worse in every row") from error

@@ -165,7 +165,8 @@ def _examine(medium: listing.Medium, plan: PreparationPlan) -> tuple[str, list[C
         reason = error.strerror or str(error)
         return name, [source.drop(Reason.FILE, f"it cannot be read: {reason}")]
     except ValueError as error:
-        return name, [source.drop(Reason.FILE, str(error).replace(name, "the file"))]
+        reason = str(error).replace(f"no file {name}", "no such file").replace(name, "the file")
+        return name, [source.drop(Reason.FILE, reason)]
     settings = [dataclasses.asdict(cfg.shots), cfg.crop_bars, cfg.min_motion]
     settings += [cfg.store.min_side, cfg.store.min_frame_rate, cfg.store.max_frame_rate]
     key = cache_key("examine", _VERSION, settings, digest)
