@@ -110,10 +110,11 @@ class Block(nn.Module):
     def __call__(
         self, x: Float[Array, "b m d"], bias: Float[Array, "1 k m m"], mask: Int[Array, "b m"]
     ) -> tuple[Float[Array, "b m d"], None]:
-        settings = self.cfg, self.execution
-        h = _norm(*settings, "attention_norm")(x)
+        settings, epsilon = (self.cfg, self.execution), self.cfg.layer_norm_epsilon
+        h = rms_norm(self.execution, epsilon, "attention_norm")(x)
         x = x + Attention(*settings, name="attention")(h, bias, mask)
-        x = x + FeedForward(*settings, name="ff")(_norm(*settings, "ff_norm")(x))
+        h = rms_norm(self.execution, epsilon, "ff_norm")(x)
+        x = x + FeedForward(*settings, name="ff")(h)
         return constrain(x, "batch", None, "act_embed"), None
 
 
