@@ -78,7 +78,7 @@ class SampleConfig(SamplingConfig):
     # A safetensors file, a diffusers folder, a Hugging Face repository, a run of ltx-train or an
     # exported folder; "embedded" is the small model that ships with the package.
     checkpoint: str = "embedded"
-    text_encoder: str | None = None  # a T5 folder or repository; None: the checkpoint's own
+    text_encoder: str | None = None  # folder or repository of one; None: the checkpoint's own
     # Adapters of the transformer that are merged into it: FILE, or FILE:STRENGTH.
     lora: tuple[str, ...] = ()
     prompt: str | None = None  # an empty one samples an unconditional video
