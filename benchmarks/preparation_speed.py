@@ -84,7 +84,7 @@ def stages(options: argparse.Namespace) -> dict[str, Any]:
             [record] = count("all of the above, in one pass", examine.examine, path, cfg)
             clip = dataclasses.replace(record, source=str(path))
             images = count("read pictures for text", clip_video.sample_frames, clip, cfg.pictures)
-            count("text", lettering.share, images)
+            count("text", lettering.text_fraction, images)
             stored = folder / f"{path.stem}.records"
             count("cut and encode", clip_video.write_clips, stored, [clip], cfg.store)
             placed = dataclasses.replace(clip, file=str(stored), place=0)

@@ -252,12 +252,12 @@ def test_text_is_seen_and_texture_is_not_taken_for_it():
         height, width = ((180, 320), (360, 640), (540, 960))[i % 3]
         [frame] = synthetic_videos.take("still", rng, 1, height, width, 25)
         frame = frame.astype(np.uint8)
-        assert lettering.share(frame[None]) == 0
+        assert lettering.text_fraction(frame[None]) == 0
         size, place = height / 300, (width // 12, int(height * 0.92))
         for colour, thickness in (((0, 0, 0), 5), ((240, 240, 240), 2)):
             width_of_line = max(round(thickness * size), 1)
             cv2.putText(
                 frame, "what did you say then", place, 0, size, colour, width_of_line, cv2.LINE_AA
             )
-        detections.append(lettering.share(frame[None]) > 0.02)
+        detections.append(lettering.text_fraction(frame[None]) > 0.02)
     assert np.mean(detections) >= 0.75

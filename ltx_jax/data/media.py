@@ -59,7 +59,7 @@ class Media:
         unused[np.concatenate(list(self._fitting.values()))] = False
         folder.report_left_out(np.flatnonzero(unused).tolist(), self._reason, len(facts))
         self._cache: dict[tuple[BucketConfig, int], tuple[np.ndarray, float, Sequence[str]]] = {}
-        self._room = CACHE_BYTES
+        self._cache_bytes_left = CACHE_BYTES
 
     def _fits(self, bucket: BucketConfig) -> Bool[np.ndarray, " n"]:
         fits = (self._cut_off(bucket) <= self._cfg.max_crop) & (self._lengths >= bucket.num_frames)
@@ -115,11 +115,11 @@ class Media:
             frame_rate=cfg.resample,
             place=(places[1], places[2]) if cfg.random_crop else (0.5, 0.5),
         )
-        made = frames, frame_rate, captions
-        if not (cfg.random_start or cfg.random_crop) and frames.nbytes <= self._room:
-            self._room -= frames.nbytes
-            self._cache[bucket, index] = made
-        return made
+        clip = frames, frame_rate, captions
+        if not (cfg.random_start or cfg.random_crop) and frames.nbytes <= self._cache_bytes_left:
+            self._cache_bytes_left -= frames.nbytes
+            self._cache[bucket, index] = clip
+        return clip
 
     def _start(self, number: int, num_frames: int, place: float) -> float:
         """A start time in seconds, after which enough frames follow."""

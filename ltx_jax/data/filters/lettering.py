@@ -21,12 +21,15 @@ _SPREAD = 0.45  # largest deviation within strokes and background, relative to t
 _STROKES = 0.7  # least number of strokes in a row of pixels, per length of one line height
 
 
-def share(frames: UInt8[np.ndarray, "t h w 3"]) -> float:
+def text_fraction(frames: UInt8[np.ndarray, "t h w 3"]) -> float:
     """The fraction of the picture, in [0, 1], that text covers, on average over the frames."""
-    return float(np.mean([_frame_share(frame) for frame in frames]))
+    return float(np.mean([_fraction_of_frame(frame) for frame in frames]))
 
 
-def _frame_share(frame: np.ndarray) -> float:
+share = text_fraction  # the name in the setting `text.detector`, which data sets store
+
+
+def _fraction_of_frame(frame: np.ndarray) -> float:
     scale = _HEIGHT / frame.shape[0]
     grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
     interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
