@@ -103,8 +103,9 @@ class StoreConfig:
 class PrepareConfig:
     """All settings of data preparation: `ltx-prepare`."""
 
-    # Columns of tables, and keys of JSON beside clips; None: the usual names.
+    # Column of a table (or key of JSON) with the paths of clips; None: the usual names.
     media_column: str | None = None
+    # Column of a table (or key of JSON) with the captions; None: the usual names.
     caption_column: str | None = None
     shots: ShotsConfig = ShotsConfig()
     crop_bars: bool = True  # crop black bars

@@ -85,8 +85,9 @@ class DataConfig:
     # it.
     source: str = "shapes"
     mix: tuple[SourceConfig, ...] = ()  # several sources, in place of `source`
-    # Columns of tables, and keys of JSON beside clips; None: the usual names.
+    # Column of a table (or key of JSON) with the paths of clips; None: the usual names.
     media_column: str | None = None
+    # Column of a table (or key of JSON) with the captions; None: the usual names.
     caption_column: str | None = None
     num_frames: int = 25
     height: int = 128

@@ -168,14 +168,14 @@ def _pad(
     ids = np.full((len(rows), max_tokens), PAD, np.int32)
     mask = np.zeros_like(ids)
     for i, row in enumerate(rows):
-        row = [*tokenizer.before, *row[: _room(tokenizer, max_tokens)], *tokenizer.after]
+        row = [*tokenizer.before, *row[: _max_text_tokens(tokenizer, max_tokens)], *tokenizer.after]
         ids[i, : len(row)] = row
         mask[i, : len(row)] = 1
     return ids, mask
 
 
-def _room(tokenizer: Tokenizer, max_tokens: int) -> int:
-    """How many of `max_tokens` special ids leave for those of a text."""
+def _max_text_tokens(tokenizer: Tokenizer, max_tokens: int) -> int:
+    """Number of the `max_tokens` ids that are left for a text, besides the special ids."""
     return max_tokens - len(tokenizer.before) - len(tokenizer.after)
 
 
@@ -304,7 +304,7 @@ class TextEncoder:
         if isinstance(prompts, str) or not prompts:
             raise ValueError(f"prompts must be a list of at least one text, got {prompts!r}")
         rows = [self.tokenizer.token_ids(prompt.strip()) for prompt in prompts]
-        room = _room(self.tokenizer, self.max_tokens)
+        room = _max_text_tokens(self.tokenizer, self.max_tokens)
         for prompt, row in zip(prompts, rows, strict=True):
             if len(row) > room:
                 _log.warning(
