@@ -93,7 +93,7 @@ def read_config(path: str | os.PathLike[str]) -> Any:
         raw = dict(content["config"])
         for network, execution in _OLD_EXECUTION.items():
             if network in raw and execution not in raw:
-                raw[network], raw[execution] = _parted(raw[network])
+                raw[network], raw[execution] = _split_execution(raw[network])
         if "text_encoder" in raw:
             raw["text_encoder"] = {"type": T5Config.__name__, **raw["text_encoder"]}
         return config.build(TrainConfig, {**raw, "type": content["type"]}, "config")
@@ -115,7 +115,7 @@ def read_vae(path: str | os.PathLike[str]) -> StoredVAE:
     """
 
     def parse(content: Any) -> StoredVAE:
-        raw, settings = _parted(content["config"])
+        raw, settings = _split_execution(content["config"])
         settings = content.get("execution", settings)
         return StoredVAE(
             config.build(VAEConfig, raw, "config"),
@@ -125,7 +125,7 @@ def read_vae(path: str | os.PathLike[str]) -> StoredVAE:
     return _read(path, parse)
 
 
-def _parted(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _split_execution(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Separates a network's settings from those of its execution, which older versions mixed."""
     network = {name: value for name, value in raw.items() if name not in _EXECUTION}
     return network, {name: value for name, value in raw.items() if name in _EXECUTION}
