@@ -255,7 +255,7 @@ def test_the_shapes_command_asks_a_checkpoint(tiny, tmp_path):
     ("arguments", "message"),
     [
         (["vae", "--checkpoint", "nothing.safetensors", "--data", "shapes"], "nothing.safetensors"),
-        (["vae", "--checkpoint", "{tiny}", "--data", "/nowhere"], "/nowhere is not a folder"),
+        (["vae", "--checkpoint", "{tiny}", "--data", "{tmp}/none"], "none is not a folder"),
         (["vae", "--checkpoint", "{tiny}", "--data", "shapes", "--height", "50"], "nearest are"),
         (["vae", "--checkpoint", "{tiny}", "--data", "shapes", "--vgg", "x"], "--lpips_heads"),
         (
@@ -268,7 +268,7 @@ def test_the_shapes_command_asks_a_checkpoint(tiny, tmp_path):
 )
 def test_what_cannot_be_measured_is_one_line(tiny, tmp_path, capsys, arguments, message):
     path = str(tiny / "tiny.safetensors")
-    filled = [argument.format(tiny=path) for argument in arguments]
+    filled = [argument.format(tiny=path, tmp=tmp_path) for argument in arguments]
     (tmp_path / "out.json").write_text("an earlier table")
     assert main([*filled, "--output", str(tmp_path / "out")]) == 2
     assert (tmp_path / "out.json").read_text() == "an earlier table"

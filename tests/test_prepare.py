@@ -400,20 +400,21 @@ def test_a_caption_is_no_input_of_its_own(odd, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--input", "/nowhere/*.mp4"], "matches no file"),
-        (["--input", "@/nowhere/list"], "there is no file /nowhere/list"),
+        (["--input", "{tmp}/none/*.mp4"], "matches no file"),
+        (["--input", "@{tmp}/none/list"], "there is no file {tmp}/none/list"),
         (["--input", "x", "--text.detector", "nowhere:f"], "nowhere:f is no MODULE:FUNCTION"),
         pytest.param(
-            ["--input", "x", "--captions.model", "/nowhere"],
-            "captioner /nowhere cannot be loaded",
+            ["--input", "x", "--captions.model", "{tmp}/none"],
+            "captioner {tmp}/none cannot be loaded",
             marks=pytest.mark.skipif(not find_spec("torch"), reason="models need torch"),
         ),
         (["--input", "x", "--latents", CONFIG], "not a TrainTransformer"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(tmp_path, capsys, arguments, message):
+    arguments = [argument.format(tmp=tmp_path) for argument in arguments]
     assert command.main([CONFIG, "--output", str(tmp_path / "set"), *arguments]) == 2
-    assert message in capsys.readouterr().err
+    assert message.format(tmp=tmp_path) in capsys.readouterr().err
     assert not (tmp_path / "set").exists()
 
 

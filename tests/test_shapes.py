@@ -60,7 +60,11 @@ def test_a_clip_is_a_pure_function_of_seed_and_index():
 
 def test_scenes_stay_the_same_for_all_time():
     """Trained models and published metrics depend on them; a change would need a new world."""
-    drawn = [render.scene(i, seed=1, split=split) for i in range(50) for split in scenes._TRIPLES]
+    drawn = [
+        render.scene(i, seed=1, split=split)
+        for i in range(50)
+        for split in ("all", "train", "held_out")
+    ]
     text = "\n".join(
         f"{o.shape} {o.colour} {o.motion} {o.x:.3f} {o.y:.3f} {o.size:.3f} {o.rate:.3f} {s.pan} "
         f"{s.background.tone} {s.background.texture}"
@@ -192,7 +196,7 @@ WAYS = {
 @pytest.mark.parametrize("fps", [12, 30])
 def test_a_second_shows_the_motion_of_its_name(motion, fps):
     """In a slow clip too, and by its pixels alone."""
-    rate = scenes._SPEEDS[motion][0]
+    rate = scenes.SPEEDS[motion][0]
     start = {"x": 0.1 * -WAYS[motion][0], "y": 0.1 * -WAYS[motion][1]} if motion in WAYS else {}
     scene = render.Scene((figure("cross", "green", motion, rate=rate, **start),), GREY)
     frames = render.render(scene, fps + 1, 96, 96, fps)
@@ -406,7 +410,7 @@ def test_what_captions_add_is_true():
             assert ("small " in text) == (tracks[0].size[0] < 36)
             counts["size"] += 1
         if "slowly" in text or "quickly" in text:
-            lowest, _, highest = scenes._SPEEDS[one.motion]
+            lowest, _, highest = scenes.SPEEDS[one.motion]
             assert abs(one.rate) == (lowest if "slowly" in text else highest)
             counts["pace"] += 1
         if "clockwise" in text:
@@ -445,7 +449,7 @@ def test_the_longest_captions_fit_the_tokenizer():
     colour = next(name for name in render.COLOURS if len(name) == longest[1])
     ground = scenes.Background("beige", "checkered")
     for motion, pan, count in itertools.product(render.MOTIONS, (None, "right"), (1, 2)):
-        one = figure(shape, colour, motion, size=0.49, rate=-scenes._SPEEDS[motion][2])
+        one = figure(shape, colour, motion, size=0.49, rate=-scenes.SPEEDS[motion][2])
         scene = render.Scene((one,) * count, ground, pan)
         texts = [render.caption(scene, np.random.default_rng(i)) for i in range(150)]
         assert max(len(text.encode()) for text in texts) <= grammar.MAX_BYTES

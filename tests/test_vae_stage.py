@@ -223,9 +223,10 @@ def test_a_bucket_that_something_cannot_take_is_refused_before_any_step(bucket, 
         VAEStage.open(cfg, one_device())
 
 
-def test_held_out_clips_that_are_not_there_show_before_the_first_step():
-    wrong = ("--run.validation-source", "/nowhere", "--run.validate-every", "10")
-    with pytest.raises(ValueError, match=r"/nowhere is not a folder"):
+def test_held_out_clips_that_are_not_there_show_before_the_first_step(tmp_path):
+    missing = str(tmp_path / "missing")
+    wrong = ("--run.validation-source", missing, "--run.validate-every", "10")
+    with pytest.raises(ValueError, match=f"{missing} is not a folder"):
         VAEStage.open(load("vae", *wrong), one_device())
 
 

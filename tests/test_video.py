@@ -436,20 +436,17 @@ def test_a_place_that_cannot_be_written_is_said(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_a_failed_write_leaves_nothing_and_keeps_the_old_file(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_nothing_and_keeps_the_old_file(tmp_path):
     path = tmp_path / "clip.mp4"
     writing.write_video(path, numbered(3), 24)
     before = path.read_bytes()
-    calls, real = iter(range(200)), writing._even
 
-    def full_disk(picture):
-        if next(calls) == 90:  # the encoder holds some forty frames back
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return real(picture)
+    def frames_until_the_disk_is_full():
+        yield from np.zeros((90, 32, 48, 3), np.uint8)  # the encoder holds some forty back
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(writing, "_even", full_disk)
     with pytest.raises(ValueError, match=r"cannot write .*clip.mp4: No space left"):
-        writing.write_video(path, np.zeros((100, 32, 48, 3), np.uint8), 24)
+        writing.write_video(path, frames_until_the_disk_is_full(), 24)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["clip.mp4"]
 

@@ -35,6 +35,7 @@ class Reporter:
       folder: the run's folder.
       first: number of steps taken before the run was started or resumed now.
       log: called with each line of the log.
+      clock: the time in seconds since an arbitrary moment; never goes back.
     """
 
     def __init__(
@@ -43,13 +44,15 @@ class Reporter:
         folder: epath.Path,
         first: int,
         log: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
     ):
         self._cfg, self._log, self._begun = cfg.run, log, first + 1
         self._sinks = _sinks(cfg, folder, first, log) if is_first() else []
         devices = jax.devices()
         peak = peak_flops(devices[0].device_kind)
         self._peak = None if peak is None else peak * len(devices)
-        self._clock: _Clock | None = None
+        self._clock = clock
+        self._tally: _Tally | None = None
 
     def step(self, done: int, metrics: Mapping[str, Any], work: Work, waited: float) -> None:
         """Counts a step, and reports it if a report is due.
@@ -60,17 +63,17 @@ class Reporter:
           work: tokens and operations of the step.
           waited: seconds that the step waited for its data.
         """
-        if self._clock is not None:
-            self._clock.count(work, waited)
+        if self._tally is not None:
+            self._tally.count(work, waited)
         due = done % self._cfg.log_every == 0 or done in (self._begun, self._cfg.steps)
         if not due:
             return
         values = {name: float(x) for name, x in jax.device_get(dict(metrics)).items()}
         speed, text = {}, ""
-        if self._clock is not None:  # the first step is not timed, since it compiles
-            speed = self._clock.read(self._peak)
+        if self._tally is not None:  # the first step is not timed, since it compiles
+            speed = self._tally.read(self._clock(), self._peak)
             text = _speed_line(speed, self._cfg.steps - done)
-        self._clock = _Clock(time.monotonic())
+        self._tally = _Tally(self._clock())
         line = _numbers({name: x for name, x in values.items() if not name.startswith("rejected")})
         if values.get("rejected"):
             line += f"  rejected {values['rejected']:.0f} steps (not finite)"
@@ -98,10 +101,10 @@ class Reporter:
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
         """Excludes the time inside the context from the time of the steps."""
-        begin = time.monotonic()
+        begin = self._clock()
         yield
-        if self._clock is not None:
-            self._clock.begin += time.monotonic() - begin
+        if self._tally is not None:
+            self._tally.begin += self._clock() - begin
 
     def close(self) -> None:
         """Flushes and closes TensorBoard and Weights & Biases."""
@@ -110,7 +113,7 @@ class Reporter:
 
 
 @dataclasses.dataclass
-class _Clock:
+class _Tally:
     """Sums up the work since the time `begin`."""
 
     begin: float
@@ -125,8 +128,8 @@ class _Clock:
         self.flop += work.flop
         self.waited += waited
 
-    def read(self, peak: float | None) -> dict[str, float]:
-        seconds = max(time.monotonic() - self.begin, 1e-9)
+    def read(self, now: float, peak: float | None) -> dict[str, float]:
+        seconds = max(now - self.begin, 1e-9)
         speed = {
             "steps_per_second": self.steps / seconds,
             "tokens_per_second": self.tokens / seconds,

@@ -59,7 +59,7 @@ Triple = tuple[str, str, str]  # shape, colour, motion
 # Speeds of each motion: slow, normal and fast. A caption may say "slowly" or "quickly" for the
 # outer two. Directions: shorter sides per second; orbit and rotate: degrees per second; grow and
 # shrink: change of log(size) per second.
-_SPEEDS = (
+SPEEDS = (
     {name: (0.12, 0.19, 0.27) for name in DIRECTIONS}
     | {"still": (0.0, 0.0, 0.0), "orbit": (110.0, 150.0, 200.0), "rotate": (50.0, 80.0, 120.0)}
     | {"grow": (0.2, 0.32, 0.44), "shrink": (0.2, 0.32, 0.44)}
@@ -99,7 +99,7 @@ class SceneObject:
     @property
     def speed_class(self) -> Literal["slow", "normal", "fast"]:
         """The speed class nearest to `rate`."""
-        rates = _SPEEDS[self.motion]
+        rates = SPEEDS[self.motion]
         nearest = min(range(3), key=lambda i: abs(abs(self.rate) - rates[i]))
         return "normal" if self.motion == "still" else ("slow", "normal", "fast")[nearest]
 
@@ -278,7 +278,7 @@ def _sample_object(
     if motion in ("grow", "shrink"):
         nominal = {"grow": 0.26, "shrink": 0.4 if is_small else 0.56}[motion]
     size = nominal * _EXTENT[shape] * (0.97 + 0.06 * rng.random())
-    rate = _choose(rng, _SPEEDS[motion])
+    rate = _choose(rng, SPEEDS[motion])
     sign = _choose(rng, (-1, 1)) if motion in ("orbit", "rotate") else 1
     phase = 360 * rng.random() if motion in ("orbit", "rotate") else 0.0
     fractions = rng.random(), rng.random()
@@ -287,7 +287,7 @@ def _sample_object(
         ranges, fits = _start_ranges(obj, seconds, half_extent)
         if fits or rate < 1e-3:
             break
-        slower = [speed for speed in _SPEEDS[motion] if speed < rate]
+        slower = [speed for speed in SPEEDS[motion] if speed < rate]
         rate = slower[-1] if slower else 0.9 * rate
     x, y = (
         low + fraction * (high - low)
