@@ -15,8 +15,6 @@ from ltx_jax import sample
 from ltx_jax.checkpoints import hub
 from ltx_jax.data import inputs, video, writing
 
-gradio = pytest.importorskip("gradio", reason="the demo extra is not installed")
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
     pytest.mark.slow,
@@ -44,6 +42,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def address(folder):
     """Serves the page with a tiny model instead of the one that ships; gives its address."""
+    gradio = pytest.importorskip("gradio", reason="the demo extra is not installed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(folder / "served"))
         (folder / "served").mkdir()
@@ -64,6 +63,7 @@ def address(folder):
 
 @pytest.fixture(scope="module")
 def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with sync_api.sync_playwright() as playwright:
         # Root, as in most containers, has no sandbox.
         arguments = ["--no-sandbox"] if os.getuid() == 0 else []
