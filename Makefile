@@ -17,6 +17,8 @@ NEWEST_VENV ?= .venv-newest
 COMPILE_VENV ?= .venv-compile
 
 BIN := $(VENV)/bin
+# Each file goes to one worker, so that what its tests share is made once.
+PYTEST := -m pytest -n $(WORKERS) --dist loadfile -q
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Passed through the environment, so that the prompt may contain quotes.
 export PROMPT ?= a small red star moves left
@@ -25,11 +27,12 @@ check_newer_python = @test -n "$(NEWER_PYTHON)" \
   || { echo "no Python 3.12 or newer with venv found; set NEWER_PYTHON" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help sample demo docs test test-slow test-newest test-compile lint clean
+.PHONY: help sample demo docs test-fast test test-slow test-newest test-compile lint clean
 
 help:
 	@echo "make sample     a video from the small model that ships: PROMPT='a small red star moves left'"
 	@echo "make demo       a web page that makes videos, at http://127.0.0.1:7860"
+	@echo "make test-fast  the quick tests of every package, 2 minutes or less on 2 cores"
 	@echo "make test       the tests, 15 minutes or less on 2 cores"
 	@echo "make test-slow  the tests that kill processes, run several of them or need gigabytes"
 	@echo "make test-newest  the tests that need no torch, with the newest jax on Python 3.12 or newer"
@@ -77,8 +80,14 @@ demo: $(VENV)/.demo
 docs: $(VENV)/.docs
 	$(BIN)/python -m mkdocs build --strict
 
+# While editing: every package, without the tests that compile or compute for long.
+# Its programs run once, so that optimising them would take longer than they run.
+test-fast: $(VENV)/.test
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python $(PYTEST) \
+	  -m 'not slow and not compile and not thorough'
+
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n $(WORKERS) -q
+	$(BIN)/python $(PYTEST)
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow -q
@@ -90,7 +99,7 @@ test-newest:
 	$(NEWEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade \
 	  --upgrade-strategy eager --editable '.[test-without-torch]'
 	$(NEWEST_VENV)/bin/python -c 'import jax, sys; print("jax", jax.__version__, "Python", sys.version)'
-	$(NEWEST_VENV)/bin/python -m pytest -n $(WORKERS) -q
+	$(NEWEST_VENV)/bin/python $(PYTEST)
 
 # In an environment of its own: the compilers are large, and nothing else needs them.
 $(COMPILE_VENV)/.ready: pyproject.toml

@@ -95,6 +95,7 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("alpha", [None, 1.5])
 def test_every_naming_of_lora_gives_the_sum(base, draw, tmp_path, layout, alpha):
@@ -155,6 +156,7 @@ def test_alphas_of_metadata_and_of_peft_folders(base, draw, tmp_path):
             assert change.scale == pytest.approx(alpha / RANK**0.5)
 
 
+@pytest.mark.thorough
 def test_dora_scales_rows_or_columns_to_the_stored_norms(base, draw, tmp_path):
     weights = by_name(base.transformer_params, base.transformer)
     modules = [m for m in linears(weights) if ".attn" in m]
@@ -183,6 +185,7 @@ def test_dora_scales_rows_or_columns_to_the_stored_norms(base, draw, tmp_path):
     _assert_equal(by_name(merged, base.transformer), expected)
 
 
+@pytest.mark.thorough
 def test_products_differences_biases_and_replacements(base, draw, tmp_path):
     weights = by_name(base.transformer_params, base.transformer)
 
@@ -246,6 +249,7 @@ def lora(base, draw):
     }
 
 
+@pytest.mark.thorough
 def test_strength_zero_is_the_base_bit_for_bit_and_adapters_commute(base, lora, draw, tmp_path):
     first = _read(tmp_path, base, lora)
     other = {name: draw.standard_normal(x.shape).astype(np.float32) for name, x in lora.items()}
@@ -265,6 +269,7 @@ def test_strength_zero_is_the_base_bit_for_bit_and_adapters_commute(base, lora, 
         np.testing.assert_allclose(forward[name], backward[name], atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_bfloat16_weight_is_rounded_once(base, lora, tmp_path):
     adapter = _read(tmp_path, base, lora)
     narrow = jax.tree.map(lambda x: x.astype("bfloat16"), base.transformer_params)
@@ -327,6 +332,7 @@ def test_what_does_not_fit_is_refused_by_name(base, lora, tmp_path, kind):
         _read(tmp_path, base, lora)
 
 
+@pytest.mark.thorough
 def test_diffusers_merges_a_lora_of_peft_to_the_same_outputs(base, tmp_path):
     torch = pytest.importorskip("torch")
     peft = pytest.importorskip("peft")
@@ -370,6 +376,7 @@ def test_diffusers_merges_a_lora_of_peft_to_the_same_outputs(base, tmp_path):
         np.testing.assert_allclose(merged[name], theirs, atol=2e-6, err_msg=name)
 
 
+@pytest.mark.thorough
 def test_the_pipeline_changes_strengths_without_compiling(lora, tmp_path):
     folder = tiny_checkpoint.write_exported(tmp_path / "model")
     from ltx_jax import LTXPipeline

@@ -72,6 +72,7 @@ def test_masks_of_every_type_mean_the_same(dtype):
     np.testing.assert_array_equal(got, attention(*qkv, mask=mask))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
 def test_gradients_are_those_of_pytorch(size):
     torch = pytest.importorskip("torch")
@@ -98,6 +99,7 @@ def test_gradients_are_those_of_pytorch(size):
 MESHES = [dict(data=1, seq=8), dict(data=1, seq=4, tensor=2), dict(data=1, fsdp=2, seq=2, tensor=2)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("sizes", MESHES, ids=str)
 @pytest.mark.parametrize("is_self_attention", [True, False])
 def test_tokens_and_heads_over_eight_devices_are_attended_to_as_on_one(sizes, is_self_attention):
@@ -166,6 +168,7 @@ def test_scores_are_not_kept_for_the_gradient():
     assert used < 5 * 4 * n * n, "more than the scores of a few of the eight heads"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("size", "masked", "parts"),
     [((128, 128), False, 1), ((130, 150), False, 1), ((130, 150), True, 2)],

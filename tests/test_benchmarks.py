@@ -29,6 +29,7 @@ def settings_of_jax():
         jax.config.update(name, value)
 
 
+@pytest.mark.thorough
 def test_one_door_records_what_fails_and_goes_on(tmp_path):
     command = [sys.executable, "-m", "benchmarks.run", "attention", "--scale", "tiny"]
     options = ["--repeats", "2", "--out", str(tmp_path), "--name", "cpu"]
@@ -69,6 +70,7 @@ print(*sorted(name for name in packages() - before if not name.startswith("_")))
 """
 
 
+@pytest.mark.thorough
 def test_the_first_gpu_needs_jax_flax_and_numpy_alone():
     """And jaxtyping, which is pure Python."""
     result = subprocess.run(
@@ -141,6 +143,7 @@ def test_a_spent_budget_skips_instead_of_running(tmp_path):
     assert [(row["case"], row["status"]) for row in report.rows] == [("never", "skipped")]
 
 
+@pytest.mark.thorough
 def test_what_takes_too_long_to_make_is_given_up_and_the_rest_is_timed(tmp_path):
     def endless():
         while True:
@@ -153,10 +156,11 @@ def test_what_takes_too_long_to_make_is_given_up_and_the_rest_is_timed(tmp_path)
     assert found == {"endless": ("failed", None), "ready": ("ok", 3)}
 
 
+@pytest.mark.thorough
 def test_parameters_are_drawn_as_networks_draw_them():
     """Same shapes; kernels as large, to 5 % or what few values allow, and unlike."""
     net = networks.network(sizes.TINY.of("float32"))
-    want = sharding.unbox(net.model.init(jax.random.key(0), *net.inputs)["params"])
+    want = sharding.unbox(jax.jit(net.model.init)(jax.random.key(0), *net.inputs)["params"])
     assert jax.tree.map(jnp.shape, net.params) == jax.tree.map(jnp.shape, want)
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(net.params))
     attention, drawn = net.params["blocks"]["attn1"], want["blocks"]["attn1"]

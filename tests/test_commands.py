@@ -37,6 +37,7 @@ def test_there_are_seven_commands():
     assert set(SCRIPTS) == set(MISTAKES)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("script", sorted(SCRIPTS))
 def test_a_command_imports_nothing_heavy_before_it_can_answer_ctrl_c(script):
     module = SCRIPTS[script].partition(":")[0]
@@ -56,6 +57,7 @@ def test_a_mistake_is_one_line_that_names_the_command(script, capsys, tmp_path, 
     assert error.count("\n") == 1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "argv",
     [
@@ -99,6 +101,7 @@ def test_a_command_returns_a_status(capsys):
         status(ZeroDivisionError())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("script", ["train.py", "sample.py"])
 def test_ctrl_c_while_importing_is_one_line(script, tmp_path):
     """A module that tells when JAX is imported, and then waits there."""

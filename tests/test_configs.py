@@ -47,6 +47,7 @@ def test_a_config_says_how_it_is_run(path):
     assert f"{command} {path.stem}" in text
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("path", TRAINING, ids=name)
 def test_a_training_config_has_networks_that_fit_its_data(path):
     cfg = config.load(str(path))

@@ -63,6 +63,7 @@ def relative(value, expected):
     return np.linalg.norm(np.asarray(value, np.float64) - expected) / np.linalg.norm(expected)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("shape", "features"), SHAPES)
 @pytest.mark.parametrize("padding", ["zeros", "replicate"])
@@ -133,6 +134,7 @@ def test_the_product_of_windows_has_the_gradients_of_the_definition():
         assert relative(value, wanted) < 1e-5  # float32 sums of a hundred products
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("stride", [(1, 1, 1), (2, 1, 1), (1, 2, 2), (2, 2, 2)])
 def test_strides_and_other_windows_work_too(stride):
     cases = [((1, 3, 3), "float32"), ((3, 3, 3), "float32"), ((3, 4, 4), "float32")]
@@ -179,6 +181,7 @@ WINDOWS = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("sizes", "shape", "features"), MESHES)
 def test_devices_convolve_rows_and_samples_as_one_does(sizes, shape, features):
     mesh = sharding.make_mesh(MeshConfig(**sizes))

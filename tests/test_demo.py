@@ -35,6 +35,7 @@ def studio(arguments, models, tmp_path):
     return Studio(sample.parse(arguments), tmp_path, arguments=arguments, models=models)
 
 
+@pytest.mark.thorough
 def test_a_video_is_the_one_that_its_command_makes(studio, tmp_path, monkeypatch):
     steps, clips, original = [], [], make_videos.sample_batch
 
@@ -55,6 +56,7 @@ def test_a_video_is_the_one_that_its_command_makes(studio, tmp_path, monkeypatch
     assert np.abs(clips[0].astype(int) - clips[2]).mean() > 5
 
 
+@pytest.mark.thorough
 def test_what_the_page_starts_from_is_sampled(arguments, models, tmp_path, monkeypatch):
     command_line = [*arguments, "--prompt", "a red star", "--first_sample", "3", "--seed", "5"]
     studio = Studio(sample.parse(command_line), tmp_path, arguments=command_line, models=models)
@@ -132,6 +134,7 @@ def test_settings_that_no_page_can_use_are_refused(arguments, models, tmp_path):
             Studio(settings, tmp_path, models=models)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

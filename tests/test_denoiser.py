@@ -3,11 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from test_transformer_fast import CFG, inputs, params  # noqa: F401
 
 from ltx_jax.diffusion.denoiser import Plain
 from ltx_jax.models.transformer import Transformer
 from ltx_jax.runtime import sharding
+
+pytestmark = pytest.mark.thorough
 
 
 def test_the_plain_form_is_the_network(params):  # noqa: F811

@@ -119,6 +119,7 @@ def assert_same_vae(cfg, params, path):
         np.testing.assert_allclose(ours, wanted, **TOLERANCE)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_vae_gives_the_same_output_in_diffusers(loaded, family):
     ours, path = loaded[family]
@@ -161,12 +162,14 @@ def assert_same_transformer(ours, path):
     np.testing.assert_allclose(velocity, wanted, **TOLERANCE)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("family", ["0.9.0", "0.9.5"])
 def test_the_transformer_gives_the_same_output_in_diffusers(loaded, family):
     ours, path = loaded[family]
     assert_same_transformer(ours, path / "transformer")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_directory_of_ours_comes_back_whole(loaded, family, tmp_path):
     ours, path = loaded[family]
@@ -182,6 +185,7 @@ def test_a_directory_of_ours_comes_back_whole(loaded, family, tmp_path):
     assert metadata == ours.metadata
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("family", ["0.9.0", "0.9.1"])
 def test_diffusers_own_converter_of_official_files_agrees(loaded, family, tmp_path):
     """The third family is told by a width that small models do not have; its names alone are
@@ -242,6 +246,7 @@ def random_params(shapes):
     return jax.tree.unflatten(treedef, values)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", list(ODD))
 def test_any_list_of_blocks_that_diffusers_has_gives_the_same_output(kind, tmp_path):
     from ltx_jax.runtime import sharding
@@ -316,6 +321,7 @@ def their_checkpoint(tmp_path, **vae):
     return transformer, model
 
 
+@pytest.mark.thorough
 def test_what_diffusers_saves_comes_back_to_diffusers_bitwise(tmp_path):
     transformer, vae = their_checkpoint(tmp_path / "in")
     shards = list((tmp_path / "in" / "transformer").glob("*.safetensors"))
@@ -365,6 +371,7 @@ def test_the_first_releases_config_without_decoder_lists_is_understood():
     assert names["encoder.down_blocks.9"] == "encoder.mid_block"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("pipeline", "family", "causal"),
     [
@@ -394,6 +401,7 @@ def test_causal_positions_are_told_by_the_pipeline_or_the_vae(
     assert load_checkpoint(path).transformer.causal_temporal_positioning == causal
 
 
+@pytest.mark.thorough
 def test_a_pipeline_of_diffusers_takes_the_directory(loaded):
     for family, kind in (("0.9.0", theirs.LTXPipeline), ("0.9.5", theirs.LTXConditionPipeline)):
         pipe = theirs.DiffusionPipeline.from_pretrained(
@@ -459,6 +467,7 @@ def test_transformers_and_schedulers_that_diffusers_cannot_express_are_named():
         diffusers_config.dump_scheduler(SchedulerConfig(shifting="SimpleDiffusion"))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("part", "key", "value"),
     [
@@ -519,6 +528,7 @@ def test_a_broken_directory_says_what_is_wrong(tmp_path):
         load_checkpoint(tmp_path)
 
 
+@pytest.mark.thorough
 def test_writing_fails_whole(loaded, tmp_path, monkeypatch):
     ours, path = loaded["0.9.0"]
     with pytest.raises(ValueError, match="exists and is no empty folder"):

@@ -29,6 +29,7 @@ def judge(cfg, params, video):
     )(params, video)
 
 
+@pytest.mark.thorough
 def test_there_is_one_logit_per_patch_and_single_frames_are_clips():
     shape = jax.eval_shape(
         lambda x: Discriminator(DiscriminatorConfig()).init_with_output(jax.random.key(0), x)[0],
@@ -41,6 +42,7 @@ def test_there_is_one_logit_per_patch_and_single_frames_are_clips():
     assert np.isfinite(judge(SMALL, params, draw(2, 1, 16, 8, 6))).all()
 
 
+@pytest.mark.thorough
 def test_channels_double_up_to_their_limit_and_space_is_strided_before_time():
     network = Discriminator(DiscriminatorConfig(), ExecutionConfig(dtype="bfloat16"))
     boxed = jax.eval_shape(
@@ -65,6 +67,7 @@ def test_channels_double_up_to_their_limit_and_space_is_strided_before_time():
         assert out.shape[1] == frames
 
 
+@pytest.mark.thorough
 def test_a_patch_sees_what_is_near_it_alone():
     """With one level there is no group norm, which would depend on all pixels."""
     cfg = DiscriminatorConfig(base_channels=8, levels=1)
@@ -87,6 +90,7 @@ def test_clips_smaller_than_a_patch_are_refused():
         Discriminator(SMALL).init(jax.random.key(0), jnp.zeros((1, 1, 16, 4, 3)))
 
 
+@pytest.mark.thorough
 def test_logits_and_gradients_are_the_same_on_a_mesh():
     """Samples over two devices, rows over four."""
     params, clip = parameters(SMALL), draw(2, 5, 32, 16, 6)

@@ -43,6 +43,7 @@ def right(detections, prompts):
     return sum(agreement(*pair).all for pair in zip(detections, prompts, strict=True))
 
 
+@pytest.mark.thorough
 def test_most_prompts_are_followed(detections, prompts):
     """A model that is right in 71 % of videos is right in 5 of 8 or more with probability 83 %.
 
@@ -51,12 +52,14 @@ def test_most_prompts_are_followed(detections, prompts):
     assert right(detections, [one.triples for one in prompts]) >= 5
 
 
+@pytest.mark.thorough
 def test_captions_of_other_videos_are_not(detections, prompts):
     for turn in (1, 3):
         others = [*prompts[turn:], *prompts[:turn]]
         assert right(detections, [one.triples for one in others]) <= 1
 
 
+@pytest.mark.thorough
 def test_a_picture_becomes_the_first_frame(bench, prompts):
     (first, *_) = prompts
     picture = bench.render(first)[:1]
@@ -66,6 +69,7 @@ def test_a_picture_becomes_the_first_frame(bench, prompts):
     assert metrics.psnr(made[None, :1], picture[None])[0] > 24
 
 
+@pytest.mark.thorough
 def test_make_sample_shows_what_it_is_asked_for(tmp_path):
     out = tmp_path / "star.mp4"
     settings = ["--config", str(ROOT / "configs/sample/shapes.py")]

@@ -254,6 +254,7 @@ def test_emoji_stay_inside_the_picture():
                 assert (np.abs(centre) + path.scale * extent / 2).max() < 0.5
 
 
+@pytest.mark.thorough
 def test_two_emoji_share_a_tenth_of_the_scenes_side_by_side():
     pairs = [clip.scene for clip in clips_of(surfers(), 600, size=8) if len(clip.scene.actors) == 2]
     assert 35 <= len(pairs) <= 90
@@ -262,6 +263,7 @@ def test_two_emoji_share_a_tenth_of_the_scenes_side_by_side():
         assert left.max() < 0 < right.min()
 
 
+@pytest.mark.thorough
 def test_bases_are_drawn_alike_whatever_the_number_of_their_tones():
     catalogue = surfers()
     drawn = [clip.scene.actors[0].entry for clip in clips_of(catalogue, 1500, 8, num_actors=1)]
@@ -273,6 +275,7 @@ def test_bases_are_drawn_alike_whatever_the_number_of_their_tones():
     assert 0.1 < sum(not one.animated for one in drawn) / len(drawn) < 0.2
 
 
+@pytest.mark.thorough
 def test_every_scene_belongs_to_one_split_and_none_of_training_is_held_out():
     catalogue = surfers()
     seen = {}
@@ -344,6 +347,7 @@ def described(count, **settings):
         yield clip.scene, clip.caption.lower()
 
 
+@pytest.mark.thorough
 def test_captions_name_emoji_tone_and_motion():
     for scene, text in described(600):
         for actor in scene.actors:
@@ -373,6 +377,7 @@ def test_captions_name_emoji_tone_and_motion():
                 assert not any(f" {word}" in text for word in options if word != "turn"), text
 
 
+@pytest.mark.thorough
 def test_captions_name_the_background_that_is_there():
     named = 0
     longest_first = sorted(COLOURS, key=len, reverse=True)
@@ -387,6 +392,7 @@ def test_captions_name_the_background_that_is_there():
     assert 400 < named < 550
 
 
+@pytest.mark.thorough
 def test_captions_name_size_pace_and_sense_only_where_they_are_so():
     said = collections.Counter()
     for scene, text in described(900, num_actors=1):
@@ -434,6 +440,7 @@ def test_captions_of_pictures_name_no_motion():
             assert word not in text
 
 
+@pytest.mark.thorough
 def test_captions_fit_a_byte_tokenizer():
     long = entry(
         label="person with a very long label: medium-light skin tone",

@@ -95,6 +95,7 @@ def examples(path):
     return [latent_cache.from_row(records[i]) for i in range(len(records.index))]
 
 
+@pytest.mark.thorough
 def test_what_is_stored_is_what_the_vae_gives(loaded, clips, tmp_path):
     assert encode_dataset.encode(settings(clips), tmp_path / "out", shard_size=3, report=quiet)
     model = VideoVAE(loaded.vae)
@@ -158,6 +159,7 @@ def test_condition_items_lie_within_their_clip():
         assert all(start + factor + 1 <= num_frames for starts in drawn for start in starts)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("loaded")
 def test_captions_are_stored_unpadded(clips, t5, tmp_path):
     cfg = settings(clips, captions="frozen", text_encoder_path=str(t5))
@@ -185,6 +187,7 @@ def test_captions_are_stored_unpadded(clips, t5, tmp_path):
     assert encoding.tokenizer_id == "byt5"
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("loaded")
 def test_a_stopped_command_goes_on_to_the_same_files(clips, tmp_path):
     cfg = settings(clips)
@@ -215,6 +218,7 @@ def test_a_stopped_command_goes_on_to_the_same_files(clips, tmp_path):
         encode_dataset.encode(cfg, stopped, shard_size=2, keyframes=2, report=quiet)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("loaded")
 def test_workers_share_the_files_and_make_those_of_one(clips, tmp_path):
     cfg = settings(clips)
@@ -237,6 +241,7 @@ def test_workers_share_the_files_and_make_those_of_one(clips, tmp_path):
     assert contents(tmp_path / "shared") == contents(tmp_path / "whole")
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("loaded")
 def test_an_endless_source_is_encoded_as_far_as_told(tmp_path):
     cfg = settings("shapes")
@@ -257,6 +262,7 @@ def test_an_endless_source_is_encoded_as_far_as_told(tmp_path):
     assert {example.caption for example in found[:6]} <= live  # the clips that a run sees first
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("loaded")
 def test_clips_that_cannot_be_read_are_left_out_counted_and_named(clips, tmp_path, caplog):
     noise = np.random.default_rng(0).integers(0, 255, (10, 64, 96, 3), dtype=np.uint8)
@@ -273,6 +279,7 @@ def test_clips_that_cannot_be_read_are_left_out_counted_and_named(clips, tmp_pat
     assert captions == {f"clip {i}" * (i + 1) for i in range(7) if i != 3} | {"a picture"}
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("loaded")
 def test_latents_are_refused_with_another_vae(tiny, clips, tmp_path):
     encode_dataset.encode(settings(clips), tmp_path / "out", report=quiet)
@@ -300,6 +307,7 @@ def test_latents_are_refused_with_another_vae(tiny, clips, tmp_path):
         encode_dataset.check_vae(encoding, Checkpoint(), "other")
 
 
+@pytest.mark.thorough
 def test_a_vae_is_the_same_in_another_file(tiny, tmp_path):
     """A run that goes on has its own copy of the VAE."""
     official.write(tmp_path / "model.safetensors", tiny)
@@ -334,6 +342,7 @@ def test_mistakes_are_one_line_and_a_status(tmp_path, capsys, arguments, message
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("loaded")
 def test_what_cannot_be_encoded_is_refused(tiny, clips, tmp_path, capsys, monkeypatch):
     assert encode.main([VAE, "--output", str(tmp_path / "out")]) == 2

@@ -108,6 +108,7 @@ def darker(frames):
     return np.maximum(frames, 10) - np.uint8(10)
 
 
+@pytest.mark.thorough
 def test_figures_are_means_over_clips_of_one_kind(monkeypatch):
     clips, _ = read("shapes", limit=3)
     monkeypatch.setattr(i3d, "features", lambda params, x: params * jnp.mean(x, axis=(1, 2, 3)))
@@ -143,6 +144,7 @@ def test_a_grid_in_flat_colours_is_found():
     assert 0 < videos.value < largest.value
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("time", [0.0, 0.5])
 def test_reconstructions_are_those_of_the_networks(tiny, time):
     checkpoint = load_checkpoint(tiny / "tiny.safetensors")
@@ -173,6 +175,7 @@ def figures_of(path):
     return {(f["of"], f["name"]): f for f in content["figures"]}, content["settings"]
 
 
+@pytest.mark.thorough
 def test_the_vae_command_writes_json_and_markdown(tiny, clips, tmp_path, capsys):
     out = tmp_path / "new/vae"
     arguments = ["--data", clips, "--height", 64, "--width", 64, "--output", out]
@@ -191,6 +194,7 @@ def test_the_vae_command_writes_json_and_markdown(tiny, clips, tmp_path, capsys)
     assert value[:-1] in output.out
 
 
+@pytest.mark.thorough
 def test_the_transformer_command_gives_the_loss_at_each_time(tiny, tmp_path):
     arguments = ["--checkpoint", tiny / "tiny.safetensors", "--text_encoder", tiny / "text"]
     arguments += ["--data", "shapes", "--height", 64, "--width", 64, "--num_frames", 9]
@@ -221,6 +225,7 @@ def test_the_transformer_command_gives_the_loss_at_each_time(tiny, tmp_path):
     assert found[4] == pytest.approx((error**2).mean(), rel=1e-4)
 
 
+@pytest.mark.thorough
 def test_the_loss_is_measured_in_the_form_that_samples(tiny):
     """Where the fast form is the default, its parameters are not those of the stored network."""
     clips, _ = read_world(9)
@@ -240,6 +245,7 @@ def read_world(num_frames):
     return list(clip_reader.read_clips("shapes", cut, limit=1, skipped=skipped)), skipped
 
 
+@pytest.mark.thorough
 def test_the_shapes_command_asks_a_checkpoint(tiny, tmp_path):
     arguments = ["--checkpoint", tiny / "tiny.safetensors", "--text_encoder", tiny / "text"]
     arguments += ["--rows", "seen", "vae", "--prompts", 3, "--batch_size", 2, "--output"]
@@ -251,6 +257,7 @@ def test_the_shapes_command_asks_a_checkpoint(tiny, tmp_path):
     assert (settings["num_inference_steps"], settings["height"]) == (1, 64)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

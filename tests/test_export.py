@@ -14,6 +14,7 @@ from ltx_jax.checkpoints import diffusers, hub
 from ltx_jax.checkpoints.load import load_checkpoint, own_settings
 
 
+@pytest.mark.thorough
 def test_an_exported_checkpoint_is_the_same_file_and_a_diffusers_directory(tmp_path, capsys):
     write_checkpoint(tmp_path / "tiny.safetensors", with_vae=False)
     out = tmp_path / "out"
@@ -29,6 +30,7 @@ def test_an_exported_checkpoint_is_the_same_file_and_a_diffusers_directory(tmp_p
     assert config["num_layers"] == 2
 
 
+@pytest.mark.thorough
 def test_what_diffusers_cannot_express_is_said_and_the_official_file_stays(
     tmp_path, capsys, caplog
 ):
@@ -57,6 +59,7 @@ def test_what_is_no_checkpoint_is_one_line(source, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.thorough
 def test_an_exported_folder_is_a_checkpoint_with_its_text_encoder_and_settings(tmp_path, capsys):
     source, out = write_exported(tmp_path / "source"), tmp_path / "out"
     arguments = [str(source), str(out), "--dtype", "bfloat16", "--layouts", "official"]
@@ -80,6 +83,7 @@ def test_an_exported_folder_is_a_checkpoint_with_its_text_encoder_and_settings(t
     assert after.source_hash != before.source_hash
 
 
+@pytest.mark.thorough
 def test_settings_and_a_text_encoder_can_be_put_beside_a_file(tmp_path, capsys):
     write_checkpoint(tmp_path / "tiny.safetensors")
     write_text_encoder(tmp_path / "t5", CAPTION)
@@ -98,6 +102,7 @@ def test_settings_and_a_text_encoder_can_be_put_beside_a_file(tmp_path, capsys):
     assert pipe.text_encoder.max_tokens == 16
 
 
+@pytest.mark.thorough
 def test_the_model_that_ships_goes_by_its_name(tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "EMBEDDED_FOLDER", tmp_path / "model")
     assert own_settings("embedded") is None

@@ -239,6 +239,7 @@ def test_training_the_transformer_takes_three_forwards():
 VAES = [("2b-0.9.0", "decode", 41.5), ("2b-0.9.5", "decode", 60.2), ("2b-0.9.5", "encode", 139.7)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("version", "method", "tflop"), VAES)
 def test_the_vaes_forward_is_that_of_the_released_one(version, method, tflop):
     cfg = official_config.vae(RELEASED[version].config["vae"])

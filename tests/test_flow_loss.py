@@ -78,6 +78,7 @@ def error_of(shown, answer):
     return losses.velocity_loss(answer, shown.target, shown.weight)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kept", [COUNT, FEW])
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_the_exact_velocity_has_no_loss_whatever_is_said_of_conditions(pattern, kept):
@@ -91,6 +92,7 @@ def test_the_exact_velocity_has_no_loss_whatever_is_said_of_conditions(pattern, 
     assert answered(shown, np.where(is_free, -exact, 1e6)) > 1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_tokens_lie_as_the_sampler_lays_them(pattern):
     """Tokens, coordinates and mask of every pattern, of a sample whose conditions are at time 0."""
@@ -119,6 +121,7 @@ def test_tokens_lie_as_the_sampler_lays_them(pattern):
     np.testing.assert_array_equal(times, np.where(mask == 1, 0, shown.time[i]))
 
 
+@pytest.mark.thorough
 def test_extra_tokens_have_the_positions_of_the_frames_they_show():
     given = PATTERNS["clip"]
     _, shown = show(given)
@@ -164,6 +167,7 @@ def test_without_conditions_a_sample_has_one_time():
     assert len(np.unique(shown.time)) > 200
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_a_dropped_token_changes_nothing_for_the_others(pattern):
     given, kept, extra = PATTERNS[pattern], FEW, EXTRA[pattern]
@@ -218,6 +222,7 @@ def test_the_loss_is_reported_by_the_time():
     assert np.isnan([found["loss_at/0.5"], found["loss_at/0.7"]]).all()  # nothing to say
 
 
+@pytest.mark.thorough
 def test_an_empty_bin_of_the_time_leaves_the_gradient_finite():
     shown = jax.tree.map(jnp.asarray, show(batch=4)[1])
 

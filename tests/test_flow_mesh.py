@@ -26,6 +26,7 @@ ODD = BucketConfig(num_frames=5, height=20, width=12, batch_size=8)  # tokens th
 SLOW = [pytest.param(shape, marks=pytest.mark.slow) for shape in SLOW_MESHES]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("shape", [QUICK_MESH, *SLOW], ids=str)
 def test_eight_devices_train_as_one(shape):
     cfg = load("transformer", *SETTINGS)

@@ -77,6 +77,7 @@ def loss_of(stage, batch=None):
     return float(value.loss), jax.device_get(value.metrics)
 
 
+@pytest.mark.thorough
 def test_pixels_and_their_stored_latents_have_the_same_loss():
     """With keyframes, first frames and dropped tokens, for one and the same posterior."""
     settings = ("--flow.max_keyframes", "1", "--flow.token_drop", "0.2")
@@ -101,6 +102,7 @@ def test_pixels_and_their_stored_latents_have_the_same_loss():
     assert loss_of(cached)[0] == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rate", [0.0, 0.25, 1.0])
 def test_dropped_captions_become_the_empty_one(rate):
     batches = [tiny_batch() for _ in range(40)]
@@ -134,6 +136,7 @@ def test_held_out_latents_of_another_vae_are_refused_before_the_first_step(monke
         stage_of(*options, batches=[])
 
 
+@pytest.mark.thorough
 def test_a_frozen_text_encoder_is_no_part_of_the_state(tmp_path):
     write_text_encoder(tmp_path, 16)
     encoder = TextEncoder.load(tmp_path, dtype="float32", max_tokens=32)
@@ -153,6 +156,7 @@ def test_a_frozen_text_encoder_of_another_width_is_refused(tmp_path):
         stage_of("--captions", "frozen", "--text_encoder_path", str(tmp_path))
 
 
+@pytest.mark.thorough
 def test_positions_follow_the_frames_per_second_of_each_sample():
     cfg = load("transformer").model
     coords = positions.pixel_coords(positions.latent_coords((3, 2, 2)), 2, 4, causal=True)
@@ -166,6 +170,7 @@ def test_positions_follow_the_frames_per_second_of_each_sample():
     np.testing.assert_array_equal(alone[0], fast)
 
 
+@pytest.mark.thorough
 def test_the_frame_rate_of_a_clip_reaches_its_positions():
     stage = stage_of(
         batches=[
@@ -177,6 +182,7 @@ def test_the_frame_rate_of_a_clip_reaches_its_positions():
     assert first != second
 
 
+@pytest.mark.thorough
 def test_batches_are_the_same_whenever_they_are_asked_for():
     stage = stage_of(
         *("--flow.keyframes_probability", "0.3", "--flow.clip_probability", "0"),
@@ -188,6 +194,7 @@ def test_batches_are_the_same_whenever_they_are_asked_for():
         jax.tree.map(np.testing.assert_array_equal, again, steps[step])
 
 
+@pytest.mark.thorough
 def test_pictures_and_clips_train_in_one_run():
     """Batches of 2 x 48 and 4 x 16 tokens: a fifth of the first is dropped, and none of the
     second, which are fewer anyway."""
@@ -217,6 +224,7 @@ def test_pictures_and_clips_train_in_one_run():
     assert seen[most][1].flop > seen[picture][1].flop > 0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("source", ["shapes", "a/folder"])
 def test_pixels_become_what_the_encoder_makes_of_them(source):
     loaded = tiny_vae()
@@ -249,6 +257,7 @@ def test_networks_that_do_not_fit_the_vae_are_refused():
         stage_of(vae=Checkpoint())
 
 
+@pytest.mark.thorough
 def test_a_look_at_held_out_clips_is_of_the_average_and_always_the_same():
     stage = stage_of("--run.validation_clips", "2", "--data.frame_rates", "12", "24")
     params = filled(shapes_of(stage))
@@ -270,6 +279,7 @@ def test_a_look_at_held_out_clips_is_of_the_average_and_always_the_same():
         np.testing.assert_array_equal(one.frames, other.frames)
 
 
+@pytest.mark.thorough
 def test_the_held_out_loss_is_zero_for_the_exact_velocity():
     data = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 2, 2, 4), np.float32))
 
@@ -294,6 +304,7 @@ def write_run(folder, *overrides):
     return cfg, params
 
 
+@pytest.mark.thorough
 def test_the_text_encoder_of_a_run_serves_others(tmp_path):
     cfg, params = write_run(tmp_path / "run")
     encoder = TextEncoder.load(tmp_path / "run", dtype="float32")
@@ -305,6 +316,7 @@ def test_the_text_encoder_of_a_run_serves_others(tmp_path):
     np.testing.assert_allclose(embeddings, expected, atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_a_run_that_trains_no_text_encoder_holds_none_and_says_so(tmp_path):
     write_run(tmp_path / "run", "--captions", "cached")
     loaded = runs.load_run(tmp_path / "run")

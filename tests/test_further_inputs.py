@@ -114,6 +114,7 @@ def test_stored_inputs_come_back_to_the_bit_in_threads_and_processes(tmp_path, p
         np.testing.assert_array_equal(loader.batch(step).context["camera"], cameras)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("pans", "takes_camera")
 def test_inputs_reach_the_context_on_every_device_and_are_unknown_without_a_caption():
     mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, seq=2))
@@ -163,6 +164,7 @@ def test_data_without_the_input_are_refused_and_so_is_another_shape(pans, monkey
         next(stage_of().batches(0, 1))
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("pans")
 def test_encoding_stores_what_the_network_takes(tmp_path, monkeypatch):
     monkeypatch.setattr(encode_dataset, "load_checkpoint", lambda *_, **__: tiny_vae())
@@ -191,6 +193,7 @@ def test_encoding_stores_what_the_network_takes(tmp_path, monkeypatch):
         encode("with")
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("pans", "takes_camera")
 def test_held_out_videos_are_sampled_with_the_inputs_of_their_clips(monkeypatch):
     stage = stage_of("--run.validation_clips", "2")

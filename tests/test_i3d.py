@@ -100,6 +100,7 @@ def tensors(network):
     return {name: value.numpy() for name, value in network.state_dict().items()}
 
 
+@pytest.mark.thorough
 def test_features_are_the_mean_logits_of_torch(network, tensors):
     """Covers odd and even padding: 17 frames stay odd and 224 pixels even in all layers."""
     video = np.random.default_rng(0).uniform(-1, 1, (1, 17, 60, 80, 3)).astype(np.float32)

@@ -126,6 +126,7 @@ def test_places_and_speeds_are_in_shorter_sides_and_seconds():
     np.testing.assert_allclose(objects.seconds, np.arange(25) / 12)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("soft", [False, True], ids=["drawn", "softened"])
 def test_clips_of_the_world_are_told_right(soft):
     wrong = []
@@ -138,6 +139,7 @@ def test_clips_of_the_world_are_told_right(soft):
     assert not wrong
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("num_frames", "height", "width", "fps"),
     [(25, 128, 96, 12.0), (49, 96, 160, 30.0), (25, 192, 192, 24.0), (97, 96, 96, 24.0)],
@@ -149,6 +151,7 @@ def test_other_sizes_lengths_and_rates_are_told_right(num_frames, height, width,
         assert agreement(detect_objects(clip.frames, fps), truth(clip)).all, (index, clip.caption)
 
 
+@pytest.mark.thorough
 def test_a_softened_clip_is_as_bad_as_a_reconstruction_of_30_db():
     clip = render.clip(0, height=96, width=96)
     error = np.float64(judge_accuracy.soften(clip.frames, 0)) - np.float64(clip.frames)
@@ -167,6 +170,7 @@ def test_every_word_changed_in_a_caption_makes_it_wrong():
             assert sum(right[:3]) == 3 - (changed != triple)
 
 
+@pytest.mark.thorough
 def test_nothing_is_seen_where_nothing_is():
     size = judge_accuracy.ClipSize(25, 96, 96, 24.0)
     for figure in judge_accuracy.accuracy(8, size, SEED):

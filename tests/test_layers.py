@@ -29,6 +29,7 @@ def close(ours, expected, dtype):
     jax.tree.map(compare, ours, expected)
 
 
+@pytest.mark.thorough
 @TYPES
 def test_a_linear_layer_and_its_gradients_are_those_of_flax(dtype):
     x, params, ours, plain = layers(dtype)

@@ -460,6 +460,7 @@ def test_media_are_probed_again_only_where_they_changed(layout, tmp_path, monkey
     probing._store.cache_clear()
 
 
+@pytest.mark.thorough
 def test_batches_from_archives_are_the_same_in_processes_and_later_on(tmp_path):
     names = [f"{i:02}" for i in range(6)]
     for i, name in enumerate(names):

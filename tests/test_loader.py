@@ -81,6 +81,7 @@ def test_batches_have_the_size_of_their_bucket():
     assert seen == set(BUCKETS)
 
 
+@pytest.mark.thorough
 def test_buckets_and_patterns_come_in_their_shares():
     order = Order(WORLD, [[None]] * 3, PATTERNS, 0)
     plans = [order.plan(step) for step in range(10_000)]
@@ -97,6 +98,7 @@ def test_buckets_and_patterns_come_in_their_shares():
             assert np.mean([p == pattern for p in patterns]) == pytest.approx(share, rel=0.02)
 
 
+@pytest.mark.thorough
 def test_sources_are_mixed_by_their_weights(tmp_path):
     cfg = DataConfig(mix=(SourceConfig("a", 7.0), SourceConfig("b", 2.0), SourceConfig("c", 1.0)))
     order = Order(cfg, [[5, None, 3]], PATTERNS, 0)
@@ -165,6 +167,7 @@ def test_orders_are_permutations_without_a_favourite(count):
         assert np.mean(np.abs(np.diff(orders)) == 1) < 0.01  # 2 in 1000 by chance
 
 
+@pytest.mark.thorough
 def test_processes_together_see_the_batch_of_one(mixed):
     for step in (0, 1, 2, 3, 1000):
         whole = load(mixed).batch(step)
@@ -182,6 +185,7 @@ def test_processes_together_see_the_batch_of_one(mixed):
             check_same(joined, whole)
 
 
+@pytest.mark.thorough
 def test_a_run_that_goes_on_sees_what_it_would_have_seen(mixed):
     whole = list(load(mixed).batches(0, 12))
     for first in (5, 11):
@@ -196,6 +200,7 @@ def test_a_run_that_goes_on_sees_what_it_would_have_seen(mixed):
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("grain", [True, False], ids=["grain", "threads"])
 @pytest.mark.parametrize(("threads", "prefetch"), [(1, 1), (5, 3)])
 def test_reading_ahead_changes_nothing(mixed, monkeypatch, grain, threads, prefetch):
@@ -208,6 +213,7 @@ def test_reading_ahead_changes_nothing(mixed, monkeypatch, grain, threads, prefe
         check_same(batch, wanted)
 
 
+@pytest.mark.thorough
 def test_processes_change_nothing(mixed):
     loader = load(mixed)
     expected = [loader.batch(step) for step in range(2, 7)]
@@ -216,6 +222,7 @@ def test_processes_change_nothing(mixed):
         check_same(batch, wanted)
 
 
+@pytest.mark.thorough
 def test_processes_of_an_iterator_that_is_left_early_are_gone_and_so_is_their_memory():
     program = """
 import multiprocessing
@@ -234,6 +241,7 @@ if __name__ == "__main__":
     assert result.stderr == ""  # where Python would name memory that was left
 
 
+@pytest.mark.thorough
 def test_a_process_that_dies_is_told_of():
     batches = load(dataclasses.replace(WORLD, processes=1)).batches(0, 10_000)
     next(batches)
@@ -244,6 +252,7 @@ def test_a_process_that_dies_is_told_of():
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.thorough
 def test_processes_count_what_they_replace_and_pass_errors_on(tmp_path):
     for i in range(40):
         write_clip(tmp_path, f"{i:02}")
@@ -264,6 +273,7 @@ def test_processes_count_what_they_replace_and_pass_errors_on(tmp_path):
         next(loader.batches(0, 1))
 
 
+@pytest.mark.thorough
 def test_processes_end_with_their_parent():
     program = """
 import dataclasses, multiprocessing, os, signal
@@ -285,6 +295,7 @@ if __name__ == "__main__":
         time.sleep(0.05)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("grain", [True, False], ids=["grain", "threads"])
 def test_an_iterator_that_is_left_early_leaves_no_threads(monkeypatch, grain):
     if not grain:
@@ -300,6 +311,7 @@ def test_an_iterator_that_is_left_early_leaves_no_threads(monkeypatch, grain):
         assert not thread.is_alive()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("left", [0, 1000])
 @pytest.mark.parametrize("grain", [True, False], ids=["grain", "threads"])
 def test_a_process_ends_though_an_iterator_is_left_open(grain, left):
@@ -459,6 +471,7 @@ def test_a_batch_that_cannot_be_shared_is_refused():
         load(cfg, process_count=4)
 
 
+@pytest.mark.thorough
 def test_the_world_needs_numpy_alone():
     program = """
 import sys

@@ -118,6 +118,7 @@ def saved(path):
     return sorted(int(p.name) for p in (pathlib.Path(path) / "steps").iterdir())
 
 
+@pytest.mark.thorough
 def test_a_run_that_goes_on_is_bitwise_one_that_never_stopped(tiny, tmp_path):
     whole = tiny.fit(settings(tmp_path / "whole"))
     tiny.fit(settings(tmp_path / "parts", steps=3))
@@ -128,6 +129,7 @@ def test_a_run_that_goes_on_is_bitwise_one_that_never_stopped(tiny, tmp_path):
     assert float(again.statistics["mean"]) == 10
 
 
+@pytest.mark.thorough
 def test_the_metrics_of_a_step_are_read_while_the_next_one_runs(tiny, tmp_path, monkeypatch):
     report = loop.Reporter.step
 
@@ -153,6 +155,7 @@ def test_the_metrics_of_a_step_are_read_while_the_next_one_runs(tiny, tmp_path, 
     ]
 
 
+@pytest.mark.thorough
 def test_validation_chooses_what_is_kept_beside_the_latest(tiny, tmp_path):
     tiny.notes.losses = iter([0.5, 0.1, 0.3, 0.4])
     lines = []
@@ -162,6 +165,7 @@ def test_validation_chooses_what_is_kept_beside_the_latest(tiny, tmp_path):
     assert "step 4/8  other 7  val_loss 0.1" in lines
 
 
+@pytest.mark.thorough
 def test_a_run_stops_after_steps_in_a_row_that_are_not_finite_and_names_tensors(tiny, tmp_path):
     tiny.notes.spoilt = {3, *range(6, 100)}
     lines = []
@@ -193,6 +197,7 @@ def test_metrics_of_a_discriminator_that_has_not_begun_are_not_called_broken(pen
     assert text == f"Not finite: metrics ({names}); gradients (decoder/bias); parameters (none)"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_leaves(number, tiny, tmp_path):
     tiny.notes.before[6] = lambda: os.kill(os.getpid(), number)
@@ -205,6 +210,7 @@ def test_a_signal_saves_and_leaves(number, tiny, tmp_path):
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == handlers
 
 
+@pytest.mark.thorough
 def test_evaluation_logs_the_metrics_of_the_latest_step_and_changes_nothing(tiny, tmp_path):
     cfg = settings(tmp_path / "run", steps=4)
     tiny.fit(cfg)
@@ -220,6 +226,7 @@ def test_evaluation_logs_the_metrics_of_the_latest_step_and_changes_nothing(tiny
         loop.validate_latest(tiny.trainer(settings(tmp_path / "none")))
 
 
+@pytest.mark.thorough
 def test_a_profile_is_of_a_few_steps_and_changes_no_result(tiny, tmp_path):
     whole = tiny.fit(settings(tmp_path / "whole", steps=8))
     lines = []
@@ -255,6 +262,7 @@ def test_a_run_that_cannot_be_made_leaves_nothing(tiny, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.thorough
 def test_a_run_goes_on_on_another_mesh(tiny, tmp_path):
     def on(mesh, path, **changes):
         cfg = settings(path, **changes)

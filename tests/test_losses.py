@@ -64,6 +64,7 @@ def test_haar_bands_are_those_of_pywavelets():
         np.testing.assert_allclose(found[-1], low, atol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("levels", [1, 2, 3])
 def test_the_haar_transform_keeps_energy_and_the_low_band_what_is_constant(levels):
     video = draw(1, 8, 16, 8, 2)
@@ -76,6 +77,7 @@ def test_the_haar_transform_keeps_energy_and_the_low_band_what_is_constant(level
     np.testing.assert_allclose(low, 8 ** (levels / 2), rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_dwt_loss_is_the_mean_distance_of_all_coefficients():
     a, b = draw(2, 5, 8, 8, 3), draw(2, 5, 8, 8, 3) * 0.5 + 1
     bands = zip(haar_bands(a, 2), haar_bands(b, 2), strict=True)

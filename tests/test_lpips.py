@@ -85,6 +85,7 @@ def torch_lpips(trunk, heads, x, y):
     return total
 
 
+@pytest.mark.thorough
 def test_lpips_and_its_gradient_are_those_of_torch_on_the_same_weights(weights, params):
     torch = pytest.importorskip("torch")
     x, y = pictures()
@@ -101,6 +102,7 @@ def test_lpips_and_its_gradient_are_those_of_torch_on_the_same_weights(weights, 
     assert error < 1e-3  # where two pixels are all but equal, the pooling may take the other one
 
 
+@pytest.mark.thorough
 def test_equal_pictures_have_no_distance_and_a_finite_gradient(params):
     x = jnp.zeros_like(pictures()[0])
     assert (
@@ -112,6 +114,7 @@ def test_equal_pictures_have_no_distance_and_a_finite_gradient(params):
     assert (np.asarray(of_zero) == 0).all()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("frames", [1, 3])
 def test_a_clip_has_the_mean_distance_of_its_frames(params, frames):
     x, y = (jnp.stack([half, half[::-1] * 0.5])[:, :frames] for half in pictures())
@@ -128,6 +131,7 @@ def test_pictures_of_which_nothing_would_be_left_are_refused(params):
         lpips.LPIPS().apply({"params": params}, x, x)
 
 
+@pytest.mark.thorough
 def test_both_layouts_hold_the_same_weights(weights, params, tmp_path):
     """The state_dict of a complete lpips.LPIPS in one file."""
     trunk, heads = weights

@@ -45,6 +45,7 @@ def small(tmp_path_factory):
     return raw, values, write_official(path, raw, values)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("family", "dtype"),
     [*((family, BF16) for family in FAMILIES), ("0.9.1", np.float32), ("0.9.5", np.float16)],
@@ -112,6 +113,7 @@ def test_layers_of_different_dtypes_take_the_wider_and_return_to_their_own(tmp_p
     assert_bitwise(read_all(tmp_path / "b.safetensors")[0], mixed)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("parts", [("vae",), ("transformer",), ("transformer", "vae")])
 def test_files_without_prefixes_load_and_stay_without(tmp_path, small, parts):
     raw, values, path = small
@@ -162,6 +164,7 @@ def test_old_spellings_of_the_vae_load_and_are_kept(tmp_path, small):
     assert_bitwise(read_all(tmp_path / "b.safetensors")[0], old)
 
 
+@pytest.mark.thorough
 def test_statistics_may_lack_their_means_or_be_absent(tmp_path, small):
     raw, values, _ = small
     half = {k: v for k, v in values.items() if not k.endswith(keys.STATISTICS_MEAN)}
@@ -183,6 +186,7 @@ def test_large_tensors_of_others_stay_on_disk(tmp_path, small):
     np.testing.assert_array_equal(kept, values["text_encoders.t5.shared"])
 
 
+@pytest.mark.thorough
 def test_a_checkpoint_born_here_describes_itself(tmp_path, small):
     raw, _, path = small
     loaded = load_checkpoint(path)
@@ -213,6 +217,7 @@ def test_metadata_follows_a_changed_configuration(tmp_path, small):
     assert load_checkpoint(tmp_path / "b.safetensors").scheduler == changed.scheduler
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("sizes", [dict(fsdp=8), dict(fsdp=2, tensor=2, seq=2), dict(tensor=4)])
 def test_every_device_gets_its_part_and_no_more(small, sizes):
     path = small[2]
@@ -236,6 +241,7 @@ def test_every_device_gets_its_part_and_no_more(small, sizes):
     assert loaded.statistics.mean.sharding.is_fully_replicated
 
 
+@pytest.mark.thorough
 def test_sharded_parameters_are_written_as_whole_ones(tmp_path, small, mesh):
     _, values, path = small
     official.write(tmp_path / "b.safetensors", load_checkpoint(path, mesh=mesh))

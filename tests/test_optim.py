@@ -80,6 +80,7 @@ def advanced(cfg, mesh):
         return jax.device_get(trainer.step(trainer.plan.make(), batch))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("shape", [{"data": 1}, {"data": 2, "fsdp": 2}])
 def test_micro_batches_change_nothing_but_the_rounding(shape):
     size = int(np.prod(list(shape.values())))
@@ -127,6 +128,7 @@ def test_gradients_of_narrow_parameters_are_summed_in_float32():
     np.testing.assert_array_equal(grads["kernel"].astype(np.float32), 1.0)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_what_is_frozen_stays_and_takes_no_memory(name):
     cfg = OptimConfig(name=name, peak_lr=0.1, warmup_steps=0, weight_decay=0.5, freeze=("a/ker",))
@@ -174,6 +176,7 @@ def test_a_batch_is_divided_over_devices_and_micro_batches():
         batches.check_batch_size(12, mesh, 2)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_a_step_that_is_not_finite_leaves_everything_but_the_counts(name):
     mesh = one_device()

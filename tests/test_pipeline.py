@@ -69,6 +69,7 @@ def picture():
     return np.stack([rows * 8, columns * 4, 255 - rows * 8], axis=-1).astype(np.uint8)
 
 
+@pytest.mark.thorough
 def test_prompts_become_videos(pipe):
     videos = pipe(PROMPTS, FAST, output="uint8")
     assert (videos.shape, videos.dtype) == ((2, 17, 64, 96, 3), np.uint8)
@@ -89,6 +90,7 @@ BATCHES = {  # options, and arguments of the call
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", BATCHES)
 def test_a_batch_of_two_equals_two_batches_of_one(pipe, name):
     """Upstream perturbs the wrong rows of a batch, and fails with cfg-star."""
@@ -105,6 +107,7 @@ def test_a_batch_of_two_equals_two_batches_of_one(pipe, name):
     assert np.abs(together[0] - together[1]).max() > 0.1
 
 
+@pytest.mark.thorough
 def test_every_option_of_guidance_moves_the_result(pipe):
     made = {
         name: pipe(PROMPTS[0], dataclasses.replace(SMALL, **changes), output="latents")
@@ -125,6 +128,7 @@ def test_every_option_of_guidance_moves_the_result(pipe):
             assert np.abs(made[one] - made[other]).max() > 1e-2, f"{one} equals {other}"
 
 
+@pytest.mark.thorough
 def test_lists_and_whole_numbers_serve_as_options(pipe):
     ours = pipe(
         PROMPTS[0], FAST, guidance_scale=[3, 1], guidance_timesteps=[1, 0], output="latents"
@@ -135,6 +139,7 @@ def test_lists_and_whole_numbers_serve_as_options(pipe):
     np.testing.assert_array_equal(ours, same)
 
 
+@pytest.mark.thorough
 def test_any_size_is_padded_with_a_notice_and_cropped_back(pipe, caplog):
     whole = pipe(PROMPTS, FAST)
     assert not caplog.records
@@ -168,6 +173,7 @@ def test_cropping_undoes_padding():
     np.testing.assert_array_equal(size.crop(padded), clip[:, :2])
 
 
+@pytest.mark.thorough
 def test_a_condition_image_is_prepared_as_in_training(pipe, picture, tmp_path):
     path = tmp_path / "first.png"
     writing.write_image(path, picture)
@@ -185,6 +191,7 @@ def test_a_condition_image_is_prepared_as_in_training(pipe, picture, tmp_path):
     assert moved[6:].max() == 0
 
 
+@pytest.mark.thorough
 def test_a_condition_decides_the_frames_it_stands_for(pipe, picture):
     plain = pipe(PROMPTS[0], FAST, output="latents")
     first = pipe(PROMPTS[0], FAST, conditions=[Condition(picture)], output="latents")
@@ -205,6 +212,7 @@ def test_a_padded_video_shows_its_condition_where_it_is_cropped(pipe, picture):
     assert np.all(clip[:, :, :7] == 0)
 
 
+@pytest.mark.thorough
 def test_clips_extend_forward_and_backward(pipe):
     clip = np.zeros((17, 64, 96, 3), np.float32)
     for frame in (0, 16):
@@ -224,6 +232,7 @@ def input_clip():
 V2V = dataclasses.replace(FAST, skip_initial_inference_steps=1)
 
 
+@pytest.mark.thorough
 def test_an_input_video_is_noised_to_the_first_time(pipe, input_clip):
     start = pipe.prepare(PROMPTS[0], V2V, input_media=input_clip)
     t = start.inputs.times[0]
@@ -246,6 +255,7 @@ def test_a_longer_input_is_cut_and_added_frames_repeat_the_last(input_clip):
     np.testing.assert_array_equal(clip[0, 12:], expected[11:12].repeat(5, 0))
 
 
+@pytest.mark.thorough
 def test_given_noise_takes_the_place_of_the_seed(pipe):
     noise = np.random.default_rng(0).standard_normal((1, 3, 2, 3, 8), np.float32)
     a = pipe(PROMPTS[0], FAST, noise=noise, seed=1, output="latents")
@@ -255,6 +265,7 @@ def test_given_noise_takes_the_place_of_the_seed(pipe):
     assert np.abs(a - c).max() > 0.1
 
 
+@pytest.mark.thorough
 def test_embeddings_take_the_place_of_prompts(pipe, text_encoder):
     embeds, mask = text_encoder.encode(PROMPTS)
     negative, negative_mask = text_encoder.encode([SMALL.negative_prompt])
@@ -268,6 +279,7 @@ def test_embeddings_take_the_place_of_prompts(pipe, text_encoder):
     np.testing.assert_array_equal(ours, pipe(PROMPTS, SMALL, output="latents"))
 
 
+@pytest.mark.thorough
 def test_captions_of_other_lengths_are_padded_and_masked(pipe, embeddings):
     longer = embeddings | dict(
         negative_embeds=np.pad(embeddings["negative_embeds"], ((0, 0), (0, 3), (0, 0))) + 1,
@@ -287,6 +299,7 @@ def test_negative_embeddings_are_asked_for_only_where_they_count(pipe, embedding
         pipe.prepare(embeddings=embeddings, options=SMALL)
 
 
+@pytest.mark.thorough
 def test_a_checkpoint_of_ours_brings_its_text_encoder(text_encoder):
     checkpoint = dataclasses.replace(
         golden_traces.checkpoint(), text_encoder=(T5, text_encoder.params, 24)
@@ -296,6 +309,7 @@ def test_a_checkpoint_of_ours_brings_its_text_encoder(text_encoder):
     np.testing.assert_array_equal(embeds, text_encoder.encode(PROMPTS)[0])
 
 
+@pytest.mark.thorough
 def test_a_pipeline_from_a_file_is_the_one_in_memory(pipe, embeddings, tmp_path):
     path = tmp_path / "tiny.safetensors"
     official.write(path, pipe.checkpoint)
@@ -306,6 +320,7 @@ def test_a_pipeline_from_a_file_is_the_one_in_memory(pipe, embeddings, tmp_path)
     np.testing.assert_array_equal(ours, pipe(embeddings=embeddings, options=FAST, output="latents"))
 
 
+@pytest.mark.thorough
 def test_one_device_equals_eight(pipe, embeddings):
     options = dataclasses.replace(SMALL, cfg_star_rescale=True, image_cond_noise_scale=0.15)
     arguments = dict(  # the call of a batch of two, above
@@ -329,6 +344,7 @@ def test_one_device_equals_eight(pipe, embeddings):
     np.testing.assert_allclose(ours, pipe(**arguments, output="latents"), atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_second_run_of_a_shape_compiles_nothing(pipe):
     pipe(PROMPTS, FAST)
     count = pipe.programs.count
@@ -337,12 +353,14 @@ def test_a_second_run_of_a_shape_compiles_nothing(pipe):
     assert pipe.timings["compile"] == 0
 
 
+@pytest.mark.thorough
 def test_the_time_of_each_part_is_reported(pipe):
     pipe(PROMPTS, FAST)
     assert set(pipe.timings) == {"text", "encode", "compile", "denoise", "decode"}
     assert all(seconds >= 0 for seconds in pipe.timings.values())
 
 
+@pytest.mark.thorough
 def test_half_precision_keeps_float32_latents(text_encoder):
     half = LTXPipeline(golden_traces.checkpoint(), text_encoder, dtype="bfloat16")
     half.programs = Programs(golden_traces.QUICK)

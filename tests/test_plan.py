@@ -218,6 +218,7 @@ def test_a_missing_compiler_is_named_with_its_package(name, package, monkeypatch
         accelerators.find(name)
 
 
+@pytest.mark.thorough
 def test_a_plan_adds_up():
     cfg = load("vae", "--optim.name", "adamw", "--mesh.data", "2", "--mesh.fsdp", "4")
     lines = []
@@ -248,6 +249,7 @@ def test_a_plan_knows_the_vae_that_is_there():
         TransformerStage.describe(cfg, mesh)
 
 
+@pytest.mark.thorough
 def test_a_plan_that_does_not_fit_says_what_to_change(monkeypatch):
     small = dataclasses.replace(CHIPS["v5p"], memory=1e5, torus=False)
     target = Target("small", jax.devices()[:8], small, 1e12)

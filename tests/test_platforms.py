@@ -43,6 +43,7 @@ def test_a_cpu_computes_in_bfloat16_where_it_has_products_of_it(
     assert platforms.preferred_dtype() == dtype
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not platforms.HAS_ONEDNN, reason="jaxlib has no oneDNN here")
 @pytest.mark.parametrize("size", [(32, 144, 8), (32, 32, 32)], ids=str)
 def test_a_transformers_gradients_in_bfloat16_are_those_of_float32_to_rounding(size):

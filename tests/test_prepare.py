@@ -81,6 +81,7 @@ def prepared(films, tmp_path_factory):
     return output
 
 
+@pytest.mark.thorough
 def test_clips_are_cut_cropped_and_stored_with_their_provenance(films, prepared):
     cuts, bars, _, pan, copy = films.films
     found = examples(prepared)
@@ -106,6 +107,7 @@ def test_clips_are_cut_cropped_and_stored_with_their_provenance(films, prepared)
     assert str(pan.path) not in names
 
 
+@pytest.mark.thorough
 def test_pixels_are_those_of_the_source(films, prepared):
     """The stored frames are those of the shot; H.264 at crf 18 changes them by a few levels."""
     cuts = films.films[0]
@@ -119,6 +121,7 @@ def test_pixels_are_those_of_the_source(films, prepared):
         assert np.abs(stored.astype(float) - kept[:, :, : stored.shape[2]]).mean() < 4
 
 
+@pytest.mark.thorough
 def test_what_is_dropped_is_named_with_its_reason(films, prepared):
     rows = dict(dropped(prepared))
     assert rows["broken.mp4"]["reason"] == "unusable file"
@@ -132,6 +135,7 @@ def test_what_is_dropped_is_named_with_its_reason(films, prepared):
     assert page.count("data:image/jpeg") >= 3
 
 
+@pytest.mark.thorough
 def test_the_loader_reads_what_was_written(prepared):
     data = DataConfig(source=str(prepared), buckets=(BucketConfig(9, 64, 96, 2),))
     batch = Loader(data, (("none", 1.0),), 0).batch(0)
@@ -173,6 +177,7 @@ def test_tables_and_archives_are_prepared_with_the_other_columns_of_their_rows(f
     assert "row 3 names https://host/a.mp4: download it" in url
 
 
+@pytest.mark.thorough
 def test_a_caption_that_changed_is_noticed(films, tmp_path):
     pan = films.films[3].path
     for path in (pan, pan.with_suffix(".txt")):
@@ -183,6 +188,7 @@ def test_a_caption_that_changed_is_noticed(films, tmp_path):
         command.prepare(CFG, [str(tmp_path / "*.mp4")], tmp_path / "set")
 
 
+@pytest.mark.thorough
 def test_a_finished_set_is_left_alone(films, prepared):
     before = {path: path.stat().st_mtime_ns for path in prepared.rglob("*")}
     command.prepare(CFG, [str(films.folder)], prepared)
@@ -191,6 +197,7 @@ def test_a_finished_set_is_left_alone(films, prepared):
         command.prepare(dataclasses.replace(CFG, min_motion=None), [str(films.folder)], prepared)
 
 
+@pytest.mark.thorough
 def test_preparing_changes_no_setting_of_logging(films, prepared):
     logging.disable(logging.INFO)
     try:
@@ -201,6 +208,7 @@ def test_preparing_changes_no_setting_of_logging(films, prepared):
         logging.disable(logging.NOTSET)
 
 
+@pytest.mark.thorough
 def test_a_stopped_run_goes_on_without_doing_anything_twice(films, prepared, tmp_path, monkeypatch):
     calls, real = [], beam_pipeline.clip_video.write_clips
 
@@ -286,6 +294,7 @@ def odd(tmp_path_factory):
     return folder
 
 
+@pytest.mark.thorough
 def test_odd_files_are_handled_or_dropped_with_a_reason(odd, tmp_path):
     cfg = dataclasses.replace(CFG, text=TextConfig(max_share=None))
     command.prepare(cfg, [f"@{odd / 'list.txt'}"], tmp_path / "set")
@@ -326,6 +335,7 @@ def test_odd_files_are_handled_or_dropped_with_a_reason(odd, tmp_path):
     assert not reasons
 
 
+@pytest.mark.thorough
 def test_what_must_not_be_read_is_named_in_the_table(films, tmp_path, monkeypatch):
     """A file and a whole folder without read permission, beside readable files."""
     raw, locked = tmp_path / "raw", tmp_path / "raw" / "locked"
@@ -369,6 +379,7 @@ def test_a_name_with_brackets_is_no_pattern(tmp_path):
     assert len(input_files.find([str(tmp_path / "*.mp4")])) == 3
 
 
+@pytest.mark.thorough
 def test_black_stretches_take_no_memory(tmp_path, monkeypatch):
     black = np.zeros((60, 90, 160, 3), np.uint8)
     moving = render.clip(0, num_frames=60, **SIZE, motions=["right"]).frames
@@ -386,6 +397,7 @@ def test_black_stretches_take_no_memory(tmp_path, monkeypatch):
     assert max(kept[:60]) == 1
 
 
+@pytest.mark.thorough
 def test_a_caption_is_no_input_of_its_own(odd, tmp_path, monkeypatch):
     found = []
     monkeypatch.setattr(beam_pipeline, "run", lambda plan, media, options: found.extend(media))
@@ -418,6 +430,7 @@ def test_what_cannot_be_done_is_said_in_one_line(tmp_path, capsys, arguments, me
     assert not (tmp_path / "set").exists()
 
 
+@pytest.mark.thorough
 def test_nothing_left_is_said_and_the_table_is_there(films, tmp_path, capsys):
     arguments = ["--input", str(films.folder / "broken.mp4"), "--output", str(tmp_path / "set")]
     assert command.main([CONFIG, *arguments]) == 2

@@ -15,6 +15,7 @@ from ltx_jax.prepare.records import ClipRecord
 CFG = PrepareConfig(store=StoreConfig(min_side=64))
 
 
+@pytest.mark.thorough
 def test_a_few_films_are_seen_as_they_are(tmp_path):
     films = synthetic_videos.VideoSet(tmp_path, 1, height=120, width=208)
     films.cut("cuts3", fades=False, flashes=True)
@@ -44,6 +45,7 @@ def test_videos_of_seeds_that_no_threshold_has_seen(tmp_path):
     assert figures["false copies"] <= 0.01, figures
 
 
+@pytest.mark.thorough
 def test_motion_is_counted_per_second_whatever_the_frame_rate():
     """A texture moves by whole pixels, 24 per second; points that are lost add a small error."""
     scene = synthetic_videos.plate(np.random.default_rng(0), 144, 600).mean(axis=2).astype(np.uint8)
@@ -68,6 +70,7 @@ def test_bars_are_cut_off_to_the_pixel_and_a_dark_picture_is_left_alone():
     assert bars.find_picture(faint) == (20, 0, 80, 160)
 
 
+@pytest.mark.thorough
 def test_the_best_of_a_group_is_kept_and_parts_of_one_shot_are_no_copies():
     def clip(source, number, height, value, shot=0):
         return ClipRecord(

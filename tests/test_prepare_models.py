@@ -88,6 +88,7 @@ def pictures(count, seed=0):
     return np.random.default_rng(seed).integers(0, 255, (count, 40, 56, 3), np.uint8)
 
 
+@pytest.mark.thorough
 def test_a_score_is_the_head_on_the_encoders_embedding(clip, tmp_path):
     weight = torch.randn(1, 12)
     save_file({"weight": weight, "bias": torch.tensor([0.25])}, tmp_path / "head.safetensors")
@@ -102,6 +103,7 @@ def test_a_score_is_the_head_on_the_encoders_embedding(clip, tmp_path):
     assert score == pytest.approx(float((embeddings @ weight.T + 0.25).mean()), abs=1e-5)
 
 
+@pytest.mark.thorough
 def test_laions_heads_load(tmp_path):
     """LAION's larger head consists of linear layers without activations."""
     linear = torch.nn.Linear(12, 1)
@@ -121,6 +123,7 @@ def test_laions_heads_load(tmp_path):
         aesthetics.load_head(str(tmp_path / "wrong.pth"))
 
 
+@pytest.mark.thorough
 def test_a_head_that_is_trained_on_pairs_orders_pairs_that_it_has_not_seen():
     """A tenth of the training pairs is swapped; the head is tested on the order of true scores."""
     rng = np.random.default_rng(1)
@@ -135,6 +138,7 @@ def test_a_head_that_is_trained_on_pairs_orders_pairs_that_it_has_not_seen():
     assert np.mean(np.sign(held_out @ weight) == np.sign(held_out @ truth)) >= 0.95
 
 
+@pytest.mark.thorough
 def test_the_command_trains_a_head_on_pairs_within_labels(clip, tmp_path, capsys):
     from ltx_jax.prepare.__main__ import main
 
@@ -160,6 +164,7 @@ def test_the_command_trains_a_head_on_pairs_within_labels(clip, tmp_path, capsys
     assert "columns better and worse" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_a_caption_is_what_the_model_writes_for_the_pictures(llava):
     cfg = CaptionsConfig(model=llava, prompt="Describe", max_tokens=6)
     write = captioner.Captioner(cfg)
@@ -181,6 +186,7 @@ def test_a_caption_is_what_the_model_writes_for_the_pictures(llava):
     assert caption == " ".join(text.split())
 
 
+@pytest.mark.thorough
 def test_scores_and_captions_are_kept_and_models_loaded_once(clip, llava, tmp_path, monkeypatch):
     frames = [np.full((32, 48, 3), level, np.uint8) for level in range(0, 240, 10)]
     films = []
@@ -243,6 +249,7 @@ def test_a_model_that_is_not_there_is_named(tmp_path):
         captioner.Captioner(CaptionsConfig(model=str(tmp_path / "nothing")))
 
 
+@pytest.mark.thorough
 def test_text_is_seen_and_texture_is_not_taken_for_it():
     from benchmarks import synthetic_videos
 

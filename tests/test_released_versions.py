@@ -137,6 +137,7 @@ def test_the_transformer_has_exactly_the_released_tensors(version):
     assert (len(shapes), numel(shapes)) == (count, parameters)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_vae_has_exactly_the_released_tensors(version):
     cfg = configs(version).vae
@@ -147,6 +148,7 @@ def test_the_vae_has_exactly_the_released_tensors(version):
     assert counts == VAE_COUNTS.get(version, VAE_COUNTS_095)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("version", VERSIONS)
 def test_released_tensors_fill_our_parameters_exactly(version):
     """The other direction: every parameter gets one tensor per layer, of its own size."""
@@ -169,6 +171,7 @@ def test_config_survives_being_written(version):
     assert official_config.parse(official_config.dump(parsed), version) == parsed
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("version", ["2b-0.9.0", "2b-0.9.1", "2b-0.9.8-distilled", "13b-0.9.8-dev"])
 def test_diffusers_classes_have_the_tensors_that_we_name_for_them(version):
     torch = pytest.importorskip("torch")

@@ -331,6 +331,7 @@ def test_a_run_does_not_go_on_under_another_configuration(change, message, tmp_p
         runs.Run(config.load(TINY, [*output, *change]))
 
 
+@pytest.mark.thorough
 def test_a_run_without_a_step_begins_anew_under_another_configuration(tmp_path):
     """The first step may have run out of memory; the advice then is a smaller batch."""
     run = transformer_run(tmp_path, plus=0)
@@ -367,6 +368,7 @@ def same(one, other):
     return all(jax.tree.leaves(jax.tree.map(np.array_equal, one, other)))
 
 
+@pytest.mark.thorough
 def test_each_step_that_is_kept_is_a_checkpoint(tmp_path):
     run = begun(tmp_path, keep=3)
     for step in (1, 2, 10):
@@ -390,6 +392,7 @@ def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path):
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.thorough
 def test_a_run_without_a_text_encoder_of_its_own_is_a_checkpoint_without_one(tmp_path):
     cfg = config.load(str(ROOT / "configs/shapes_tiny_transformer.py"))
     run_cfg = dataclasses.replace(cfg.run, output=str(tmp_path / "run"))

@@ -98,6 +98,7 @@ def assert_same_pictures(path, other):
     assert np.abs(first - second[:, ::-1]).mean() > 10  # and these frames are not flat
 
 
+@pytest.mark.thorough
 def test_a_video_and_its_json_are_written_and_the_json_makes_it_again(sample, folder, tmp_path):
     latents = tmp_path / "latents.npy"
     guidance = ("--guidance_scale", 2, "--skip_block_list", 1, "--stg_scale", 1)
@@ -149,6 +150,7 @@ def test_settings_survive_the_json(folder, tmp_path):
     assert dataclasses.replace(again, config=None) == cfg
 
 
+@pytest.mark.thorough
 def test_a_model_that_says_how_it_is_sampled_is_sampled_so(tmp_path):
     from ltx_jax import sample
 
@@ -163,6 +165,7 @@ def test_a_model_that_says_how_it_is_sampled_is_sampled_so(tmp_path):
     assert (cfg.height, cfg.width) == (96, 1216)  # a file says all
 
 
+@pytest.mark.thorough
 def test_without_a_checkpoint_the_model_that_ships_is_sampled(tmp_path, monkeypatch, capsys):
     from ltx_jax import sample
     from ltx_jax.checkpoints import hub
@@ -202,6 +205,7 @@ def test_without_a_checkpoint_and_a_model_that_ships_one_is_asked_for(
     assert "warning" not in printed, "there is no model to have read words"
 
 
+@pytest.mark.thorough
 def test_a_prompts_file_is_resumed_and_its_videos_do_not_depend_on_the_batch(
     sample, folder, tmp_path
 ):
@@ -236,6 +240,7 @@ def test_a_prompts_file_is_resumed_and_its_videos_do_not_depend_on_the_batch(
     assert "exists with prompt 'a red circle'" in sample("--seed", 3, source=source).err
 
 
+@pytest.mark.thorough
 def test_latents_alone_are_not_decoded_and_noise_replaces_the_seed(sample, folder, tmp_path):
     grid = (1, (FRAMES - 1) // 8 + 1, HEIGHT // 32, WIDTH // 32, CHANNELS)
     noise = np.random.default_rng(1).standard_normal(grid).astype(np.float32)
@@ -258,6 +263,7 @@ def test_latents_alone_are_not_decoded_and_noise_replaces_the_seed(sample, folde
     assert list(both.folder.glob("*.mp4"))
 
 
+@pytest.mark.thorough
 def test_conditions_reach_the_video(sample, folder):
     plain = sample("--seed", 1)
     media = ["--conditioning_media_paths", folder / "still.png", "--conditioning_start_frames", 0]
@@ -267,6 +273,7 @@ def test_conditions_reach_the_video(sample, folder):
     assert np.abs(pictures[0] - pictures[1]).mean() > 1
 
 
+@pytest.mark.thorough
 def test_two_passes_where_the_settings_name_an_upsampler(sample, folder, tmp_path):
     write_upsampler(tmp_path / "upsampler.safetensors")
     file = tmp_path / "settings.py"
@@ -285,6 +292,7 @@ def test_two_passes_where_the_settings_name_an_upsampler(sample, folder, tmp_pat
     assert "two passes do not take save_latents together with output_path" in refused.err
 
 
+@pytest.mark.thorough
 def test_the_second_run_of_a_shape_compiles_nothing(sample):
     counts: dict[str, int] = {}
 
@@ -395,6 +403,7 @@ def test_bad_input_is_one_message_and_leaves_nothing_behind(
     assert {path.name for path in tmp_path.iterdir()} <= names
 
 
+@pytest.mark.thorough
 def test_a_text_encoder_of_the_wrong_width_is_refused(sample, folder):
     source = ("--prompt", "a red circle", "--text_encoder", str(folder / "wide"))
     result = sample(source=source)
@@ -408,6 +417,7 @@ def test_a_checkpoint_without_text_encoder_asks_for_one(sample):
     assert "text_encoder" in result.err
 
 
+@pytest.mark.thorough
 def test_out_of_memory_says_what_to_lower(sample, monkeypatch):
     from ltx_jax.inference import pipeline
 

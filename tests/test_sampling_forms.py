@@ -30,6 +30,8 @@ from ltx_jax.models import transformer
 from ltx_jax.models.transformer_fast_parameters import LINEARS
 from ltx_jax.runtime.compiled import Programs
 
+pytestmark = pytest.mark.thorough
+
 
 def test_fast_sampling_gives_the_same_video(pipe, text_encoder, picture):
     fast = LTXPipeline(golden_traces.checkpoint(), text_encoder, dtype="float32", fast=True)

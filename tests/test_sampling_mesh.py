@@ -15,6 +15,8 @@ from ltx_jax.models import convolution
 from ltx_jax.runtime import sharding
 from ltx_jax.runtime.compiled import Programs
 
+pytestmark = pytest.mark.thorough
+
 # Sixteen rows of latents: a device of eight holds two.
 OPTIONS = SamplingConfig(
     height=512,

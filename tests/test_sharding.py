@@ -56,6 +56,7 @@ def test_heads_are_checked_against_seq_and_tensor_together():
         TransformerStage.describe(cfg, make(data=1, seq=8))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("n", [15, 16])
 @pytest.mark.parametrize("times", ["one", "each"])
 def test_tokens_that_seq_does_not_divide_are_padded_and_unseen(n, times):
@@ -102,6 +103,7 @@ def test_a_kernel_is_split_by_its_outputs_or_else_by_its_inputs():
     assert found(3, 3, 3, 3, 9) == (None,) * 5
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_large_array_of_a_training_state_is_split(path, monkeypatch):
     """Parameters, average, what the optimiser keeps (Muon's too) and the discriminator's."""

@@ -58,6 +58,7 @@ def error(solver, times, start):
     return np.abs(got - solution(np.asarray(start), times[0], times[-1])).max()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("solver", "order"), [(Euler(), 1), (DPMSolverPP2M(), 2)])
 def test_the_error_falls_with_the_order_of_the_solver(solver, order, start):
     """Twice as many steps divide it by 2^order, where the signal-to-noise ratio is finite."""

@@ -45,6 +45,7 @@ def prefix_mask(lengths, length):
     return (np.arange(length) < np.array(lengths)[:, None]).astype(np.int32)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("buckets", "distance"), [(32, 128), (8, 20), (20, 300)])
 def test_agrees_with_transformers_beyond_the_largest_distance(tmp_path, buckets, distance):
     cfg = dataclasses.replace(
@@ -105,6 +106,7 @@ def test_bfloat16_stays_close_to_float32(params):
     assert np.abs(h.astype(np.float32) - encode(params, ids, mask)).max() < 0.15
 
 
+@pytest.mark.thorough
 def test_float16_survives_a_feed_forward_beyond_its_range(params):
     """The released weights do this to float16, so transformers keeps `wo` in float32."""
     params = jax.tree.map(lambda x: x, params)
@@ -118,6 +120,7 @@ def test_float16_survives_a_feed_forward_beyond_its_range(params):
     assert np.abs(h.astype(np.float32) - expected).max() < 0.05  # 11 bits of mantissa
 
 
+@pytest.mark.thorough
 def test_every_parameter_is_trained(params):
     ids, mask = draw_ids(2, 12), prefix_mask([12, 5], 12)
     target = jax.random.normal(jax.random.key(0), (2, 12, TINY.d_model))
@@ -131,6 +134,7 @@ def test_every_parameter_is_trained(params):
         assert np.isfinite(leaf).all()
 
 
+@pytest.mark.thorough
 def test_a_mesh_gives_the_embeddings_of_one_device(directory, params):
     mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     split = text_encoder_files.load_params(directory, TINY, mesh)

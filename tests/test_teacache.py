@@ -55,11 +55,13 @@ def exact(derived):
     return jax.jit(lambda x, t: NETWORK(derived, x, jnp.full((2, 1), t), context))
 
 
+@pytest.mark.thorough
 def test_a_threshold_of_zero_computes_every_step(exact, run, path):
     for (got, _), x, t in zip(run(*path, 0.0), *path, strict=True):
         np.testing.assert_allclose(got, exact(x, t), rtol=0, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_steps_are_left_out_as_published(derived, exact, run, path):
     """The oracle adds up the published polynomial of relative L1 changes, and starts again."""
     (latents, times), context = path, prepared(derived, inputs())[2]
@@ -87,6 +89,7 @@ def test_steps_are_left_out_as_published(derived, exact, run, path):
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_the_last_step_is_computed_whatever_the_threshold(exact, run, path):
     (latents, times), end = path, len(path[1]) - 1
     got = run(latents, times, 1e9, last=end)[end][0]
@@ -95,6 +98,7 @@ def test_the_last_step_is_computed_whatever_the_threshold(exact, run, path):
     assert np.abs(reused - got).max() > 1e-3
 
 
+@pytest.mark.thorough
 def test_one_sample_that_changes_makes_all_compute(run, path):
     """Else what one prompt gets would be left to the mean of its batch."""
     latents, times = path

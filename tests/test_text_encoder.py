@@ -199,6 +199,7 @@ def test_embeddings_have_the_dtype_asked_for(pixart, encoder):
     assert np.abs(embeds.astype(np.float32) - encoder.encode(PROMPTS)[0]).max() < 0.2
 
 
+@pytest.mark.thorough
 def test_a_mesh_gives_the_embeddings_of_one_device(pixart, encoder):
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     split = TextEncoder.load(pixart, dtype="float32", max_tokens=MAX_TOKENS, mesh=mesh)
@@ -209,6 +210,7 @@ def test_a_mesh_gives_the_embeddings_of_one_device(pixart, encoder):
     assert split.identity == encoder.identity
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("place", ["text_encoder", "flat", "hub"])
 def test_every_layout_of_a_text_encoder_loads(pixart, encoder, tmp_path, monkeypatch, place):
     if place == "text_encoder":
@@ -407,6 +409,7 @@ def test_arguments_that_make_no_sense_are_errors(encoder, tmp_path):
         text_encoder_files.save(tmp_path / "b", encoder.cfg, encoder.params)
 
 
+@pytest.mark.thorough
 def test_no_torch_is_needed_and_transformers_only_for_a_vocabulary(pixart):
     program = """
 import sys

@@ -11,6 +11,8 @@ from small_denoisers import Watching
 from ltx_jax.diffusion import sampler
 from ltx_jax.diffusion.positions import unpatchify
 
+pytestmark = pytest.mark.thorough
+
 # Rounding through up to 6 float32 calls of a random network and as many guided steps.
 TOLERANCE = dict(atol=1e-4, rtol=0)
 

@@ -65,6 +65,7 @@ def trained(tmp_path_factory):
     return folder
 
 
+@pytest.mark.thorough
 def test_a_resumed_run_is_bitwise_the_uninterrupted_one(trained, tmp_path):
     finish(VAE, tmp_path / "vae", 2)
     assert "continues after step 2" in finish(VAE, tmp_path / "vae", 4)
@@ -76,6 +77,7 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(trained, tmp_path):
     check_equal(weights(tmp_path / "transformer"), weights(trained / "transformer"))
 
 
+@pytest.mark.thorough
 def test_a_transformer_run_is_complete_in_itself(trained):
     vae = load_checkpoint(trained / "vae")
     assert vae.transformer is None
@@ -117,6 +119,7 @@ def test_a_missing_config_is_one_line(capsys):
     assert error.count("\n") == 1
 
 
+@pytest.mark.thorough
 def test_a_mistake_in_a_config_names_what_was_meant(tmp_path):
     mistakes = {
         "OptimConfig(peek_lr=1.0)": "OptimConfig has no field 'peek_lr': did you mean 'peak_lr'?",
@@ -168,12 +171,14 @@ def test_settings_on_the_command_line_need_tyro_and_say_so(monkeypatch):
         config.load(VAE, ["--run.steps", "3"])
 
 
+@pytest.mark.thorough
 def test_evaluation_is_of_the_latest_checkpoint(trained):
     said = finish(VAE, trained / "vae", 4, "--evaluate", "--run.validation-clips", "2")
     assert f"{trained / 'vae'} after step 4\nval_pixel 0." in said
     assert len(list((trained / "vae/steps").iterdir())) == 2
 
 
+@pytest.mark.thorough
 def test_training_needs_neither_tyro_nor_grain_nor_pyav(tmp_path):
     (tmp_path / "mine.py").write_text(
         "import dataclasses, runpy\n"

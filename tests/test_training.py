@@ -10,6 +10,8 @@ from ltx_jax.config import MeshConfig
 from ltx_jax.runtime import sharding
 from ltx_jax.training.vae.stage import VAEStage
 
+pytestmark = pytest.mark.thorough
+
 
 def steps(trainer, count):
     current = trainer.plan.make()

@@ -130,6 +130,7 @@ def test_one_time_per_sample_matches_the_released_code(golden, variables, inputs
     assert_samples_close(got, golden["out_global"])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("mode", "name"),
     [
@@ -159,6 +160,7 @@ def test_time_modulation_matches_the_released_code(golden, variables):
     assert_close(embedded.reshape(180, -1), golden["adaln_embedded"])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("heads", "head_dim", "grid"),
     [(4, 16, (2, 3, 4)), (2, 24, (1, 1, 1))],
@@ -323,6 +325,7 @@ def test_one_time_per_sample_is_that_time_at_every_token(golden, variables, inpu
     assert_samples_close(apply(variables, **inputs | {"timestep": every}), once)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("layer", range(TINY.num_layers))
 def test_skipping_a_block_equals_a_network_without_it(variables, inputs, layer):
     """So the scan runs each layer once, in order, on parameters of its own."""
@@ -338,6 +341,7 @@ def test_skipping_a_block_equals_a_network_without_it(variables, inputs, layer):
 # --- How it is computed ---
 
 
+@pytest.mark.thorough
 def test_remat_changes_memory_not_values(variables, inputs):
     def compiled(remat):
         model = Transformer(TINY, ExecutionConfig(remat=remat))
@@ -356,6 +360,7 @@ def test_remat_changes_memory_not_values(variables, inputs):
         )
 
 
+@pytest.mark.thorough
 def test_remat_attention_recomputes_all_but_attention(variables, inputs, monkeypatch):
     @jax.custom_vjp  # as the fused kernels are: what they save for the gradient has no name
     def fused(q, k, v):
@@ -376,6 +381,7 @@ def test_remat_attention_recomputes_all_but_attention(variables, inputs, monkeyp
     assert (calls("none"), calls("attention"), calls("full")) == (1, 1, 2)
 
 
+@pytest.mark.thorough
 def test_one_device_equals_eight(variables, inputs, mesh):
     want = apply(variables, **inputs)
     layout = sharding.shardings(shapes(TINY), mesh)
@@ -408,6 +414,7 @@ def test_a_misspelt_axis_is_an_error(mesh):
         jax.jit(lambda x: sharding.constrain(x, "batch", "tokn"))(jnp.ones((4, 4)))
 
 
+@pytest.mark.thorough
 def test_bfloat16_stays_close(variables, inputs):
     execution = ExecutionConfig(dtype="bfloat16", param_dtype="bfloat16")
     assert {x.dtype for x in jax.tree.leaves(shapes(TINY, execution))} == {jnp.dtype("bfloat16")}

@@ -82,6 +82,7 @@ def fast(params, arguments, skip=None, execution=ExecutionConfig(), maxima=None)
     return run(params, arguments, skip)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("per_token", [False, True])
 def test_the_velocity_is_that_of_the_reference(params, per_token):
     arguments = inputs(per_token)
@@ -91,6 +92,7 @@ def test_the_velocity_is_that_of_the_reference(params, per_token):
     np.testing.assert_allclose(fast(params, arguments), want, rtol=0, atol=1e-4)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("count", [1, 3])
 def test_groups_of_tokens_have_their_own_times(params, count):
     """Each embedded once, and every token modulated by its own; the last layer likewise."""
@@ -108,6 +110,7 @@ def test_groups_of_tokens_have_their_own_times(params, count):
         assert np.abs(other - want).max() > 0.1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "mode", ["attention_values", "attention_skip", "residual", "transformer_block"]
 )
@@ -119,6 +122,7 @@ def test_skipped_blocks_are_those_of_the_reference(params, mode):
         assert np.abs(got[1] - plain(params, arguments)[1]).max() > 1e-2
 
 
+@pytest.mark.thorough
 def test_eight_bits_stay_within_their_rounding(params):
     """e4m3 keeps 4 bits of a number: 2^-4 at most of each, some 1e-2 of a sum of many."""
     arguments = inputs()
@@ -132,6 +136,7 @@ def test_eight_bits_stay_within_their_rounding(params):
     assert 1e-3 < error < 0.1
 
 
+@pytest.mark.thorough
 def test_bfloat16_is_no_further_from_float32_than_the_reference_is(params):
     arguments = inputs()
     exact = np.asarray(plain(params, arguments))
@@ -141,6 +146,7 @@ def test_bfloat16_is_no_further_from_float32_than_the_reference_is(params):
     assert ours < 1.5 * reference
 
 
+@pytest.mark.thorough
 def test_whole_bytes_stay_within_their_rounding(params):
     """127 steps of each output's largest weight (some 3 sigma): 1/127 * 3 / sqrt(12) of each
     weight, and so 0.7 % of each product; half a percent is what the layers together were found to
@@ -156,6 +162,7 @@ def test_whole_bytes_stay_within_their_rounding(params):
     assert 1e-4 < np.sqrt(np.mean((got - want) ** 2) / np.mean(want**2)) < 0.02
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("linears", "kind"), [("int8", "int8"), ("float8", "float8_e4m3fn")])
 def test_the_large_matrices_take_one_byte_a_weight(params, linears, kind):
     maxima = [dict.fromkeys(LINEARS, 1.0)] * CFG.num_layers
@@ -180,6 +187,7 @@ def test_float8_matrices_neither_grow_nor_shrink(dtype):
     assert gain == pytest.approx(1, abs=1.5e-3)  # of small weights rounding takes a thousandth
 
 
+@pytest.mark.thorough
 def test_eight_bit_products_need_to_know_their_inputs(params):
     with pytest.raises(ValueError, match="input_maxima"):
         quantize(derive(params, CFG), "float8")
@@ -214,6 +222,7 @@ def test_parameters_of_another_network_are_refused_by_name(params, path, change,
         derive(changed(params, path, change), CFG)
 
 
+@pytest.mark.thorough
 def test_biases_may_be_left_out(params):
     bare = params
     for name in ("attn1", "attn2"):
@@ -224,6 +233,7 @@ def test_biases_may_be_left_out(params):
     np.testing.assert_allclose(fast(bare, inputs()), want, rtol=0, atol=1e-4)
 
 
+@pytest.mark.thorough
 def test_a_conditioning_that_is_not_known_is_refused(params):
     """Not one that is not used."""
 

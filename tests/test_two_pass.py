@@ -48,6 +48,7 @@ def pipe():
     return golden_traces.pipeline()
 
 
+@pytest.mark.thorough
 def test_two_passes_are_two_calls_with_the_upsampler_between(pipe, upsampler):
     picture = np.zeros((96, 96, 3), np.float32)
     arguments = dict(embeddings=CAPTION, conditions=[Condition(picture, strength=0.5)])
@@ -67,6 +68,7 @@ def test_two_passes_are_two_calls_with_the_upsampler_between(pipe, upsampler):
     assert np.abs(video[0] - np.floor(expected)).max() <= 1  # rounding before the truncation
 
 
+@pytest.mark.thorough
 def test_enlarged_latents_keep_the_moments_of_each_channel(pipe, upsampler):
     small = jnp.asarray(np.random.default_rng(0).standard_normal((2, 2, 3, 3, 8), np.float32))
     large = two_pass.enlarge(pipe, upsampler, small)

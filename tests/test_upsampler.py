@@ -57,6 +57,7 @@ def initial_shapes(cfg, shape=(1, 2, 4, 4, 8)):
     return sharding.unbox(boxed_shapes(cfg, shape))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["spatial", "temporal", "both", "spatial2d"])
 def test_outputs_are_those_of_the_official_code(name):
     cfg, params, golden = official(name)
@@ -78,6 +79,7 @@ def test_the_released_upsampler_has_the_official_parameters():
     assert tree["upsampler_0"]["kernel"].shape == (3, 3, 512, 2048)
 
 
+@pytest.mark.thorough
 def test_two_dimensions_keep_frames_apart(keys):
     cfg, params, _ = official("spatial2d")
     apply = compiled(LatentUpsampler(cfg).apply)
@@ -103,6 +105,7 @@ def test_impossible_configs_are_refused(change, message):
         initial_shapes(cfg)
 
 
+@pytest.mark.thorough
 def test_one_device_equals_eight(keys, mesh):
     cfg, params, _ = official("spatial")
     latents = jax.random.normal(next(keys), (2, 2, 4, 4, 8))

@@ -51,6 +51,7 @@ def official_config(text):
     return VAEConfig(**{**values, **{name: blocks(values[name]) for name in lists}})
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "case",
     [
@@ -103,6 +104,7 @@ def released(name):
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "tensors", "encoder_size", "decoder_size"),
     [
@@ -128,6 +130,7 @@ SMALL = tiny(
 )
 
 
+@pytest.mark.thorough
 def test_encoding_a_prefix_gives_the_prefix():
     strided = [BlockConfig("compress_space"), BlockConfig("compress_all_x_y")]
     residual = [BlockConfig("compress_time_res"), BlockConfig("compress_all_res")]
@@ -145,6 +148,7 @@ def test_encoding_a_prefix_gives_the_prefix():
         np.testing.assert_allclose(prefix.logvar, whole.logvar[:, :length], atol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("mode", ["uniform", "per_channel", "constant", "none"])
 def test_log_variance_modes(mode):
     cfg = tiny([BlockConfig("compress_all")], [], latent_log_var=mode)
@@ -187,6 +191,7 @@ def test_statistics_normalize_per_channel():
     assert statistics.normalize(z.astype(jnp.bfloat16)).dtype == jnp.bfloat16
 
 
+@pytest.mark.thorough
 def test_noise_of_a_sample_is_its_own(keys):
     batch = jnp.stack([next(keys) for _ in range(3)])
     together, alone = key_noise(batch), key_noise(batch[1])
@@ -300,6 +305,7 @@ def step(cfg, execution=ExecutionConfig()):
     return compiled(jax.grad(loss, has_aux=True))(params)
 
 
+@pytest.mark.thorough
 def test_recomputation_changes_no_gradient():
     expected, _ = step(SMALL)
     flat = jax.tree.leaves_with_path(expected)
@@ -311,6 +317,7 @@ def test_recomputation_changes_no_gradient():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_recomputation_keeps_what_it_says():
     """ "dots" recomputes no convolution; "full" recomputes those that the backward pass needs."""
     params = drawn_parameters(SMALL)
@@ -327,6 +334,7 @@ def test_recomputation_keeps_what_it_says():
     assert 0 < convolutions("none") == convolutions("dots") < convolutions("full")
 
 
+@pytest.mark.thorough
 def test_one_device_equals_eight(mesh):
     params = drawn_parameters(SMALL)
     video, latents = jnp.asarray(normal(0, 2, 3, 16, 32, 3)), jnp.asarray(normal(1, 2, 2, 2, 4, 8))
@@ -349,6 +357,7 @@ def test_one_device_equals_eight(mesh):
         np.testing.assert_allclose(a, b, atol=1e-5)  # float32 rounding
 
 
+@pytest.mark.thorough
 def test_bfloat16_follows_float32():
     exact, (moments, video) = step(SMALL)
     rounded, (half_moments, half_video) = step(SMALL, ExecutionConfig(dtype="bfloat16"))
@@ -362,6 +371,7 @@ def test_bfloat16_follows_float32():
         assert np.linalg.norm(a - b) <= 0.1 * np.linalg.norm(b)
 
 
+@pytest.mark.thorough
 def test_a_fresh_model_is_of_order_one_and_almost_deterministic(keys):
     """The initial parameters of training from scratch."""
     video = jnp.asarray(normal(0, 2, 3, 16, 16, 3))

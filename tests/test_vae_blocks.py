@@ -99,6 +99,7 @@ def conv_params(seed, inputs, outputs):
     return {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("stride", [(2, 1, 1), (1, 2, 2), (2, 2, 2)])
 def test_downsampling_averages_groups_of_consecutive_channels_beside_the_convolution(stride):
     cfg, size = tiny([], []), int(np.prod(stride))
@@ -116,6 +117,7 @@ def test_downsampling_averages_groups_of_consecutive_channels_beside_the_convolu
     np.testing.assert_allclose(ours, expected, atol=TOLERANCE)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("stride", "multiplier", "residual"),
     [((2, 1, 1), 1, False), ((1, 2, 2), 1, False), ((2, 2, 2), 4, False), ((2, 2, 2), 2, True)],

@@ -20,6 +20,8 @@ from vae_reference import (
     shapes,
 )
 
+pytestmark = pytest.mark.thorough
+
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 

@@ -95,6 +95,7 @@ def plain_loss(params, rival, cfg, scale):
     return total, (rest, generator, other)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["pair", "single"])
 def test_gradients_are_those_of_the_plain_sum_of_the_terms(kind):
     """The adaptive weight included: the last layer's gradients, by differentiation of the whole."""
@@ -144,6 +145,7 @@ def test_the_adaptive_weight_is_a_ratio_of_norms_and_at_most_one():
     assert gan.adaptive_scale(a, {"kernel": jnp.zeros(2)}) == 1
 
 
+@pytest.mark.thorough
 def test_terms_of_weight_zero_are_no_part_of_the_program():
     params, rival = parameters()
 
@@ -170,6 +172,7 @@ def test_terms_of_weight_zero_are_no_part_of_the_program():
     assert traced(dataclasses.replace(FULL, **nothing))[1] == always
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("frames", [1, 5])
 def test_gradients_of_every_term_are_finite_at_one_frame_too(frames):
     """Also where the reconstruction is perfect. LPIPS has a test of its own."""
@@ -210,6 +213,7 @@ def test_the_pair_is_judged_in_both_orders():
     np.testing.assert_array_equal(swapped[1], first)
 
 
+@pytest.mark.thorough
 def test_the_discriminator_rests_until_its_time():
     params, rival = parameters()
 
@@ -287,6 +291,7 @@ def halves(current):
     return groups[MAIN], groups["discriminator"]
 
 
+@pytest.mark.thorough
 def test_each_side_changes_nothing_of_the_other():
     batch = {"frames": jnp.asarray(pixels())}
     sides = {}
@@ -304,6 +309,7 @@ def test_each_side_changes_nothing_of_the_other():
     assert equal(sides["both"][1], sides["rival"][1])
 
 
+@pytest.mark.thorough
 def test_the_discriminator_is_untouched_before_its_time():
     current, take_step = contest(optax.sgd(0.1), optax.adam(0.1), start=1)
     batch = {"frames": jnp.asarray(pixels())}
@@ -318,6 +324,7 @@ def test_the_discriminator_is_untouched_before_its_time():
     assert int(later.opt_state["discriminator"][0].count) == 1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("part", ["loss", "gradient"])
 def test_a_discriminator_that_is_not_finite_rejects_the_whole_step(part):
     @jax.custom_vjp
@@ -340,6 +347,7 @@ def test_a_discriminator_that_is_not_finite_rejects_the_whole_step(part):
     assert equal(dataclasses.replace(new, **counts), before)
 
 
+@pytest.mark.thorough
 def test_micro_batches_are_averaged_for_the_discriminator_too():
     """Its gradient is linear in them where the noise is the same: none, here."""
     frames = jnp.asarray(np.concatenate([pixels(2), 255 - pixels(2)]))

@@ -8,6 +8,8 @@ from tiny_stages import QUICK_MESH, SLOW_MESHES, assert_eight_devices_train_as_o
 
 from ltx_jax.training.vae.stage import VAEStage
 
+pytestmark = pytest.mark.thorough
+
 SLOW = [pytest.param(shape, marks=pytest.mark.slow) for shape in SLOW_MESHES]
 
 

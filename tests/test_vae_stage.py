@@ -54,6 +54,7 @@ def equal(a, b):
     return all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))
 
 
+@pytest.mark.thorough
 def test_pictures_and_clips_go_through_one_step_and_one_discriminator(run):
     _, states, metrics = run
     assert {shape for shape, _ in metrics} == {(8, 1, 24, 16, 3), (8, 5, 16, 16, 3)}
@@ -67,6 +68,7 @@ def test_pictures_and_clips_go_through_one_step_and_one_discriminator(run):
         assert set(after.ema) == {"encoder", "decoder"}
 
 
+@pytest.mark.thorough
 def test_every_term_has_a_metric_of_its_own(run):
     trainer, states, metrics = run
     game = {"gan", "gan_scale", "disc_loss", "disc_accuracy", "grad_norm/discriminator"}
@@ -83,6 +85,7 @@ def test_every_term_has_a_metric_of_its_own(run):
         assert found["grad_norm"] == pytest.approx(sum(parts) ** 0.5, rel=1e-5)
 
 
+@pytest.mark.thorough
 def test_injected_noise_begins_at_zero_and_is_learnt(run):
     _, states, _ = run
 
@@ -95,6 +98,7 @@ def test_injected_noise_begins_at_zero_and_is_learnt(run):
     assert all((x != 0).any() for x in scales(states[1].params))
 
 
+@pytest.mark.thorough
 def test_a_clip_is_learnt_by_heart(run):
     """By all terms together, against a discriminator that learns too."""
     trainer, states, _ = run
@@ -138,6 +142,7 @@ def _at(cfg, folder, **changes):
     )
 
 
+@pytest.mark.thorough
 def test_work_is_counted_per_bucket(run):
     trainer, _, _ = run
     found = {}
@@ -155,6 +160,7 @@ def test_work_is_counted_per_bucket(run):
     assert trainer.work(clips, 2).flop == without  # the discriminator begins in the third step
 
 
+@pytest.mark.thorough
 def test_validation_shows_held_out_clips_by_the_averaged_parameters(run):
     trainer, states, _ = run
     stage = trainer.stage

@@ -49,6 +49,7 @@ def table(sample, groups, count=4, reconstruct=lambda frames: frames, **options)
     }
 
 
+@pytest.mark.thorough
 def test_a_perfect_model_has_the_full_score_in_every_row(renderer):
     rows = table(renderer, ALL)
     for (of, name), row in rows.items():
@@ -64,6 +65,7 @@ def test_a_perfect_model_has_the_full_score_in_every_row(renderer):
         assert speed.value == pytest.approx(1, abs=0.03)
 
 
+@pytest.mark.thorough
 def test_captions_are_obeyed_by_chance_when_they_are_shuffled(renderer):
     rows = table(renderer, ["shuffled"], count=20)
     for name in ("shape", "colour", "motion"):
@@ -72,6 +74,7 @@ def test_captions_are_obeyed_by_chance_when_they_are_shuffled(renderer):
     assert rows["shuffled captions", "all"].value == 0
 
 
+@pytest.mark.thorough
 def test_noise_has_no_score_in_any_row():
     rng = np.random.default_rng(0)
 
@@ -88,6 +91,7 @@ def test_noise_has_no_score_in_any_row():
     assert rows["two seeds", "differ"].value == 100
 
 
+@pytest.mark.thorough
 def test_a_model_that_ignores_the_frame_rate_is_found_out(renderer):
     def at_24(captions, options, **arguments):
         options_at_24 = dataclasses.replace(options, frame_rate=24.0)
@@ -100,6 +104,7 @@ def test_a_model_that_ignores_the_frame_rate_is_found_out(renderer):
         assert rows[of, "speed right within 20%"].value == (100 if rate == 24 else 0)
 
 
+@pytest.mark.thorough
 def test_a_jump_at_the_seam_or_between_keyframes_is_found_out(renderer):
     def jumping(captions, options, **arguments):
         videos = renderer(captions, options, **arguments)
@@ -113,6 +118,7 @@ def test_a_jump_at_the_seam_or_between_keyframes_is_found_out(renderer):
     assert rows["two keyframes", "moves between them"].value == 0
 
 
+@pytest.mark.thorough
 def test_only_what_follows_the_seam_counts_as_extended(renderer):
     def stopping(captions, options, **arguments):
         videos = renderer(captions, options, **arguments)
@@ -124,6 +130,7 @@ def test_only_what_follows_the_seam_counts_as_extended(renderer):
     assert rows["extension, after the seam", "shape"].value == 100
 
 
+@pytest.mark.thorough
 def test_a_motion_that_a_model_cannot_do_is_named(renderer):
     """The objects of this fake neither rotate nor, in its reconstructions, move along a circle."""
 
@@ -144,6 +151,7 @@ def test_a_motion_that_a_model_cannot_do_is_named(renderer):
     assert values["reconstructions: orbit", "motion"] == 0
 
 
+@pytest.mark.thorough
 def test_rows_ask_for_what_they_measure(renderer, monkeypatch):
     monkeypatch.setattr(world_table, "detect_objects", lambda frames, fps: ())
     rows = ["image", "extension", "keyframes", "steps", "seeds"]
