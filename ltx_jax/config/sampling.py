@@ -48,6 +48,8 @@ class SamplingConfig:
     # the layers. TeaCache's authors use 0.03 to 0.05; 0 computes every step.
     teacache: float = 0.0
     tone_map_compression_ratio: float = 0.0  # in [0, 1]: how far extreme latents are compressed
+    # One line of warning if a released model did not see videos of such a size or rate in training.
+    range_warning: bool = True
     seed: int = 171_198  # sample i draws from fold_in(key(seed), i)
 
     def __post_init__(self):

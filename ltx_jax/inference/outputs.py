@@ -16,7 +16,10 @@ from ltx_jax.data import inputs, listing
 from ltx_jax.runtime import files
 
 # Fields that may differ if a prompts file is run again with the same output folder.
-_NOT_COMPARED = ("config", "prompts_file", "output_path", "mesh", "batch_size", "previews")
+_NOT_COMPARED = (
+    *("config", "prompts_file", "output_path", "mesh", "batch_size", "previews"),
+    "range_warning",
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,6 +28,7 @@ from ltx_jax.diffusion.sampler import Inputs, Progress
 from ltx_jax.inference import arguments, encode_decode
 from ltx_jax.inference.arguments import Caption
 from ltx_jax.inference.text_encoder import ByteTokenizer, TextEncoder
+from ltx_jax.inference.trained_range import warn_of_range
 from ltx_jax.models import convolution
 from ltx_jax.models.transformer import Context, compiler_options
 from ltx_jax.models.transformer_fast import FastTransformer
@@ -337,6 +338,7 @@ class LTXPipeline:
         options = arguments.replace(options or self.options, changes)
         size = self.size(options)
         size.notice()
+        warn_of_range(options, self.transformer)
         times = flow.inference_times(
             self.checkpoint.scheduler,
             math.prod(size.grid),

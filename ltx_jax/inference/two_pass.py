@@ -129,7 +129,8 @@ def sample(
 
     shared = {name: getattr(first, name) for name in _SHARED}
     twice = {name: 2 * side for name, side in low.items()}
-    second = dataclasses.replace(second_pass, **shared, **twice)
+    # Refining is meant for sizes that were too large for the first pass.
+    second = dataclasses.replace(second_pass, **shared, **twice, range_warning=False)
     refined = pipe(
         prompt,
         second,
