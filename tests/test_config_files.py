@@ -182,3 +182,12 @@ def test_a_value_where_an_object_or_a_list_belongs_is_refused(tmp_path):
         file.write_text(json.dumps({"settings": {name: 3}}))
         with pytest.raises(ValueError, match=message):
             config.load_sampling(str(file))
+
+
+@pytest.mark.parametrize("ending", [".json", ".yaml"])
+def test_a_byte_order_mark_belongs_to_no_setting(tmp_path, ending):
+    file = tmp_path / f"settings{ending}"
+    settings = {"guidance_scale": 2.5}
+    text = json.dumps({"settings": settings} if ending == ".json" else settings)
+    file.write_text(text, encoding="utf-8-sig")
+    assert config.load_sampling(str(file)).guidance_scale == 2.5

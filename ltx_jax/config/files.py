@@ -167,6 +167,6 @@ def read_json(path: Path) -> Any:
       ValueError: if it cannot be read.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, OSError, RecursionError) as error:
         raise ValueError(f"{path} is not readable as JSON: {error}") from error

@@ -61,7 +61,7 @@ def read(path: Path) -> SampleConfig:
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path} is not readable as YAML: {error}") from error
     _check_keys(content, (*_RENAMED, *_PASS_KEYS, *_PASSES, *_CHECKED, *IGNORED), str(path))
