@@ -32,6 +32,7 @@ def export(
     *,
     dtype: DType | None = None,
     layouts: Sequence[Layout] | None = None,
+    vae: str | None = None,
     text_encoder: str | None = None,
     settings: str | None = None,
 ) -> list[Path]:
@@ -44,7 +45,8 @@ def export(
       layouts: layouts to write; the text encoder and the settings are part of the official one.
         None writes both, but leaves out that of diffusers, with a warning, if diffusers has no
         class for the model.
-      text_encoder: folder of a text encoder to export with a model that has none of its own.
+      vae: a checkpoint whose VAE is exported, with a source that holds a transformer alone.
+      text_encoder: file or folder of a text encoder to export with a model that has none.
       settings: a file of configs/sample, or a video's JSON, in place of the source's settings.
 
     Raises:
@@ -58,7 +60,7 @@ def export(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is not an empty folder: choose another")
     given = None if settings is None else config.load_sampling(settings)
-    loaded = load_checkpoint(source, dtype=dtype)
+    loaded = load_checkpoint(source, vae=vae, dtype=dtype)
     encoder = None
     if text_encoder is not None:
         encoder = TextEncoder.load(text_encoder, dtype=dtype or "float32")
@@ -110,6 +112,7 @@ def main(arguments: list[str]) -> None:
         choices=get_args(Layout),
         help="default: official, and diffusers if it has classes for the model",
     )
+    parser.add_argument("--vae", help="a checkpoint with a VAE, if the source has none")
     parser.add_argument("--text_encoder", help="its folder, if the source has none of its own")
     parser.add_argument(
         "--settings", help="how to sample it: a sampling config, or the JSON beside a video"

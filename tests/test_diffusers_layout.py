@@ -511,7 +511,7 @@ def test_a_broken_directory_says_what_is_wrong(tmp_path):
     with pytest.raises(ValueError, match=r"encoder.conv_out.conv.weight has shape"):
         load_checkpoint(tmp_path)
     config.write_text("{")
-    with pytest.raises(ValueError, match=r"vae/config.json is not JSON"):
+    with pytest.raises(ValueError, match=r"vae/config.json is not readable as JSON"):
         load_checkpoint(tmp_path)
     config.write_text(text)
     shard = max((tmp_path / "transformer").glob("*.safetensors"))

@@ -116,7 +116,7 @@ def test_the_model_that_ships_goes_by_its_name(tmp_path, monkeypatch):
     ("content", "message"),
     [
         ("{", "is not readable as JSON"),
-        ("[]", "holds no settings"),
+        ("[]", "holds no JSON object"),
         ('{"settings": {"heigth": 64}}', "has no field 'heigth': did you mean 'height'"),
     ],
 )

@@ -83,6 +83,28 @@ def test_what_can_be_no_repository_is_a_missing_path(name):
 
 
 @pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("runs/two_clip", r"does not exist \(did you mean runs/two_clips\?\)"),
+        ("runs/two_clips/model.safetensors", "does not exist"),
+        ("runs/other/model.gguf", "does not exist"),
+        ("models/ltxv/0.9.6", "does not exist"),
+        ("models/ltxv.gguf", "does not exist"),
+        ("models/ltxv/config.yaml", "does not exist"),
+    ],
+)
+def test_nothing_is_asked_of_the_hub_for_what_looks_like_a_path(
+    tmp_path, monkeypatch, name, message
+):
+    (tmp_path / "runs" / "two_clips").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", None)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", None)
+    with pytest.raises(ValueError, match=message):
+        hub.resolve(name)
+
+
+@pytest.mark.parametrize(
     ("error", "message"),
     [
         ("RepositoryNotFoundError", "neither a local path nor a public Hugging Face repository"),

@@ -361,7 +361,7 @@ WQ = "encoder.block.1.layer.0.SelfAttention.q.weight"
         (remove("tokenizer"), "holds no tokenizer"),
         (remove("tokenizer/spiece.model"), r"no tokenizer.json and no spiece.model"),
         (remove("text_encoder"), "is no text encoder: it holds neither config.json"),
-        (remove("text_encoder/model-00002*"), r"lists \['model-00002-of-.* does not hold"),
+        (remove("text_encoder/model-00002*"), r"lacks \['model-00002-of-.* lists: fetch them"),
         (remove("text_encoder/model*"), "holds no model.safetensors"),
         (rewrite(model_type="umt5"), "of type 'umt5'"),
         (

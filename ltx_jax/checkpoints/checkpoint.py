@@ -1,7 +1,7 @@
 """A checkpoint in memory, whichever kind of file or folder it was read from."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from ltx_jax.config import (
     VAEConfig,
 )
 from ltx_jax.models.vae import LatentStatistics
+
+Network = Literal["transformer", "vae"]
+NETWORKS: tuple[Network, ...] = get_args(Network)
 
 
 @dataclasses.dataclass

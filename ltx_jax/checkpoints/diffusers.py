@@ -7,7 +7,7 @@ inferred from the pipeline's class, or from the VAE's family.
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,18 @@ from ltx_jax.checkpoints import (
     official,
     official_config,
     placement,
+    quantized,
     tensors,
+    weight_files,
 )
-from ltx_jax.checkpoints.checkpoint import Checkpoint
-from ltx_jax.checkpoints.tensors import Pending, StoredTensor
-from ltx_jax.config import DType, TransformerConfig
+from ltx_jax.checkpoints.checkpoint import NETWORKS, Checkpoint, Network
+from ltx_jax.checkpoints.tensors import Pending, Tensor
+from ltx_jax.config import DType, TransformerConfig, UpsamplerConfig, VAEConfig, read_object
 from ltx_jax.runtime import files
 
 _WEIGHTS = "diffusion_pytorch_model"
 _INDEX = f"{_WEIGHTS}.safetensors.index.json"
+_UPSAMPLER = "LTXLatentUpsamplerModel"
 _SCHEDULER = "scheduler/scheduler_config.json"
 _PIPELINES = {False: "LTXPipeline", True: "LTXConditionPipeline"}  # key: positions are causal
 # The version of diffusers whose configuration files are written.
@@ -43,7 +46,12 @@ def is_directory(path: Path) -> bool:
 
 
 def read(
-    path: Path, *, mesh: Mesh | None = None, dtype: DType | None = None, allow_fp8: bool = False
+    path: Path,
+    *,
+    networks: Collection[Network] = NETWORKS,
+    vae: VAEConfig | None = None,
+    mesh: Mesh | None = None,
+    dtype: DType | None = None,
 ) -> Checkpoint:
     """Reads a directory: the networks it holds.
 
@@ -51,17 +59,19 @@ def read(
     """
     pipeline = None
     if (path / "model_index.json").is_file():
-        pipeline = _json(path / "model_index.json").get("_class_name")
+        pipeline = read_object(path / "model_index.json").get("_class_name")
     # Other tools write metadata too; only that of this package describes the model.
     raw_metadata: dict[str, str] = {}
     files: list[Path] = []
-    networks: dict[str, tuple[dict[str, Any], dict[str, StoredTensor]]] = {}
-    for part in ("transformer", "vae"):
+    parts: dict[str, tuple[dict[str, Any], dict[str, Tensor]]] = {}
+    for part in networks:
         config = path / part / "config.json"
         if not config.is_file():
             continue
-        stored, metadata = _open(path / part)
-        networks[part] = (_json(config), stored)
+        weights = weight_files.open_folder(path / part, _WEIGHTS)
+        metadata = weights.metadata
+        stored = quantized.joined(weights.tensors, metadata, str(path / part))
+        parts[part] = (read_object(config), stored)
         raw_metadata = raw_metadata or {k: v for k, v in metadata.items() if k != "format"}
         files += [config, *sorted({tensor.path for tensor in stored.values()})]
     metadata_configs = None
@@ -69,20 +79,20 @@ def read(
         metadata_configs = official_config.parse(raw_metadata["config"], str(path))
 
     checkpoint = Checkpoint(metadata=raw_metadata if metadata_configs is not None else {})
-    if "vae" in networks:
-        _read_vae(
-            checkpoint, path / "vae", *networks["vae"], metadata_configs, mesh, dtype, allow_fp8
-        )
-    if "transformer" in networks:
-        raw, stored = networks["transformer"]
+    if "vae" in parts:
+        _read_vae(checkpoint, path / "vae", *parts["vae"], metadata_configs, mesh, dtype)
+    if "transformer" in parts:
+        raw, stored = parts["transformer"]
         cfg = diffusers_config.transformer(raw, str(path / "transformer" / "config.json"))
-        new_vae = any(block.name.endswith("_res") for block in _encoder(checkpoint))
+        beside = checkpoint.vae or vae
+        blocks = beside.encoder_blocks if beside is not None else ()
+        new_vae = any(block.name.endswith("_res") for block in blocks)
         cfg = _with_positions(cfg, metadata_configs, pipeline, new_vae)
         boxed = keys.transformer_boxed(cfg)
         rename = keys.diffusers_transformer_name
         leaves = [leaf.renamed(rename) for leaf in keys.transformer_leaves(boxed)]
         where = str(path / "transformer")
-        placement.check(where, "the transformer", leaves, stored, allow_fp8=allow_fp8)
+        placement.check(where, "the transformer", leaves, stored)
         checkpoint.transformer_params = placement.read(leaves, boxed, stored, mesh, dtype)
         checkpoint.transformer = cfg
     if metadata_configs is not None:
@@ -90,7 +100,7 @@ def read(
         checkpoint.allowed_inference_steps = metadata_configs.allowed_inference_steps
     if (path / _SCHEDULER).is_file():
         files.append(path / _SCHEDULER)
-        raw = _json(path / _SCHEDULER)
+        raw = read_object(path / _SCHEDULER)
         # A file that this package wrote has our configuration in its metadata: nothing is inferred.
         if metadata_configs is None or not _says(
             raw, diffusers_config.dump_scheduler(metadata_configs.scheduler)
@@ -102,10 +112,6 @@ def read(
 
 def _says(raw: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
     return all(raw.get(key) == value for key, value in expected.items())
-
-
-def _encoder(checkpoint: Checkpoint) -> tuple[Any, ...]:
-    return checkpoint.vae.encoder_blocks if checkpoint.vae is not None else ()
 
 
 def _with_positions(
@@ -128,11 +134,10 @@ def _read_vae(
     checkpoint: Checkpoint,
     path: Path,
     raw: dict[str, Any],
-    stored: dict[str, StoredTensor],
+    stored: dict[str, Tensor],
     metadata_configs: official_config.Configs | None,
     mesh: Mesh | None,
     dtype: DType | None,
-    allow_fp8: bool,
 ) -> None:
     cfg, blocks = diffusers_vae.vae(raw, str(path / "config.json"))
     if metadata_configs is not None and metadata_configs.vae is not None:
@@ -147,7 +152,7 @@ def _read_vae(
     std, mean = (
         stored.pop(rename(name), None) for name in (keys.STATISTICS_STD, keys.STATISTICS_MEAN)
     )
-    placement.check(str(path), "the VAE", leaves, stored, allow_fp8=allow_fp8)
+    placement.check(str(path), "the VAE", leaves, stored)
     checkpoint.statistics = official.read_statistics(
         str(path), std, mean, cfg.latent_channels, mesh
     )
@@ -155,54 +160,34 @@ def _read_vae(
     checkpoint.vae = cfg
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    return official_config.parse_json(text, str(path))
+def is_upsampler(path: Path) -> bool:
+    """Whether `path` is a diffusers folder with a latent upsampler, or the upsampler's own."""
+    return _upsampler_folder(path) is not None
 
 
-def _open(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    """The tensors of one network's folder, of all its shards, and the metadata of the first."""
-    if (path / _INDEX).is_file():
-        weight_map = _json(path / _INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise ValueError(f"{path / _INDEX} has no weight_map")
-        shards = [path / name for name in sorted(set(weight_map.values()))]
-        absent = [shard.name for shard in shards if not shard.is_file()]
-        if absent:
-            raise ValueError(f"{path} lacks {absent}, which {_INDEX} lists: fetch them too")
-    else:
-        shards = _unlisted(path)
-    stored: dict[str, StoredTensor] = {}
-    metadata: dict[str, str] = {}
-    for shard in shards:
-        file = tensors.open_file(shard)
-        twice = sorted(set(file.tensors) & set(stored))
-        if twice:
-            raise ValueError(f"{shard} holds {placement.some(twice)}, as another file does")
-        stored |= file.tensors
-        metadata = metadata or file.metadata
-    return stored, metadata
+def _upsampler_folder(path: Path) -> Path | None:
+    for folder in (path / "latent_upsampler", path):
+        config = folder / "config.json"
+        if config.is_file() and read_object(config).get("_class_name") == _UPSAMPLER:
+            return folder
+    return None
 
 
-def _unlisted(path: Path) -> list[Path]:
-    """The weights of a folder without an index: one file, or shards, or one of its variants."""
-    if (path / f"{_WEIGHTS}.safetensors").is_file():
-        return [path / f"{_WEIGHTS}.safetensors"]
-    shards = sorted(path.glob(f"{_WEIGHTS}-*.safetensors"))
-    variants = sorted(path.glob(f"{_WEIGHTS}.*.safetensors"))
-    if shards:
-        return shards
-    if len(variants) == 1:
-        return variants
-    if variants:
-        names = [file.name for file in variants]
-        raise ValueError(f"{path} holds several variants, {names}: leave one of them")
-    pickles = any(path.glob("*.bin"))
-    hint = ", only pickles: save them with safe_serialization=True" if pickles else ""
-    raise ValueError(f"{path} holds no {_WEIGHTS}.safetensors{hint}")
+def read_upsampler(
+    path: Path, *, mesh: Mesh | None = None, dtype: DType | None = None
+) -> tuple[UpsamplerConfig, Any]:
+    """Reads the folder of a latent upsampler: its configuration and its parameters.
+
+    Raises:
+      ValueError: as `read` does.
+    """
+    folder = _upsampler_folder(path)
+    if folder is None:
+        raise ValueError(f"{path} holds no {_UPSAMPLER}: its config.json names another class")
+    raw = read_object(folder / "config.json")
+    cfg = diffusers_config.upsampler(raw, str(folder / "config.json"))
+    weights = weight_files.open_folder(folder, _WEIGHTS)
+    return cfg, official.read_upsampler_params(weights, cfg, str(folder), mesh, dtype)
 
 
 def write(path: Path, checkpoint: Checkpoint, *, max_shard_bytes: int = _MAX_SHARD_BYTES) -> None:

@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ltx_jax.checkpoints.official_config import build, check_fixed, check_names
-from ltx_jax.config import SchedulerConfig, TransformerConfig
+from ltx_jax.checkpoints.official_config import build, check_fixed, check_names, number
+from ltx_jax.config import SchedulerConfig, TransformerConfig, UpsamplerConfig
 
 Raw = Mapping[str, Any]
 
@@ -36,6 +36,10 @@ _DYNAMIC_SHIFT = {
     "base_shift": 0.95,
     "max_image_seq_len": 4096,
     "max_shift": 2.05,
+}
+_UPSAMPLER_FIXED: dict[str, tuple[tuple[Any, ...], Any]] = {
+    "rational_spatial_scale": ((None, 2.0), None),
+    "use_rational_resampler": ((None, False), None),
 }
 _SCHEDULER_FIXED: dict[str, tuple[tuple[Any, ...], Any]] = {
     "_class_name": (("FlowMatchEulerDiscreteScheduler",), None),
@@ -90,6 +94,17 @@ def dump_transformer(cfg: TransformerConfig) -> dict[str, Any]:
     }
 
 
+def upsampler(raw: Raw, where: str) -> UpsamplerConfig:
+    """The config.json of LTXLatentUpsamplerModel, which has our fields and defaults.
+
+    Raises:
+      ValueError: naming a value that our upsampler does not support.
+    """
+    check_fixed(raw, _UPSAMPLER_FIXED, where)
+    check_names(raw, _UPSAMPLER_FIXED, where, UpsamplerConfig)
+    return build(UpsamplerConfig, raw, where)
+
+
 def scheduler(raw: Raw, where: str, pipeline: str | None) -> SchedulerConfig:
     """scheduler_config.json, as the pipeline class reads it.
 
@@ -105,9 +120,9 @@ def scheduler(raw: Raw, where: str, pipeline: str | None) -> SchedulerConfig:
     check_names(raw, (*_SCHEDULER_FIXED, *_DYNAMIC_SHIFT, *names, "stochastic_sampling"), where)
     if raw.get("use_dynamic_shifting", False):
         check_fixed(raw, {key: ((value,), None) for key, value in _DYNAMIC_SHIFT.items()}, where)
-        terminal = raw.get("shift_terminal")
-        return SchedulerConfig(shifting="SD3", target_shift_terminal=terminal or None)
-    shift = raw.get("shift", 1.0)
+        values = {"shifting": "SD3", "target_shift_terminal": raw.get("shift_terminal") or None}
+        return build(SchedulerConfig, values, where)
+    shift = 1.0 if raw.get("shift") is None else number(float, raw["shift"], f"{where} shift")
     if shift <= 0:
         raise ValueError(f"{where} shift is {shift}, expected a positive number")
     if shift != 1.0:

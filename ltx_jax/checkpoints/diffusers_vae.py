@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ltx_jax.checkpoints.keys import STATISTICS_MEAN, STATISTICS_STD
-from ltx_jax.checkpoints.official_config import build, check_fixed, check_names
-from ltx_jax.config import BlockConfig, VAEConfig
+from ltx_jax.checkpoints.official_config import build, check_fixed, check_names, number
+from ltx_jax.config import BlockConfig, VAEConfig, shown
 
 Raw = Mapping[str, Any]
 
@@ -159,6 +159,9 @@ def vae(raw: Raw, where: str) -> tuple[VAEConfig, dict[str, str]]:
     check_fixed(raw, _VAE_FIXED, where)
     check_names(raw, (*_VAE_FIXED, *_VAE_DEFAULTS, *_VAE_IGNORED), where)
     values = {**_VAE_DEFAULTS, **{k: v for k, v in raw.items() if k in _VAE_DEFAULTS}}
+    for key, default in _VAE_DEFAULTS.items():
+        if isinstance(default, tuple):
+            _check_list(values[key], type(default[0]), f"{where} {key}")
     conditioned = bool(values["timestep_conditioning"])
     try:
         encoder = _read_encoder(values)
@@ -179,6 +182,15 @@ def vae(raw: Raw, where: str) -> tuple[VAEConfig, dict[str, str]]:
     }
     cfg = build(VAEConfig, fields, where)
     return cfg, {**encoder_names, **decoder_names}
+
+
+def _check_list(value: Any, kind: type, what: str) -> None:
+    """Checks a list of names, switches, or numbers of layers or channels."""
+    if not isinstance(value, list | tuple) or not 1 <= len(value) <= 64:
+        raise ValueError(f"{what} is no list of 1 to 64 values")
+    for item in value:
+        if not (isinstance(item, str) if kind is str else number(kind, item, what) <= 1 << 20):
+            raise ValueError(f"{what} holds {shown(item)}")
 
 
 def _read_encoder(raw: Raw) -> Half:
@@ -204,7 +216,7 @@ def _read_encoder(raw: Raw) -> Half:
             else:
                 scale = BlockConfig(name, multiplier=_ratio(wide, width))
         else:
-            raise ValueError(f"down_block_types holds {types[i]!r}; supported: {_OLD}, {_NEW}")
+            raise ValueError(f"down_block_types holds {shown(types[i])}; supported: {_OLD}, {_NEW}")
         groups.append(Group(layers[i] or None, scale, resize))
         width = wide
     return Half(tuple(groups), Group(layers[-1] or None))

@@ -9,13 +9,14 @@ The model that ships with the package is such a folder.
 
 import dataclasses
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 from jax.sharding import Mesh
 
 from ltx_jax import config
 from ltx_jax.checkpoints import official, tensors, text_encoder_files
-from ltx_jax.checkpoints.checkpoint import Checkpoint
+from ltx_jax.checkpoints.checkpoint import NETWORKS, Checkpoint, Network
 from ltx_jax.config import DType, SamplingConfig
 from ltx_jax.runtime import files
 
@@ -30,18 +31,25 @@ def is_exported(folder: Path) -> bool:
     return (folder / MODEL).is_file() and not (folder / "config.json").is_file()
 
 
-def read(folder: Path, *, mesh: Mesh | None = None, dtype: DType | None = None) -> Checkpoint:
+def read(
+    folder: Path,
+    *,
+    networks: Collection[Network] = NETWORKS,
+    mesh: Mesh | None = None,
+    dtype: DType | None = None,
+) -> Checkpoint:
     """Reads a folder. Its text encoder is read only if it is byte-level.
 
     Args:
       folder: as above; only the model is required.
+      networks: those to read of the model's.
       mesh: lays the parameters out by their logical axes; None puts them on the default device.
       dtype: of the parameters; None keeps what is stored.
 
     Raises:
       ValueError: if a part is damaged or incomplete.
     """
-    checkpoint = official.read(folder / MODEL, mesh=mesh, dtype=dtype)
+    checkpoint = official.read(folder / MODEL, networks=networks, mesh=mesh, dtype=dtype)
     checkpoint.settings = read_settings(folder)
     max_tokens = text_encoder_files.max_byte_tokens(folder / TOKENIZER)
     if max_tokens is not None:
@@ -62,11 +70,8 @@ def read_settings(folder: Path) -> SamplingConfig | None:
     file = folder / SETTINGS
     if not file.is_file():
         return None
-    try:
-        content = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is not readable as JSON: {error}") from error
-    if not isinstance(content, dict) or "settings" not in content:
+    content = config.read_object(file)
+    if "settings" not in content:
         raise ValueError(f"{file} holds no settings")
     return config.build(SamplingConfig, content["settings"], f"{file}: settings")
 

@@ -1,5 +1,6 @@
 """Resolves a path, a Hugging Face repository or the name of the embedded model to a local path."""
 
+import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ CHECKPOINT_FILES = (
     "vae/*.safetensors",
     "scheduler/*.json",
 )
+UPSAMPLER_FILES = ("model_index.json", "latent_upsampler/*")
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _REPOSITORY = re.compile(rf"({_NAME}/{_NAME})(?:/(.+))?")
 
@@ -42,15 +44,36 @@ def resolve(path_or_id: str | Path, patterns: Sequence[str] = CHECKPOINT_FILES) 
     if path.exists():
         return path
     match = _REPOSITORY.fullmatch(str(path_or_id))
-    if match is None or (match[2] is None and Path(match[1]).suffix in _FILES):
+    if match is None or _is_path(match[1], match[2]):
         raise ValueError(
-            f"{path_or_id} does not exist. Give a file, a folder, or a Hugging Face repository: "
-            "org/repo or org/repo/file.safetensors"
+            f"{path_or_id} does not exist{_nearest(path)}. Give a file, a folder, or a Hugging "
+            "Face repository: org/repo or org/repo/file.safetensors. (No repository is asked for "
+            "what begins with a folder that is here.)"
         )
     return _download(match[1], match[2], patterns)
 
 
-_FILES = (".safetensors", ".json", ".py", ".pt", ".pth", ".ckpt", ".bin", ".npz")
+_WEIGHTS = (".safetensors", ".gguf")
+_FILES = (*_WEIGHTS, ".sft", ".json", ".py", ".yaml", ".pt", ".pth", ".ckpt", ".bin", ".npz")
+
+
+def _is_path(repository: str, file: str | None) -> bool:
+    """Whether a name in the form of a repository's is rather a mistyped path: no network then.
+
+    It begins with a folder that exists here, or names a file where a repository's name would be, or
+    something in a repository that holds no weights.
+    """
+    if Path(repository).parent.is_dir():
+        return True
+    return Path(repository).suffix in _FILES if file is None else Path(file).suffix not in _WEIGHTS
+
+
+def _nearest(path: Path) -> str:
+    """The end of an error that asks whether the most similar name in the folder was meant."""
+    folder = path.parent
+    names = [item.name for item in folder.iterdir()] if folder.is_dir() else []
+    similar = difflib.get_close_matches(path.name, names, n=1)
+    return f" (did you mean {folder / similar[0]}?)" if similar else ""
 
 
 def _download(repository: str, file: str | None, patterns: Sequence[str]) -> Path:
@@ -80,7 +103,7 @@ def _download(repository: str, file: str | None, patterns: Sequence[str]) -> Pat
         ) from error
     except (errors.HfHubHTTPError, OSError) as error:
         raise ValueError(f"{_offline(named, repository, file, patterns)} ({error})") from error
-    if not any(folder.rglob("*.safetensors")):
+    if not any(any(folder.glob(pattern)) for pattern in patterns):
         raise ValueError(
             f"the Hugging Face repository {repository} holds none of {list(patterns)}. Name one of "
             f"its files: {repository}/FILE.safetensors, see "

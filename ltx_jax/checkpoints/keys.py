@@ -31,6 +31,9 @@ Path = tuple[str, ...]
 AnyArray = np.ndarray | jax.Array
 
 TRANSFORMER_PREFIX = "model.diffusion_model."
+PATCHIFY = "patchify_proj.weight"  # the first layer of every transformer
+DIFFUSERS_PATCHIFY = "proj_in.weight"
+VAE_CONV_IN = "coder.conv_in.conv.weight"  # ends the name of the first layer of either half
 VAE_PREFIX = "vae."
 STATISTICS = "per_channel_statistics."
 STATISTICS_STD = f"{STATISTICS}std-of-means"
@@ -257,3 +260,9 @@ def is_dropped_norm(name: str, expected: Iterable[str]) -> bool:
 def diffusers_transformer_name(name: str) -> str:
     """The name in diffusers of an official tensor of the transformer."""
     return ".".join(_DIFFUSERS_TRANSFORMER.get(part, part) for part in name.split("."))
+
+
+def official_transformer_name(name: str) -> str:
+    """The inverse of `diffusers_transformer_name`."""
+    inverse = {theirs: ours for ours, theirs in _DIFFUSERS_TRANSFORMER.items()}
+    return ".".join(inverse.get(part, part) for part in name.split("."))

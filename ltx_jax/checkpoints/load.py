@@ -1,6 +1,8 @@
 """Loads checkpoints of every kind: a file, a folder, a repository, a run, the embedded model."""
 
 import dataclasses
+import hashlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,8 @@ import jax
 from jax.sharding import Mesh
 
 from ltx_jax.checkpoints import diffusers, exported_folder, hub, official, run_config
-from ltx_jax.checkpoints.checkpoint import Checkpoint
-from ltx_jax.config import DType, SamplingConfig, UpsamplerConfig
+from ltx_jax.checkpoints.checkpoint import NETWORKS, Checkpoint, Network
+from ltx_jax.config import DType, SamplingConfig, UpsamplerConfig, VAEConfig
 
 __all__ = ["Checkpoint", "load_checkpoint", "load_upsampler", "own_settings"]
 
@@ -17,42 +19,75 @@ __all__ = ["Checkpoint", "load_checkpoint", "load_upsampler", "own_settings"]
 def load_checkpoint(
     path_or_hub_id: str | Path,
     *,
+    vae: str | Path | None = None,
+    networks: Collection[Network] = NETWORKS,
     mesh: Mesh | None = None,
     dtype: DType | None = None,
-    allow_fp8: bool = False,
 ) -> Checkpoint:
-    """Loads an official file, a diffusers folder, a repository of either, what `ltx_jax.export`
-    wrote, a run of ltx-train or a step of one (RUN/steps/N), also by its address (gs://), or
-    "embedded", the model that ships.
+    """Loads a checkpoint of any kind: a file (official, ComfyUI's, GGUF), a diffusers folder, a
+    repository of either, what `ltx_jax.export` wrote, a run of ltx-train or a step of one
+    (RUN/steps/N), also by its address (gs://), or "embedded", the model that ships.
 
     Args:
+      vae: another checkpoint whose VAE takes the place of this one's, for files that hold a
+        transformer alone.
+      networks: those to load of what the checkpoint holds.
       mesh: lays the parameters out by their logical axes; None puts them on the default device.
-      dtype: of the parameters; None keeps what is stored.
-      allow_fp8: reads 8-bit weights as plain values. Those of some releases are rotated: they
-        would give noise.
+      dtype: of the parameters; None keeps what is stored (bfloat16 for quantised weights).
 
     Raises:
       ValueError: if there is no such checkpoint, or it is damaged, incomplete or of a kind that
         is not supported; says what is wrong and what to do.
     """
+    if vae is None:
+        return _load(path_or_hub_id, networks, None, mesh, dtype)
+    second = _load(vae, ("vae",), None, mesh, dtype)
+    if second.vae is None:
+        raise ValueError(f"{vae} holds no VAE")
+    first = _load(path_or_hub_id, ("transformer",), second.vae, mesh, dtype)
+    return dataclasses.replace(
+        first,
+        **{name: getattr(second, name) for name in _OF_THE_VAE},
+        names={},  # those of two files need not fit into one
+        source_hash=hashlib.sha256((first.source_hash + second.source_hash).encode()).hexdigest(),
+    )
+
+
+_OF_THE_VAE = ("vae", "vae_params", "vae_dtype", "statistics")
+
+
+def _load(
+    path_or_hub_id: str | Path,
+    networks: Collection[Network],
+    vae: VAEConfig | None,
+    mesh: Mesh | None,
+    dtype: DType | None,
+) -> Checkpoint:
+    """Loads one checkpoint. `vae`, from elsewhere, helps to tell the version of a transformer."""
     if str(path_or_hub_id).startswith("gs://"):
         from ltx_jax.checkpoints import runs  # imports Orbax, which takes a second
 
-        return _cast(runs.load_run(path_or_hub_id, mesh=mesh), dtype)
+        return _only(networks, _cast(runs.load_run(path_or_hub_id, mesh=mesh), dtype))
     path = hub.resolve(path_or_hub_id)
     if path.is_file():
-        _refuse_others(path)
-        return official.read(path, mesh=mesh, dtype=dtype, allow_fp8=allow_fp8)
+        return official.read(path, networks=networks, vae=vae, mesh=mesh, dtype=dtype)
     # Runs first: a transformer's run has a folder `vae` too, but only runs have their own config.
     if run_config.is_run(path):
         from ltx_jax.checkpoints import runs
 
-        return _cast(runs.load_run(path, mesh=mesh), dtype)
+        return _only(networks, _cast(runs.load_run(path, mesh=mesh), dtype))
     if exported_folder.is_exported(path):
-        return exported_folder.read(path, mesh=mesh, dtype=dtype)
+        return exported_folder.read(path, networks=networks, mesh=mesh, dtype=dtype)
     if diffusers.is_directory(path):
-        return diffusers.read(path, mesh=mesh, dtype=dtype, allow_fp8=allow_fp8)
+        return diffusers.read(path, networks=networks, vae=vae, mesh=mesh, dtype=dtype)
     raise ValueError(f"{path} is no checkpoint: {_contents(path)}")
+
+
+def _only(networks: Collection[Network], checkpoint: Checkpoint) -> Checkpoint:
+    """Drops the networks of a run that are not asked for."""
+    dropped = {name: None for name in NETWORKS if name not in networks}
+    parameters = {f"{name}_params": None for name in dropped}
+    return dataclasses.replace(checkpoint, **dropped, **parameters)
 
 
 def own_settings(path_or_hub_id: str | Path) -> SamplingConfig | None:
@@ -77,7 +112,8 @@ def load_upsampler(
     """Loads a latent upsampler: its configuration and its parameters.
 
     Args:
-      path_or_hub_id: its official file, or a run that trained it.
+      path_or_hub_id: its official file, the folder of a diffusers pipeline (latent_upsampler/), or
+        a run that trained it.
       mesh: lays the parameters out by their logical axes; None puts them on the default device.
       dtype: of the parameters; None keeps what is stored.
 
@@ -89,8 +125,9 @@ def load_upsampler(
         if not isinstance(cfg, UpsamplerConfig):
             raise ValueError(f"{path_or_hub_id} is a run that trains no latent upsampler")
         return cfg, load_checkpoint(path_or_hub_id, mesh=mesh, dtype=dtype).upsampler_params
-    path = hub.resolve(path_or_hub_id)
-    _refuse_others(path)
+    path = hub.resolve(path_or_hub_id, hub.UPSAMPLER_FILES)
+    if path.is_dir():
+        return diffusers.read_upsampler(path, mesh=mesh, dtype=dtype)
     return official.read_upsampler(path, mesh=mesh, dtype=dtype)
 
 
@@ -108,17 +145,14 @@ def _cast(checkpoint: Checkpoint, dtype: DType | None) -> Checkpoint:
     return dataclasses.replace(checkpoint, **changes)
 
 
-def _refuse_others(path: Path) -> None:
-    if path.suffix in (".pt", ".pth", ".ckpt", ".bin"):
-        raise ValueError(
-            f"{path} is a pickle, which may run any code when opened: convert it to safetensors "
-            "where you trust it"
-        )
+_WEIGHTS = (".safetensors", ".gguf")
 
 
 def _contents(path: Path) -> str:
     """Says from a folder's content which path to name instead; ends an error message."""
-    files = sorted(file.name for file in path.glob("*.safetensors"))
+    files = sorted(file.name for file in path.iterdir() if file.suffix in _WEIGHTS)
+    if diffusers.is_upsampler(path):
+        return "it is a latent upsampler, pass it as --spatial_upscaler"
     if (path / "config.json").is_file() and path.name in ("transformer", "vae"):
         return f"it is one part of a diffusers folder, give {path.parent}"
     if files:

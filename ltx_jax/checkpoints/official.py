@@ -1,11 +1,14 @@
-"""Official single-file checkpoints: safetensors with the configuration in the metadata.
+"""Single-file checkpoints: the official layout, and what other tools make of it.
 
-Layout as in the loaders upstream (transformer3d.py, causal_video_autoencoder.py, rf.py).
+Official files are safetensors with the configuration in the metadata, as in the loaders upstream
+(transformer3d.py, causal_video_autoencoder.py, rf.py). Other tools change the prefixes of names,
+drop the metadata, quantise weights or write GGUF: see `layout`, `inferred_config`, `quantized`.
 """
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,54 +17,73 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ltx_jax.checkpoints import keys, official_config, placement, tensors
-from ltx_jax.checkpoints.checkpoint import Checkpoint
+from ltx_jax.checkpoints import (
+    inferred_config,
+    keys,
+    layout,
+    official_config,
+    placement,
+    quantized,
+    tensors,
+    weight_files,
+)
+from ltx_jax.checkpoints.checkpoint import NETWORKS, Checkpoint, Network
 from ltx_jax.checkpoints.keys import STATISTICS, STATISTICS_MEAN, STATISTICS_STD, Leaf
-from ltx_jax.checkpoints.tensors import Pending, StoredTensor, TensorFile
-from ltx_jax.config import DType, UpsamplerConfig
+from ltx_jax.checkpoints.official_config import Configs
+from ltx_jax.checkpoints.tensors import Pending, StoredTensor, Tensor
+from ltx_jax.checkpoints.weight_files import Weights
+from ltx_jax.config import DType, SchedulerConfig, UpsamplerConfig, VAEConfig
 from ltx_jax.models.vae import LatentStatistics
 
-_PREFIXES = (keys.TRANSFORMER_PREFIX, keys.VAE_PREFIX)
-# First segments of names, to tell the networks apart in files without prefixes.
-_VAE_PARTS = ("encoder", "decoder", "quant_conv", "post_quant_conv", "per_channel_statistics")
+_log = logging.getLogger(__name__)
 
 
 def read(
-    path: Path, *, mesh: Mesh | None = None, dtype: DType | None = None, allow_fp8: bool = False
+    path: Path,
+    *,
+    networks: Collection[Network] = NETWORKS,
+    vae: VAEConfig | None = None,
+    mesh: Mesh | None = None,
+    dtype: DType | None = None,
 ) -> Checkpoint:
-    """Reads a file: both networks, or the one it holds.
+    """Reads a file: both networks, or those it holds of the ones asked for.
 
     Args:
+      networks: those to read of the file's.
+      vae: the VAE from elsewhere that the transformer of this file is used with. It tells the
+        version of a transformer whose file holds no config.
       mesh: lays the parameters out by their logical axes; None puts them on the default device.
-      dtype: of the parameters; None keeps that of the file.
-      allow_fp8: takes 8-bit weights as plain values (bfloat16 unless `dtype` says otherwise).
+      dtype: of the parameters; None keeps that of the file, and bfloat16 for quantised ones.
 
     Raises:
       ValueError: if the file is damaged, no LTX-Video checkpoint, or of an unsupported kind, or
         if tensors are missing, unexpected or wrongly shaped; the message names them.
     """
-    file = tensors.open_file(path)
-    configs = _configs(file, path)
-    parts, extra = _split(file.tensors, configs.transformer is not None, configs.vae is not None)
+    weights = weight_files.open_file(path)
+    parts = layout.split(weights.tensors, str(path))
+    configs = _configs(weights, parts, networks, vae, path)
     checkpoint = Checkpoint(
         scheduler=configs.scheduler,
         allowed_inference_steps=configs.allowed_inference_steps,
-        metadata=file.metadata,
+        metadata={k: v for k, v in weights.metadata.items() if k != quantized.METADATA},
         source_hash=tensors.fingerprint([path]),
     )
-    context = _Context(str(path), checkpoint, mesh, dtype, allow_fp8, extra)
-    if configs.transformer is not None and parts.transformer:
+    rest = {name: tensor for name, tensor in parts.rest.items() if not quantized.is_marker(name)}
+    context = _Context(str(path), checkpoint, mesh, dtype, parts.official, rest)
+    if configs.transformer is not None and parts.transformer and "transformer" in networks:
         boxed = keys.transformer_boxed(configs.transformer)
         leaves = keys.transformer_leaves(boxed)
-        stored = _rename(context, parts.transformer, keys.TRANSFORMER_PREFIX)
+        joined = _unrotated(quantized.joined(parts.transformer, weights.metadata, str(path)), path)
+        stored = _rename(context, joined, keys.TRANSFORMER_PREFIX)
         checkpoint.transformer = configs.transformer
         checkpoint.transformer_params = _read(
             context, "the transformer", keys.TRANSFORMER_PREFIX, leaves, boxed, stored
         )
-    if configs.vae is not None and parts.vae:
+    if configs.vae is not None and parts.vae and "vae" in networks:
         boxed = keys.vae_boxed(configs.vae)
         leaves = keys.vae_leaves(configs.vae, boxed)
-        stored = _rename(context, parts.vae, keys.VAE_PREFIX, leaves)
+        joined = quantized.joined(parts.vae, {}, str(path))
+        stored = _rename(context, joined, keys.VAE_PREFIX, leaves)
         std, mean = stored.pop(STATISTICS_STD, None), stored.pop(STATISTICS_MEAN, None)
         if std is not None and mean is None:
             checkpoint.names[keys.VAE_PREFIX + STATISTICS_MEAN] = None
@@ -69,36 +91,59 @@ def read(
         checkpoint.statistics = read_statistics(str(path), std, mean, channels, mesh)
         checkpoint.vae = configs.vae
         checkpoint.vae_params = _read(context, "the VAE", keys.VAE_PREFIX, leaves, boxed, stored)
-    if checkpoint.transformer is None and checkpoint.vae is None:
+    if not parts.transformer and not parts.vae:
         raise ValueError(
             f"{path} is no LTX-Video checkpoint: it has none of the tensors that its config "
-            f"describes, but {placement.some(list(file.tensors)) or 'no tensors at all'}"
+            f"describes, but {placement.some(list(weights.tensors)) or 'no tensors at all'}"
         )
-    checkpoint.tolerated = {name: _keep(tensor) for name, tensor in extra.items()}
+    checkpoint.tolerated = {
+        name: _keep(tensor) for name, tensor in rest.items() if isinstance(tensor, StoredTensor)
+    }
     return checkpoint
 
 
-def read_configs(path: Path) -> official_config.Configs:
+def read_configs(path: Path, networks: Collection[Network] = NETWORKS) -> Configs:
     """Reads the configurations of a file's networks, without their tensors.
 
     Raises:
       ValueError: as `read` does.
     """
-    return _configs(tensors.open_file(path), path)
+    weights = weight_files.open_file(path)
+    return _configs(weights, layout.split(weights.tensors, str(path)), networks, None, path)
 
 
-def _configs(file: TensorFile, path: Path) -> official_config.Configs:
-    if "config" not in file.metadata:
-        raise ValueError(
-            f"{path} is no LTX-Video checkpoint: its metadata has no config. If a tool saved it "
-            "again and dropped the metadata, take the original file"
-        )
-    return official_config.parse(file.metadata["config"], str(path))
+def _configs(
+    weights: Weights,
+    parts: layout.Networks,
+    networks: Collection[Network],
+    vae: VAEConfig | None,
+    path: Path,
+) -> Configs:
+    """What the metadata describe; of networks that they do not, what the tensors' shapes say."""
+    if "config" in weights.metadata:
+        configs = official_config.parse(weights.metadata["config"], str(path))
+    elif parts.transformer or parts.vae:
+        configs = Configs(None, None, SchedulerConfig(), None)
+    else:
+        raise ValueError(f"{path} is no LTX-Video checkpoint: {layout.describe(weights.tensors)}")
+    if parts.vae and configs.vae is None and "vae" in networks:
+        configs = configs._replace(vae=inferred_config.vae(parts.vae, path))
+    if parts.transformer and configs.transformer is None and "transformer" in networks:
+        own = inferred_config.transformer(parts.transformer, configs.vae or vae, path)
+        configs = own._replace(vae=configs.vae)
+    return configs
 
 
-class _TensorsByNetwork(NamedTuple):
-    transformer: dict[str, StoredTensor]
-    vae: dict[str, StoredTensor]
+def _unrotated(stored: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    plain = quantized.unrotated(stored)
+    if plain is None:
+        return stored
+    _log.warning(
+        "%s holds rotated 8-bit weights, as the first upload of ltxv-13b-0.9.7-dev-fp8 does: they "
+        "are rotated back",
+        path.name,
+    )
+    return plain
 
 
 class _Context(NamedTuple):
@@ -106,42 +151,19 @@ class _Context(NamedTuple):
     checkpoint: Checkpoint
     mesh: Mesh | None
     dtype: DType | None
-    allow_fp8: bool
-    extra: dict[str, StoredTensor]  # tolerated tensors, by name in the file
-
-
-def _split(
-    stored: Mapping[str, StoredTensor], transformer: bool, vae: bool
-) -> tuple[_TensorsByNetwork, dict[str, StoredTensor]]:
-    """Splits the tensors by network, under names without prefixes; the second value has the rest.
-
-    As upstream: if any name has a prefix, only the tensors with a prefix belong to a network. In a
-    file without any prefix all tensors do.
-    """
-    if any(name.startswith(_PREFIXES) for name in stored):
-        parts = _TensorsByNetwork(
-            *(
-                # Upstream removes every occurrence of the prefix, not only the first.
-                {n.replace(prefix, ""): t for n, t in stored.items() if n.startswith(prefix)}
-                for prefix in _PREFIXES
-            )
-        )
-        return parts, {n: t for n, t in stored.items() if not n.startswith(_PREFIXES)}
-    if transformer and vae:
-        own = {n: t for n, t in stored.items() if n.partition(".")[0] in _VAE_PARTS}
-        return _TensorsByNetwork({n: t for n, t in stored.items() if n not in own}, own), {}
-    return _TensorsByNetwork(dict(stored) if transformer else {}, dict(stored) if vae else {}), {}
+    official: bool  # names are kept for writing the file again
+    extra: dict[str, Tensor]  # tolerated tensors, by name in the file
 
 
 def _rename(
     context: _Context,
-    stored: Mapping[str, StoredTensor],
+    stored: Mapping[str, Tensor],
     prefix: str,
     vae_leaves: list[Leaf] | None = None,
-) -> dict[str, StoredTensor]:
+) -> dict[str, Tensor]:
     """Tensors by official name. Records other spellings and the tensors that no network uses."""
     expected = keys.stored_shapes(vae_leaves) if vae_leaves is not None else {}
-    renamed: dict[str, StoredTensor] = {}
+    renamed: dict[str, Tensor] = {}
     for bare, tensor in stored.items():
         name = bare
         if vae_leaves is not None and not bare.startswith(STATISTICS):
@@ -155,7 +177,7 @@ def _rename(
         if name in renamed:
             raise ValueError(f"{context.where} holds {name} twice, also as {tensor.name}")
         renamed[name] = tensor
-        if tensor.name != prefix + name:
+        if context.official and tensor.name != prefix + name:
             context.checkpoint.names[prefix + name] = tensor.name
     return renamed
 
@@ -166,10 +188,10 @@ def _read(
     prefix: str,
     leaves: list[Leaf],
     boxed: Any,
-    stored: Mapping[str, StoredTensor],
+    stored: Mapping[str, Tensor],
 ) -> Any:
     """A network's parameters."""
-    placement.check(context.where, what, leaves, stored, allow_fp8=context.allow_fp8)
+    placement.check(context.where, what, leaves, stored)
     if context.dtype is None:
         for leaf in leaves:
             kind = placement.parameter_dtype(leaf, stored)
@@ -181,8 +203,8 @@ def _read(
 
 def read_statistics(
     where: str,
-    std: StoredTensor | None,
-    mean: StoredTensor | None,
+    std: Tensor | None,
+    mean: Tensor | None,
     channels: int,
     mesh: Mesh | None,
 ) -> LatentStatistics | None:
@@ -200,8 +222,10 @@ def read_statistics(
             raise ValueError(
                 f"{where}: {tensor.name} has shape {tensor.shape}, expected ({channels},)"
             )
-    std_values = std.read()
-    mean_values = np.zeros_like(std_values) if mean is None else mean.read()
+    std_values = std.read_as(std.dtype)
+    mean_values = np.zeros_like(std_values) if mean is None else mean.read_as(mean.dtype)
+    if not (np.isfinite(std_values).all() and np.isfinite(mean_values).all()):
+        raise ValueError(f"{where} is damaged: its latent statistics hold NaN or infinity")
 
     def place(array: np.ndarray) -> jax.Array:
         if mesh is None:
@@ -319,15 +343,31 @@ def read_upsampler(
     Raises:
       ValueError: as `read` does.
     """
-    file = tensors.open_file(path)
-    if "config" not in file.metadata:
-        raise ValueError(f"{path} is no latent upsampler: its metadata has no config")
-    raw = official_config.parse_json(file.metadata["config"], f"{path}: its metadata entry config")
+    weights = weight_files.open_file(path)
+    if "config" not in weights.metadata:
+        raise ValueError(
+            f"{path} is no latent upsampler with a config in its metadata: "
+            f"{layout.describe(weights.tensors)}"
+        )
+    what = f"{path}: its metadata entry config"
+    raw = official_config.parse_object(weights.metadata["config"], what)
     cfg = official_config.upsampler(raw, str(path))
+    return cfg, read_upsampler_params(weights, cfg, str(path), mesh, dtype)
+
+
+def read_upsampler_params(
+    weights: Weights, cfg: UpsamplerConfig, where: str, mesh: Mesh | None, dtype: DType | None
+) -> Any:
+    """Reads the parameters of a latent upsampler, whose names official files and diffusers share.
+
+    Raises:
+      ValueError: as `read` does.
+    """
     boxed = keys.upsampler_boxed(cfg)
     leaves = keys.upsampler_leaves(boxed)
-    placement.check(str(path), "a latent upsampler", leaves, file.tensors)
-    return cfg, placement.read(leaves, boxed, file.tensors, mesh, dtype)
+    stored = quantized.joined(weights.tensors, weights.metadata, where)
+    placement.check(where, "a latent upsampler", leaves, stored)
+    return placement.read(leaves, boxed, stored, mesh, dtype)
 
 
 def write_upsampler(path: Path, cfg: UpsamplerConfig, params: Any) -> None:

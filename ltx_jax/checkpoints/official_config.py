@@ -8,6 +8,7 @@ nothing here reads are kept in the raw metadata.
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -17,6 +18,8 @@ from ltx_jax.config import (
     TransformerConfig,
     UpsamplerConfig,
     VAEConfig,
+    parse_json,
+    shown,
 )
 
 Raw = Mapping[str, Any]
@@ -83,7 +86,15 @@ def parse(text: str, where: str) -> Configs:
     Raises:
       ValueError: if it does not describe an LTX-Video model, or one that is not supported.
     """
-    raw = parse_json(text, f"{where}: its metadata entry config")
+    return from_raw(parse_object(text, f"{where}: its metadata entry config"), where)
+
+
+def from_raw(raw: Raw, where: str) -> Configs:
+    """What `parse` does, of a parsed `config`.
+
+    Raises:
+      ValueError: as `parse` does.
+    """
     if raw.get("_class_name") == "LatentUpsampler" or "mid_channels" in raw:
         raise ValueError(f"{where} is a latent upsampler: pass it as --spatial_upscaler")
     parts = {}
@@ -95,25 +106,32 @@ def parse(text: str, where: str) -> Configs:
         raise ValueError(
             f"{where} is no LTX-Video checkpoint: its config has neither transformer nor vae"
         )
-    steps = raw.get("allowed_inference_steps")
     return Configs(
         None if parts["transformer"] is None else transformer(parts["transformer"], where),
         None if parts["vae"] is None else vae(parts["vae"], where),
         scheduler(parts["scheduler"] or {}, where),
-        None if not steps else tuple(float(step) for step in steps),
+        _steps(raw.get("allowed_inference_steps"), f"{where}: allowed_inference_steps"),
     )
 
 
-def parse_json(text: str, what: str) -> dict[str, Any]:
+def _steps(raw: Any, what: str) -> tuple[float, ...] | None:
+    if not raw:
+        return None
+    if not isinstance(raw, list) or len(raw) > 1000:
+        raise ValueError(f"{what} is no list of at most 1000 times")
+    steps = tuple(number(float, step, what) for step in raw)
+    if not all(0 <= step <= 1 for step in steps):
+        raise ValueError(f"{what} must lie in [0, 1], got {list(steps)}")
+    return steps
+
+
+def parse_object(text: str, what: str) -> dict[str, Any]:
     """Parses a JSON object.
 
     Raises:
       ValueError: beginning with `what`.
     """
-    try:
-        raw = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{what} is not JSON: {error}") from error
+    raw = parse_json(text, what)
     if not isinstance(raw, dict):
         raise ValueError(f"{what} is no JSON object")
     return raw
@@ -141,9 +159,13 @@ def transformer(raw: Raw, where: str = "config") -> TransformerConfig:
     max_pos = values["positional_embedding_max_pos"]
     if not isinstance(max_pos, list | tuple) or len(max_pos) != 3:
         raise ValueError(
-            f"{where}: transformer positional_embedding_max_pos is {max_pos!r}, expected 3 numbers"
+            f"{where}: transformer positional_embedding_max_pos is {shown(max_pos)}, expected "
+            "3 numbers"
         )
-    values["positional_embedding_max_pos"] = tuple(float(value) for value in max_pos)
+    values["positional_embedding_max_pos"] = tuple(
+        number(float, value, f"{where}: transformer positional_embedding_max_pos")
+        for value in max_pos
+    )
     # Upstream does not multiply if this is missing.
     values["timestep_scale_multiplier"] = values.get("timestep_scale_multiplier") or 1.0
     cfg = build(TransformerConfig, values, f"{where}: transformer")
@@ -169,6 +191,8 @@ def vae(raw: Raw, where: str = "config") -> VAEConfig:
         blocks = values.get(name, values.get("blocks"))
         if blocks is None:
             raise ValueError(f"{where}: vae has neither {name} nor blocks")
+        if not isinstance(blocks, list | tuple):
+            raise ValueError(f"{where}: vae {name} is no list of blocks")
         values[name] = tuple(_block(block, f"{where}: vae {name}") for block in blocks)
     if "latent_channels" not in values:
         raise ValueError(f"{where}: vae has no latent_channels")
@@ -185,15 +209,15 @@ def vae(raw: Raw, where: str = "config") -> VAEConfig:
 def _block(raw: Any, where: str) -> BlockConfig:
     try:
         name, params = raw
-        params = {"num_layers": params} if isinstance(params, int) else dict(params)
+        params = {"num_layers": params} if isinstance(params, int) else {**params}
     except (TypeError, ValueError):
-        raise ValueError(f"{where}: {raw!r} is no block; expected [name, number or object]") from (
-            None
-        )
+        raise ValueError(
+            f"{where}: {shown(raw)} is no block; expected [name, number or object]"
+        ) from (None)
     if name in ("res_x", "attn_res_x") and "num_layers" not in params:
-        raise ValueError(f"{where}: {raw!r} has no num_layers")
+        raise ValueError(f"{where}: {shown(raw)} has no num_layers")
     if name == "attn_res_x" and "attention_head_dim" not in params:
-        raise ValueError(f"{where}: {raw!r} has no attention_head_dim")
+        raise ValueError(f"{where}: {shown(raw)} has no attention_head_dim")
     check_names(params, (), f"{where}: {name}", BlockConfig)
     return build(BlockConfig, {"name": name, **params}, f"{where}: {name}")
 
@@ -236,7 +260,9 @@ def check_fixed(raw: Raw, fixed: Mapping[str, tuple[tuple[Any, ...], Any]], wher
         value = raw.get(key, default)
         if value not in supported:
             choices = " or ".join(repr(v) for v in supported if v is not None)
-            state = f"is {value!r}" if key in raw else f"is missing, which means {value!r}"
+            state = (
+                f"is {shown(value)}" if key in raw else f"is missing, which means {shown(value)}"
+            )
             raise ValueError(f"{where} {key} {state}; supported: {choices}")
 
 
@@ -257,8 +283,9 @@ def check_names(raw: Raw, names: Iterable[str], where: str, kind: Any = None) ->
     for key, value in raw.items():
         if key not in allowed and not key.startswith("_") and value is not None:
             raise ValueError(
-                f"{where} has {key} = {value!r}, which no LTX-Video model up to 0.9.8 has: it may "
-                "change what is computed, so this file is not read. Newer models are not supported"
+                f"{where} has {key} = {shown(value)}, which no LTX-Video model up to 0.9.8 has: it "
+                "may change what is computed, so this file is not read. Newer models are not "
+                "supported"
             )
 
 
@@ -280,21 +307,31 @@ def build(kind: Any, values: Raw, where: str) -> Any:
         if value is None and type(None) in choices:
             continue
         if literals and value not in literals:
-            raise ValueError(f"{where} {key} is {value!r}; supported: {literals}")
+            raise ValueError(f"{where} {key} is {shown(value)}; supported: {literals}")
         for scalar in (bool, int, float):
             if scalar in choices:
-                fields[key] = _number(scalar, value, f"{where} {key}")
+                fields[key] = number(scalar, value, f"{where} {key}")
+        if str in choices and not isinstance(value, str):
+            raise ValueError(f"{where} {key} is {shown(value)}, expected a name")
     try:
         return kind(**fields)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from error
 
 
-def _number(kind: Any, value: Any, what: str) -> Any:
-    number = isinstance(value, int | float) and isinstance(value, bool) == (kind is bool)
-    if not number or kind(value) != value:
-        raise ValueError(f"{what} is {value!r}, expected {kind.__name__}")
-    return kind(value)
+def number(kind: type, value: Any, what: str) -> Any:
+    """A number of the given kind; whole numbers count as floats, and 1.0 as an int.
+
+    Raises:
+      ValueError: beginning with `what`, if it is none or not finite.
+    """
+    is_number = isinstance(value, int | float) and isinstance(value, bool) == (kind is bool)
+    try:
+        if is_number and kind(value) == value and math.isfinite(value):
+            return kind(value)
+    except (OverflowError, ValueError):
+        pass
+    raise ValueError(f"{what} is {shown(value)}, expected {kind.__name__}")
 
 
 def dump(configs: Configs) -> str:

@@ -13,11 +13,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from ltx_jax.checkpoints.keys import Leaf
-from ltx_jax.checkpoints.tensors import FLOAT8, Pending, StoredTensor
+from ltx_jax.checkpoints.tensors import FLOAT8, Pending, Tensor
 from ltx_jax.config import DType
 from ltx_jax.runtime import sharding
 
-_FLOATS = ("F32", "F16", "BF16")
+_FLOATS = ("float32", "float16", "bfloat16")
+# Tensors up to this number of values are checked for NaN and infinity: norms, biases, embeddings of
+# tokens and times, but not the large matrices, where it would take as long as reading.
+_CHECKED = 1 << 20
 # Rows of a tensor that are transposed at a time: more of them do not fit into the CPU's cache.
 _TILE = 16
 # Layers that are read and transposed at a time; each holds one tensor in memory.
@@ -26,14 +29,7 @@ _THREADS = min(4, os.cpu_count() or 1)
 _ALIGNMENT = 64
 
 
-def check(
-    where: str,
-    what: str,
-    leaves: Iterable[Leaf],
-    stored: Mapping[str, StoredTensor],
-    *,
-    allow_fp8: bool = False,
-) -> None:
+def check(where: str, what: str, leaves: Iterable[Leaf], stored: Mapping[str, Tensor]) -> None:
     """Compares the tensors of a file with those that a network needs.
 
     Raises:
@@ -52,18 +48,13 @@ def check(
             problems.append(f"{stored[name].name} has shape {stored[name].shape}, expected {shape}")
     if problems:
         raise ValueError(f"{where} does not hold {what}: " + "; ".join(_head(problems)))
-
-    codes = {stored[name].code for name in shapes}
-    if codes & set(FLOAT8) and not allow_fp8:
-        raise ValueError(
-            f"{where} holds {what} in 8-bit floats. Released files of this kind may hold rotated "
-            "weights that give noise when read plainly: use the file without fp8 in its name, or "
-            "allow it explicitly if you know that these are plain values"
-        )
-    wrong = sorted(codes - set(_FLOATS) - set(FLOAT8))
+    kinds = {stored[name].name: stored[name].dtype for name in shapes}
+    wrong = {n: k.name for n, k in kinds.items() if k.name not in _FLOATS and k not in FLOAT8}
     if wrong:
-        names = [stored[name].name for name in shapes if stored[name].code in wrong]
-        raise ValueError(f"{where} holds {some(names)} as {wrong}, expected one of {_FLOATS}")
+        raise ValueError(
+            f"{where} holds {some(list(wrong))} as {sorted(set(wrong.values()))}, expected one of "
+            f"{_FLOATS} or 8-bit floats"
+        )
 
 
 def some(names: Sequence[str]) -> str:
@@ -78,7 +69,7 @@ def _head(items: Sequence[str]) -> list[str]:
 def read(
     leaves: Sequence[Leaf],
     boxed: Any,
-    stored: Mapping[str, StoredTensor],
+    stored: Mapping[str, Tensor],
     mesh: Mesh | None,
     dtype: DType | None,
 ) -> Any:
@@ -92,6 +83,9 @@ def read(
       stored: the tensors by official name, already checked.
       mesh: None puts everything on the default device.
       dtype: None keeps that of the file; a parameter whose layers differ takes the wider one.
+
+    Raises:
+      ValueError: if a small tensor holds NaN or infinity.
     """
     layouts = sharding.shardings(boxed, mesh) if mesh is not None else None
     tree: dict[str, Any] = {}
@@ -107,10 +101,10 @@ def read(
     return tree
 
 
-def parameter_dtype(leaf: Leaf, stored: Mapping[str, StoredTensor]) -> np.dtype:
+def parameter_dtype(leaf: Leaf, stored: Mapping[str, Tensor]) -> np.dtype:
     """The narrowest dtype that holds all tensors of a parameter; bfloat16 for 8-bit ones."""
     kinds = [
-        np.dtype(ml_dtypes.bfloat16) if stored[name].code in FLOAT8 else stored[name].dtype
+        np.dtype(ml_dtypes.bfloat16) if stored[name].dtype in FLOAT8 else stored[name].dtype
         for name in leaf.names
     ]
     wide = kinds[0]
@@ -120,7 +114,7 @@ def parameter_dtype(leaf: Leaf, stored: Mapping[str, StoredTensor]) -> np.dtype:
 
 
 def _read_leaf(
-    leaf: Leaf, stored: Mapping[str, StoredTensor], layout: NamedSharding | None, dtype: np.dtype
+    leaf: Leaf, stored: Mapping[str, Tensor], layout: NamedSharding | None, dtype: np.dtype
 ) -> jax.Array:
     whole = tuple((0, size) for size in leaf.shape)
     if layout is None:
@@ -139,8 +133,14 @@ def _read_leaf(
     }
 
     def fill(i: int) -> None:
-        # Cast before it is transposed: numpy casts contiguous arrays many times faster.
-        values = leaf.from_stored(stored[leaf.names[i]].read().astype(dtype, copy=False))
+        tensor = stored[leaf.names[i]]
+        array = tensor.read_as(dtype)
+        if array.size <= _CHECKED and not np.isfinite(array.astype(np.float32, copy=False)).all():
+            raise ValueError(
+                f"{tensor.path} is damaged: {tensor.name} holds NaN or infinity, and so would "
+                "every video. Fetch the file again, or take an earlier step if it was trained here"
+            )
+        values = leaf.from_stored(array)
         for part, buffer in buffers.items():
             if leaf.stacked:
                 (start, stop), *inner = part
@@ -149,8 +149,11 @@ def _read_leaf(
             else:
                 _copy(buffer, values[_slices(part)])
 
-    with ThreadPoolExecutor(_THREADS) as pool:
-        list(pool.map(fill, range(len(leaf.names))))
+    if len(leaf.names) == 1:  # starting threads would take longer than most of these tensors
+        fill(0)
+    else:
+        with ThreadPoolExecutor(_THREADS) as pool:
+            list(pool.map(fill, range(len(leaf.names))))
     if layout is None:
         array = jax.device_put(buffers[whole])
     else:

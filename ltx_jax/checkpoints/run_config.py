@@ -64,9 +64,9 @@ def split(path: str | os.PathLike[str]) -> tuple[epath.Path, int | None]:
 def is_run(path: str | os.PathLike[str]) -> bool:
     """Whether a folder is a run of ltx-train, or a step of one."""
     try:
-        content = json.loads((split(path)[0] / CONFIG).read_text())
+        content = config.parse_json((split(path)[0] / CONFIG).read_text(), CONFIG)
         return content.get("type") in subclasses(TrainConfig)
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, TypeError):
         return False
 
 
@@ -142,10 +142,10 @@ def _write(folder: str | os.PathLike[str], content: dict[str, Any]) -> None:
 def _read(path: str | os.PathLike[str], parse: Any) -> Any:
     file = split(path)[0] / CONFIG
     try:
-        return parse(json.loads(file.read_text()))
+        return parse(config.parse_json(file.read_text(), "its content"))
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error.strerror}") from error
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is no configuration of a run: {error!r}") from error
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error

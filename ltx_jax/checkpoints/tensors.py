@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from ltx_jax.config import parse_json, shown
 from ltx_jax.runtime import files
 
 DTYPES: dict[str, np.dtype] = {
@@ -38,17 +39,22 @@ DTYPES: dict[str, np.dtype] = {
     }.items()
 }
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
-FLOAT8 = ("F8_E4M3", "F8_E5M2")
+FLOAT8 = (DTYPES["F8_E4M3"], DTYPES["F8_E5M2"])
+_GGUF = b"GGUF"  # the first bytes of that format's files
 
 # Longer headers are not read by the format's own library either.
 _MAX_HEADER = 100_000_000
+# The released files have 1,500 at most; those of the largest language models 100,000.
+_MAX_TENSORS = 200_000
+_MAX_AXES = 16
+_CHUNK = 1 << 20  # values that are computed at a time
 # A smaller file is fingerprinted whole, a larger one by pieces.
 _HASH_WHOLE = 1 << 25
 _HASH_PIECE = 1 << 10
 
 
 class StoredTensor(NamedTuple):
-    """One tensor in a file, not read yet."""
+    """A tensor whose values lie in a file as they are."""
 
     path: Path
     name: str
@@ -85,6 +91,12 @@ class StoredTensor(NamedTuple):
                 position += count
         return buffer.view(self.dtype).reshape(self.shape)
 
+    def read_as(self, dtype: np.dtype) -> np.ndarray:
+        """Reads the tensor and casts it; numpy casts contiguous arrays many times faster than
+        transposed ones."""
+        array = self.read()
+        return widened(array, dtype) if array.dtype in FLOAT8 else array.astype(dtype, copy=False)
+
     def map(self) -> np.ndarray:
         """A read-only view of the file, which takes no memory until it is looked at."""
         if not self.nbytes:
@@ -93,12 +105,66 @@ class StoredTensor(NamedTuple):
         return mapped.view(self.dtype).reshape(self.shape)
 
 
+def widened(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Casts 8-bit floats by a table of their 256 values; numpy takes many times as long."""
+    table = np.arange(256, dtype=np.uint8).view(array.dtype).astype(dtype)
+    bits = table.view(f"u{dtype.itemsize}")
+    codes = array.view(np.uint8).reshape(-1)
+    result = np.empty(codes.size, bits.dtype)
+    for start in range(0, codes.size, _CHUNK):  # the index of each takes eight bytes
+        part = slice(start, start + _CHUNK)
+        np.take(bits, codes[part], out=result[part], mode="clip")
+    return result.view(dtype).reshape(array.shape)
+
+
+class ComputedTensor(NamedTuple):
+    """A tensor whose values are computed, by rows, from what a file stores."""
+
+    stored: StoredTensor  # a matrix with the rows of the tensor
+    shape: tuple[int, ...]
+    values: Callable[[np.ndarray, slice], np.ndarray]  # stored rows, and which -> float32
+
+    @property
+    def name(self) -> str:
+        """Its name in the file."""
+        return self.stored.name
+
+    @property
+    def path(self) -> Path:
+        """Its file."""
+        return self.stored.path
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of its values, if no other is asked for: that of the released weights."""
+        return DTYPES["BF16"]
+
+    def read_as(self, dtype: np.dtype) -> np.ndarray:
+        """Computes the values in float32, some rows at a time, and rounds once to `dtype`."""
+        stored = self.stored.read()
+        result = np.empty((len(stored), math.prod(self.shape) // max(len(stored), 1)), dtype)
+        rows = max(1, _CHUNK // max(result.shape[1], 1))
+        for start in range(0, len(result), rows):
+            part = slice(start, start + rows)
+            result[part] = self.values(stored[part], part)
+        return result.reshape(self.shape)
+
+
+Tensor = StoredTensor | ComputedTensor
+
+
 class TensorFile(NamedTuple):
     """The header of a safetensors file."""
 
     path: Path
     metadata: dict[str, str]
     tensors: dict[str, StoredTensor]
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a file begins as the GGUF format does, whatever its name."""
+    with open(path, "rb") as file:
+        return file.read(len(_GGUF)) == _GGUF
 
 
 def open_file(path: Path) -> TensorFile:
@@ -119,8 +185,10 @@ def open_file(path: Path) -> TensorFile:
                 raise ValueError("its first eight bytes are no header length")
             if length > size - 8:
                 raise _truncated(path, size, 8 + length)
-            raw = json.loads(file.read(length))
-        return _parse(path, raw, 8 + length, size)
+            text = file.read(length)
+        if text.count(b'"data_offsets"') > _MAX_TENSORS:
+            raise ValueError(f"it lists more than {_MAX_TENSORS:,} tensors")
+        return _parse(path, parse_json(text, "its header"), 8 + length, size)
     except _TruncatedError:
         raise
     except OSError as error:
@@ -149,10 +217,13 @@ def _parse(path: Path, raw: dict[str, Any], start: int, size: int) -> TensorFile
         raise ValueError("its metadata is not text")
     tensors, spans = {}, []
     for name, entry in raw.items():
-        begin, end = entry["data_offsets"]
-        tensor = StoredTensor(path, name, entry["dtype"], tuple(entry["shape"]), start + begin)
+        begin, end = (_whole(name, offset) for offset in entry["data_offsets"])
+        shape = tuple(_whole(name, size) for size in entry["shape"])
+        if len(shape) > _MAX_AXES or not isinstance(entry["dtype"], str):
+            raise ValueError(f"{name} has {len(shape)} axes and the dtype {shown(entry['dtype'])}")
+        tensor = StoredTensor(path, name, entry["dtype"], shape, start + begin)
         has_size = tensor.code in DTYPES  # without a dtype in numpy the size is not checked
-        if begin < 0 or end < begin or (has_size and end - begin != tensor.nbytes):
+        if end < begin or (has_size and end - begin != tensor.nbytes):
             raise ValueError(f"the bytes of {name} do not fit its shape")
         tensors[name] = tensor
         spans.append((begin, end))
@@ -163,6 +234,12 @@ def _parse(path: Path, raw: dict[str, Any], start: int, size: int) -> TensorFile
     if any(a[1] > b[0] for a, b in itertools.pairwise(spans)):
         raise ValueError("its tensors overlap")
     return TensorFile(path, metadata, tensors)
+
+
+def _whole(name: str, number: Any) -> int:
+    if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+        raise ValueError(f"{shown(number)} in the entry of {shown(name)} is no whole number")
+    return number
 
 
 class Pending(NamedTuple):
@@ -238,7 +315,7 @@ def fingerprint(paths: Iterable[Path]) -> str:
             if size <= _HASH_WHOLE:
                 digest.update(file.read())
                 continue
-            if path.suffix == ".safetensors":
+            if path.suffix == ".safetensors" and not is_gguf(path):
                 header = int.from_bytes(file.read(8), "little")
                 digest.update(file.read(header))
                 offsets = _offsets(open_file(path).tensors.values())

@@ -1,5 +1,7 @@
 """Text encoders in the layout of transformers: a directory with config.json and safetensors.
 
+A T5 may also be a single file, see `t5_single_file`.
+
 Tensors are read and written one at a time (`placement`). On a CPU, the peak memory of loading
 is that of the parameters and a few tensors of the file; the largest of T5-XXL, the token embedding,
 takes 526 MB in float32. For another device the host holds one parameter at a time, with all its
@@ -15,10 +17,18 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from ltx_jax.checkpoints import keys, placement, tensors
+from ltx_jax.checkpoints import (
+    keys,
+    placement,
+    quantized,
+    t5_single_file,
+    tensors,
+    weight_files,
+)
 from ltx_jax.checkpoints.keys import Leaf
-from ltx_jax.checkpoints.official_config import check_fixed
-from ltx_jax.config import DType, TextEncoderConfig, subclasses
+from ltx_jax.checkpoints.official_config import build, check_fixed
+from ltx_jax.checkpoints.tensors import Tensor
+from ltx_jax.config import DType, TextEncoderConfig, read_object, shown, subclasses
 from ltx_jax.models.text_network import network_class
 from ltx_jax.runtime.files import atomic_write_text
 
@@ -32,37 +42,40 @@ def max_byte_tokens(directory: Path) -> int | None:
       ValueError: if its configuration is damaged.
     """
     file = directory / "tokenizer_config.json"
-    try:
-        raw = json.loads(file.read_text()) if file.is_file() else {}
-        if raw.get("tokenizer_class") != "ByT5Tokenizer":
-            return None
-        most = raw.get("model_max_length", MAX_TOKENS)
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{file} is not readable as JSON: {error}") from error
+    raw = read_object(file) if file.is_file() else {}
+    if raw.get("tokenizer_class") != "ByT5Tokenizer":
+        return None
+    most = raw.get("model_max_length", MAX_TOKENS)
+    if not isinstance(most, int | float) or most < 1:
+        raise ValueError(f"{file} has model_max_length {shown(most)}, expected a number of tokens")
     # A number as large as transformers can write stands for no limit.
     return int(most) if most < 10**6 else MAX_TOKENS
 
 
-def read_config(directory: Path) -> TextEncoderConfig:
-    """Reads `config.json`.
+def read_config(place: Path) -> TextEncoderConfig:
+    """Reads the `config.json` of a directory, or infers the configuration of a single file.
 
     Raises:
       ValueError: if there is none, or if it describes no text encoder that there is a network for.
     """
-    file = directory / "config.json"
+    if place.is_file():
+        return t5_single_file.read_config(place)
+    file = place / "config.json"
     if not file.is_file():
-        raise ValueError(f"{directory} holds no config.json: it is no text encoder")
-    try:
-        raw = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is not readable as JSON: {error}") from error
+        raise ValueError(f"{place} holds no config.json: it is no text encoder")
+    raw = read_object(file)
     kinds = {kind.model_type: kind for kind in subclasses(TextEncoderConfig).values()}
-    model_type = raw.get("model_type") if isinstance(raw, dict) else None
-    if model_type not in kinds:
+    model_type = raw.get("model_type")
+    if not isinstance(model_type, str) or model_type not in kinds:
         known = ", ".join(map(repr, kinds))
-        raise ValueError(f"{file} describes a model of type {model_type!r}; supported: {known}")
+        raise ValueError(
+            f"{file} describes a model of type {shown(model_type)}; supported: {known}"
+        )
     # Newer versions of transformers group the settings of rotary embeddings.
-    raw = {**raw, **(raw.get("rope_parameters") or {})}
+    grouped = raw.get("rope_parameters") or {}
+    if not isinstance(grouped, dict):
+        raise ValueError(f"{file} has rope_parameters {shown(grouped)}, expected an object")
+    raw = {**raw, **grouped}
     return _parse(file, kinds[model_type], raw)
 
 
@@ -74,7 +87,7 @@ def _parse(file: Path, kind: type[TextEncoderConfig], raw: Mapping[str, Any]) ->
     bad = [name for name in needed if not _is_positive(raw.get(name))]
     if bad:
         raise ValueError(f"{file} gives no positive number as {', '.join(bad)}")
-    return kind(**{name: raw[name] for name in fields if name in raw})
+    return build(kind, {name: raw[name] for name in fields if name in raw}, str(file))
 
 
 def _is_positive(value: Any) -> bool:
@@ -82,7 +95,7 @@ def _is_positive(value: Any) -> bool:
 
 
 def load_params(
-    directory: Path,
+    place: Path,
     cfg: TextEncoderConfig,
     mesh: Mesh | None = None,
     dtype: DType | None = None,
@@ -98,16 +111,14 @@ def load_params(
     leaves = parameter_leaves(cfg)
     expected = {name for leaf in leaves for name in leaf.names}
     stored = {
-        name.removeprefix(network.file_prefix): tensor
-        for name, tensor in _stored_tensors(directory).items()
+        name.removeprefix(network.file_prefix): tensor for name, tensor in _open(place).items()
     }
     stored = {
         name: tensor
         for name, tensor in stored.items()
         if name in expected or not re.fullmatch(network.file_ignored, name)
     }
-    what = f"the {network.__name__} of its config.json"
-    placement.check(str(directory), what, leaves, stored)
+    placement.check(str(place), f"the {network.__name__} of its configuration", leaves, stored)
     return placement.read(leaves, keys.text_encoder_boxed(cfg), stored, mesh, dtype)
 
 
@@ -169,28 +180,11 @@ def parameter_leaves(cfg: TextEncoderConfig) -> list[Leaf]:
     return leaves
 
 
-def _stored_tensors(directory: Path) -> dict[str, tensors.StoredTensor]:
-    """The tensors in the files that the index lists or, without an index, in all files."""
-    index = directory / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ValueError(f"{index} is not the index of a sharded model: {error!r}") from error
-        files = [directory / name for name in names]
-        absent = [file.name for file in files if not file.is_file()]
-        if absent:
-            raise ValueError(f"{index} lists {absent}, which {directory} does not hold")
-    else:
-        files = sorted(directory.glob("model*.safetensors"))
-    if not files:
-        torch_files = any(directory.glob("pytorch_model*.bin"))
-        hint = ", only PyTorch files: save them with safe_serialization=True" if torch_files else ""
-        raise ValueError(f"{directory} holds no model.safetensors{hint}")
-    stored: dict[str, tensors.StoredTensor] = {}
-    for file in files:
-        stored |= tensors.open_file(file).tensors
-    return stored
+def _open(place: Path) -> dict[str, Tensor]:
+    if place.is_file():
+        return t5_single_file.open_file(place)
+    weights = weight_files.open_folder(place, "model")
+    return quantized.joined(weights.tensors, weights.metadata, str(place))
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:

@@ -3,8 +3,8 @@
 Imports nothing from other packages of `ltx_jax`, so that `--help` appears at once.
 """
 
-from ltx_jax.config.files import load, load_sampling, read_json, read_sampling_json
-from ltx_jax.config.from_json import build, dump, nearest, subclasses
+from ltx_jax.config.files import load, load_sampling, read_json, read_object, read_sampling_json
+from ltx_jax.config.from_json import build, dump, nearest, parse_json, shown, subclasses
 from ltx_jax.config.networks import (
     AttentionForm,
     BlockConfig,
@@ -99,8 +99,11 @@ __all__ = [
     "load",
     "load_sampling",
     "nearest",
+    "parse_json",
     "read_json",
+    "read_object",
     "read_sampling_json",
     "sampling_options",
+    "shown",
     "subclasses",
 ]

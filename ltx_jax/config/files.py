@@ -5,7 +5,6 @@ in the official repository). Files with another ending are refused without being
 """
 
 import dataclasses
-import json
 import re
 import runpy
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ltx_jax.config import networks, official_yaml, preparation, sampling, training
-from ltx_jax.config.from_json import build, nearest
+from ltx_jax.config.from_json import build, nearest, parse_json
 from ltx_jax.config.sampling import SampleConfig
 
 _YAML = (".yaml", ".yml")
@@ -167,6 +166,19 @@ def read_json(path: Path) -> Any:
       ValueError: if it cannot be read.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, OSError, RecursionError) as error:
+        text = path.read_text(encoding="utf-8-sig")
+    except (ValueError, OSError) as error:
         raise ValueError(f"{path} is not readable as JSON: {error}") from error
+    return parse_json(text, str(path))
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The content of a JSON file that holds an object.
+
+    Raises:
+      ValueError: if it cannot be read, or holds something else.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return content

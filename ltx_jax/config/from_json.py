@@ -2,6 +2,8 @@
 
 import dataclasses
 import difflib
+import json
+import math
 import reprlib
 import types
 import typing
@@ -10,6 +12,35 @@ from typing import Any
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 100
+_MAX_CHARACTERS = 50_000_000  # of a JSON text; more would take minutes, not describe a model
+
+
+def parse_json(text: str | bytes, what: str) -> Any:
+    """Parses a JSON text that somebody else may have written.
+
+    Raises:
+      ValueError: beginning with `what`, if it is not JSON, too long, nested too deeply, or has a
+        number that is not finite.
+    """
+    if len(text) > _MAX_CHARACTERS:
+        raise ValueError(f"{what} is not readable as JSON: it has {len(text):,} characters")
+    try:
+        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+    except RecursionError as error:
+        raise ValueError(f"{what} is not readable as JSON: it is nested too deeply") from error
+    except ValueError as error:
+        raise ValueError(f"{what} is not readable as JSON: {error}") from error
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError(f"{shown(digits)} is too large")
+    return number
 
 
 def subclasses(base: type) -> dict[str, type[Any]]:
@@ -74,6 +105,8 @@ def build(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, list):
             raise ValueError(f"{where} must be a list, got {shown(value)}")
         inner = args[:1] * len(value) if args[1:] == (...,) else args
+        if len(inner) != len(value):
+            raise ValueError(f"{where} must be a list of {len(inner)} values, got {shown(value)}")
         return tuple(build(t, v, where) for t, v in zip(inner, value, strict=True))
     if isinstance(value, dict | list):
         raise ValueError(f"{where} must be a plain value, got {shown(value)}")

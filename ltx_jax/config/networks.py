@@ -5,6 +5,7 @@ released checkpoints.
 """
 
 import dataclasses
+import math
 from typing import Any, ClassVar, Literal
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -13,10 +14,27 @@ AttentionForm = Literal["auto", "plain", "cudnn", "splash"]
 Linears = Literal["float8", "int8"]  # precision of the transformer's large matmuls in sampling
 
 
+# Sizes beyond these are those of no network but of a damaged or hostile file: they are refused
+# before any work is done for them.
+_MAX_LAYERS, _MAX_WIDTH, _MAX_BLOCKS = 1000, 1 << 20, 20
+
+
 def require(condition: bool, message: str) -> None:
     """Raises a ValueError with the message unless the condition holds."""
     if not condition:
         raise ValueError(message)
+
+
+def _require_range(cfg: Any, low: int, high: int, *names: str) -> None:
+    for name in names:
+        value = getattr(cfg, name)
+        require(low <= value <= high, f"{name} must lie in [{low:,}, {high:,}], got {value}")
+
+
+def _require_below(cfg: Any, limit: float, *names: str) -> None:
+    for name in names:
+        value = getattr(cfg, name)
+        require(0 < value < limit, f"{name} must lie between 0 and {limit:,}, got {value}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +80,17 @@ class TransformerConfig:
     attention_bias: bool = True
 
     def __post_init__(self):
-        require(self.num_layers > 0, f"num_layers must be positive, got {self.num_layers}")
+        _require_range(self, 1, _MAX_LAYERS, "num_layers")
+        sizes = ("num_attention_heads", "attention_head_dim", "width")
+        channels = ("in_channels", "out_channels", "caption_channels")
+        _require_range(self, 1, _MAX_WIDTH, *sizes, *channels)
+        _require_below(self, 1.0, "norm_eps")
+        _require_below(self, 1e12, "positional_embedding_theta", "timestep_scale_multiplier")
+        for value in self.positional_embedding_max_pos:
+            require(
+                0 < value < 1e12,
+                f"positional_embedding_max_pos must be 3 positive numbers, got {value}",
+            )
         require(self.width % 2 == 0, f"RoPE needs an even width, got {self.width}")
         multiplier = self.timestep_scale_multiplier
         require(multiplier > 0, f"timestep_scale_multiplier must be positive, got {multiplier}")
@@ -102,6 +130,12 @@ class BlockConfig:
     inject_noise: bool = False  # res_x, res_x_y: StyleGAN-like noise after each convolution
     attention_head_dim: int | None = None  # attn_res_x
 
+    def __post_init__(self):
+        _require_range(self, 0, _MAX_LAYERS, "num_layers")
+        _require_range(self, 1, 64, "channel_multiplier")
+        if self.attention_head_dim is not None:
+            _require_range(self, 1, _MAX_WIDTH, "attention_head_dim")
+
     @property
     def channel_multiplier(self) -> int:
         """`multiplier`, or the released default of this block."""
@@ -130,6 +164,21 @@ class VAEConfig:
     timestep_conditioning: bool = False
     spatial_padding_mode: Literal["zeros", "replicate", "reflect", "circular"] = "zeros"
     use_quant_conv: bool = False
+
+    def __post_init__(self):
+        channels = ("in_channels", "out_channels", "latent_channels")
+        bases = ("encoder_base_channels", "decoder_base_channels")
+        _require_range(self, 1, _MAX_WIDTH, *channels, *bases)
+        _require_range(self, 1, 64, "patch_size")
+        for half, base in zip(("encoder_blocks", "decoder_blocks"), bases, strict=True):
+            blocks = getattr(self, half)
+            layers = sum(block.num_layers for block in blocks)
+            width = getattr(self, base) * math.prod(block.channel_multiplier for block in blocks)
+            require(
+                len(blocks) <= _MAX_BLOCKS and layers <= _MAX_LAYERS and width <= _MAX_WIDTH,
+                f"{half} has {len(blocks)} blocks of {layers} layers up to {width} channels wide; "
+                f"at most {_MAX_BLOCKS}, {_MAX_LAYERS} and {_MAX_WIDTH} are supported",
+            )
 
     @property
     def spatial_factor(self) -> int:
@@ -188,6 +237,13 @@ class T5Config(TextEncoderConfig):
     relative_attention_max_distance: int = 128
     layer_norm_epsilon: float = 1e-6
 
+    def __post_init__(self):
+        _require_range(self, 1, _MAX_LAYERS, "num_layers")
+        _require_range(self, 1, _MAX_WIDTH, "d_model", "d_kv", "d_ff", "num_heads")
+        _require_range(self, 1, 1 << 24, "vocab_size", "relative_attention_max_distance")
+        _require_range(self, 1, _MAX_WIDTH, "relative_attention_num_buckets")
+        _require_below(self, 1.0, "layer_norm_epsilon")
+
 
 @dataclasses.dataclass(frozen=True)
 class UpsamplerConfig:
@@ -199,6 +255,10 @@ class UpsamplerConfig:
     dims: Literal[2, 3] = 3
     spatial_upsample: bool = True
     temporal_upsample: bool = False
+
+    def __post_init__(self):
+        _require_range(self, 1, _MAX_WIDTH, "in_channels", "mid_channels")
+        _require_range(self, 0, _MAX_LAYERS, "num_blocks_per_stage")
 
 
 @dataclasses.dataclass(frozen=True)

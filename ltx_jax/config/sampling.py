@@ -77,10 +77,11 @@ class SampleConfig(SamplingConfig):
 
     # Defaults of the other options: the name of a shipped config, or a .py, .json or .yaml file.
     config: str | None = None
-    # A safetensors file, a diffusers folder, a Hugging Face repository, a run of ltx-train or an
-    # exported folder; "embedded" is the small model that ships with the package.
+    # A safetensors or GGUF file, a diffusers folder, a Hugging Face repository, a run of ltx-train
+    # or an exported folder; "embedded" is the small model that ships with the package.
     checkpoint: str = "embedded"
-    text_encoder: str | None = None  # folder or repository of one; None: the checkpoint's own
+    vae: str | None = None  # a checkpoint whose VAE is used; None: the checkpoint's own
+    text_encoder: str | None = None  # file, folder or repository; None: the checkpoint's own
     # Adapters of the transformer that are merged into it: FILE, or FILE:STRENGTH.
     lora: tuple[str, ...] = ()
     prompt: str | None = None  # an empty one samples an unconditional video
@@ -185,3 +186,11 @@ class SchedulerConfig:
             self.sampler != "Constant" or self.shift is not None,
             'the sampler "Constant" needs a shift',
         )
+        # The shift enters as its exponential.
+        require(
+            self.shift is None or abs(self.shift) < 100,
+            f"shift must lie between -100 and 100, got {self.shift}",
+        )
+        for name in ("base_resolution", "num_train_timesteps"):
+            value = getattr(self, name)
+            require(value > 0, f"{name} must be positive, got {value}")

@@ -130,7 +130,7 @@ def encode(
     from ltx_jax.data import dataset, latent_cache  # importing TFDS takes a second
 
     mesh = sharding.make_mesh(cfg.mesh, jax.local_devices())  # workers do not communicate
-    loaded = load_checkpoint(cfg.vae, mesh=mesh)
+    loaded = load_checkpoint(cfg.vae, networks=("vae",), mesh=mesh)
     if loaded.vae is None:
         raise ValueError(f"{cfg.vae} holds no VAE: --vae must name a checkpoint that does")
     if loaded.vae.latent_log_var == "per_channel":

@@ -156,6 +156,7 @@ def load_models(cfg: SampleConfig) -> Models:
     reuses = cfg.teacache > 0 or (cfg.second_pass is not None and cfg.second_pass.teacache > 0)
     pipe = LTXPipeline.from_pretrained(
         cfg.checkpoint,
+        vae=cfg.vae,
         text_encoder=cfg.text_encoder if prompted else None,
         dtype=cfg.dtype,
         mesh=mesh,

@@ -110,7 +110,10 @@ class LTXPipeline:
         transformer, vae = checkpoint.transformer, checkpoint.vae
         if transformer is None or vae is None:
             missing = "transformer" if transformer is None else "VAE"
-            raise ValueError(f"sampling needs a transformer and a VAE: this one has no {missing}")
+            hint = ": name one with --vae" if vae is None else ""
+            raise ValueError(
+                f"sampling needs a transformer and a VAE: this one has no {missing}{hint}"
+            )
         if transformer.in_channels != vae.latent_channels:
             raise ValueError(
                 f"the transformer takes latents of {transformer.in_channels} channels and the VAE "
@@ -164,6 +167,7 @@ class LTXPipeline:
         checkpoint: str | os.PathLike[str],
         text_encoder: str | os.PathLike[str] | None = None,
         *,
+        vae: str | os.PathLike[str] | None = None,
         dtype: DType | None = None,
         param_dtype: DType | None = None,
         mesh: Mesh | None = None,
@@ -173,11 +177,13 @@ class LTXPipeline:
         """Loads a pipeline.
 
         Args:
-          checkpoint: a safetensors file, a diffusers directory, a training run of this library or
-            an export of one, a hub id, or "embedded" for the small model that is part of this
-            package.
-          text_encoder: a directory or hub id of a text encoder. None uses the checkpoint's own; if
-            it has none, calls need embeddings instead of prompts.
+          checkpoint: a safetensors or GGUF file, a diffusers directory, a training run of this
+            library or an export of one, a hub id, or "embedded" for the small model that is part of
+            this package.
+          text_encoder: a file, directory or hub id of a text encoder. None uses the checkpoint's
+            own; if it has none, calls need embeddings instead of prompts.
+          vae: a checkpoint whose VAE is used, for files that hold a transformer alone. None uses
+            the checkpoint's own.
           dtype: dtype of the computation, as in the constructor; guidance and latents are always
             float32.
           param_dtype: dtype of the stored parameters; None means `dtype`, or bfloat16 if that is
@@ -196,8 +202,9 @@ class LTXPipeline:
             path = os.fspath(text_encoder)
             encoder = TextEncoder.load(path, dtype=param_dtype, mesh=mesh)
         path = os.fspath(checkpoint)
+        vae = None if vae is None else os.fspath(vae)
         with _loading_device(linears):
-            loaded = load_checkpoint(path, mesh=mesh, dtype=param_dtype)
+            loaded = load_checkpoint(path, vae=vae, mesh=mesh, dtype=param_dtype)
             pipe = cls(loaded, encoder, dtype=dtype, mesh=mesh, fast=fast, linears=linears)
         if pipe.params is not loaded.transformer_params:
             pipe.checkpoint = dataclasses.replace(pipe.checkpoint, transformer_params=None)

@@ -36,6 +36,9 @@ _FILES = [
     *("text_encoder/*.json", "text_encoder/*.safetensors", "tokenizer/*"),
 ]
 
+# Whose tokenizer a single file is read with: every T5 v1.1 has the same.
+_TOKENIZER = "PixArt-alpha/PixArt-XL-2-1024-MS"
+
 _log = logging.getLogger(__name__)
 
 
@@ -127,6 +130,29 @@ class VocabularyTokenizer:
         """Writes the tokenizer in the format of the installed version of transformers."""
         self._tokenizer.model_max_length = max_tokens
         self._tokenizer.save_pretrained(directory)
+
+
+def _tokenizer_of(encoder: Path) -> Path:
+    """The directory of the tokenizer that belongs to an encoder's directory or single file."""
+    places = [encoder.parent] if encoder.is_file() else [encoder, encoder / "tokenizer"]
+    if encoder.is_file() or encoder.name == "text_encoder":
+        places.insert(0, encoder.parent / "tokenizer")
+    files = (*VOCABULARIES, "tokenizer_config.json")
+    place = next((d for d in places if any(_has(d, file) for file in files)), None)
+    if place is not None:
+        return place
+    if not encoder.is_file():
+        raise ValueError(
+            f"{encoder} holds no tokenizer: expected tokenizer/ with one of "
+            f"{', '.join(VOCABULARIES)}"
+        )
+    try:
+        return hub.resolve(_TOKENIZER, ["tokenizer/*"]) / "tokenizer"
+    except ValueError as error:
+        raise ValueError(
+            f"{encoder} comes without a tokenizer: put the spiece.model of {_TOKENIZER} (in its "
+            f"folder tokenizer) beside it. It was not fetched: {error}"
+        ) from error
 
 
 def _is_not_about_torch(record: logging.LogRecord) -> bool:
@@ -233,10 +259,11 @@ class TextEncoder:
         """Loads a text encoder and its tokenizer, in `dtype` (parameters and computation).
 
         The source is a directory of transformers, a directory that contains `text_encoder/` and
-        `tokenizer/`, the id of either on the Hugging Face hub, or a run of ltx-train that trained a
-        text encoder. Its `config.json` says which network it is. For a byte-level encoder,
-        `max_tokens` is limited to that of its training. The released LTX-Video models use 256
-        tokens and bfloat16.
+        `tokenizer/`, the id of either on the Hugging Face hub, a T5 in one file (t5xxl_fp16, its
+        8-bit forms, GGUF), or a run of ltx-train that trained a text encoder. The `config.json` of
+        a directory says which network it is. The tokenizer of a single file lies beside it, or
+        comes from the hub. For a byte-level encoder, `max_tokens` is limited to that of its
+        training. The released LTX-Video models use 256 tokens and bfloat16.
 
         Raises:
           ValueError: if there is no text encoder of a supported kind with its tokenizer; the
@@ -246,22 +273,14 @@ class TextEncoder:
         if (root / "steps").is_dir():
             return cls._from_run(root, dtype, max_tokens, mesh)
         encoder = next((d for d in (root / "text_encoder", root) if _has(d, "config.json")), None)
+        encoder = root if root.is_file() else encoder
         if encoder is None:
             raise ValueError(
                 f"{root} is no text encoder: it holds neither config.json nor "
                 "text_encoder/config.json"
             )
         cfg = text_encoder_files.read_config(encoder)
-        places = [encoder, encoder / "tokenizer"]
-        if encoder.name == "text_encoder":
-            places.insert(0, encoder.parent / "tokenizer")
-        files = (*VOCABULARIES, "tokenizer_config.json")
-        place = next((d for d in places if any(_has(d, file) for file in files)), None)
-        if place is None:
-            raise ValueError(
-                f"{root} holds no tokenizer: expected tokenizer/ with one of "
-                f"{', '.join(VOCABULARIES)}"
-            )
+        place = _tokenizer_of(encoder)
         tokenizer = load_tokenizer(place, type(cfg))
         max_tokens = min(max_tokens, text_encoder_files.max_byte_tokens(place) or max_tokens)
         params = text_encoder_files.load_params(encoder, cfg, mesh, dtype)

@@ -36,7 +36,7 @@ def load_frozen_vae(path: str, output: str, mesh: Mesh) -> Checkpoint:
       ValueError: if there is no VAE.
     """
     stored = runs.load_vae(output, mesh=mesh) if runs.has_step(output) else None
-    whole = stored or load_checkpoint(path, mesh=mesh)
+    whole = stored or load_checkpoint(path, networks=("vae",), mesh=mesh)
     check_holds_vae(whole, path)
     # The checkpoint may also hold a transformer of many gigabytes.
     return Checkpoint(
@@ -78,7 +78,7 @@ def _configuration(path: str, channels: int) -> VAEConfig:
         return cfg.model if own else _configuration(cfg.vae, channels)
     file = hub.EMBEDDED_FOLDER if path == hub.EMBEDDED else Path(path)
     file = file / exported_folder.MODEL if exported_folder.is_exported(file) else file
-    if file.is_file() and (vae := official.read_configs(file).vae) is not None:
+    if file.is_file() and (vae := official.read_configs(file, ("vae",)).vae) is not None:
         return vae
     released = official_config.vae(RELEASED["2b-0.9.5"].config["vae"])
     if released.latent_channels != channels:
