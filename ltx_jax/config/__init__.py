@@ -30,6 +30,7 @@ from ltx_jax.config.preparation import (
     TextConfig,
 )
 from ltx_jax.config.sampling import (
+    MAX_FRAME_RATE,
     PerStep,
     SampleConfig,
     SamplingConfig,
@@ -55,6 +56,7 @@ from ltx_jax.config.training import (
 )
 
 __all__ = [
+    "MAX_FRAME_RATE",
     "AestheticsConfig",
     "AttentionForm",
     "BlockConfig",

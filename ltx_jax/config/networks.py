@@ -8,6 +8,8 @@ import dataclasses
 import math
 from typing import Any, ClassVar, Literal
 
+from ltx_jax.config.settings import require, settings
+
 DType = Literal["float32", "bfloat16", "float16"]
 Remat = Literal["none", "dots", "full", "attention"]
 AttentionForm = Literal["auto", "plain", "cudnn", "splash"]
@@ -17,12 +19,6 @@ Linears = Literal["float8", "int8"]  # precision of the transformer's large matm
 # Sizes beyond these are those of no network but of a damaged or hostile file: they are refused
 # before any work is done for them.
 _MAX_LAYERS, _MAX_WIDTH, _MAX_BLOCKS = 1000, 1 << 20, 20
-
-
-def require(condition: bool, message: str) -> None:
-    """Raises a ValueError with the message unless the condition holds."""
-    if not condition:
-        raise ValueError(message)
 
 
 def _require_range(cfg: Any, low: int, high: int, *names: str) -> None:
@@ -37,7 +33,7 @@ def _require_below(cfg: Any, limit: float, *names: str) -> None:
         require(0 < value < limit, f"{name} must lie between 0 and {limit:,}, got {value}")
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class MeshConfig:
     """Size of every mesh axis; at most one may be -1, meaning "all remaining devices"."""
 
@@ -47,7 +43,7 @@ class MeshConfig:
     tensor: int = 1  # attention heads and feed-forward width
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class ExecutionConfig:
     """How a device computes a network, whatever its architecture. Not part of a checkpoint."""
 
@@ -60,7 +56,7 @@ class ExecutionConfig:
     param_dtype: DType = "float32"  # of the parameters that are initialised and trained
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class TransformerConfig:
     """The diffusion transformer. Defaults are the released 2B model."""
 
@@ -112,7 +108,7 @@ class TransformerConfig:
         return {}
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class BlockConfig:
     """One entry of the VAE's block lists, named as in the released checkpoints.
 
@@ -145,7 +141,7 @@ class BlockConfig:
         return 2 if doubles else 1
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class VAEConfig:
     """The causal Video-VAE. Both block lists are in encoder order: the decoder applies its own
     from last to first."""
@@ -219,7 +215,7 @@ class TextEncoderConfig:
         return getattr(self, self.width_field)
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class T5Config(TextEncoderConfig):
     """A T5 v1.1 encoder (gated GELU). Defaults are T5-XXL."""
 
@@ -245,7 +241,7 @@ class T5Config(TextEncoderConfig):
         _require_below(self, 1.0, "layer_norm_epsilon")
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class UpsamplerConfig:
     """The latent upsampler between the two passes of multi-scale sampling."""
 
@@ -261,7 +257,7 @@ class UpsamplerConfig:
         _require_range(self, 0, _MAX_LAYERS, "num_blocks_per_stage")
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class DiscriminatorConfig:
     """The 3-D patch discriminator of the VAE's adversarial loss."""
 

@@ -1,11 +1,9 @@
 """Settings of data preparation: which parts of raw videos are kept, and how they are stored."""
 
-import dataclasses
-
-from ltx_jax.config.networks import require
+from ltx_jax.config.settings import require, settings
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class ShotsConfig:
     """Detection of shots, and the length of the clips cut from them."""
 
@@ -25,7 +23,7 @@ class ShotsConfig:
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class DuplicatesConfig:
     """Near-duplicates: the clip with the largest picture is kept; among equals, the longest."""
 
@@ -33,7 +31,7 @@ class DuplicatesConfig:
     max_distance: float = 10.0  # largest mean number of different bits between hashes of 64 bits
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class TextConfig:
     """Text in the picture: subtitles, logos, watermarks."""
 
@@ -42,7 +40,7 @@ class TextConfig:
     detector: str = "ltx_jax.data.filters.lettering:share"
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class AestheticsConfig:
     """Aesthetic scores by a ranking head on a frozen image encoder."""
 
@@ -54,7 +52,7 @@ class AestheticsConfig:
         require(bool(self.encoder) == bool(self.head), "aesthetics need both an encoder and a head")
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class CaptionsConfig:
     """Captions by a model, in addition to those beside the files (`clip.txt` for `clip.mp4`)."""
 
@@ -66,7 +64,7 @@ class CaptionsConfig:
         require(self.max_tokens > 0, f"max_tokens must be positive, got {self.max_tokens}")
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class StoreConfig:
     """How clips are stored: H.264 in MP4."""
 
@@ -99,7 +97,7 @@ class StoreConfig:
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class PrepareConfig:
     """All settings of data preparation: `ltx-prepare`."""
 

@@ -3,15 +3,27 @@
 import dataclasses
 from typing import Literal
 
-from ltx_jax.config.networks import DType, Linears, MeshConfig, require
+from ltx_jax.config.networks import DType, Linears, MeshConfig
+from ltx_jax.config.settings import require, settings
 
 PerStep = float | tuple[float, ...]  # one value, or one per entry of `guidance_timesteps`
 SkipBlocks = tuple[int, ...] | tuple[tuple[int, ...], ...]
 STGMode = Literal["attention_values", "attention_skip", "residual", "transformer_block"]
 SolverName = Literal["euler", "dpmpp_2m"]
 
+# Larger values are mistakes: no video of this size or rate could be stored, let alone sampled.
+MAX_FRAME_RATE = 1000.0
+_LIMITS = {
+    "height": 16_384,
+    "width": 16_384,
+    "num_frames": 100_000,
+    "frame_rate": MAX_FRAME_RATE,
+    "num_inference_steps": 10_000,
+}
+_MAX_SCALE = 1000.0  # of guidance
 
-@dataclasses.dataclass(frozen=True)
+
+@settings
 class SamplingConfig:
     """How one video is sampled. Names and defaults are those of the official inference script."""
 
@@ -53,9 +65,17 @@ class SamplingConfig:
     seed: int = 171_198  # sample i draws from fold_in(key(seed), i)
 
     def __post_init__(self):
-        for name in ("height", "width", "num_frames", "frame_rate", "num_inference_steps"):
+        for name, limit in _LIMITS.items():
             value = getattr(self, name)
             require(value > 0, f"{name} must be positive, got {value}")
+            require(value <= limit, f"{name} may be {limit:g} at most, got {value:g}")
+        for name in ("guidance_scale", "stg_scale", "rescaling_scale"):
+            value = getattr(self, name)
+            for scale in value if isinstance(value, tuple) else (value,):
+                require(
+                    abs(scale) <= _MAX_SCALE,
+                    f"{name} must lie in [-{_MAX_SCALE:g}, {_MAX_SCALE:g}], got {scale:g}",
+                )
         for name in ("decode_timestep", "decode_noise_scale", "tone_map_compression_ratio"):
             value = getattr(self, name)
             require(value is None or 0 <= value <= 1, f"{name} must lie in [0, 1], got {value}")
@@ -71,7 +91,7 @@ class SamplingConfig:
         require(0 <= self.seed < 2**32, f"seed must lie in [0, 2**32), got {self.seed}")
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class SampleConfig(SamplingConfig):
     """All options of ltx-sample: the paths of models and media, and how to sample."""
 
@@ -91,13 +111,16 @@ class SampleConfig(SamplingConfig):
     # An .npz with prompt_embeds, prompt_mask, negative_embeds and negative_mask, in place of text.
     embeddings: str | None = None
     noise: str | None = None  # an .npy (b, t, h, w, c) with the initial noise, in place of the seed
-    conditioning_media_paths: tuple[str, ...] = ()  # images and clips that the video must contain
+    # Images and clips that the video must contain; "clip.mp4@2.5s" begins 2.5 s into the clip.
+    conditioning_media_paths: tuple[str, ...] = ()
     conditioning_start_frames: tuple[int, ...] = ()  # the frame at which each of them begins
     conditioning_strengths: tuple[float, ...] = ()  # in [0, 1], one per path; empty: all 1
     # A video to change: noise is added to it up to the first time of the schedule, which
     # skip_initial_inference_steps lowers.
     input_media_path: str | None = None
-    output_path: str | None = None  # an .mp4 or a folder; None: outputs/
+    # A file (.mp4, .webm, .mov, .gif; .png, .jpg or .webp for one frame; name_%04d.png for a
+    # sequence of 16-bit pictures), or a folder for an .mp4. None: outputs/
+    output_path: str | None = None
     previews: bool = False  # writes a GIF and a sheet of frames (PNG) beside each video
     # An .npy for the final normalised latents; without an output_path no video is decoded.
     save_latents: str | None = None
@@ -165,7 +188,7 @@ def sampling_options(cfg: SamplingConfig) -> SamplingConfig:
     return SamplingConfig(**{name: getattr(cfg, name) for name in names})
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class SchedulerConfig:
     """The times between 1 (noise) and 0 (data) at which the sampler steps."""
 

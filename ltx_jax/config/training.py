@@ -12,16 +12,16 @@ from ltx_jax.config.networks import (
     TextEncoderConfig,
     TransformerConfig,
     VAEConfig,
-    require,
 )
-from ltx_jax.config.sampling import SamplingConfig, SchedulerConfig
+from ltx_jax.config.sampling import MAX_FRAME_RATE, SamplingConfig, SchedulerConfig
+from ltx_jax.config.settings import require, settings
 
 # The conditions of a batch: none, the first frame, the first latent frames, single frames anywhere,
 # or a short clip anywhere.
 ConditionPattern = Literal["none", "first_frame", "prefix", "keyframes", "clip"]
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class OptimConfig:
     """Optimiser, learning-rate schedule and parameter average."""
 
@@ -46,7 +46,7 @@ class OptimConfig:
         require(self.accumulate > 0, f"accumulate must be positive, got {self.accumulate}")
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class BucketConfig:
     """One size of clips. A batch holds clips of one bucket; clips of one frame are pictures."""
 
@@ -63,7 +63,7 @@ class BucketConfig:
         require(self.weight >= 0, f"weight of a bucket must not be negative, got {self.weight}")
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class SourceConfig:
     """One of several sources of examples."""
 
@@ -74,7 +74,7 @@ class SourceConfig:
         require(self.weight >= 0, f"weight of a source must not be negative, got {self.weight}")
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class DataConfig:
     """Clips to train on."""
 
@@ -123,6 +123,11 @@ class DataConfig:
             self.resample is None or self.resample > 0,
             f"resample must be positive, got {self.resample}",
         )
+        for rate in (*self.frame_rates, self.resample or 0.0):
+            require(
+                rate <= MAX_FRAME_RATE,
+                f"a frame rate may be {MAX_FRAME_RATE:g} at most, got {rate:g}",
+            )
 
     @property
     def sizes(self) -> tuple[BucketConfig, ...]:
@@ -136,7 +141,7 @@ class DataConfig:
         return self.mix or (SourceConfig(self.source),)
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class VAELossConfig:
     """Weights of the VAE's loss terms (0 leaves one out), and the decoder's noise level."""
 
@@ -174,7 +179,7 @@ class VAELossConfig:
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class FlowConfig:
     """Rectified flow: the distribution of times, and the conditioning."""
 
@@ -220,7 +225,7 @@ class FlowConfig:
         return ("none", 1 - sum(share for _, share in conditioned)), *conditioned
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class RunConfig:
     """A training run: its folder, its length, and when it saves, logs and validates."""
 
@@ -266,7 +271,7 @@ class RunConfig:
         return every > 0 and (step % every == 0 or step == self.steps)
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class DistributedConfig:
     """The processes of a training run. Under SLURM, on GKE and on TPU pods they are detected, and
     nothing has to be set."""
@@ -300,7 +305,7 @@ class TrainConfig:
         return None
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class TrainVAE(TrainConfig):
     """The first stage: `ltx-train NAME`.
 
@@ -334,7 +339,7 @@ class TrainVAE(TrainConfig):
         _require_dtypes_alone("disc_execution", self.disc_execution)
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class TrainTransformer(TrainConfig):
     """The second stage: the transformer on the latents of a trained VAE.
 
