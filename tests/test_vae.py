@@ -371,6 +371,29 @@ def test_bfloat16_follows_float32():
         assert np.linalg.norm(a - b) <= 0.1 * np.linalg.norm(b)
 
 
+def test_float16_survives_activations_beyond_its_range():
+    """Those of trained decoders reach 8e5. The norms make the outputs those of other scales."""
+    params = jax.tree.map(lambda x: x, drawn_parameters(SMALL))
+    for half in ("encoder", "decoder"):
+        params[half]["conv_in"] = jax.tree.map(lambda x: 1e6 * x, params[half]["conv_in"])
+    video, latents = jnp.asarray(normal(0, 2, 3, 16, 16, 3)), jnp.asarray(normal(1, 2, 2, 2, 2, 8))
+
+    def both(execution):
+        model = VideoVAE(SMALL, execution)
+
+        def run(params):
+            posterior = model.apply({"params": params}, video, method="encode")
+            times = jnp.asarray(TIMES)
+            return posterior.mean, model.apply({"params": params}, latents, times, method="decode")
+
+        return compiled(run)(params)
+
+    exact, rounded = both(ExecutionConfig()), both(ExecutionConfig(dtype="float16"))
+    for a, b in zip(rounded, exact, strict=True):
+        # bfloat16 or float32, whichever the device has: as above.
+        np.testing.assert_allclose(a, b, atol=0.1)
+
+
 @pytest.mark.thorough
 def test_a_fresh_model_is_of_order_one_and_almost_deterministic(keys):
     """The initial parameters of training from scratch."""

@@ -43,6 +43,11 @@ def preferred_dtype() -> DType:
     return "bfloat16" if platform() != "cpu" or _has_bfloat16_matmul() else "float32"
 
 
+def beyond_float16(dtype: DType) -> DType:
+    """The dtype for a network whose activations leave float16's range: another one for float16."""
+    return preferred_dtype() if dtype == "float16" else dtype
+
+
 def _has_bfloat16_matmul() -> bool:
     try:
         flags = _CPUINFO.read_text().split()
