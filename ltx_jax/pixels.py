@@ -1,4 +1,4 @@
-"""Pixels as bytes and as floating-point numbers in [-1, 1]: the one place where they are converted.
+"""Pixels as whole and as floating-point numbers in [-1, 1]: the one place where they are converted.
 
 The functions take arrays of numpy and of JAX alike.
 """
@@ -6,7 +6,7 @@ The functions take arrays of numpy and of JAX alike.
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, UInt8, UInt16
 
 
 def from_bytes(pixels: UInt8[Any, "*shape"]) -> Float[Any, "*shape"]:
@@ -22,3 +22,8 @@ def to_bytes(pixels: Float[Any, "*shape"]) -> UInt8[Array, "*shape"]:
 def to_nearest_bytes(pixels: Float[Any, "*shape"]) -> UInt8[Array, "*shape"]:
     """Numbers, cut to [-1, 1], as the nearest bytes: the inverse of `from_bytes`."""
     return jnp.round((jnp.clip(pixels, -1, 1) + 1) * 127.5).astype(jnp.uint8)
+
+
+def to_nearest_words(pixels: Float[Any, "*shape"]) -> UInt16[Array, "*shape"]:
+    """Numbers, cut to [-1, 1], as the nearest of 65536 levels."""
+    return jnp.round((jnp.clip(pixels, -1, 1) + 1) * 32767.5).astype(jnp.uint16)

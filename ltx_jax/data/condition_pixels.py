@@ -64,8 +64,8 @@ def _compressed(picture: np.ndarray, crf: int) -> np.ndarray:
     """One picture after an H.264 encoder and decoder, with the official encoder's settings."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
-        options = {"crf": str(crf), "preset": "veryfast"}
-        writing.encode_h264(container, [picture], Fraction(1), options, tagged=False)
+        encoding = writing.H264._replace(options={"crf": str(crf), "preset": "veryfast"})
+        writing.encode(container, [picture], Fraction(1), encoding, tagged=False)
     file.seek(0)
     with av.open(file, "r") as container:
         decoded = next(container.decode(video=0)).to_ndarray(format="rgb24")

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import json
+import os
 import platform
 import re
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ import jax
 
 from ltx_jax import config
 from ltx_jax.config import SampleConfig
-from ltx_jax.data import inputs, listing
+from ltx_jax.data import inputs, writing
 from ltx_jax.runtime import files
 
 # Fields that may differ if a prompts file is run again with the same output folder.
@@ -30,6 +31,12 @@ class Video:
     prompt: str | None
     path: Path
 
+    @property
+    def sidecar(self) -> Path:
+        """The JSON file with its settings; a sequence `name_%04d.png` has one, `name.json`."""
+        stem = re.sub(r"[ ._-]*%\d*d", "", self.path.stem) or "frames"
+        return self.path.with_name(f"{stem}.json")
+
 
 def planned_videos(cfg: SampleConfig, rows: int = 1) -> list[Video]:
     """Lists the videos of a run, with their paths; `rows` is the batch size of the embeddings.
@@ -38,9 +45,7 @@ def planned_videos(cfg: SampleConfig, rows: int = 1) -> list[Video]:
       ValueError: if there is no prompt, or if options exclude each other.
     """
     out = Path("outputs" if cfg.output_path is None else cfg.output_path)
-    to_file = out.suffix == ".mp4"
-    if not to_file and out.suffix.lower() in listing.CLIPS:
-        raise ValueError(f"output_path is {out}, and videos are written as .mp4")
+    to_file = _is_file(cfg)
     if cfg.prompts_file is not None:
         if to_file:
             raise ValueError(f"{out} is one file, and prompts_file makes many: name a folder")
@@ -59,10 +64,40 @@ def planned_videos(cfg: SampleConfig, rows: int = 1) -> list[Video]:
         raise ValueError("say what to show: --prompt TEXT (may be empty) or --prompts_file FILE")
     text = cfg.prompt if cfg.prompt is not None else Path(cfg.embeddings or "").stem
     stem = out.with_suffix("") if to_file else out / f"{_slug(text)}_seed{cfg.seed}"
-    paths = [Path(f"{stem}{f'_{i}' if rows > 1 else ''}.mp4") for i in range(rows)]
+    ending = out.suffix if to_file else ".mp4"
+    paths = [Path(f"{stem}{f'_{i}' if rows > 1 else ''}{ending}") for i in range(rows)]
     if not to_file:
         paths = [_unused(path) for path in paths]
     return [Video(cfg.first_sample + i, cfg.prompt, path) for i, path in enumerate(paths)]
+
+
+def _is_file(cfg: SampleConfig) -> bool:
+    """Whether the output path names a file rather than a folder.
+
+    Raises:
+      ValueError: if it names a file of another kind, or one that cannot hold the video.
+    """
+    path = cfg.output_path or ""
+    out, ending = Path(path), Path(path).suffix.lower()
+    # Folders of versions, such as `ltxv-0.9.7`, have no ending.
+    if not ending or ending[1:].isdigit() or path.endswith(os.sep) or out.is_dir():
+        return False
+    if ending not in writing.OUTPUTS:
+        raise ValueError(
+            f"output_path is {path}, which is no kind of file that is written: {writing.WAYS}; the "
+            f"path of a new folder with such a name ends in {os.sep}"
+        )
+    is_picture = ending in writing.PICTURES and not writing.is_sequence(path)
+    if is_picture and cfg.num_frames > 1:
+        raise ValueError(
+            f"output_path is {path}, a picture, and num_frames is {cfg.num_frames}; {writing.WAYS}"
+        )
+    if cfg.previews and ending in (".gif", *writing.PICTURES):
+        raise ValueError(
+            f"previews are a GIF and a PNG beside a video, and output_path is {path}: leave them "
+            "out"
+        )
+    return True
 
 
 def _slug(text: str) -> str:
@@ -94,10 +129,9 @@ def done(cfg: SampleConfig, item: Video) -> bool:
     Raises:
       ValueError: if the video exists, but was made with other settings.
     """
-    sidecar = item.path.with_suffix(".json")
-    if cfg.prompts_file is None or not (item.path.exists() and sidecar.exists()):
+    if cfg.prompts_file is None or not (item.path.exists() and item.sidecar.exists()):
         return False
-    before, now = config.read_sampling_json(sidecar), settings_of(cfg, item)
+    before, now = config.read_sampling_json(item.sidecar), settings_of(cfg, item)
     for field in dataclasses.fields(SampleConfig):
         old, new = getattr(before, field.name), getattr(now, field.name)
         if field.name not in _NOT_COMPARED and old != new:
@@ -149,4 +183,4 @@ def write_sidecar(
         "seconds": {part: round(taken, 3) for part, taken in seconds.items()},
     }
     text = json.dumps(content, indent=2) + "\n"
-    files.atomic_write_text(item.path.with_suffix(".json"), text)
+    files.atomic_write_text(item.sidecar, text)
