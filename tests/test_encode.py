@@ -13,7 +13,7 @@ from ltx_jax import config, encode
 from ltx_jax.checkpoints import official, runs
 from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.checkpoints.load import load_checkpoint
-from ltx_jax.config import BucketConfig, DataConfig, SourceConfig, T5Config
+from ltx_jax.config import BucketConfig, DataConfig, ExecutionConfig, SourceConfig, T5Config
 from ltx_jax.data import dataset, folder, latent_cache, writing
 from ltx_jax.data.loader import Loader
 from ltx_jax.inference import encode_dataset
@@ -277,6 +277,26 @@ def test_clips_that_cannot_be_read_are_left_out_counted_and_named(clips, tmp_pat
     assert "3.mp4" in caplog.text
     captions = {example.caption for example in examples(tmp_path / "out")}
     assert captions == {f"clip {i}" * (i + 1) for i in range(7) if i != 3} | {"a picture"}
+
+
+@pytest.mark.parametrize("part", ["the VAE", "the text encoder"])
+def test_latents_and_embeddings_that_are_no_numbers_are_not_stored(
+    part, loaded, clips, t5, tmp_path, monkeypatch
+):
+    changes = dict(captions="cached", text_encoder_path=str(t5))
+    if part == "the VAE":
+        broken = jax.tree.map(lambda x: np.full_like(x, np.nan), loaded.vae_params)
+        loaded = dataclasses.replace(loaded, vae_params=broken)
+        monkeypatch.setattr(encode_dataset, "load_checkpoint", lambda *_, **__: loaded)
+    else:
+        original = TextEncoder.load(t5)
+        gain = jax.tree.map(lambda x: 1e6 * x, original.params["final_norm"])
+        params = original.params | {"final_norm": gain}
+        encoder = dataclasses.replace(original, params=params, execution=ExecutionConfig())
+        monkeypatch.setattr(encode_dataset.TextEncoder, "load", lambda *_, **__: encoder)
+    with pytest.raises(ValueError, match=rf"^{part} .*that float16 cannot hold \(NaN, infinity"):
+        encode_dataset.encode(settings(clips, **changes), tmp_path / "out", report=quiet)
+    assert not list(tmp_path.glob("out/*.array_record*"))
 
 
 @pytest.mark.thorough

@@ -78,6 +78,28 @@ def test_prompts_become_videos(pipe):
     np.testing.assert_array_equal(videos, (255 * (floats * 0.5 + 0.5)).astype(np.uint8))
 
 
+@pytest.mark.parametrize("fast", [False, True])
+def test_float16_makes_the_video_of_a_vae_whose_activations_pass_its_range(
+    fast, embeddings, picture
+):
+    """Of the condition's encoder and of the decoder: the norms make the videos the same."""
+    plain = golden_traces.checkpoint()
+    params = jax.tree.map(lambda x: x, plain.vae_params)
+    for half in ("encoder", "decoder"):
+        params[half]["conv_in"] = jax.tree.map(lambda x: 1e6 * x, params[half]["conv_in"])
+    loud = dataclasses.replace(plain, vae_params=params)
+    options = dataclasses.replace(SMALL, guidance_scale=1.0, stg_scale=0.0)
+    videos = []
+    for dtype in ("float32", "float16"):
+        pipe = LTXPipeline(loud, dtype=dtype, fast=fast)
+        pipe.programs = Programs(golden_traces.QUICK)
+        conditions = [Condition(picture)]
+        video = pipe(None, options, embeddings=embeddings, conditions=conditions, output="float")
+        videos.append(video)
+    assert videos[0].std() > 0.1
+    assert np.abs(videos[1] - videos[0]).mean() < 0.05
+
+
 GUIDED = dataclasses.replace(SMALL, cfg_star_rescale=True)
 BATCHES = {  # options, and arguments of the call
     "conditions": (dict(image_cond_noise_scale=0.15), {}),
@@ -204,7 +226,9 @@ def test_a_condition_decides_the_frames_it_stands_for(pipe, picture):
 def test_a_padded_video_shows_its_condition_where_it_is_cropped(pipe, picture):
     """Upstream pads condition media by the amounts of another scale."""
     size = arguments.Size(17, 50, 75, 8, 32)
-    (clip,) = arguments.load_conditions([Condition(picture)], size, 1, False)
+    (clip,) = arguments.load_conditions(
+        [Condition(picture)], size, 1, SamplingConfig(prepare_conditions=False)
+    )
     assert clip.shape == (1, 1, 64, 96, 3)
     np.testing.assert_array_equal(
         size.crop(clip)[0], prepare_condition(picture[None], 50, 75, blur=False, crf=0)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import shutil
 import types
 
@@ -55,7 +56,6 @@ def folder(tmp_path_factory):
     np.savez(root / "embeddings.npz", **{k: v.astype(np.float32) for k, v in rows.items()}, **masks)
     clip = draw.integers(0, 255, (17, HEIGHT, WIDTH, 3), np.uint8)
     writing.write_video(root / "clip17.mp4", clip, 8.0)
-    writing.write_video(root / "clip8.mp4", clip[:8], 8.0)
     writing.write_image(root / "still.png", clip[0])
     yield root
     pipeline.Programs = programs
@@ -122,6 +122,62 @@ def test_a_video_and_its_json_are_written_and_the_json_makes_it_again(sample, fo
     assert command.main([*arguments, "--save_latents", str(copy)]) == 0
     np.testing.assert_array_equal(np.load(copy), np.load(latents))
     assert_same_pictures(again, path)
+
+
+def changed_checkpoint(source, target, change):
+    """Writes a checkpoint with every tensor `change(name, value)`."""
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    with safe_open(source, "np") as file:
+        names, metadata = list(file.keys()), file.metadata()
+        save_file({name: change(name, file.get_tensor(name)) for name in names}, target, metadata)
+    return target
+
+
+def test_float16_writes_the_video_of_a_vae_whose_activations_pass_its_range(
+    sample, folder, tmp_path
+):
+    loud = changed_checkpoint(
+        folder / "tiny.safetensors",
+        tmp_path / "loud.safetensors",
+        lambda name, value: value * np.float32(1e5) if "conv_in.conv.weight" in name else value,
+    )
+    still = condition(folder / "still.png")
+    videos = []
+    for dtype in ("float32", "float16"):
+        result = sample("--checkpoint", loud, "--dtype", dtype, "--seed", 5, *still)
+        assert result.status == 0, result.err
+        videos.append(read(result.out.split()[0])[0].astype(int))
+    assert videos[0].std() > 50
+    # float16 in the transformer, through the gain of 1e5; a black video is off by over 50.
+    assert np.abs(videos[1] - videos[0]).mean() < 10
+
+
+def test_the_ending_of_the_output_decides_what_is_written(sample, tmp_path):
+    from PIL import Image
+
+    picture = tmp_path / "x.png"
+    result = sample("--seed", 3, "--num_frames", 1, "--output_path", picture)
+    assert result.status == 0, result.err
+    assert {path.name for path in tmp_path.iterdir()} == {"x.png", "x.json"}
+    with Image.open(picture) as image:
+        assert (image.size, image.mode) == ((WIDTH, HEIGHT), "RGB")
+        whole = np.asarray(image)
+
+    deep = sample("--seed", 3, "--num_frames", 1, "--output_path", tmp_path / "y_%02d.png")
+    assert deep.status == 0, deep.err
+    import cv2
+
+    words = cv2.imread(str(tmp_path / "y_00.png"), cv2.IMREAD_UNCHANGED)[..., ::-1]
+    # The picture's fractions are cut off, as in the released pipeline.
+    assert words.dtype == np.uint16
+    assert np.abs(words / 257 - whole - 0.5).max() <= 0.51
+    assert (tmp_path / "y.json").exists()
+
+    moving = sample("--seed", 3, "--output_path", tmp_path / "z.mov")
+    assert moving.status == 0, moving.err
+    assert read(tmp_path / "z.mov")[0].shape == (FRAMES, HEIGHT, WIDTH, 3)
 
 
 def test_the_command_line_goes_before_the_config_file(folder, tmp_path):
@@ -273,6 +329,13 @@ def test_conditions_reach_the_video(sample, folder):
     assert np.abs(pictures[0] - pictures[1]).mean() > 1
 
 
+def test_a_condition_clip_that_is_too_long_is_trimmed_and_the_log_says_so(sample, folder, caplog):
+    clip = condition(f"{folder / 'clip17.mp4'}@0.5s")
+    result = sample("--seed", 1, *clip)
+    assert result.status == 0, result.err
+    assert "clip17.mp4@0.5s: trimmed to 9 frames" in caplog.text
+
+
 @pytest.mark.thorough
 def test_two_passes_where_the_settings_name_an_upsampler(sample, folder, tmp_path):
     write_upsampler(tmp_path / "upsampler.safetensors")
@@ -347,10 +410,17 @@ def condition(path, frame=0, *more):
         (("--height", 0), "height must be positive, got 0"),
         (("--num_frames", -3), "num_frames must be positive, got -3"),
         (("--frame_rate", 0), "frame_rate must be positive"),
+        (("--frame_rate", "inf"), "frame_rate must be finite, got inf"),
+        (("--frame_rate", "1e9"), "frame_rate may be 1000 at most, got 1e+09"),
+        (("--guidance_scale", "nan"), "guidance_scale must be finite, got nan"),
+        (("--guidance_scale", "1e9"), "guidance_scale must lie in [-1000, 1000], got 1e+09"),
+        (("--timesteps", "1.0", "nan"), "timesteps must be finite, got nan"),
+        (("--conditioning_strengths", "nan"), "conditioning_strengths must be finite, got nan"),
+        (("--height", "100000"), "height may be 16384 at most, got 100000"),
         (condition("still.png", 0, "--conditioning_strengths", 1.5), "must lie in [0, 1], got 1.5"),
         (condition("still.png", 9), "must lie in [0, num_frames), got 9"),
-        (condition("clip8.mp4"), "8k+1"),
-        (condition("clip17.mp4"), "of 9 frames has 9 from frame 0 on; cut it to its first 9"),
+        (condition("clip17.mp4@9s"), "clip17.mp4 has no frame that can be decoded after 9"),
+        (condition("still.png@1s"), "still.png is a still image: it does not begin at 1 s"),
         (("--conditioning_media_paths", "still.png"), "one start frame per path"),
         (condition("missing.png"), "no file"),
         (condition("empty.mp4"), "empty"),
@@ -365,9 +435,15 @@ def condition(path, frame=0, *more):
         (("--embeddings", "short.npz"), "holds no prompt_mask"),
         (("--embeddings", "flat.npy"), "flat.npy is not an .npz of embeddings: it is the .npy of"),
         (("--noise", "flat.npy"), "(b, t, h, w, c)"),
+        (("--noise", "nan.npy"), "nan.npy must hold finite numbers"),
+        (("--embeddings", "nan.npz"), "nan.npz must hold finite numbers"),
+        (("--noise", "text.npy"), "text.npy must hold finite numbers"),
         (("--output_path", "still.png/out"), "still.png/out/embeddings_seed"),
         (("--output_path", "still.png/out/a.mp4"), "still.png/out/a.mp4: Not a directory"),
-        (("--output_path", "clip.webm"), "clip.webm, and videos are written as .mp4"),
+        (("--output_path", "clip.avi"), "clip.avi, which is no kind of file that is written: a"),
+        (("--output_path", "clip.xyz"), "a video is .mp4, .webm (VP9), .mov (ProRes 4444) or .gif"),
+        (("--output_path", "x.png"), "x.png, a picture, and num_frames is 9; a video is .mp4,"),
+        (("--output_path", "x.gif", "--previews", "True"), "output_path is x.gif: leave them out"),
         (("--save_latents", "still.png/b.npy"), "still.png is a file, not a folder"),
         (("--prompt", "a"), "give only one of prompt, prompts_file and embeddings"),
         (("--config", "corrupt.json"), "not readable as JSON"),
@@ -389,11 +465,17 @@ def test_bad_input_is_one_message_and_leaves_nothing_behind(
     (tmp_path / "empty.mp4").touch()
     np.savez(tmp_path / "short.npz", prompt_embeds=np.zeros((1, 5, CAPTION), "f"))
     np.save(tmp_path / "flat.npy", np.zeros((4, 4), "f"))
-    for name in ("still.png", "clip8.mp4", "clip17.mp4"):
+    np.save(tmp_path / "nan.npy", np.full((1, 2, 2, 3, CHANNELS), np.nan, "f"))
+    np.save(tmp_path / "text.npy", np.full((1, 2, 2, 3, CHANNELS), "a"))
+    broken = np.full((1, 5, CAPTION), np.inf, "f")
+    np.savez(tmp_path / "nan.npz", prompt_embeds=broken, prompt_mask=np.ones((1, 5), "i"))
+    for name in ("still.png", "clip17.mp4"):
         shutil.copy(folder / name, tmp_path)
     names = {path.name for path in tmp_path.iterdir()} | {"missing.safetensors", "missing.png"}
     known = names | {"missing.py"}
-    arguments = [str(tmp_path / a) if str(a).split("/")[0] in known else str(a) for a in arguments]
+    arguments = [
+        str(tmp_path / a) if re.split("[/@]", str(a))[0] in known else str(a) for a in arguments
+    ]
     result = sample(*arguments)
     assert result.status == 2
     assert message in result.err

@@ -80,6 +80,16 @@ def handle(path: File) -> str | io.BytesIO:
     return io.BytesIO(path.content) if isinstance(path, Stored) else os.fspath(path)
 
 
+def split_start(path: str | os.PathLike) -> tuple[str, float]:
+    """A path, and the seconds at which to begin: `clip.mp4@2.5s` is `clip.mp4` from 2.5 s on.
+
+    A file that has the whole text as its name is taken as it is.
+    """
+    text = os.fspath(path)
+    parts = re.fullmatch(r"(.+)@([0-9]+(?:\.[0-9]*)?)s", text)
+    return (text, 0.0) if parts is None or os.path.exists(text) else (parts[1], float(parts[2]))
+
+
 def head(path: File, size: int) -> bytes:
     """The first bytes of a file that `check` has passed."""
     if isinstance(path, Stored):

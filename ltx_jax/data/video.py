@@ -6,7 +6,9 @@ pixels, transparency over white. Whatever is wrong with a file is a ValueError t
 
 import contextlib
 import itertools
+import logging
 import math
+import os
 from collections.abc import Generator
 
 import numpy as np
@@ -16,6 +18,9 @@ from ltx_jax.data import decoding, inputs, pictures
 from ltx_jax.data.decoding import TICK, Facts
 from ltx_jax.data.frames import Shown
 
+_log = logging.getLogger(__name__)
+
+_SAME_RATE = 0.01  # largest relative difference of frame rates that nobody sees
 _WAYS_OUT = {
     "interlaced": "deinterlace it first, as ffmpeg -vf bwdif does",
     "high dynamic range": (
@@ -138,9 +143,29 @@ def probe(path: inputs.File, *, any_picture: bool = False) -> Facts:
 
 
 def read_media(
-    path: inputs.File, *, num_frames: int | None = None, frame_rate: float | int | None = None
+    path: str | os.PathLike, *, num_frames: int | None = None, frame_rate: float | int | None = None
 ) -> UInt8[np.ndarray, "t h w 3"]:
-    """Reads a picture as a clip of one frame, or a clip (`read_video`)."""
-    if pictures.is_image(path):
-        return pictures.read_image(path)[None]
-    return read_video(path, num_frames=num_frames, frame_rate=frame_rate)[0]
+    """Reads a picture as a clip of one frame, or a clip (`read_video`).
+
+    Args:
+      path: of the file; `clip.mp4@2.5s` begins 2.5 seconds into the clip (`inputs.split_start`).
+      num_frames: read at most this many.
+      frame_rate: of the result; a clip whose rate differs by more than 1 % is resampled by time,
+        and the log says so. None gives the stored frames.
+
+    Raises:
+      ValueError: as `read_video` and `read_image`, and for a time in a still picture.
+    """
+    file, start = inputs.split_start(path)
+    if pictures.is_image(file):
+        if start:
+            raise ValueError(f"{file} is a still image: it does not begin at {start:g} s")
+        return pictures.read_image(file)[None]
+    if frame_rate is not None:
+        with decoding.open_clip(file) as clip:
+            rate = float(clip.rate)
+        if abs(rate / frame_rate - 1) <= _SAME_RATE:
+            frame_rate = None
+        else:
+            _log.warning("%s: resampled from %.4g to %.4g frames/s", file, rate, frame_rate)
+    return read_video(file, num_frames=num_frames, start=start, frame_rate=frame_rate)[0]

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 
 from ltx_jax import metrics, pixels
 from ltx_jax.checkpoints.checkpoint import Checkpoint
@@ -16,6 +16,7 @@ from ltx_jax.config import ExecutionConfig, VAEConfig
 from ltx_jax.diffusion.flow import add_noise
 from ltx_jax.evaluate.clip_reader import ClipFormat, EvaluationClip
 from ltx_jax.evaluate.metric_table import MetricRow, mean
+from ltx_jax.inference.encode_decode import NotFiniteError, all_finite
 from ltx_jax.models import convolution, i3d
 from ltx_jax.models.lpips import lpips_of_frames
 from ltx_jax.models.vae import LatentStatistics, VideoVAE, key_noise
@@ -38,7 +39,7 @@ def _reconstruct(
     *,
     cfg: VAEConfig,
     execution: ExecutionConfig,
-) -> UInt8[Array, "b t h w 3"]:
+) -> tuple[UInt8[Array, "b t h w 3"], Bool[Array, ""]]:
     model, weights = VideoVAE(cfg, execution), {"params": params}
     posterior: Any = model.apply(weights, pixels.from_bytes(frames), method="encode")
     z = statistics.normalize(posterior.mode())
@@ -46,7 +47,7 @@ def _reconstruct(
     times = jnp.broadcast_to(time, len(frames))
     z = statistics.denormalize(add_noise(z, jax.random.normal(noise_key, z.shape), times))
     decoded: Any = model.apply(weights, z, times, key_noise(map_key), method="decode")
-    return pixels.to_nearest_bytes(decoded)
+    return pixels.to_nearest_bytes(decoded), all_finite(decoded)
 
 
 def reconstructor(
@@ -74,7 +75,10 @@ def reconstructor(
     def reconstruct(frames: Frames) -> Frames:
         arguments = (checkpoint.vae_params, statistics, jnp.asarray(frames), level)
         static = {"cfg": cfg, "execution": execution}
-        return np.asarray(programs(_reconstruct, *arguments, jax.random.key(seed), **static))
+        decoded, is_finite = programs(_reconstruct, *arguments, jax.random.key(seed), **static)
+        if not is_finite:
+            raise NotFiniteError("the reconstructed pixels")
+        return np.asarray(decoded)
 
     return reconstruct
 

@@ -80,16 +80,22 @@ class Size:
 
 
 def load_conditions(
-    conditions: Sequence[Condition], size: Size, batch: int | None, prepare: bool
+    conditions: Sequence[Condition],
+    size: Size,
+    batch: int | None,
+    options: SamplingConfig,
 ) -> list[Float32[np.ndarray, "b t h w c"]]:
     """Reads, checks and prepares the media of conditions, and pads them to the sampled size.
 
     Media with a batch axis of size 1 apply to all videos; otherwise that axis must have the size
     `batch`, which None leaves unchecked.
 
-    Files and uint8 arrays are cropped to the aspect ratio and, with `prepare`, blurred and
-    compressed as in training. Floating-point arrays are taken as already prepared: they are only
-    resized if necessary.
+    Clips in files are resampled to the video's frame rate and trimmed, as in the official script,
+    to 8k+1 frames that fit into the video; the log says so. Arrays have to fit as they are.
+
+    Files and uint8 arrays are cropped to the aspect ratio and, with `options.prepare_conditions`,
+    blurred and compressed as in training. Floating-point arrays are taken as already prepared: they
+    are only resized if necessary.
 
     Raises:
       ValueError: for media that cannot be read or do not fit the video.
@@ -97,7 +103,9 @@ def load_conditions(
     clips = []
     for i, condition in enumerate(conditions):
         # Reads one frame more than the video has, to notice clips that are too long.
-        clip = _read(condition.media, size.frames + 1)
+        clip = _read(condition.media, size.frames + 1, options.frame_rate)
+        if isinstance(condition.media, str | os.PathLike):
+            clip = _trimmed(clip, condition, size)
         if batch is not None and clip.shape[0] not in (1, batch):
             raise ValueError(
                 f"condition {i} holds {clip.shape[0]} clips for a batch of {batch} videos"
@@ -105,7 +113,21 @@ def load_conditions(
         clips.append(clip)
     lengths = [clip.shape[1] for clip in clips]
     conditioning.check_conditions(conditions, lengths, size.frames, size.temporal_factor)
-    return [size.pad(_fit(clip, size, prepare)) for clip in clips]
+    return [size.pad(_fit(clip, size, options.prepare_conditions)) for clip in clips]
+
+
+def _trimmed(
+    clip: Shaped[np.ndarray, "b t h w c"], condition: Condition, size: Size
+) -> Shaped[np.ndarray, "b t2 h w c"]:
+    """The frames of a clip that a condition at its place can hold."""
+    factor, room = size.temporal_factor, max(size.frames - condition.frame, 1)
+    length = (min(clip.shape[1], room) - 1) // factor * factor + 1
+    if length < clip.shape[1]:
+        _log.warning(
+            "%s: trimmed to %d frames; clips have %dk+1, and %d of %d follow frame %d",
+            *(condition.media, length, factor, room, size.frames, condition.frame),
+        )
+    return clip[:, :length]
 
 
 def load_input(
@@ -138,12 +160,15 @@ def load_input(
     return size.pad(clip)
 
 
-def _read(media: Any, num_frames: int) -> Shaped[np.ndarray, "b t h w c"]:
-    """A file or an array as (b, t, h, w, 3); at most `num_frames` frames of a file."""
+def _read(
+    media: Any, num_frames: int, frame_rate: float | None = None
+) -> Shaped[np.ndarray, "b t h w c"]:
+    """A file or an array as (b, t, h, w, 3); at most `num_frames` frames of a file, resampled to
+    `frame_rate` unless that is None."""
     if isinstance(media, str | os.PathLike):
         from ltx_jax.data import video  # imports PyAV, which only media files need
 
-        return video.read_media(media, num_frames=num_frames)[None]
+        return video.read_media(media, num_frames=num_frames, frame_rate=frame_rate)[None]
     clip = np.asarray(media)
     if clip.dtype != np.uint8:
         clip = conditioning.as_video(clip)

@@ -246,8 +246,16 @@ def _encoding(
 def _embed(text_encoder: TextEncoder, captions: Sequence[str]) -> list[Float16[np.ndarray, "m c"]]:
     """Embeddings without their padding."""
     embeddings, mask = jax.device_get(text_encoder.encode(captions))
-    rows = zip(embeddings.astype(np.float16), mask.sum(axis=1), strict=True)
-    return [row[:length] for row, length in rows]
+    with np.errstate(over="ignore"):  # found below
+        half = embeddings.astype(np.float16)
+    rows = [row[:length] for row, length in zip(half, mask.sum(axis=1), strict=True)]
+    for row, caption in zip(rows, captions, strict=True):
+        if not np.isfinite(row).all():
+            raise ValueError(
+                f"the text encoder makes an embedding that float16 cannot hold (NaN, infinity, or "
+                f"above 65504) of the caption {caption[:60]!r}"
+            )
+    return rows
 
 
 class _Cut(NamedTuple):
@@ -317,7 +325,10 @@ class _Encoder:
             placed = jax.device_put((frames, starts), where)
             parts = jax.device_get(self._program(self._params, *placed, numbers))
         if not all(np.isfinite(part).all() for part in parts):
-            raise ValueError(f"the VAE of {self._cfg.vae} makes latents that float16 cannot hold")
+            raise ValueError(
+                f"the VAE of {self._cfg.vae} makes latents that float16 cannot hold (NaN, "
+                "infinity, or above 65504)"
+            )
         captions = [cut.example.caption for cut in batch]
         embeddings = _embed(self._text_encoder, captions) if self._text_encoder else None
         return [

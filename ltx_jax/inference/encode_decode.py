@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ltx_jax import pixels
 from ltx_jax.config import ExecutionConfig, TransformerConfig, VAEConfig
@@ -17,6 +17,26 @@ from ltx_jax.diffusion.conditioning import Encoded
 from ltx_jax.models.transformer import Rope, TimeGroups
 from ltx_jax.models.vae import LatentStatistics, Posterior, VideoVAE
 from ltx_jax.runtime import sharding
+
+
+class NotFiniteError(ValueError):
+    """Embeddings, latents or pixels hold NaN or infinity, so that there is no video to write.
+
+    Args:
+      what: the first numbers that are not finite.
+    """
+
+    def __init__(self, what: str):
+        super().__init__(
+            f"{what} hold NaN or infinity, and everything before was finite; nothing is written. "
+            "Look for damaged weights, for a guidance scale that is too large, and for dtype "
+            "float16 (bfloat16 and float32 hold larger numbers)"
+        )
+
+
+def all_finite(values: Float[Array, "..."]) -> Bool[Array, ""]:
+    """Whether there is neither NaN nor infinity."""
+    return jnp.isfinite(values).all()
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "execution"))
@@ -111,8 +131,10 @@ def decode(
     cfg: VAEConfig,
     execution: ExecutionConfig,
     uint8: bool,
-) -> Array:
+) -> tuple[Array, Bool[Array, ""]]:
     """Decodes normalised latents to a video (b, t, h, w, 3), in [-1, 1] or uint8.
+
+    Also returns whether all its pixels are finite, which a clipped or uint8 video cannot tell.
 
     Args:
       params: parameters of the VAE.
@@ -138,4 +160,4 @@ def decode(
     times = jnp.broadcast_to(timestep, (b,)) if cfg.timestep_conditioning else None
     vae = VideoVAE(cfg, execution)
     clip: Any = vae.apply({"params": params}, x, times, injected, method="decode")
-    return pixels.to_bytes(clip) if uint8 else jnp.clip(clip, -1, 1)
+    return pixels.to_bytes(clip) if uint8 else jnp.clip(clip, -1, 1), all_finite(clip)

@@ -16,7 +16,7 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from ltx_jax import config
+from ltx_jax import config, pixels
 from ltx_jax.checkpoints import adapters, hub, tensors
 from ltx_jax.config import MeshConfig, SampleConfig, sampling_options
 from ltx_jax.data import inputs, video, writing
@@ -27,7 +27,7 @@ from ltx_jax.runtime import compiled, files
 from ltx_jax.world import grammar
 
 if TYPE_CHECKING:
-    from ltx_jax.inference.pipeline import LTXPipeline
+    from ltx_jax.inference.pipeline import LTXPipeline, Output
     from ltx_jax.inference.two_pass import Upsampler
 
 PARTS: tuple[str, ...] = ("load", "text", "encode", "compile", "denoise", "decode", "write")
@@ -104,6 +104,8 @@ def read_embeddings(path: str) -> dict[str, np.ndarray]:
     for required in EMBEDDINGS[:2]:
         if required not in arrays:
             raise ValueError(f"{path} holds no {required}; expected {', '.join(EMBEDDINGS)}")
+    for name, array in arrays.items():
+        _check_numbers(f"{name} of {path}", array)
     if arrays["prompt_embeds"].ndim != 3:
         raise ValueError(
             f"prompt_embeds of {path} must be (b, m, d), got {arrays['prompt_embeds'].shape}"
@@ -120,7 +122,13 @@ def read_noise(path: str) -> np.ndarray:
     array = inputs.read_arrays(path)
     if not isinstance(array, np.ndarray) or array.ndim != 5:
         raise ValueError(f"{path} must hold one array (b, t, h, w, c) of initial noise")
+    _check_numbers(path, array)
     return array
+
+
+def _check_numbers(name: str, array: np.ndarray) -> None:
+    if array.dtype.kind not in "biuf" or not np.isfinite(array).all():
+        raise ValueError(f"{name} must hold finite numbers, not NaN, infinity or other things")
 
 
 def _check_media(cfg: SampleConfig) -> None:
@@ -131,7 +139,8 @@ def _check_media(cfg: SampleConfig) -> None:
     for path in cfg.conditioning_media_paths:
         video.read_media(path, num_frames=1)
     if cfg.input_media_path is not None:
-        video.read_video(cfg.input_media_path, num_frames=1)
+        file, start = inputs.split_start(cfg.input_media_path)
+        video.read_video(file, start=start, num_frames=1)
 
 
 class Models(NamedTuple):
@@ -205,11 +214,12 @@ def sample_batch(
     """
     options = sampling_options(cfg)
     pipe, decodes, second = models.pipe, _decodes(cfg), cfg.second_pass
+    kind: Output = "float" if writing.is_deep(cfg.output_path or "") else "uint8"
     if models.upsampler is None or second is None:
         common: dict[str, Any] = dict(noise=noise, first_sample=first_sample)
         media = cfg.input_media_path
         latents = pipe(prompts, options, input_media=media, output="latents", **common, **arguments)
-        return latents, pipe.decode(latents, options, **common) if decodes else ()
+        return latents, pipe.decode(latents, options, output=kind, **common) if decodes else ()
     from ltx_jax.inference import two_pass
 
     result = two_pass.sample(
@@ -220,7 +230,7 @@ def sample_batch(
         second_pass=second,
         downscale_factor=cfg.downscale_factor,
         first_sample=first_sample,
-        output="uint8" if decodes else "latents",
+        output=kind if decodes else "latents",
         **arguments,
     )
     return (None, result) if decodes else (result, ())
@@ -261,7 +271,7 @@ def _sample_and_write(
         print(cfg.save_latents)
     for item, clip in zip(batch, clips, strict=False):
         if not outputs.done(cfg, item):
-            writing.write_video(item.path, clip, cfg.frame_rate)
+            writing.write(item.path, clip, cfg.frame_rate)
             outputs.write_sidecar(cfg, item, pipe.checkpoint.source_hash, seconds)
             print(item.path)
             if cfg.previews:
@@ -270,6 +280,8 @@ def _sample_and_write(
 
 
 def _write_previews(cfg: SampleConfig, item: outputs.Video, clip: np.ndarray) -> None:
+    if clip.dtype != np.uint8:
+        clip = np.asarray(pixels.to_bytes(clip))
     gif, sheet = (item.path.with_suffix(ending) for ending in (".gif", ".png"))
     writing.write_gif(gif, clip, cfg.frame_rate)
     scale = min(1.0, 256 / clip.shape[2])

@@ -27,6 +27,7 @@ from ltx_jax.diffusion.noise import GivenStart, NoiseSource, seeded
 from ltx_jax.diffusion.sampler import Inputs, Progress
 from ltx_jax.inference import arguments, encode_decode
 from ltx_jax.inference.arguments import Caption
+from ltx_jax.inference.encode_decode import NotFiniteError
 from ltx_jax.inference.text_encoder import ByteTokenizer, TextEncoder
 from ltx_jax.inference.trained_range import warn_of_range
 from ltx_jax.models import convolution
@@ -53,6 +54,7 @@ class Start:
       branches: guidance branches of each step.
       mode: static options of all steps.
       coords: (n, 3) pixel coordinates of the tokens.
+      captions: the captions, and the negative ones if they are needed.
     """
 
     options: SamplingConfig
@@ -62,6 +64,7 @@ class Start:
     branches: tuple[guidance.Branches, ...]
     mode: sampler.Mode
     coords: Any
+    captions: Sequence[Caption]
 
 
 class LTXPipeline:
@@ -294,6 +297,7 @@ class LTXPipeline:
 
         Raises:
           ValueError: for an invalid argument; the message names the value and a way out.
+          NotFiniteError: a ValueError, if embeddings, latents or pixels hold NaN or infinity.
           MemoryError: if the device has too little memory.
         """
         if output not in get_args(Output):
@@ -322,6 +326,8 @@ class LTXPipeline:
             )
             count = math.prod(start.size.grid)
             x = sharding.on_host(positions.unpatchify(denoised[:, -count:], start.size.grid))
+        if not np.isfinite(x).all():
+            raise NotFiniteError(_first_not_finite(start))
         if output == "latents":
             return x
         return self.decode(x, start.options, noise=noise, first_sample=first_sample, output=output)
@@ -363,7 +369,7 @@ class LTXPipeline:
             captions = self._captions(prompt, embeddings, options, schedule.needs_negative)
             denoiser = for_masks(denoiser, [caption.mask for caption in captions])
             batch = captions[0].embeddings.shape[0]
-        clips = arguments.load_conditions(conditions, size, batch, options.prepare_conditions)
+        clips = arguments.load_conditions(conditions, size, batch, options)
         source = self._noise(noise, batch, size, options, first_sample)
         start: Any = None
         with self.part("encode", size):
@@ -412,7 +418,8 @@ class LTXPipeline:
             image_noise=jnp.asarray(image_noise, jnp.float32) if image_noise > 0 else None,
             noise=source,
         )
-        return Start(options, size, denoiser, inputs, schedule.branches, mode, prepared.coords)
+        branches, coords = schedule.branches, prepared.coords
+        return Start(options, size, denoiser, inputs, branches, mode, coords, captions)
 
     def decode(
         self,
@@ -429,6 +436,8 @@ class LTXPipeline:
         size = self.size(options)
         shape = (x.shape[0], *size.grid, self.vae.latent_channels)
         x = arguments.checked("latents", x, shape)
+        if not np.isfinite(np.asarray(x)).all():
+            raise NotFiniteError("the latents to decode")
         source = self._noise(noise, shape[0], size, options, first_sample)
         level = options.decode_noise_scale
         scalars = (
@@ -437,7 +446,7 @@ class LTXPipeline:
             options.tone_map_compression_ratio,
         )
         with self.part("decode", size):
-            clip = self.programs(
+            clip, is_finite = self.programs(
                 encode_decode.decode,
                 self.checkpoint.vae_params,
                 self.statistics,
@@ -449,6 +458,8 @@ class LTXPipeline:
                 uint8=output == "uint8",
                 compiler_options=convolution.compiler_options(),
             )
+            if not sharding.on_host(is_finite):
+                raise NotFiniteError("the decoded pixels")
             return size.crop(sharding.on_host(clip))
 
     def _encode(self, clip: np.ndarray) -> Posterior:
@@ -564,3 +575,16 @@ def _loading_device(linears: Linears | None) -> contextlib.AbstractContextManage
     if linears != "int8":
         return contextlib.nullcontext()
     return jax.default_device(jax.local_devices(backend="cpu")[0])
+
+
+def _first_not_finite(start: Start) -> str:
+    """What was not finite first in a run whose latents are not."""
+    parts = [
+        (f"the embeddings of the {name}prompt", caption.embeddings)
+        for name, caption in zip(("", "negative "), start.captions, strict=False)
+    ]
+    parts.append(("the noise, conditions and input, as latents,", start.inputs.start))
+    for what, values in parts:
+        if not np.isfinite(sharding.on_host(values)).all():
+            return what
+    return "the latents after denoising"

@@ -26,10 +26,12 @@ from ltx_jax.diffusion.latents import adain
 from ltx_jax.diffusion.noise import KeyNoise, seeded
 from ltx_jax.diffusion.sampler import Progress
 from ltx_jax.inference import arguments
+from ltx_jax.inference.encode_decode import NotFiniteError
 from ltx_jax.inference.pipeline import LTXPipeline, Output
 from ltx_jax.models import convolution
 from ltx_jax.models.upsampler import LatentUpsampler
 from ltx_jax.models.vae import LatentStatistics
+from ltx_jax.runtime import sharding
 
 # Options of the first pass that also apply to the second.
 _SHARED = (
@@ -107,7 +109,7 @@ def sample(
         "width": _downscaled("width", width, downscale_factor, size.spatial_factor),
     }
     # Prepared once for both passes: as upstream, each resizes the same crop to its own size.
-    clips = arguments.load_conditions(conditions, size, None, options.prepare_conditions)
+    clips = arguments.load_conditions(conditions, size, None, options)
     prepared = [
         dataclasses.replace(condition, media=clip)
         for condition, clip in zip(conditions, clips, strict=True)
@@ -125,6 +127,8 @@ def sample(
 
     with pipe.part("upsample", size):
         large = enlarge(pipe, upsampler, jnp.asarray(small))
+        if not np.isfinite(sharding.on_host(large)).all():
+            raise NotFiniteError("the upsampled latents")
     timings["upsample"] = pipe.timings["upsample"]
 
     shared = {name: getattr(first, name) for name in _SHARED}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import textwrap
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,7 @@ from ltx_jax.data.loader import Batch
 from ltx_jax.diffusion import positions
 from ltx_jax.diffusion.flow import add_noise, velocity_of
 from ltx_jax.inference.encode_dataset import check_vae
+from ltx_jax.inference.encode_decode import NotFiniteError
 from ltx_jax.inference.pipeline import LTXPipeline
 from ltx_jax.runtime import sharding
 from ltx_jax.training.batches import replicate_over
@@ -31,6 +33,8 @@ from ltx_jax.training.validation_clips import read_validation_clips, select_exam
 TIMES = tuple(i / 10 for i in range(1, 10))
 EMBEDDINGS = ("prompt_embeds", "prompt_mask", "negative_embeds", "negative_mask")
 _STEPS = 20  # denoising steps of a sampled video
+
+_log = logging.getLogger(__name__)
 
 
 def losses_at_times(
@@ -116,7 +120,10 @@ class FlowValidator:
             with sharding.use_mesh(self._mesh):
                 losses.append(np.asarray(self._measure(state.ema, one, jax.random.key(i))))
             name = f"sample {i}: {textwrap.shorten(text, 60)}"
-            videos[name] = self._video(state.ema, one, empty, clips, i)
+            try:
+                videos[name] = self._video(state.ema, one, empty, clips, i)
+            except NotFiniteError as error:  # not a reason to end a run
+                _log.warning("%s: %s", name, error)
         means = np.mean(losses, axis=0)
         scalars = {"val_loss": float(means.mean())}
         scalars |= {f"val_loss_at/{t}": float(x) for t, x in zip(TIMES, means, strict=True)}

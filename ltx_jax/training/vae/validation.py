@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from ltx_jax import metrics
 from ltx_jax.config import TrainVAE
 from ltx_jax.data.loader import Batch
 from ltx_jax.diffusion.flow import add_noise
+from ltx_jax.inference.encode_decode import all_finite
 from ltx_jax.models import convolution
 from ltx_jax.models.lpips import lpips_of_frames
 from ltx_jax.models.vae import VideoVAE, key_noise
@@ -30,6 +32,8 @@ from ltx_jax.training.validation_clips import read_validation_clips, require_pix
 
 # Noise levels of the latents to decode. Metrics without a level in their name belong to the first.
 TIMES = (0.0, 0.05, 0.1, 0.2)
+
+_log = logging.getLogger(__name__)
 
 
 class VAEValidator:
@@ -73,10 +77,13 @@ class VAEValidator:
             rate = float(self._clips.frame_rate[i])
             clip = replicate_over(self._mesh, frames[None])  # replicated: clips are few and small
             with sharding.use_mesh(self._mesh):
-                decoded, metrics = self._program(
+                decoded, is_finite, metrics = self._program(
                     state.ema, state.statistics, self._frozen, clip, jax.random.key(i)
                 )
             rows.append(jax.device_get(metrics))
+            if not is_finite:  # not a reason to end a run
+                _log.warning("reconstruction %d: the pixels hold NaN or infinity", i)
+                continue
             strips = [frames, *np.asarray(decoded)]
             videos[f"reconstruction {i}"] = _side_by_side(strips[:2], rate)
             if len(self._times) > 1:
@@ -88,8 +95,9 @@ class VAEValidator:
 
     def _reconstruct(
         self, params: Any, running: Any, frozen: dict[str, Any], frames: Array, key: Array
-    ) -> tuple[Array, dict[str, Array]]:
-        """Decodes at every noise level; returns the frames (uint8) of each, and the metrics."""
+    ) -> tuple[Array, Array, dict[str, Array]]:
+        """Decodes at every noise level; returns the frames (uint8) of each, whether all of them
+        are finite, and the metrics."""
         video, weights = from_bytes(frames), {"params": params}
         statistics = latent_statistics(running)
         posterior: Any = self._model.apply(weights, video, method="encode")
@@ -113,7 +121,7 @@ class VAEValidator:
             values["val_ssim"] = metrics.ssim(clipped[:1], video)[0]
         if "lpips" in frozen:
             values["val_lpips"] = lpips_of_frames(frozen["lpips"], clipped[:1], video)
-        return to_nearest_bytes(decoded), values
+        return to_nearest_bytes(decoded), all_finite(decoded), values
 
 
 def _side_by_side(clips: list[np.ndarray], frame_rate: float) -> LoggedVideo:
