@@ -8,7 +8,7 @@ import pytest
 from av.video.reformatter import VideoReformatter
 
 from ltx_jax.data import video, writing
-from ltx_jax.data.frames import Look, Shown
+from ltx_jax.data.frames import CONVERT, Converter, Look, Shown
 
 HEIGHT, WIDTH = 96, 128
 MATRICES = {1: (0.2126, 0.0722), 5: (0.299, 0.114)}  # FFmpeg's BT.709 and BT.601: K_r and K_b
@@ -69,7 +69,7 @@ def test_decoded_planes_become_the_levels_of_the_standard(chroma, bits, matrix, 
     form = f"yuv{chroma}p" + ("10le" if bits == 10 else "")
     levels = planes(bits, full)
     frame = stored_frame(levels, form, full, matrix)
-    shown = Shown(0.0, 1.0, Look(), frame, VideoReformatter()).rgb().astype(np.float64)
+    shown = Shown(0.0, 1.0, Look(), frame, Converter()).rgb().astype(np.float64)
     error = shown - to_rgb(levels, bits, full, matrix)
     # The planes are rounded before the conversion and the levels after it: a quarter of a level
     # each on average, up to twice that for chroma in 8 bits; neither has a direction.
@@ -77,18 +77,53 @@ def test_decoded_planes_become_the_levels_of_the_standard(chroma, bits, matrix, 
     assert np.abs(error).mean() < 0.5
 
 
-def test_ten_generations_of_reading_and_writing_do_not_shift_the_levels(tmp_path):
+FORMS = ("yuv420p", "yuvj420p", "yuv422p", "yuv444p", "yuv420p10le", "yuv444p12le", "nv12", "gray")
+
+
+@pytest.mark.parametrize("form", [*FORMS, "pal8", "gbrp", "rgb24", "bgr24", "gbrp10le", "yuv410p"])
+@pytest.mark.parametrize("size", [(96, 128), (37, 51)])
+def test_pixels_are_those_of_one_conversion(form, size):
+    """The way through planes is only faster."""
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    source = av.VideoFrame.from_ndarray(noise, format="rgb24")
+    if form == "pal8":
+        levels = np.random.default_rng(1).integers(0, 256, (256, 4), np.uint8)
+        frame = av.VideoFrame.from_ndarray((noise[..., 0], levels), format="pal8")
+    else:
+        frame = VideoReformatter().reformat(source, format=form, interpolation=CONVERT)
+    once = VideoReformatter().reformat(frame, format="rgb24", interpolation=CONVERT)
+    np.testing.assert_array_equal(Converter()(frame, "rgb24"), once.to_ndarray())
+
+
+def pattern() -> np.ndarray:
+    """A moving pattern with texture, 8 frames."""
     rng = np.random.default_rng(0)
     t, y, x = np.meshgrid(np.arange(8), np.arange(64), np.arange(96), indexing="ij")
     hues = (0.0, 0.3, 0.6)
     channels = [np.sin(0.13 * x + 0.1 * t + k) * np.cos(0.09 * y - 0.05 * t * k) for k in hues]
     texture = rng.normal(0, 6, t.shape)[..., None]
-    first = frames = (127.5 + 90 * np.stack(channels, axis=-1) + texture).clip(0, 255).astype("u1")
+    return (127.5 + 90 * np.stack(channels, axis=-1) + texture).clip(0, 255).astype("u1")
+
+
+def ten_generations(folder, ending: str) -> np.ndarray:
+    """What a pattern loses when it is written and read ten times."""
+    frames = first = pattern()
     for generation in range(10):
-        path = tmp_path / f"{generation}.mp4"
+        path = folder / f"{generation}{ending}"
         writing.write_video(path, frames, 24)
         frames, _ = video.read_video(path)
-    shift = (frames.astype(np.float64) - first).mean(axis=(0, 1, 2))
+    return frames.astype(np.float64) - first
+
+
+def test_ten_generations_of_reading_and_writing_do_not_shift_the_levels(tmp_path):
+    shift = ten_generations(tmp_path, ".mp4").mean(axis=(0, 1, 2))
     # The conversions shift nothing; H.264 rounds up in its predictions, blue the most.
     assert np.abs(shift).mean() < 0.3
     assert np.abs(shift).max() < 0.6
+
+
+def test_ten_generations_of_prores_keep_the_levels(tmp_path):
+    """10 bits and 4:4:4, for those who edit."""
+    change = ten_generations(tmp_path, ".mov")
+    assert np.abs(change.mean(axis=(0, 1, 2))).max() < 0.3
+    assert np.abs(change).mean() < 2

@@ -16,10 +16,9 @@ import av.container
 import av.error
 import av.stream
 import numpy as np
-from av.video.reformatter import VideoReformatter
 
 from ltx_jax.data import inputs, pictures
-from ltx_jax.data.frames import Look, Shown
+from ltx_jax.data.frames import Converter, Look, Shown
 
 TICK = 1e-3  # seconds; Matroska rounds time stamps to this
 # FFmpeg's names of the containers that are read. Playlists and lists (HLS, DASH, concat) are not
@@ -156,7 +155,7 @@ class _Video(Clip):
             # Seeking may land too late in a file without an index: then decode from its beginning.
             late = first is None or first.pts is None or first.time - origin > start
             container.seek(0 if late else round((start + origin) / stream.time_base), stream=stream)
-        converter, decode, rate = VideoReformatter(), self._decoder(), float(self.rate)
+        converter, decode, rate = Converter(), self._decoder(), float(self.rate)
         previous: tuple[float, av.VideoFrame] | None = None
         index = 0
         for packet in container.demux(stream):
@@ -183,7 +182,7 @@ class _Video(Clip):
             self._check_packet(packet, len(begins))
             if first is None:
                 for frame in decode(packet)[:1]:
-                    first = self._shown(0.0, 0.0, frame, VideoReformatter())
+                    first = self._shown(0.0, 0.0, frame, Converter())
             # Packets before the beginning of a trimmed clip are decoded but not shown.
             if packet.size and not packet.is_discard:
                 begin = len(begins) / rate if packet.pts is None else packet.pts * tick
@@ -211,9 +210,7 @@ class _Video(Clip):
         if packet.is_corrupt:
             raise ValueError(f"{self.name} is truncated or damaged after {count} frames")
 
-    def _shown(
-        self, begin: float, end: float, frame: av.VideoFrame, converter: VideoReformatter
-    ) -> Shown:
+    def _shown(self, begin: float, end: float, frame: av.VideoFrame, converter: Converter) -> Shown:
         if self._look is None:
             context, stream = self._stream.codec_context, self._stream
             aspect = stream.sample_aspect_ratio or context.sample_aspect_ratio or 1
@@ -234,7 +231,7 @@ class _Animation(Clip):
     def frames(self, start: float | int) -> Generator[Shown, None, None]:
         ends = list(itertools.accumulate(self._seconds))
         begins = [0.0, *ends]
-        converter = VideoReformatter()
+        converter = Converter()
         with contextlib.closing(pictures.read_animation(self._path)) as found:
             for begin, end, (picture, _) in zip(begins, ends, found, strict=False):
                 if end > start + TICK:

@@ -65,6 +65,29 @@ class Look:
 _QUARTER_TURNS = {-90: (0, 1, -1, 0), 90: (0, -1, 1, 0), 180: (-1, 0, 0, -1), -180: (-1, 0, 0, -1)}
 
 
+class Converter:
+    """Converts the frames of a stream to pixels.
+
+    One converter serves a whole stream: a new one for every frame takes ten times as long.
+    """
+
+    def __init__(self):
+        self._planar, self._packed = VideoReformatter(), VideoReformatter()
+
+    def __call__(
+        self, frame: VideoFrame, form: str, *, interpolation: Interpolation = CONVERT, **size: int
+    ) -> np.ndarray:
+        """The pixels in one of FFmpeg's formats; `size` are height and width, if others."""
+        # One thread: distributing a small picture over several takes longer than converting it.
+        options: dict[str, Any] = dict(interpolation=interpolation, threads=1, **size)
+        if form != "rgb24":
+            return self._packed.reformat(frame, format=form, **options).to_ndarray()
+        # Through planes, the same levels take half the time: swscale's exact way to packed pixels
+        # goes pixel by pixel.
+        planes = self._planar.reformat(frame, format="gbrp", **options)
+        return self._packed.reformat(planes, format="rgb24", threads=1).to_ndarray()
+
+
 @dataclasses.dataclass(frozen=True)
 class Shown:
     """A decoded frame and when it is on the screen, in seconds.
@@ -76,7 +99,7 @@ class Shown:
     end: float
     look: Look
     _frame: VideoFrame
-    _converter: VideoReformatter  # shared: a new one for every frame takes ten times as long
+    _convert: Converter
 
     @property
     def is_broken(self) -> bool:
@@ -109,11 +132,11 @@ class Shown:
     def rgb(self) -> UInt8[np.ndarray, "h w 3"]:
         """All pixels, transparency laid over white."""
         if self.is_transparent:
-            picture = pixels.over_white(self._converted("rgba"))
+            picture = pixels.over_white(self._convert(self._frame, "rgba"))
         elif self._is_deep_full_range:
             picture = self._rounded_down_to_8_bits()
         else:
-            picture = self._converted("rgb24")
+            picture = self._convert(self._frame, "rgb24")
         height, width = self._square
         if width != self._frame.width:
             resized = Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC)
@@ -131,7 +154,7 @@ class Shown:
     def _reduced(self, form: str, longest: int) -> np.ndarray:
         scale = min(longest / max(self._square), 1)
         height, width = (max(round(side * scale), 1) for side in self._square)
-        return self._converted(form, height=height, width=width, interpolation=_REDUCE)
+        return self._convert(self._frame, form, height=height, width=width, interpolation=_REDUCE)
 
     @property
     def _is_deep_full_range(self) -> bool:
@@ -143,10 +166,5 @@ class Shown:
         """In n bits, white is 2^n - 1; swscale, converting to 8 bits, assumes 255 * 2^(n-8)."""
         bits = self._frame.format.components[0].bits
         white = 2**16 - 2 ** (16 - bits)
-        deep = self._converted("rgb48le")
+        deep = self._convert(self._frame, "rgb48le")
         return ((deep.astype(np.uint32) * 255 + white // 2) // white).clip(max=255).astype(np.uint8)
-
-    def _converted(self, form: str, **options: Any) -> np.ndarray:
-        options = {"interpolation": CONVERT, **options}
-        # One thread: distributing a small picture over several takes longer than converting it.
-        return self._converter.reformat(self._frame, format=form, threads=1, **options).to_ndarray()
