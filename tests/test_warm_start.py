@@ -23,6 +23,8 @@ from ltx_jax.training.step import Trainer
 from ltx_jax.training.transformer.stage import TransformerStage
 from ltx_jax.training.vae.stage import VAEStage
 
+pytestmark = pytest.mark.thorough
+
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
 
@@ -86,7 +88,6 @@ def test_a_vae_starts_from_a_file_with_its_statistics(source, written):
     check_equal(load_checkpoint(written / "model.safetensors").vae_params, source.vae_params)
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["model.safetensors", "diffusers"])
 def test_a_transformer_starts_from_a_file_and_draws_its_text_encoder(kind, source, written):
     first = ("transformer", "--vae", str(written / "model.safetensors"))
