@@ -47,14 +47,15 @@ def main(arguments: list[str]) -> None:
         return
 
     from ltx_jax.runtime.compiled import use_compilation_cache
-    from ltx_jax.training import loop, process
+    from ltx_jax.training import loop, peers, process
 
     use_compilation_cache()
     process.join(cfg.distributed)
-    if options.evaluate:
-        loop.evaluate(cfg, _log)
-    else:
-        loop.train(cfg, _log, options.profile)
+    with peers.watched(cfg.distributed, program):
+        if options.evaluate:
+            loop.evaluate(cfg, _log)
+        else:
+            loop.train(cfg, _log, options.profile)
 
 
 def _log(line: str) -> None:

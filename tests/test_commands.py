@@ -101,11 +101,17 @@ def test_a_command_returns_a_status(capsys):
         status(ZeroDivisionError())
 
 
+WAITS = "import time\nprint('here', flush=True)\ntime.sleep(60)\n"
+# As extension modules do, which call Python while they are being initialised.
+SWALLOWS = "import time\nprint('here', flush=True)\ntry:\n  time.sleep(60)\nexcept {}: pass\n"
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("script", ["train.py", "sample.py"])
-def test_ctrl_c_while_importing_is_one_line(script, tmp_path):
+@pytest.mark.parametrize("module", [WAITS, SWALLOWS.format("BaseException")])
+def test_ctrl_c_while_importing_is_one_line(script, module, tmp_path):
     """A module that tells when JAX is imported, and then waits there."""
-    (tmp_path / "jax.py").write_text("import time\nprint('here', flush=True)\ntime.sleep(60)\n")
+    (tmp_path / "jax.py").write_text(module)
     arguments = {"train.py": ["configs/shapes_tiny_vae.py"], "sample.py": ["--prompt", "a"]}[script]
     process = subprocess.Popen(
         [sys.executable, str(ROOT / script), *arguments],

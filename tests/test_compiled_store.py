@@ -1,6 +1,9 @@
 """Executables on disk are reused, but only for the same call in the same environment."""
 
 import functools
+import gc
+import os
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +16,7 @@ from ltx_jax.diffusion.denoiser import Fast, Plain, TeaCache
 from ltx_jax.diffusion.guidance import Branches
 from ltx_jax.diffusion.noise import seeded
 from ltx_jax.diffusion.solver import DPMSolverPP2M
-from ltx_jax.runtime import compiled_store
+from ltx_jax.runtime import compiled, compiled_store
 from ltx_jax.runtime.compiled import Programs
 
 OPTIONS = {"xla_backend_optimization_level": 0}
@@ -125,3 +128,66 @@ def test_a_place_that_cannot_be_written_does_no_harm(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(Programs, "folder", tmp_path / "file" / "kept")
     assert Programs(OPTIONS)(scaled, *arguments(), cfg=CFG)["y"].shape == (1, 5)
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+@pytest.mark.parametrize("who", ["group", "others", "owner"])
+def test_what_another_user_may_write_is_not_read(what, who, programs, tmp_path, monkeypatch):
+    want = programs()(scaled, *arguments(), cfg=CFG)
+    (path,) = (tmp_path / "kept").iterdir()
+    monkeypatch.setattr(compiled_store.pickle, "loads", lambda _: pytest.fail("unpickled"))
+    if who == "owner":
+        status = os.stat(path if what == "file" else path.parent)
+        monkeypatch.setattr(os, "getuid", lambda: status.st_uid + 1)
+    else:
+        place = path if what == "file" else path.parent
+        place.chmod(place.stat().st_mode | {"group": 0o020, "others": 0o002}[who])
+    got = programs()(scaled, *arguments(), cfg=CFG)
+    np.testing.assert_array_equal(got["y"], want["y"])
+
+
+def test_a_folder_that_another_user_may_write_is_not_used(tmp_path, capsys):
+    assert compiled_store.own_folder(tmp_path / "a" / "kept") == tmp_path / "a" / "kept"
+    assert (tmp_path / "a" / "kept").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "a" / "kept").chmod(0o777)
+    assert compiled_store.own_folder(tmp_path / "a" / "kept") is None
+    assert f"not stored in {tmp_path / 'a' / 'kept'}, where another user" in capsys.readouterr().err
+
+
+def test_files_are_for_the_user_alone_under_any_umask(programs, tmp_path):
+    before = os.umask(0o002)
+    try:
+        compiled_store.own_folder(tmp_path / "kept")
+        programs()(scaled, *arguments(), cfg=CFG)
+    finally:
+        os.umask(before)
+    (path,) = (tmp_path / "kept").iterdir()
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert compiled_store.load(path) is not None
+
+
+def test_the_least_recently_used_files_make_room(programs, tmp_path, monkeypatch):
+    for size in (5, 6):
+        programs()(scaled, jnp.ones((1, size)), seeded(3, 1), cfg=CFG)
+    old, new = sorted((tmp_path / "kept").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    programs()(scaled, jnp.ones((1, 5)), seeded(3, 1), cfg=CFG)  # read: used last
+    os.utime(new, (0, 0))
+    monkeypatch.setattr(compiled_store, "_MAX_BYTES", 2.5 * old.stat().st_size)
+    programs()(scaled, jnp.ones((1, 7)), seeded(3, 1), cfg=CFG)
+    left = set((tmp_path / "kept").iterdir())
+    assert old in left
+    assert new not in left
+    assert len(left) == 2
+
+
+def test_programs_that_were_called_long_ago_are_forgotten(monkeypatch):
+    monkeypatch.setattr(Programs, "folder", None)
+    monkeypatch.setattr(compiled, "_MAX_PROGRAMS", 4)
+    programs, kept = Programs(OPTIONS), []
+    for size in range(1, 9):
+        programs(scaled, jnp.ones((1, size)), seeded(3, 1), cfg=CFG)
+        programs(scaled, jnp.ones((1, 1)), seeded(3, 1), cfg=CFG)  # called again and again
+        kept += [weakref.ref(x) for x in programs._compiled.values()]
+    assert programs.count == 8  # the first was never compiled again
+    gc.collect()
+    assert len({id(x()) for x in kept if x() is not None}) == len(programs._compiled) <= 4

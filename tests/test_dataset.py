@@ -328,3 +328,75 @@ def test_sources_that_do_not_go_together_are_refused(tmp_path):
     buckets = (*LATENTS.buckets, BucketConfig(17, 16, 16, 2))
     with pytest.raises(ValueError, match=r"no example of .*one fits the bucket 17 x 16 x 16"):
         load(dataclasses.replace(LATENTS, source=str(tmp_path / "one"), buckets=buckets))
+
+
+def cut(path, length):
+    content = path.read_bytes()
+    path.write_bytes(content[:length])
+
+
+@pytest.mark.parametrize(
+    "name", ["dataset_info.json", "features.json", "index.npy", "ltx_jax.json"]
+)
+@pytest.mark.parametrize("length", [0, 40, None])
+def test_a_damaged_file_of_facts_is_one_line(name, length, tmp_path):
+    write(tmp_path / "set")
+    if length is None and name != "index.npy":  # without an index it is incomplete
+        (tmp_path / "set" / name).unlink()
+    else:
+        cut(tmp_path / "set" / name, length or 0)
+    with pytest.raises(
+        ValueError, match=r"set(/ltx_jax.json)? (is damaged|does not describe)"
+    ) as no:
+        dataset.DatasetReader(tmp_path / "set")
+    assert "\n" not in str(no.value)
+
+
+@pytest.mark.parametrize("how", ["deleted", "empty", "half", "one byte less"])
+def test_a_missing_or_cut_off_shard_is_noticed_when_the_set_is_opened(how, tmp_path):
+    write(tmp_path / "set")
+    file = sorted(tmp_path.glob("set/*array_record*"))[-1]
+    size = file.stat().st_size
+    if how == "deleted":
+        file.unlink()
+    else:
+        cut(file, {"empty": 0, "half": size // 2, "one byte less": size - 1}[how])
+    with pytest.raises(ValueError, match=f"set is damaged: {file.name} ") as no:
+        dataset.DatasetReader(tmp_path / "set")
+    assert "\n" not in str(no.value)
+
+
+def test_data_sets_of_other_versions_are_refused(tmp_path):
+    write(tmp_path / "set")
+    file = tmp_path / "set" / "dataset_info.json"
+    text = file.read_text()
+    file.write_text(text.replace('"1.0.0"', '"2.0.0"'))
+    with pytest.raises(ValueError, match=r"dataset_info.json has the version 2\.0\.0"):
+        dataset.DatasetReader(tmp_path / "set")
+    file.write_text(text)
+    description = tmp_path / "set" / "ltx_jax.json"
+    content = json.loads(description.read_text())
+    for version, fits in ((dataset.VERSION, True), (dataset.VERSION + 1, False), ("x", False)):
+        description.write_text(json.dumps({**content, "version": version}))
+        if fits:
+            dataset.DatasetReader(tmp_path / "set")
+            continue
+        with pytest.raises(ValueError, match=f"set is a data set of version {version!r}, and at"):
+            dataset.DatasetReader(tmp_path / "set")
+
+
+def test_the_index_of_another_kind_is_refused(tmp_path):
+    write(tmp_path / "set")
+    with pytest.raises(ValueError, match=r"index\.npy is not the index of such a data set"):
+        dataset.DatasetReader(tmp_path / "set", np.dtype([("bucket", np.int32)]))
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+    from array_record.python import array_record_module
+
+    def full(self, content):
+        raise RuntimeError("write() failed: No space left on device; writing part")
+
+    monkeypatch.setattr(array_record_module.ArrayRecordWriter, "write", full)
+    with pytest.raises(ValueError, match=r"cannot write .*part-00000\.array_record: .*No space"):
+        start(tmp_path / "set").write(0, texts(0, 3))

@@ -98,3 +98,30 @@ def test_a_part_of_the_settings_of_several_processes_is_refused(tmp_path):
     process, log = start(tmp_path / "run", 5, 4, "--distributed.coordinator", "localhost:1234")
     assert process.wait() == 2
     assert "belong together" in log.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dead", [0, 1])
+def test_the_others_end_at_once_when_a_process_is_killed(dead, tmp_path):
+    running = start_two(tmp_path / "run", 100_000)
+    wait_for_step(3, running)
+    running[dead][0].kill()
+    killed = time.monotonic()
+    process, log = running[1 - dead]
+    assert process.wait(timeout=60) == 2, log.read_text()
+    assert time.monotonic() - killed < 20
+    [line] = [line for line in log.read_text().splitlines() if "has ended before" in line]
+    assert line.startswith(f"train.py: error: process {dead} of 2 has ended before the others")
+    assert log.read_text().rstrip().endswith(line)  # and no raw text of a runtime after it
+
+
+@pytest.mark.slow
+def test_a_run_whose_folder_is_renamed_stops_and_makes_no_new_one(tmp_path):
+    process, log = start(tmp_path / "run", 100_000, 4)
+    wait_for_step(6, [(process, log)])
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert process.wait(timeout=120) == 2, log.read_text()
+    last = log.read_text().splitlines()[-1]
+    assert last.startswith(f"train.py: error: {tmp_path / 'run'} has been moved or deleted"), last
+    assert not (tmp_path / "run").exists()
+    assert "5" in [path.name for path in (tmp_path / "moved/steps").iterdir()]

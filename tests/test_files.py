@@ -1,5 +1,6 @@
 """Files and folders that are written appear complete or not at all, whatever goes wrong."""
 
+import contextlib
 import errno
 import os
 import stat
@@ -102,3 +103,23 @@ def test_threads_that_write_one_file_do_not_meet(tmp_path):
         thread.join()
     assert path.read_text() in {letter * 100_000 for letter in "abcd"}
     assert names(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_killed_processes_left_is_swept_after_a_day(kind, tmp_path, monkeypatch):
+    atomic = files.atomic_write if kind == "file" else files.atomic_folder
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_delete", lambda path: None)  # a killed process deletes nothing
+        for name in ("old.mp4", "new.mp4"):
+            with contextlib.suppress(KeyboardInterrupt), atomic(tmp_path / name) as temporary:
+                (temporary if kind == "file" else temporary / "part").write_text("half")
+                raise KeyboardInterrupt
+    (tmp_path / ".hidden.mp4").touch()
+    days_ago = 1e9
+    for path in tmp_path.rglob("*"):
+        if "new" not in str(path):
+            os.utime(path, (days_ago, days_ago))
+    files._sweep.cache_clear()
+    files.atomic_write_text(tmp_path / "text.txt", "")
+    left = names(tmp_path)
+    assert [name.split(".")[1] for name in left] == ["hidden", "new", "txt"]

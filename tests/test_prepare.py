@@ -23,6 +23,7 @@ pytest.importorskip("apache_beam", reason="needs the extra `prepare`: pip instal
 
 from benchmarks import synthetic_videos
 from ltx_jax import config
+from ltx_jax.checkpoints import lock
 from ltx_jax.config import (
     BucketConfig,
     DataConfig,
@@ -34,7 +35,8 @@ from ltx_jax.config import (
 from ltx_jax.data import dataset, inputs, video, writing
 from ltx_jax.data.loader import Loader
 from ltx_jax.prepare import __main__ as command
-from ltx_jax.prepare import beam_pipeline, examine, input_files
+from ltx_jax.prepare import beam_pipeline, clip_table, examine, input_files
+from ltx_jax.prepare.records import ClipRecord, Reason
 from ltx_jax.world import render
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -498,3 +500,65 @@ def test_any_runner_makes_the_same_set(films, prepared, tmp_path):
 
 def test_the_config_of_the_documentation_holds_the_defaults():
     assert config.load(CONFIG) == PrepareConfig()
+
+
+def test_a_name_that_is_no_utf8_is_dropped_and_stops_nothing(films, tmp_path):
+    shutil.copytree(films.folder, tmp_path / "raw")
+    os.rename(tmp_path / "raw" / "broken.mp4", os.fsencode(tmp_path / "raw") + b"/\xff.mp4")
+    (tmp_path / "raw" / "loop.mp4").symlink_to(tmp_path / "raw" / "loop.mp4")
+    (tmp_path / "raw" / "circle").symlink_to(tmp_path / "raw")
+    command.prepare(CFG, [str(tmp_path / "raw")], tmp_path / "set")
+    reasons = {name: row["detail"] for name, row in dropped(tmp_path / "set")}
+    assert reasons["\\xff.mp4"] == "its name is not UTF-8: rename it"
+    assert "symbolic links" in reasons["loop.mp4"]
+    assert len(examples(tmp_path / "set")) > 0
+
+
+def test_a_changed_caption_is_noticed(films, tmp_path):
+    for ending in (".mp4", ".txt"):
+        shutil.copy(films.films[3].path.with_suffix(ending), tmp_path / f"pan{ending}")
+    command.prepare(CFG, [str(tmp_path / "pan.mp4")], tmp_path / "set")
+    command.prepare(CFG, [str(tmp_path / "pan.mp4")], tmp_path / "set")  # as it is
+    (tmp_path / "pan.txt").write_text("another caption")
+    with pytest.raises(ValueError, match="was begun with inputs_key = "):
+        command.prepare(CFG, [str(tmp_path / "pan.mp4")], tmp_path / "set")
+
+
+def test_two_runs_into_one_output_are_refused(films, tmp_path):
+    (tmp_path / "set").mkdir()
+    plan = beam_pipeline.PreparationPlan.make(
+        CFG, input_files.find([str(films.folder)]), tmp_path / "set"
+    )
+    plan.open()
+    with (
+        lock.locked(tmp_path / "set", "--output"),
+        pytest.raises(
+            ValueError, match=f"set is being written by process {os.getpid()} .*--output"
+        ),
+    ):
+        command.prepare(CFG, [str(films.folder)], tmp_path / "set")
+    assert not (tmp_path / "set" / "lock").exists()
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
+def test_no_cell_of_the_table_is_a_formula(start, tmp_path):
+    name = f"{start}cmd|' /C calc'!A0"
+    clip = ClipRecord(source=name, number=-1, motion=-0.5).drop(Reason.FILE, name)
+    clip_table.write_dropped(tmp_path / "dropped.csv", [clip])
+    [(_, row)] = dropped(tmp_path)
+    assert row["source"] == row["detail"] == f"'{name}"
+    assert (row["number"], row["motion"]) == ("-1", "-0.5")  # numbers stay numbers
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_full_disk_is_one_sentence(workers, films, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=60k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a file system")
+    try:
+        with pytest.raises(ValueError, match=r"^cannot write .*No space left on device"):
+            command.prepare(CFG, [str(films.folder)], disk / "set", workers=workers)
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)

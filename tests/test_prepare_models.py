@@ -1,6 +1,7 @@
 """Scores and captions by models of `transformers`: the real loading code, on tiny random models."""
 
 import dataclasses
+import pickle
 
 import numpy as np
 import pytest
@@ -268,3 +269,24 @@ def test_text_is_seen_and_texture_is_not_taken_for_it():
             )
         detections.append(lettering.text_fraction(frame[None]) > 0.02)
     assert np.mean(detections) >= 0.75
+
+
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+@pytest.mark.parametrize("length", [0, 3, 100, -1])
+def test_a_head_that_is_cut_off_is_one_line(ending, length, tmp_path):
+    state, path = torch.nn.Linear(12, 1).state_dict(), tmp_path / f"head.{ending}"
+    if ending == "pth":
+        torch.save(state, path)
+    else:
+        save_file(state, path)
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(ValueError, match=rf"head.{ending} is not an aesthetic head") as no:
+        aesthetics.load_head(str(path))
+    assert "\n" not in str(no.value)
+
+
+def test_a_pickle_of_other_objects_is_one_line(tmp_path):
+    (tmp_path / "head.pth").write_bytes(pickle.dumps({"weight": object}))
+    with pytest.raises(ValueError, match=r"head.pth is not an aesthetic head") as no:
+        aesthetics.load_head(str(tmp_path / "head.pth"))
+    assert "\n" not in str(no.value)

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -418,3 +419,34 @@ def test_a_run_without_a_step_says_so(tmp_path):
         load_checkpoint(tmp_path / "run")
     with pytest.raises(ValueError, match="has no checkpoint yet"):
         runs.restore(tiny(tmp_path), {})
+
+
+@pytest.mark.parametrize("how", ["renamed", "deleted", "replaced"])
+def test_a_run_whose_folder_is_gone_is_not_written_again(how, tmp_path):
+    run = begun(tmp_path)
+    run.save(1, {"params": {"kernel": jnp.ones(3)}})
+    run.wait()
+    if how == "deleted":
+        shutil.rmtree(tmp_path / "run")
+    else:
+        (tmp_path / "run").rename(tmp_path / "moved")
+    if how == "replaced":
+        shutil.copytree(tmp_path / "moved", tmp_path / "run")
+    with pytest.raises(ValueError, match=r"run has been moved or deleted: this run stops"):
+        run.save(2, {"params": {"kernel": jnp.ones(3)}})
+    run.close()
+    if how == "replaced":
+        assert steps_of(tmp_path) == ["1"]
+    else:
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_is_one_line_and_no_traceback_of_a_thread(small_disk, capfd):
+    noise = np.random.default_rng(0).integers(0, 2**31, (2, 500_000), np.int32)  # 2 MB each
+    run = begun(small_disk, keep=1)
+    run.save(1, {"params": {"kernel": jnp.asarray(noise[0])}})
+    run.save(2, {"params": {"kernel": jnp.asarray(noise[1])}})
+    with pytest.raises(ValueError, match="the disk is full"):
+        run.wait()
+    run.close()
+    assert "Traceback" not in capfd.readouterr().err

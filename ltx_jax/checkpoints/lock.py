@@ -1,10 +1,11 @@
-"""A lock on a run's folder: one process writes it."""
+"""A lock on a folder, as that of a run or of a data set in the making: one process writes it."""
 
 import contextlib
 import fcntl
 import os
 import socket
 import uuid
+from collections.abc import Iterator
 
 from etils import epath
 
@@ -12,18 +13,23 @@ _NAME = "lock"
 
 
 class Lock:
-    """Holds a run's folder for this process, until it is released or the process ends in any way.
+    """Holds a folder for this process, until it is released or the process ends in any way.
 
     The operating system locks a local folder, and unlocks it when the process dies; the lock's file
     names the process. Objects in a cloud cannot be locked: there the process that came last holds
     the run, and `check` fails in the one before it.
 
+    Args:
+      folder: an existing folder.
+      option: the command's option that names it, for the error.
+      name: the file's name; locks of other names do not exclude each other.
+
     Raises:
       ValueError: if another process holds the folder.
     """
 
-    def __init__(self, folder: epath.Path):
-        self._file = folder / _NAME
+    def __init__(self, folder: epath.Path, option: str = "--run.output", name: str = _NAME):
+        self._file = folder / name
         self._sign = f"{os.getpid()} {socket.gethostname()} {uuid.uuid4()}"
         self._descriptor: int | None = None
         if is_address(folder):
@@ -37,7 +43,7 @@ class Lock:
             os.close(descriptor)
             raise ValueError(
                 f"{folder} is being written by process {process} on {host}: wait for it, stop it, "
-                "or choose another --run.output"
+                f"or choose another {option}"
             ) from None
         except OSError:
             pass  # a file system without locks cannot guard anything
@@ -46,13 +52,20 @@ class Lock:
         self._descriptor = descriptor
 
     def check(self) -> None:
-        """Checks that this process still holds the run.
+        """Checks that this process still holds the folder.
 
         Raises:
-          ValueError: if another one has taken it.
+          ValueError: if another one has taken it, or the folder is elsewhere now.
         """
         if self._descriptor is not None:
-            return
+            held = os.fstat(self._descriptor)
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.stat(self._file), held):
+                    return
+            raise ValueError(
+                f"{self._file.parent} has been moved or deleted: this run stops; where it is now, "
+                "it goes on from its last step (--run.output)"
+            )
         sign = self._file.read_text()
         if sign != self._sign:
             process, host, _ = sign.split()
@@ -73,6 +86,17 @@ class Lock:
         os.truncate(self._descriptor, 0)
         os.close(self._descriptor)
         self._descriptor = None
+
+
+@contextlib.contextmanager
+def locked(folder: str | os.PathLike, option: str, name: str = _NAME) -> Iterator[None]:
+    """Holds a folder during a block, as `Lock` does; afterwards the lock's file is gone."""
+    lock = Lock(epath.Path(folder), option, name)
+    try:
+        yield
+    finally:
+        lock.remove()
+        lock.release()
 
 
 def is_address(path: epath.PathLike) -> bool:

@@ -1,7 +1,8 @@
 """Run folders of ltx-train: their files, the training state in them, and their networks.
 
 RUN/config.json     the whole configuration, so that a run describes itself
-RUN/steps/N/        Orbax: parameters, their average, and the rest of the training state
+RUN/steps/N/        Orbax: parameters, their average, the rest of the training state, checksums
+RUN/damaged/N/      steps that could not be read, which training has set aside
 RUN/vae/            the VAE a transformer is trained on, with its own config.json
 RUN/lock            the process that writes the run now
 
@@ -11,6 +12,8 @@ RUN may be a local folder or an address, gs://.
 import collections
 import contextlib
 import hashlib
+import json
+import logging
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -27,6 +30,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from ltx_jax.checkpoints import keys, tensors
 from ltx_jax.checkpoints.checkpoint import Checkpoint
+from ltx_jax.checkpoints.checksums import checksums, first_difference
 from ltx_jax.checkpoints.lock import Lock, is_address
 from ltx_jax.checkpoints.run_config import (
     CONFIG,
@@ -52,6 +56,17 @@ from ltx_jax.models.vae import LatentStatistics
 from ltx_jax.runtime import sharding
 
 _LOCK = "lock"
+_CHECKSUMS = "checksums"  # beside the parts of a step; steps of older versions have none
+
+_log = logging.getLogger(__name__)
+
+
+def _is_no_error_of_orbax(record: logging.LogRecord) -> bool:
+    return record.levelno < logging.ERROR or "orbax" not in record.pathname
+
+
+# Threads of Orbax log the traceback of every error of a save, which `Run` raises in one line.
+logging.getLogger("absl").addFilter(_is_no_error_of_orbax)
 
 
 class Run:
@@ -114,7 +129,10 @@ class Run:
         }
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(folder / "weights", tree, force=True)
-        if jax.process_index() == 0:  # written last: it marks the weights as complete
+        sums = checksums(tree)
+        if jax.process_index() == 0:
+            (folder / f"{_CHECKSUMS}.json").write_text(json.dumps(sums))
+            # The configuration is written last: it marks the weights as complete.
             dtypes = collections.Counter()
             for x in jax.tree.leaves(checkpoint.vae_params):
                 dtypes[np.dtype(x.dtype).name] += x.size
@@ -138,7 +156,8 @@ class Run:
         self.wait()
         if self._lock is not None:
             self._lock.check()
-        args = {name: ocp.args.StandardSave(tree) for name, tree in parts.items()}
+        args: dict[str, Any] = {name: ocp.args.StandardSave(x) for name, x in parts.items()}
+        args[_CHECKSUMS] = ocp.args.JsonSave({name: checksums(x) for name, x in parts.items()})
         if loss is not None and math.isnan(loss):
             loss = math.inf
         self._saving = step
@@ -189,8 +208,23 @@ class Run:
                     path.rmtree()
 
     def restore(self, shapes: Mapping[str, Any]) -> dict[str, Any]:
-        """Reads the latest step; `shapes` are trees of ShapeDtypeStruct with shardings."""
-        return _restore(self._manager, shapes, self.folder)
+        """Reads the latest step; `shapes` are trees of ShapeDtypeStruct with shardings.
+
+        Damaged steps are set aside, with a notice, if one before them is whole.
+
+        Raises:
+          ValueError: if there is none, or none is whole.
+        """
+        step, parts = _restore_latest(self._manager, shapes, self.folder)
+        for later in self._manager.all_steps():
+            if later > step:
+                (self.folder / "damaged").mkdir(exist_ok=True)
+                aside = self.folder / "damaged" / str(later)
+                if aside.exists():
+                    aside.rmtree()
+                (self.folder / STEPS / str(later)).rename(aside)
+        self._manager.reload()
+        return parts
 
     def close(self) -> None:
         """Waits for the last save, releases Orbax's threads and the lock.
@@ -237,22 +271,71 @@ def _manager(folder: epath.Path, run: RunConfig | None = None) -> ocp.Checkpoint
     return ocp.CheckpointManager(folder / STEPS, options=options)
 
 
-def _restore(
-    manager: ocp.CheckpointManager,
-    shapes: Mapping[str, Any],
-    folder: epath.Path,
-    step: int | None = None,
-) -> dict[str, Any]:
-    """Reads a step, or the latest one."""
-    step = manager.latest_step() if step is None else step
-    if step is None:
-        raise ValueError(f"{folder} has no checkpoint yet: train it first")
-    args = {name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()}
+@contextlib.contextmanager
+def _explaining_damage(what: str) -> Iterator[None]:
+    """Turns what Orbax raises for damaged files into a ValueError of one line."""
     try:
-        return dict(manager.restore(step, args=ocp.args.Composite(**args)))
-    except (ValueError, KeyError, OSError) as error:
-        first = str(error).strip().splitlines()[:1]
-        raise ValueError(f"step {step} of {folder} cannot be restored: {first}") from error
+        yield
+    except Exception as error:
+        # Orbax raises a bare Exception for an array of which a part is missing.
+        damage = (ValueError, TypeError, AttributeError, LookupError, OSError)
+        if not isinstance(error, damage) and type(error) is not Exception:
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{what} cannot be restored: {reason[:200]}") from error
+
+
+def _restore(
+    manager: ocp.CheckpointManager, shapes: Mapping[str, Any], folder: epath.Path, step: int
+) -> dict[str, Any]:
+    """Reads a step, and compares its arrays with their checksums.
+
+    Raises:
+      ValueError: if it is damaged, or its arrays have other shapes.
+    """
+    what = f"step {step} of {folder}"
+    args: dict[str, Any] = {name: ocp.args.StandardRestore(x) for name, x in shapes.items()}
+    if (folder / STEPS / str(step) / _CHECKSUMS).exists():
+        args[_CHECKSUMS] = ocp.args.JsonRestore()
+    with _explaining_damage(what):
+        restored = dict(manager.restore(step, args=ocp.args.Composite(**args)))
+        stored = restored.pop(_CHECKSUMS, {})
+        for name, sums in stored.items():
+            if name in restored:
+                _check_sums(restored[name], sums, name)
+    return restored
+
+
+def _check_sums(tree: Any, stored: Mapping[str, str], name: str) -> None:
+    if array := first_difference(tree, stored):
+        raise ValueError(f"{name}{array} is not what was saved: its checksum differs")
+
+
+def _restore_latest(
+    manager: ocp.CheckpointManager, shapes: Mapping[str, Any], folder: epath.Path
+) -> tuple[int, dict[str, Any]]:
+    """Reads the latest step that is whole, and logs which ones are not; returns its number too.
+
+    Raises:
+      ValueError: if there is no step, or none can be restored. One of several processes cannot
+        know whether the others can restore a step: there, if the latest step is damaged.
+    """
+    problems: list[ValueError] = []
+    for step in sorted(manager.all_steps(), reverse=True):
+        try:
+            parts = _restore(manager, shapes, folder, step)
+        except ValueError as error:
+            if jax.process_count() > 1:
+                advice = f"move {folder / STEPS / str(step)} away to use the step before"
+                raise ValueError(f"{error}; {advice}") from error
+            problems.append(error)
+            continue
+        for problem in problems:
+            _log.warning("%s; step %d is used instead", problem, step)
+        return step, parts
+    if problems:
+        raise ValueError(f"{problems[0]}; no earlier step is whole") from problems[0]
+    raise ValueError(f"{folder} has no checkpoint yet: train it first")
 
 
 def has_step(path: str | os.PathLike[str]) -> bool:
@@ -274,7 +357,7 @@ def restore(cfg: TrainConfig, shapes: Mapping[str, Any]) -> dict[str, Any]:
     folder = locate(cfg.run.output)
     check_same(read_config(folder), cfg, folder)
     with contextlib.closing(_manager(folder)) as manager:
-        return _restore(manager, shapes, folder)
+        return _restore_latest(manager, shapes, folder)[1]
 
 
 def _placed(boxed: Any, mesh: Mesh | None) -> Any:
@@ -311,30 +394,28 @@ def load_run(
     folder, step = split(path)
     cfg = read_config(folder)
     with contextlib.closing(_manager(folder)) as manager:
-        steps = manager.all_steps()
-        if not steps:
-            raise ValueError(f"{folder} has no checkpoint yet: train it first")
-        if step is None:
-            step = max(steps)
-        elif step not in steps:
-            listed = ", ".join(map(str, sorted(steps)))
-            raise ValueError(f"{folder} has no step {step}: it keeps {listed}")
         part, dtype = "ema" if ema else "params", cfg.execution.param_dtype
-        checkpoint = Checkpoint(metadata={"run": folder.name, "step": str(step), "weights": part})
-        checkpoint.source_hash = _fingerprint(folder / STEPS / str(step))
+        checkpoint = Checkpoint(metadata={"run": folder.name, "weights": part})
+
+        def restore(shapes: Mapping[str, Any]) -> dict[str, Any]:
+            used, parts = _restore_step(manager, shapes, folder, step)
+            checkpoint.metadata["step"] = str(used)
+            checkpoint.source_hash = _fingerprint(folder / STEPS / str(used))
+            return parts
+
         if isinstance(cfg.model, VAEConfig):
             shapes = {
                 part: _placed(keys.vae_boxed(cfg.model, dtype), mesh),
                 "statistics": _statistics_shapes(cfg.model.latent_channels, mesh),
             }
-            restored = _restore(manager, shapes, folder, step)
+            restored = restore(shapes)
             checkpoint.vae, checkpoint.vae_dtype = cfg.model, cfg.execution.dtype
             checkpoint.vae_params = restored[part]
             checkpoint.statistics = LatentStatistics(**restored["statistics"])
             return checkpoint
         if isinstance(cfg.model, UpsamplerConfig):
             boxed = {"upsampler": keys.upsampler_boxed(cfg.model, dtype)}
-            restored = _restore(manager, {part: _placed(boxed, mesh)}, folder, step)[part]
+            restored = restore({part: _placed(boxed, mesh)})[part]
             checkpoint.upsampler = cfg.model
             checkpoint.upsampler_params = restored["upsampler"]
             return checkpoint
@@ -344,7 +425,7 @@ def load_run(
         if cfg.captions == "train":
             text_dtype = cfg.text_execution.param_dtype
             boxed["text_encoder"] = keys.text_encoder_boxed(cfg.text_encoder, text_dtype)
-        restored = _restore(manager, {part: _placed(boxed, mesh)}, folder, step)[part]
+        restored = restore({part: _placed(boxed, mesh)})[part]
     checkpoint.transformer = cfg.model
     checkpoint.transformer_params = restored["transformer"]
     checkpoint.scheduler = cfg.scheduler
@@ -359,6 +440,18 @@ def load_run(
     checkpoint.vae_dtype = vae.vae_dtype
     checkpoint.statistics = vae.statistics
     return checkpoint
+
+
+def _restore_step(
+    manager: ocp.CheckpointManager, shapes: Mapping[str, Any], folder: epath.Path, step: int | None
+) -> tuple[int, dict[str, Any]]:
+    """Reads a step, or the latest one that is whole; returns its number too."""
+    if step is None:
+        return _restore_latest(manager, shapes, folder)
+    if step not in manager.all_steps():
+        listed = ", ".join(map(str, sorted(manager.all_steps())))
+        raise ValueError(f"{folder} has no step {step}: it keeps {listed}")
+    return step, _restore(manager, shapes, folder, step)
 
 
 def _fingerprint(folder: epath.Path) -> str:
@@ -378,8 +471,11 @@ def load_vae(path: str | os.PathLike[str], *, mesh: Mesh | None = None) -> Check
         "params": _placed(keys.vae_boxed(cfg, execution.param_dtype), mesh),
         "statistics": _statistics_shapes(cfg.latent_channels, mesh),
     }
-    with ocp.StandardCheckpointer() as checkpointer:
+    sums = folder / f"{_CHECKSUMS}.json"
+    with _explaining_damage(f"the VAE in {folder}"), ocp.StandardCheckpointer() as checkpointer:
         restored = checkpointer.restore(folder / "weights", shapes)
+        if sums.exists():
+            _check_sums(restored, json.loads(sums.read_text()), "")
     statistics = LatentStatistics(**restored["statistics"])
     return Checkpoint(
         vae=cfg,

@@ -1,6 +1,6 @@
 """Data sets in ArrayRecord files, which TFDS reads without TensorFlow; data sets of clips.
 
-FOLDER/ltx_jax.json                    kind of the data set, and how it was made
+FOLDER/ltx_jax.json                    kind of the data set, how it was made, its version
 FOLDER/KIND-train.array_record-*       the examples
 FOLDER/features.json, dataset_info.json   read by `tfds.builder_from_directory`
 FOLDER/index.npy                       one row per example with the facts needed without reading it
@@ -10,7 +10,7 @@ The index is written last: a folder with an index is complete.
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from ltx_jax.data import inputs, media, video
 from ltx_jax.runtime import files
 
 _DESCRIPTION = "ltx_jax.json"
+VERSION = 3  # of the data sets that are written; those of a later one are not read
+_TFDS_VERSION = "1.0.0"  # in dataset_info.json
 CLIPS = "clips"
 _INDEX = "index.npy"
 _SPLIT = "train"
@@ -39,11 +41,17 @@ def kind_of(folder: str | os.PathLike) -> str | None:
 def _read_description(file: Path) -> dict[str, Any]:
     try:
         description = json.loads(file.read_text())
-        if "kind" in description:
-            return description
-    except (OSError, ValueError, TypeError):
-        pass
-    raise ValueError(f"{file} does not describe a data set")
+    except (OSError, ValueError, RecursionError):
+        description = None
+    if not isinstance(description, dict) or not isinstance(description.get("kind"), str):
+        raise ValueError(f"{file} does not describe a data set")
+    version = description.get("version", VERSION)
+    if not isinstance(version, int) or version > VERSION:
+        raise ValueError(
+            f"{file.parent} is a data set of version {version!r}, and at most {VERSION} is read "
+            "here: update ltx-jax"
+        )
+    return description
 
 
 class DatasetWriter:
@@ -104,18 +112,18 @@ class DatasetWriter:
 
     def write(self, number: int, rows: Iterable[tuple[dict[str, Any], tuple]]) -> None:
         """Writes a shard from pairs (example by feature name, row of the index)."""
-        from array_record.python.array_record_module import ArrayRecordWriter
-
         part = self._part(number, "array_record")
         for leftover in self._folder.glob(f".{part.stem}.*"):  # of a process that was killed
             leftover.unlink()
-        with files.atomic_write(part) as temporary:
-            writer = ArrayRecordWriter(os.fspath(temporary), "group_size:1")
-            index = []
+        index: list[tuple] = []
+
+        def serialized() -> Iterator[bytes]:
             for example, facts in rows:
-                writer.write(self._features.serialize_example(example))
                 index.append(facts)
-            writer.close()
+                yield self._features.serialize_example(example)
+
+        with files.atomic_write(part) as temporary:
+            write_records(temporary, serialized())
             # Written before the part itself, whose existence says that both are there.
             with files.atomic_write(self._part(number, "npy")) as table, table.open("wb") as file:
                 np.save(file, np.array(index, self._index))
@@ -162,6 +170,28 @@ class DatasetWriter:
             self._part(number, "npy").unlink()
 
 
+def write_records(path: Path, records: Iterable[bytes]) -> None:
+    """Writes an ArrayRecord file.
+
+    Raises:
+      OSError: if it cannot be written, as on a full disk.
+    """
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    writer = ArrayRecordWriter(os.fspath(path), "group_size:1")
+    for record in records:
+        _raising_os_error(writer.write, record)
+    _raising_os_error(writer.close)
+
+
+def _raising_os_error(call: Callable[..., Any], *arguments: Any) -> None:
+    """Calls a method of ArrayRecord, whose errors are RuntimeErrors."""
+    try:
+        call(*arguments)
+    except RuntimeError as error:
+        raise OSError(0, str(error)) from error
+
+
 def _difference(before: Any, now: Any, name: str = "") -> tuple[str, Any, Any] | None:
     """The first entry of two nested dicts that differs: its dotted name, and both values."""
     if not (isinstance(before, dict) and isinstance(now, dict)):
@@ -180,6 +210,10 @@ def _short(value: Any) -> str:
 class DatasetReader:
     """Reads the examples of a complete data set by number.
 
+    Args:
+      folder: path of the data set.
+      index: the dtype of its index; None: any.
+
     Attributes:
       folder: path of the data set.
       description: the description that was written.
@@ -189,23 +223,35 @@ class DatasetReader:
       ValueError: if the data set is incomplete or damaged.
     """
 
-    def __init__(self, folder: str | os.PathLike):
+    def __init__(self, folder: str | os.PathLike, index: np.dtype | None = None):
         import tensorflow_datasets as tfds
+        from google.protobuf import json_format
 
         self.folder = Path(folder)
         if not (self.folder / _INDEX).exists():
             raise ValueError(f"{folder} is incomplete: run the command that makes it again")
+        self.description = _read_description(self.folder / _DESCRIPTION)
         try:
-            self.description = _read_description(self.folder / _DESCRIPTION)
             self.index = np.load(self.folder / _INDEX)
+        except (OSError, ValueError, EOFError) as error:
+            raise ValueError(f"{folder} is damaged: {_INDEX} cannot be read: {error}") from error
+        if self.index.dtype != (index or self.index.dtype):
+            raise ValueError(f"{folder} is damaged: {_INDEX} is not the index of such a data set")
+        try:
             builder: Any = tfds.builder_from_directory(self.folder)  # pyright: ignore[reportCallIssue]
+            if str(builder.version) != _TFDS_VERSION:
+                raise ValueError(f"dataset_info.json has the version {builder.version}")
             self._examples = builder.as_data_source(_SPLIT)
-        except (OSError, ValueError, AssertionError) as error:
-            raise ValueError(f"{folder} is damaged: {error}") from error
-        if len(self._examples) != len(self.index):
+            count = _count_examples(builder.info.splits[_SPLIT])
+        except (
+            *(OSError, ValueError, LookupError, TypeError, AttributeError),
+            *(AssertionError, RuntimeError, json_format.Error),
+        ) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ValueError(f"{folder} is damaged: {reason[:200]}") from error
+        if count != len(self.index):
             raise ValueError(
-                f"{folder} is damaged: it has {len(self._examples)} examples, and its index has "
-                f"{len(self.index)}"
+                f"{folder} is damaged: it has {count} examples, and its index has {len(self.index)}"
             )
 
     def __getitem__(self, number: int) -> dict[str, Any]:
@@ -218,6 +264,26 @@ class DatasetReader:
             return self._examples[number]
         except (OSError, RuntimeError, ValueError) as error:
             raise ValueError(f"example {number} of {self.folder} is damaged: {error}") from error
+
+
+def _count_examples(split: Any) -> int:
+    """The number of examples in the shards of a split, as the files themselves state it.
+
+    Raises:
+      ValueError: if a shard is missing or cut off.
+    """
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    for path, length in zip(split.filepaths, split.shard_lengths, strict=True):
+        try:
+            reader = ArrayRecordReader(os.fspath(path))
+            count = reader.num_records()
+            reader.close()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ValueError(f"{path.name} is missing or cut off: {error}") from error
+        if count != length:
+            raise ValueError(f"{path.name} holds {count} of {length} examples")
+    return sum(split.shard_lengths)
 
 
 def clip_features() -> dict[str, Any]:
@@ -267,7 +333,7 @@ def open_clips(folder: str | os.PathLike, cfg: DataConfig) -> media.Media:
     Raises:
       ValueError: if the data set cannot be read, or none of its clips fits a bucket.
     """
-    reader = DatasetReader(folder)
+    reader = DatasetReader(folder, media.FACTS)
 
     def name(number: int) -> str:
         return f"example {number} of {folder}"

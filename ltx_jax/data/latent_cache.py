@@ -115,7 +115,7 @@ class LatentSource:
     """
 
     def __init__(self, folder: str | os.PathLike, cfg: DataConfig):
-        self._records = DatasetReader(folder)
+        self._records = DatasetReader(folder, INDEX)
         self.encoding = Encoding.read(self._records.description)
         table = self.encoding.buckets
         example_buckets = self._records.index["bucket"]

@@ -37,16 +37,16 @@ class AnimationFrame(NamedTuple):
     seconds: float
 
 
-def check_size(path: inputs.File, pixel_count: int) -> None:
+def check_size(path: inputs.File, pixel_count: int, limit: int = MAX_PIXELS) -> None:
     """Refuses a picture, or a frame of a video, that would fill the memory.
 
     Raises:
       ValueError: naming the file and its size.
     """
-    if pixel_count > MAX_PIXELS:
+    if pixel_count > limit:
         raise ValueError(
             f"{path} is too large: {pixel_count / 1e6:.0f} megapixels, and at most "
-            f"{MAX_PIXELS / 1e6:.0f} are read; scale it down first"
+            f"{limit / 1e6:.0f} are read; scale it down first"
         )
 
 
@@ -123,14 +123,15 @@ def is_image(path: inputs.File) -> bool:
     return kind(path) == "picture"
 
 
-def read_image(path: inputs.File) -> UInt8[np.ndarray, "h w 3"]:
+def read_image(path: inputs.File, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "h w 3"]:
     """Reads a picture upright (EXIF orientation applied), transparency laid over white.
 
     Raises:
-      ValueError: if it is no picture, or as `kind`.
+      ValueError: if it is no picture, has more than `max_pixels`, or as `kind`.
     """
     with _open(path) as image:
         if image is not None:
+            check_size(path, image.width * image.height, max_pixels)
             return _upright(image)
     raise ValueError(f"{path} is not an image (PNG, JPEG, WebP, ...)")
 

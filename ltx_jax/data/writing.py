@@ -158,6 +158,22 @@ def write_video(
             encode(container, frames, rate, encoding, tagged=True)
 
 
+def is_whole_mp4(path: str | os.PathLike) -> bool:
+    """Whether a file is an MP4 of which nothing is cut off, by the lengths that its boxes state."""
+    at, size = 0, os.path.getsize(path)
+    with open(path, "rb") as file:
+        while at < size:
+            file.seek(at)
+            head = file.read(16)
+            length = int.from_bytes(head[:4])
+            if length == 1:  # a large box states its length after its name
+                length = int.from_bytes(head[8:16])
+            if length < 8:
+                return False
+            at += length
+    return at == size > 0
+
+
 def encode(
     container: av.container.OutputContainer,
     frames: Iterable[np.ndarray],

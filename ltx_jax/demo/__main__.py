@@ -36,6 +36,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves the whole network")
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument(
+        "--names",
+        nargs="+",
+        default=(),
+        help="host names under which browsers reach the page, if not by address or localhost",
+    )
+    parser.add_argument(
         "--limit",
         type=float,
         default=4.0,
@@ -57,7 +63,7 @@ def _serve(options: argparse.Namespace, rest: Sequence[str], folder: Path) -> No
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends the page like Ctrl-C
     print("loading ...", file=sys.stderr)
     studio = Studio(settings, folder, limit=options.limit, arguments=rest)
-    blocks = page.launch(studio, options.host, options.port)
+    blocks = page.launch(studio, options.host, options.port, options.names)
     print(f"The page is at {blocks.local_url} (end it with Ctrl-C)")
     blocks.block_thread()
 

@@ -1,13 +1,17 @@
 """The web page: prompt, pictures and settings on the left, the video on the right."""
 
+import math
 import secrets
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection
 from typing import Any
 
 import gradio as gr  # pyright: ignore[reportMissingImports]  # the demo extra
 from gradio.themes import Soft  # pyright: ignore[reportMissingImports]
+from starlette.middleware import Middleware  # pyright: ignore[reportMissingImports]
 
 from ltx_jax.checkpoints import hub
+from ltx_jax.demo.guard import MAX_UPLOAD, Guard, Listeners
 from ltx_jax.demo.studio import MAX_PROMPT, PageImage, Studio
 from ltx_jax.diffusion.sampler import Progress
 from ltx_jax.world import grammar
@@ -30,8 +34,9 @@ CSS = """
 .gradio-container { max-width: 1120px !important; margin: 0 auto !important; }
 #video video { background: #0f172a; }
 """
-_MAX_UPLOAD = "10mb"  # size of an uploaded file
 _MAX_QUEUE = 8  # requests that wait while another one is sampled
+_MAX_SESSIONS = 256  # visitors whose fields Gradio keeps in memory
+_PATIENCE = 10  # seconds in which a visitor has to ask for the progress of a request
 # Uploaded pictures older than the second number are deleted every so often, in seconds.
 _CLEANUP_INTERVAL, _UPLOAD_AGE = 600, 3600
 EXAMPLES = (
@@ -43,21 +48,34 @@ EXAMPLES = (
 )
 
 
-def launch(studio: Studio, host: str, port: int) -> gr.Blocks:
+def launch(studio: Studio, host: str, port: int, names: Collection[str] = ()) -> gr.Blocks:
     """Serves the page in the background; call `block_thread` or `close` of the result.
 
-    Only files in Gradio's own folder (GRADIO_TEMP_DIR) are served.
+    Only files in the studio's folder are served, which has to be Gradio's own (GRADIO_TEMP_DIR).
+
+    Args:
+      studio: makes the videos.
+      host: the address that the page listens at.
+      port: its port.
+      names: host names under which the page is reached, as behind a proxy.
 
     Raises:
       OSError: if the port is taken.
     """
-    page = build(studio)
+    listeners = Listeners()
+    page = build(studio, listeners)
     page.queue(max_size=_MAX_QUEUE, default_concurrency_limit=1)
     page.launch(
         server_name=host,
         server_port=port,
         share=False,
-        max_file_size=_MAX_UPLOAD,
+        max_file_size=MAX_UPLOAD,
+        state_session_capacity=_MAX_SESSIONS,
+        app_kwargs={
+            "middleware": [
+                Middleware(Guard, folder=studio.folder, names=names, listeners=listeners)
+            ]
+        },
         theme=THEME,
         css=CSS,
         footer_links=[],
@@ -70,8 +88,8 @@ def launch(studio: Studio, host: str, port: int) -> gr.Blocks:
     return page
 
 
-def build(studio: Studio) -> gr.Blocks:
-    """Builds the page of a studio, ready to be launched."""
+def build(studio: Studio, listeners: Listeners) -> gr.Blocks:
+    """Builds the page of a studio, ready to be launched; sampling ends if nobody listens."""
     is_world = studio.settings.checkpoint == hub.EMBEDDED
     with gr.Blocks(
         title="LTX-Video in JAX",
@@ -131,7 +149,7 @@ def build(studio: Studio) -> gr.Blocks:
         fields = {"prompt": prompt, "seed": seed, "new_seed": new_seed, **pictures, **sliders}
         gr.on(
             [button.click, prompt.submit],
-            _handler(studio, fields, tuple(sliders), is_world),
+            _handler(studio, listeners, fields, tuple(sliders), is_world),
             set(fields.values()),
             [player, details, command, seed],
             show_progress_on=player,
@@ -148,29 +166,43 @@ def build(studio: Studio) -> gr.Blocks:
 
 
 def _handler(
-    studio: Studio, fields: dict[str, Any], numbers: tuple[str, ...], is_world: bool
+    studio: Studio,
+    listeners: Listeners,
+    fields: dict[str, Any],
+    numbers: tuple[str, ...],
+    is_world: bool,
 ) -> Callable[..., Any]:
     """The button's function: values of the fields -> player, details, command and seed."""
 
-    def handle(values: dict[Any, Any], progress: gr.Progress = gr.Progress()) -> Any:
+    def handle(
+        values: dict[Any, Any], request: gr.Request, progress: gr.Progress = gr.Progress()
+    ) -> Any:
         inputs: dict[str, Any] = {name: values[field] for name, field in fields.items()}
-        unknown = grammar.unknown_words(inputs["prompt"]) if is_world else ()
-        if unknown:
-            gr.Warning(f"This model does not know {', '.join(unknown)}.")
-        seed = None if inputs["new_seed"] else inputs["seed"]
-        changes = {name: _number(studio, name, inputs[name]) for name in numbers}
-        changes["seed"] = secrets.randbelow(2**32) if seed is None else int(seed)
-        pictures = [] if inputs["first"] is None else [PageImage(inputs["first"], 0)]
-        if inputs["later"] is not None:
-            pictures.append(PageImage(inputs["later"], int(inputs["frame"])))
+        begin = time.monotonic()
 
         def show_progress(step: Progress) -> None:
+            patient = time.monotonic() - begin < _PATIENCE
+            if not patient and not listeners.waits(request.session_hash):
+                raise ValueError("nobody waits for this video any more")
             what = "Denoising" if step.step < step.steps else "Decoding"
             progress((step.step, step.steps), desc=what)
 
-        progress(0.0, desc="Preparing; the first video of a size takes longer")
         try:
-            video = studio.make(inputs["prompt"], pictures, progress=show_progress, **changes)
+            prompt = inputs["prompt"] or ""
+            unknown = grammar.unknown_words(prompt) if is_world else ()
+            if unknown:
+                gr.Warning(f"This model does not know {', '.join(unknown)}.")
+            changes = {name: _number(studio, name, inputs[name]) for name in numbers}
+            seed = None if inputs["new_seed"] else inputs["seed"]
+            changes["seed"] = secrets.randbelow(2**32) if seed is None else int(seed)
+            places = ((inputs["first"], 0), (inputs["later"], inputs["frame"]))
+            pictures = [
+                PageImage(studio.picture(path), int(frame))
+                for path, frame in places
+                if path is not None
+            ]
+            progress(0.0, desc="Preparing; the first video of a size takes longer")
+            video = studio.make(prompt, pictures, progress=show_progress, **changes)
         except (ValueError, OSError, MemoryError) as error:
             raise gr.Error(str(error), duration=None, print_exception=False) from error
         settings = video.settings
@@ -186,6 +218,8 @@ def _handler(
 
 def _number(studio: Studio, name: str, value: float | int) -> float | int:
     """A slider's value, converted to the type of the setting with that name."""
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be a number, got {value}")
     return int(value) if isinstance(getattr(studio.settings, name), int) else float(value)
 
 
@@ -195,10 +229,9 @@ def _pictures(studio: Studio) -> dict[str, Any]:
     fields = {}
     with gr.Row():
         for name, label in (("first", "First frame"), ("later", "A later frame")):
-            fields[name] = gr.Image(
+            fields[name] = _picture(
                 label=label,
                 sources=["upload", "clipboard"],
-                type="numpy",
                 height=220,
                 buttons=[],
                 elem_id=name,
@@ -206,6 +239,22 @@ def _pictures(studio: Studio) -> dict[str, Any]:
     label = "Number of the later frame; the first is 0"
     fields["frame"] = gr.Slider(1, max(last, 2), last, step=1, label=label, elem_id="frame")
     return fields
+
+
+def _picture(**options: Any) -> gr.Image:
+    """A field for a picture whose value is the path that a request names.
+
+    Gradio would open any file and fetch any address that a client names; `Studio.picture` reads
+    uploads alone. (Gradio would write a .pyi file beside this one for a subclass.)
+    """
+    field = gr.Image(**options)
+
+    async def stay(url_or_file_path: Any) -> Any:
+        return url_or_file_path  # uploads are in Gradio's folder already
+
+    field.preprocess = lambda payload: None if payload is None else payload.path or ""
+    field.async_move_resource_to_block_cache = stay
+    return field
 
 
 def _sliders(studio: Studio) -> dict[str, Any]:

@@ -19,7 +19,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ltx_jax.config import SampleConfig, SamplingConfig
-from ltx_jax.data import writing
+from ltx_jax.data import inputs, writing
+from ltx_jax.data.pictures import read_image
+from ltx_jax.demo.guard import contains
 from ltx_jax.diffusion.conditioning import Condition
 from ltx_jax.diffusion.sampler import Progress
 from ltx_jax.inference import make_videos
@@ -27,6 +29,7 @@ from ltx_jax.inference import make_videos
 MAX_PROMPT = 2000  # characters
 MAX_STEPS = 50
 MAX_VIDEOS = 32  # older videos are deleted
+MAX_PICTURE = 50_000_000  # pixels of an uploaded picture: 10 MB can hold thousands of megapixels
 
 
 class PageImage(NamedTuple):
@@ -94,6 +97,7 @@ class Studio:
     Attributes:
       settings: the defaults of a request.
       limits: the limits of a request.
+      folder: the folder of all videos and uploads.
     """
 
     def __init__(
@@ -109,7 +113,7 @@ class Studio:
 
         Args:
           settings: as ltx-sample reads them.
-          folder: the folder of all videos, each of which gets a subfolder.
+          folder: the folder of uploads and of all videos, each of which gets a subfolder.
           limit: largest number of pixels of a video, as a multiple of that in the settings.
           arguments: the options of ltx-sample that the settings come from, for the commands shown.
           models: models that are already loaded; None loads those named in the settings.
@@ -126,7 +130,7 @@ class Studio:
             settings, output_path=None, save_latents=None, previews=False
         )
         self.limits = Limits.of(settings, limit)
-        self._folder, self._arguments = folder, tuple(arguments)
+        self.folder, self._arguments = folder.resolve(), tuple(arguments)
         self._models = make_videos.load_models(self.settings) if models is None else models
         self._lock = threading.Lock()
         self._folders: collections.deque[Path] = collections.deque()
@@ -140,6 +144,18 @@ class Studio:
     def temporal_factor(self) -> int:
         """Frames per latent frame; with 8, a video has 8k+1 frames."""
         return self._models.pipe.vae.temporal_factor
+
+    def picture(self, path: str) -> UInt8[np.ndarray, "h w 3"]:
+        """Reads an uploaded picture.
+
+        Raises:
+          ValueError: if the path is no file in the studio's folder, or the file is no picture or
+            too large.
+        """
+        if not contains(self.folder, path):
+            raise ValueError("this picture was not uploaded, or long ago: upload it again")
+        upload = inputs.Stored(Path(path).name, Path(path).read_bytes())
+        return read_image(upload, max_pixels=MAX_PICTURE)
 
     def make(
         self,
@@ -191,7 +207,7 @@ class Studio:
         """The path of a new video; the oldest video is deleted if there are too many."""
         while len(self._folders) >= MAX_VIDEOS:
             shutil.rmtree(self._folders.popleft(), ignore_errors=True)
-        self._folders.append(Path(tempfile.mkdtemp(dir=self._folder)))
+        self._folders.append(Path(tempfile.mkdtemp(dir=self.folder)))
         return self._folders[-1] / "video.mp4"
 
     def _command(self, prompt: str, pictures: Sequence[PageImage], changes: dict[str, Any]) -> str:

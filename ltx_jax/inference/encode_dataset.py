@@ -23,6 +23,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float16, Int, UInt8
 
 from ltx_jax import pixels
+from ltx_jax.checkpoints import lock
 from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.checkpoints.load import load_checkpoint
 from ltx_jax.config import BucketConfig, ExecutionConfig, TrainTransformer, VAEConfig
@@ -165,17 +166,18 @@ def encode(
         },
     )
     encoder = _Encoder(cfg, loaded, loaded.vae, sources, text_encoder, keyframes, mesh)
-    for number in range(worker[0], len(shards), worker[1]):
-        if writer.has(number):
-            continue
-        begin, shard = time.monotonic(), shards[number]
-        rows = (latent_cache.to_row(example, shard.bucket) for example in encoder.examples(shard))
-        writer.write(number, rows)
-        speed = (shard.last - shard.first) / (time.monotonic() - begin)
-        report(f"shard {number + 1}/{len(shards)}  {speed:.3g} examples/s")
-    missing = sum(not writer.has(number) for number in range(len(shards)))
-    if not missing and not writer.complete and worker[0] == 0:
-        writer.finish(len(shards))
+    with lock.locked(output, "--output", f"worker-{worker[0]}.lock"):
+        for number in range(worker[0], len(shards), worker[1]):
+            if writer.has(number):
+                continue
+            begin, shard = time.monotonic(), shards[number]
+            examples_of_shard = encoder.examples(shard)
+            writer.write(number, (latent_cache.to_row(x, shard.bucket) for x in examples_of_shard))
+            speed = (shard.last - shard.first) / (time.monotonic() - begin)
+            report(f"shard {number + 1}/{len(shards)}  {speed:.3g} examples/s")
+        missing = sum(not writer.has(number) for number in range(len(shards)))
+        if not missing and not writer.complete and worker[0] == 0:
+            writer.finish(len(shards))
     if encoder.left_out:
         report(f"{encoder.left_out} examples could not be read and are left out")
     if not writer.complete:

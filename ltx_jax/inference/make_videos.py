@@ -269,8 +269,10 @@ def _sample_and_write(
         with files.atomic_write(cfg.save_latents) as temporary, temporary.open("wb") as file:
             np.save(file, latents)
         print(cfg.save_latents)
-    for item, clip in zip(batch, clips, strict=False):
-        if not outputs.done(cfg, item):
+    for planned, clip in zip(batch, clips, strict=False):
+        if outputs.done(cfg, planned):
+            continue
+        with outputs.claimed(planned) as item:
             writing.write(item.path, clip, cfg.frame_rate)
             outputs.write_sidecar(cfg, item, pipe.checkpoint.source_hash, seconds)
             print(item.path)

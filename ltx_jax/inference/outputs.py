@@ -1,13 +1,17 @@
 """The videos that a run of ltx-sample makes: names, JSON files, and which of them exist already."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
@@ -23,13 +27,33 @@ _NOT_COMPARED = (
 )
 
 
+class _Identity(NamedTuple):
+    """What tells one content of a path from another."""
+
+    inode: int
+    changed: int
+
+    @classmethod
+    def of(cls, path: Path) -> "_Identity | None":
+        """The identity of a file; None if there is none."""
+        try:
+            status = path.stat()
+        except OSError:
+            return None
+        return cls(status.st_ino, status.st_mtime_ns)
+
+
 @dataclasses.dataclass(frozen=True)
 class Video:
-    """One video of a run: its sample number `index`, from a prompt (None: from embeddings)."""
+    """One video of a run: its sample number `index`, from a prompt (None: from embeddings).
+
+    `replaced` is the file that had its path when the run began, if there was one.
+    """
 
     index: int
     prompt: str | None
     path: Path
+    replaced: _Identity | None = None
 
     @property
     def sidecar(self) -> Path:
@@ -53,7 +77,7 @@ def planned_videos(cfg: SampleConfig, rows: int = 1) -> list[Video]:
             raise ValueError("save_latents and noise are for one prompt, not for a prompts_file")
         lines = inputs.read_lines(cfg.prompts_file)
         videos = [
-            Video(i, line, out / f"{i + 1:04d}_seed{cfg.seed}.mp4")
+            _video(i, line, out / f"{i + 1:04d}_seed{cfg.seed}.mp4")
             for i, line in enumerate(lines, cfg.first_sample)
             if line
         ]
@@ -68,7 +92,11 @@ def planned_videos(cfg: SampleConfig, rows: int = 1) -> list[Video]:
     paths = [Path(f"{stem}{f'_{i}' if rows > 1 else ''}{ending}") for i in range(rows)]
     if not to_file:
         paths = [_unused(path) for path in paths]
-    return [Video(cfg.first_sample + i, cfg.prompt, path) for i, path in enumerate(paths)]
+    return [_video(cfg.first_sample + i, cfg.prompt, path) for i, path in enumerate(paths)]
+
+
+def _video(index: int, prompt: str | None, path: Path) -> Video:
+    return Video(index, prompt, path, _Identity.of(path))
 
 
 def _is_file(cfg: SampleConfig) -> bool:
@@ -104,10 +132,55 @@ def _slug(text: str) -> str:
     return re.sub(r"\W+", "-", text.lower()).strip("-")[:40].rstrip("-") or "video"
 
 
+def _numbered(path: Path) -> Iterator[Path]:
+    """The path, then the path with the numbers 1, 2, ... appended to its name."""
+    yield path
+    for number in itertools.count(1):
+        yield path.with_name(f"{path.stem}_{number}{path.suffix}")
+
+
 def _unused(path: Path) -> Path:
-    """Returns the path, with a number appended if a video of that name exists."""
-    candidates = (path.with_name(f"{path.stem}_{n}{path.suffix}") for n in range(1, 10**6))
-    return path if not path.exists() else next(p for p in candidates if not p.exists())
+    """The first of the numbered paths at which there is no file."""
+    return next(candidate for candidate in _numbered(path) if not candidate.exists())
+
+
+@contextlib.contextmanager
+def claimed(item: Video) -> Iterator[Video]:
+    """Takes a video's path, so that no other process does; gives the video with its final path.
+
+    If another process has written to the path since the run began, the next free one is taken, with
+    a notice. An empty file holds the path until the video is written.
+
+    Raises:
+      ValueError: if no file can be made there.
+    """
+    if writing.is_sequence(item.path):  # many files, none of which has this name
+        yield item
+        return
+    if item.replaced is not None and _Identity.of(item.path) == item.replaced:
+        yield item
+        return
+    path = next(filter(_reserve, _numbered(item.path)))
+    if path != item.path:
+        print(f"notice: another run has written {item.path}", file=sys.stderr)
+    try:
+        yield dataclasses.replace(item, path=path)
+    finally:
+        with contextlib.suppress(OSError):
+            if not path.stat().st_size:
+                path.unlink()
+
+
+def _reserve(path: Path) -> bool:
+    """Makes an empty file; whether there was none."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o666))
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror or error}") from error
+    return True
 
 
 def batches(cfg: SampleConfig, videos: Sequence[Video]) -> Iterator[list[Video]]:
@@ -124,12 +197,14 @@ def batches(cfg: SampleConfig, videos: Sequence[Video]) -> Iterator[list[Video]]
 
 
 def done(cfg: SampleConfig, item: Video) -> bool:
-    """Whether an earlier run with the same prompts file has made this video.
+    """Whether an earlier run with the same prompts file has made this video, and it is whole.
 
     Raises:
       ValueError: if the video exists, but was made with other settings.
     """
     if cfg.prompts_file is None or not (item.path.exists() and item.sidecar.exists()):
+        return False
+    if not writing.is_whole_mp4(item.path):
         return False
     before, now = config.read_sampling_json(item.sidecar), settings_of(cfg, item)
     for field in dataclasses.fields(SampleConfig):

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ltx_jax import config
+from ltx_jax.checkpoints import lock
 from ltx_jax.config import PrepareConfig, TrainTransformer
 from ltx_jax.runtime import cli
 
@@ -42,13 +43,14 @@ def prepare(
     Args:
       cfg: settings of all stages.
       inputs: patterns, folders, files, or lists of files (`@list.txt`).
-      output: a new or empty folder, or one begun with the same settings and inputs.
+      output: a new or empty folder, or one begun with the same settings, inputs and captions.
       work: folder of intermediate results, which several runs may share; None: `output`/work.
       workers: number of processes, unless `beam_options` name another runner.
       beam_options: command-line options of Apache Beam.
 
     Raises:
-      ValueError: if an input, setting or folder cannot be used, or all clips were dropped.
+      ValueError: if an input, setting or folder cannot be used, another process writes the folder,
+        or all clips were dropped.
     """
     with _installed():
         from ltx_jax.data import listing
@@ -59,10 +61,11 @@ def prepare(
     sources = input_files.find(inputs, listing.Columns(cfg.media_column, cfg.caption_column))
     plan = beam_pipeline.PreparationPlan.make(cfg, sources, output, work)
     if not plan.open().complete:
-        beam_pipeline.run(plan, sources, [*_runner(workers, beam_options), *beam_options])
-        clip_table.write_dropped(Path(output) / "dropped.csv", beam_pipeline.clips(plan))
-        html_report.write(Path(output) / "report.html", cfg, beam_pipeline.clips(plan))
-        beam_pipeline.finish(plan)
+        with lock.locked(output, "--output"):
+            beam_pipeline.run(plan, sources, [*_runner(workers, beam_options), *beam_options])
+            clip_table.write_dropped(Path(output) / "dropped.csv", beam_pipeline.clips(plan))
+            html_report.write(Path(output) / "report.html", cfg, beam_pipeline.clips(plan))
+            beam_pipeline.finish(plan)
     if training:
         from ltx_jax.inference.encode_dataset import encode
 
@@ -142,7 +145,8 @@ def main(arguments: list[str]) -> None:
         "--workers", type=int, default=1, help="number of processes on this machine"
     )
     args, overrides = parser.parse_known_args(own)
-    logging.getLogger("apache_beam").setLevel(logging.ERROR)
+    # Beam logs the traceback of every error, which arrives here too.
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     cfg = config.load(args.config, overrides, program=program)
     if not isinstance(cfg, PrepareConfig):
         raise ValueError(f"{args.config} is a {type(cfg).__name__}, not a PrepareConfig")

@@ -9,12 +9,14 @@ LAION's heads can be used too.
 import argparse
 import csv
 import io
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, UInt8
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from scipy.optimize import minimize
 
@@ -78,8 +80,12 @@ def load_head(path: str) -> tuple[Float32[np.ndarray, " d"], float]:
             weight = matrix.double() @ weight
         if weight.shape[0] != 1:
             raise KeyError(f"it gives {weight.shape[0]} scores instead of one")
-    except (OSError, KeyError, IndexError, RuntimeError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} is not an aesthetic head: {error}") from error
+    except (
+        *(OSError, EOFError, LookupError, RuntimeError, AttributeError, TypeError, ValueError),
+        *(pickle.UnpicklingError, SafetensorError),
+    ) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} is not an aesthetic head: {reason}") from error
     return weight[0].float().numpy(), float(bias[0])
 
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from ltx_jax.prepare.records import ClipRecord, Reason
 from ltx_jax.prepare.result_cache import ResultCache, cache_key, file_digest
 
 _CHUNK = 16  # number of clips that are scored and encoded together
-_VERSION = 3  # of the stages' behaviour: cached results of another version are not used
+_VERSION = dataset.VERSION  # cached results of another version are not used
 
 _log = logging.getLogger(__name__)
 
@@ -121,9 +122,19 @@ def run(plan: PreparationPlan, sources: Sequence[listing.Medium], options: Seque
       plan: the settings.
       sources: the source files.
       options: command-line options of Beam: `--runner` and the runner's own.
+
+    Raises:
+      ValueError: if a file cannot be written.
     """
-    with beam.Pipeline(options=PipelineOptions(list(options))) as p:
-        build(p, plan, sources)
+    try:
+        with beam.Pipeline(options=PipelineOptions(list(options))) as p:
+            build(p, plan, sources)
+    except RuntimeError as error:
+        # The error of another process arrives as the text of its traceback.
+        reason = re.fullmatch("(ValueError|OSError): (.+)", str(error).strip().splitlines()[-1])
+        if reason is None:
+            raise
+        raise ValueError(reason[2]) from error
 
 
 def build(p: beam.Pipeline, plan: PreparationPlan, sources: Sequence[listing.Medium]) -> None:

@@ -10,6 +10,7 @@ from ltx_jax.runtime import files
 
 _COLUMNS = ("source", "number", "start", "seconds", "reason", "detail")
 _SCORES = ("motion", "text", "aesthetics")
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def write(path: Path, clips: Iterable[ClipRecord]) -> None:
@@ -26,7 +27,10 @@ def read(path: Path) -> Iterator[ClipRecord]:
 
 
 def write_dropped(path: Path, clips: Iterable[ClipRecord]) -> None:
-    """Writes the dropped clips as CSV; a source that was dropped as a whole has number -1."""
+    """Writes the dropped clips as CSV; a source that was dropped as a whole has number -1.
+
+    Names that a spreadsheet would compute as formulas get a leading apostrophe.
+    """
     columns = (*_COLUMNS, *_SCORES)
     with (
         files.atomic_write(path) as temporary,
@@ -37,4 +41,9 @@ def write_dropped(path: Path, clips: Iterable[ClipRecord]) -> None:
         for clip in clips:
             if clip.reason:
                 values = (getattr(clip, name) for name in columns)
-                rows.writerow("" if value is None else value for value in values)
+                rows.writerow(map(_cell, values))
+
+
+def _cell(value: str | float | int | None) -> str | float | int:
+    is_formula = isinstance(value, str) and value.startswith(_FORMULA_STARTS)
+    return f"'{value}" if is_formula else "" if value is None else value

@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from ltx_jax.config.preparation import StoreConfig
-from ltx_jax.data import inputs, video, writing
+from ltx_jax.data import dataset, inputs, video, writing
 from ltx_jax.prepare.records import ClipRecord
 
 
@@ -28,17 +27,16 @@ def sample_frames(
 
 def write_clips(path: Path, clips: Sequence[ClipRecord], store: StoreConfig) -> None:
     """Encodes clips as H.264 and writes them into one ArrayRecord file, in their order."""
-    from array_record.python.array_record_module import ArrayRecordWriter
-
-    writer = ArrayRecordWriter(os.fspath(path), "group_size:1")
     scratch = path.with_name(f"{path.name}.mp4")
-    for clip in clips:
-        writing.write_video(
-            scratch, _stored_frames(clip, store), clip.frame_rate, crf=store.crf, repeatable=True
-        )
-        writer.write(scratch.read_bytes())
-        scratch.unlink()
-    writer.close()
+
+    def encoded() -> Iterator[bytes]:
+        for clip in clips:
+            frames = _stored_frames(clip, store)
+            writing.write_video(scratch, frames, clip.frame_rate, crf=store.crf, repeatable=True)
+            yield scratch.read_bytes()
+            scratch.unlink()
+
+    dataset.write_records(path, encoded())
 
 
 def read_clip(clip: ClipRecord) -> inputs.Stored:

@@ -22,7 +22,8 @@ def find(
 
     Returns:
       The media, without the files of their captions and hidden files. Folders that cannot be read
-      are included, so that they appear as unusable in the table of dropped files.
+      are included, so that they appear as unusable in the table of dropped files; so are names that
+      are not UTF-8, with escapes.
 
     Raises:
       ValueError: if one of the inputs matches no file, or a table cannot be read.
@@ -39,7 +40,17 @@ def find(
     media = listing.list_files(paths, columns, named=named, any_ending=True)
     if not media:
         raise ValueError(f"--input {' '.join(inputs)} matches caption files only, no video")
-    return media
+    return tuple(map(_with_utf8_name, media))
+
+
+def _with_utf8_name(medium: listing.Medium) -> listing.Medium:
+    """A medium as it is, or, if its name is not UTF-8, one that cannot be used."""
+    name = str(medium.place)
+    printable = os.fsencode(name).decode("utf-8", "backslashreplace")
+    if printable == name:
+        return medium
+    problem = "its name is not UTF-8: rename it"
+    return listing.Medium(Path(printable), problem=problem, is_medium=False)
 
 
 def _listed(path: str) -> set[Path]:

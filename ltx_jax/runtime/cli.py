@@ -4,10 +4,15 @@ Command modules import nothing heavy at their top, so that Ctrl-C is handled her
 even while JAX is still being imported.
 """
 
+import contextlib
 import functools
+import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 Run = Callable[[list[str]], None]
 
@@ -28,20 +33,51 @@ def command(name: str, *, interrupted: str) -> Callable[[Run], Callable[..., int
         @functools.wraps(run)
         def main(arguments: list[str] | None = None) -> int:
             program = program_name(name)
+            farewell = f"{program}: interrupted; {interrupted}"
             try:
-                run(sys.argv[1:] if arguments is None else arguments)
+                with _ending_imports(farewell):
+                    run(sys.argv[1:] if arguments is None else arguments)
             except (ValueError, OSError, MemoryError, FloatingPointError) as error:
                 message = " ".join(str(error).split()) or type(error).__name__
                 print(f"{program}: error: {message}", file=sys.stderr)
                 return 2
             except KeyboardInterrupt:
-                print(f"{program}: interrupted; {interrupted}", file=sys.stderr)
+                print(farewell, file=sys.stderr)
                 return 130
             return 0
 
         return main
 
     return decorate
+
+
+@contextlib.contextmanager
+def _ending_imports(farewell: str) -> Iterator[None]:
+    """Ends the process at once if Ctrl-C comes during an import.
+
+    Extension modules that are being initialised turn a KeyboardInterrupt into other errors, crash,
+    or swallow it. Nothing has been begun then that would have to be undone.
+    """
+    usual = signal.getsignal(signal.SIGINT)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if usual is not signal.default_int_handler or not in_main_thread:
+        yield
+        return
+
+    def interrupt(number: int, frame: Any) -> None:
+        caller = frame
+        while caller is not None:
+            if caller.f_code.co_filename == "<frozen importlib._bootstrap>":
+                print(farewell, file=sys.stderr, flush=True)
+                os._exit(130)
+            caller = caller.f_back
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def program_name(name: str) -> str:

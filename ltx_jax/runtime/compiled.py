@@ -1,5 +1,6 @@
 """Compiles jitted functions ahead of their first call, and stores the executables on disk."""
 
+import collections
 import contextlib
 import os
 import time
@@ -11,9 +12,15 @@ import jax
 
 from ltx_jax.runtime import compiled_store
 
+# Programs in memory at once. A video needs about six, so that a page on which visitors choose sizes
+# keeps those of the last twenty.
+_MAX_PROGRAMS = 128
+
 
 class Programs:
     """Calls jitted functions, compiles each once per shape, and measures the compilation time.
+
+    The least recently called programs are forgotten when there are too many.
 
     Attributes:
       seconds: time spent on tracing and compiling so far.
@@ -29,7 +36,7 @@ class Programs:
         self.seconds = 0.0
         self.count = 0
         self.compiler_options = dict(compiler_options or {})
-        self._compiled: dict[Any, Callable[..., Any]] = {}
+        self._compiled: collections.OrderedDict[Any, Callable[..., Any]] = collections.OrderedDict()
 
     def __call__(
         self,
@@ -57,7 +64,20 @@ class Programs:
             self._compiled[key] = self._load_or_compile(function, args, static, options)
             self.seconds += time.perf_counter() - begin
             self.count += 1
+            if len(self._compiled) > _MAX_PROGRAMS:
+                self._forget_half()
+        self._compiled.move_to_end(key)
         return self._compiled[key](*args)
+
+    def _forget_half(self) -> None:
+        """Forgets the programs that were called least recently, and what jax keeps of them.
+
+        jax keeps as much memory of a traced function as the program takes; it can only forget all
+        functions, and traces those that are needed again.
+        """
+        for key in list(self._compiled)[: _MAX_PROGRAMS // 2]:
+            del self._compiled[key]
+        jax.clear_caches()
 
     def _load_or_compile(
         self, function: Any, args: Any, static: Mapping[str, Any], options: Mapping[str, Any]
@@ -117,13 +137,18 @@ def explain_memory_errors(advice: str) -> Iterator[None]:
 
 
 def use_compilation_cache() -> None:
-    """Stores compiled programs in JAX_COMPILATION_CACHE_DIR, by default ~/.cache/ltx_jax."""
+    """Stores compiled programs in JAX_COMPILATION_CACHE_DIR, by default ~/.cache/ltx_jax.
+
+    They are not stored where another user may write, who could put programs of his own there.
+    """
     folder = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
     if folder is None:
         folder = os.path.expanduser("~/.cache/ltx_jax/compiled")
+        if compiled_store.own_folder(Path(folder)) is None:
+            return
         jax.config.update("jax_compilation_cache_dir", folder)
     if "://" not in folder:  # in a bucket (gs://), only jax's own cache is stored
-        Programs.folder = Path(folder) / "executables"
+        Programs.folder = compiled_store.own_folder(Path(folder) / "executables")
     # Small programs are cached too, so that the second run of a shape compiles nothing.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -3,7 +3,8 @@
 jax's own cache is keyed by the lowered program, but tracing and lowering take longer than reading
 an executable. Here the key consists of the call (function, shapes, options), the source code of
 this package and jax's settings, so that a second start neither traces nor lowers. The files contain
-executable code, like those of jax's cache: only the user may be able to write to the folder.
+executable code, like those of jax's cache: they are neither read nor written where another user may
+write.
 """
 
 import contextlib
@@ -14,6 +15,8 @@ import inspect
 import os
 import pickle
 import platform
+import stat
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from ltx_jax.runtime import files
 
 _PACKAGE = Path(__file__).parents[1]
+_MAX_BYTES = 20_000_000_000  # of all executables; the least recently used ones make room
 
 
 def executable_path(
@@ -69,10 +73,42 @@ def without_jax_cache() -> Iterator[None]:
         compilation_cache.reset_cache()
 
 
-def load(path: Path) -> Callable[..., Any] | None:
-    """Loads an executable; None if there is no intact one that this machine can run."""
+def own_folder(folder: Path) -> Path | None:
+    """Makes a folder for executables, for this user alone.
+
+    None, with a notice on stderr, if another user may write it; None if it cannot be made.
+    """
     try:
-        digest, content = path.read_bytes().split(b"\n", 1)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if _is_own(folder.stat()):
+            return folder
+    except OSError:
+        return None
+    print(
+        f"notice: compiled programs are not stored in {folder}, where another user may write: "
+        f"chmod go-w it if it is yours, or set JAX_COMPILATION_CACHE_DIR",
+        file=sys.stderr,
+    )
+    return None
+
+
+def _is_own(status: os.stat_result) -> bool:
+    """Whether only this user may write a file or folder."""
+    return status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def load(path: Path) -> Callable[..., Any] | None:
+    """Loads an executable; None if there is no intact one that this machine can run.
+
+    A file that another user may have written is not read.
+    """
+    try:
+        with path.open("rb") as file:
+            if not (_is_own(os.fstat(file.fileno())) and _is_own(path.parent.stat())):
+                return None
+            digest, content = file.read().split(b"\n", 1)
+        os.utime(path)  # used now
     except (OSError, ValueError):
         return None
     if digest != hashlib.sha256(content).hexdigest().encode():
@@ -93,8 +129,22 @@ def save(path: Path, compiled: jax.stages.Compiled) -> None:
         # or with calls of oneDNN.
         return
     # A full or read-only disk must not stop the program.
-    with contextlib.suppress(ValueError), files.atomic_write(path) as temporary:
-        temporary.write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
+    with contextlib.suppress(ValueError, OSError):
+        _make_room(path.parent, len(content))
+        with files.atomic_write(path) as temporary:
+            temporary.touch(mode=0o600)
+            temporary.write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
+
+
+def _make_room(folder: Path, size: int) -> None:
+    """Deletes the executables that were used least recently if the folder would grow too large."""
+    status = {path: path.stat() for path in folder.glob("*")}
+    total = size + sum(one.st_size for one in status.values())
+    for path in sorted(status, key=lambda path: status[path].st_mtime):
+        if total <= _MAX_BYTES:
+            break
+        path.unlink(missing_ok=True)
+        total -= status[path].st_size
 
 
 def _describe(x: Any) -> Any:

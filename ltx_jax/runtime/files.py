@@ -1,11 +1,17 @@
 """Files and folders that appear complete or not at all."""
 
 import contextlib
+import functools
 import os
+import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
+
+_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.partial(\.[^.]*)?")
+_LEFTOVER_AGE = 24 * 3600  # seconds without a change; whoever writes a file changes it
 
 
 @contextlib.contextmanager
@@ -74,15 +80,32 @@ def _temporary(path: Path) -> Iterator[Path]:
     if path.parent.exists() and not path.parent.is_dir():
         raise NotADirectoryError(0, f"{path.parent} is a file, not a folder")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
+    _sweep(path.parent)
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial{path.suffix}")
     try:
         yield temporary
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+        _delete(temporary)
+
+
+def _delete(path: Path) -> None:
+    """Deletes a file or a folder, as far as possible."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+@functools.cache
+def _sweep(folder: Path) -> None:
+    """Deletes what killed processes have left in a folder; looks once in the life of a process."""
+    for path in folder.iterdir():
+        if _LEFTOVER.fullmatch(path.name):
+            with contextlib.suppress(OSError):  # another process sweeps too
+                changed = max(one.lstat().st_mtime for one in (path, *path.rglob("*")))
+                if time.time() - changed > _LEFTOVER_AGE:
+                    _delete(path)
 
 
 @contextlib.contextmanager
