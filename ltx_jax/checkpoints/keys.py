@@ -8,7 +8,7 @@ tensor per block. All else has the same layout.
 import functools
 import re
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -28,7 +28,7 @@ from ltx_jax.models.vae import VideoVAE
 from ltx_jax.runtime import sharding
 
 Path = tuple[str, ...]
-AnyArray = np.ndarray | jax.Array
+AnyArray = TypeVar("AnyArray", np.ndarray, jax.Array)
 
 TRANSFORMER_PREFIX = "model.diffusion_model."
 PATCHIFY = "patchify_proj.weight"  # the first layer of every transformer

@@ -27,7 +27,7 @@ def settings(cls: type[T]) -> type[T]:
         if own is not None:
             own(self)
 
-    cls.__post_init__ = check
+    cls.__post_init__ = check  # pyright: ignore[reportAttributeAccessIssue]
     return dataclasses.dataclass(frozen=True)(cls)
 
 

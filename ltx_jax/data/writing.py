@@ -182,7 +182,7 @@ def encode(
     tagged: bool,
 ) -> None:
     """Encodes frames into an open container: BT.709 with tags if `tagged`, else BT.601 without."""
-    stream = container.add_stream(encoding.codec, rate=rate, options=encoding.options)
+    stream: Any = container.add_stream(encoding.codec, rate=rate, options=encoding.options)
     colours: dict[str, Any] = {}
     if tagged:
         context = stream.codec_context

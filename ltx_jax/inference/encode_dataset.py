@@ -321,7 +321,7 @@ class _Encoder:
     def _encode(self, size: BucketConfig, batch: Sequence[_Cut]) -> list[Example]:
         numbers = keyframe_numbers(size.num_frames, self._keyframes)
         starts = np.stack([cut.clip_starts for cut in batch])
-        frames = np.stack([cut.example.frames for cut in batch])
+        frames = np.stack([np.asarray(cut.example.frames) for cut in batch])
         where = NamedSharding(self._mesh, sharding.spec(("batch",)))
         with sharding.use_mesh(self._mesh):
             placed = jax.device_put((frames, starts), where)

@@ -146,7 +146,8 @@ class LTXPipeline:
         self.timings: dict[str, float] = {}
         self.programs = Programs()
         self.loras: tuple[tuple[Adapter, float], ...] = ()
-        self._fast, self._linears = fast, linears
+        self._fast = fast
+        self._linears: Linears | None = linears
         self._stored_params: Callable[[], Any] = lambda: checkpoint.transformer_params
         self._use(checkpoint.transformer_params)
 

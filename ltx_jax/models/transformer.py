@@ -99,7 +99,7 @@ class Context:
 def example_inputs(cfg: TransformerConfig) -> tuple[Array, Array, Context]:
     """The smallest valid tokens (b, n, c), times (b, 1) and context, for `init`."""
     table = jnp.ones((1, 2, cfg.width // 2))
-    fields = {name: jnp.zeros((1, *shape)) for name, shape in cfg.context_shapes.items()}
+    fields: Any = {name: jnp.zeros((1, *shape)) for name, shape in cfg.context_shapes.items()}
     context = Context(jnp.zeros((1, 1, cfg.caption_channels)), None, (table, table), **fields)
     return jnp.zeros((1, 2, cfg.in_channels)), jnp.ones((1, 1)), context
 
