@@ -120,6 +120,8 @@ def test_ctrl_c_while_importing_is_one_line(script, module, tmp_path):
         text=True,
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        # In the background of a shell, where the tests may run, SIGINT is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "here\n"

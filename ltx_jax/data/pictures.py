@@ -37,12 +37,18 @@ class AnimationFrame(NamedTuple):
     seconds: float
 
 
-def check_size(path: inputs.File, pixel_count: int, limit: int = MAX_PIXELS) -> None:
+def check_size(path: inputs.File, pixel_count: int, limit: int | None = None) -> None:
     """Refuses a picture, or a frame of a video, that would fill the memory.
+
+    Args:
+      path: names it in the error.
+      pixel_count: width times height.
+      limit: largest number of pixels; None means `MAX_PIXELS`.
 
     Raises:
       ValueError: naming the file and its size.
     """
+    limit = MAX_PIXELS if limit is None else limit
     if pixel_count > limit:
         raise ValueError(
             f"{path} is too large: {pixel_count / 1e6:.0f} megapixels, and at most "
@@ -123,7 +129,7 @@ def is_image(path: inputs.File) -> bool:
     return kind(path) == "picture"
 
 
-def read_image(path: inputs.File, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "h w 3"]:
+def read_image(path: inputs.File, *, max_pixels: int | None = None) -> UInt8[np.ndarray, "h w 3"]:
     """Reads a picture upright (EXIF orientation applied), transparency laid over white.
 
     Raises:
