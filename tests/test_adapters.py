@@ -3,6 +3,7 @@
 import json
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 import tiny_checkpoint
@@ -10,6 +11,8 @@ from safetensors.numpy import save_file
 
 from ltx_jax.checkpoints import adapters, keys
 from ltx_jax.checkpoints.load import load_checkpoint
+from ltx_jax.config import TransformerConfig
+from ltx_jax.runtime import sharding
 
 RANK = 3
 
@@ -280,6 +283,55 @@ def test_a_bfloat16_weight_is_rounded_once(base, lora, tmp_path):
     for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(once), strict=True):
         assert x.dtype == "bfloat16"
         np.testing.assert_array_equal(x, y.astype("bfloat16"))
+
+
+@pytest.mark.parametrize(
+    ("layers", "head_dim", "counts"), [(28, 64, (448, 560, 574)), (48, 128, (768, 960, 974))]
+)
+def test_the_released_models_have_the_layers_that_released_adapters_change(
+    layers, head_dim, counts
+):
+    """Counts of tensors in public headers: attention; with feed-forward; every linear layer."""
+    cfg = TransformerConfig(num_layers=layers, attention_head_dim=head_dim)
+    leaves = keys.transformer_leaves(keys.transformer_boxed(cfg))
+    modules = [
+        name
+        for leaf in leaves
+        for name in leaf.names
+        if len(leaf.stored_shape) == 2 and name.endswith(".weight")
+    ]
+    attention = [name for name in modules if ".attn" in name]
+    blocks = [name for name in modules if ".attn" in name or ".ff." in name]
+    assert tuple(2 * len(names) for names in (attention, blocks, modules)) == counts
+
+
+def test_parameters_on_a_mesh_stay_where_they_are(base, lora, mesh, tmp_path):
+    adapter = _read(tmp_path, base, lora)
+    layout = sharding.shardings(keys.transformer_boxed(base.transformer), mesh)
+    placed = jax.device_put(base.transformer_params, layout)
+    merged = adapters.merge(placed, base.transformer, [(adapter, 0.5)])
+    for old, new in zip(jax.tree.leaves(placed), jax.tree.leaves(merged), strict=True):
+        assert new.sharding == old.sharding
+    whole = adapters.merge(base.transformer_params, base.transformer, [(adapter, 0.5)])
+    _assert_equal(by_name(merged, base.transformer), by_name(whole, base.transformer))
+
+
+def test_an_adapter_rotated_for_8_bit_kernels_is_rotated_back(base, lora, tmp_path, caplog):
+    plain = _read(tmp_path, base, lora)
+    signs = np.array([[(-1.0) ** (i & j).bit_count() for i in range(128)] for j in range(128)])
+    rotated, rounded = dict(lora), dict(lora)
+    for name, value in lora.items():
+        if ".transformer_blocks." in name and name.endswith("lora_A.weight"):
+            n = value.shape[1]
+            turn = signs[:n, :n] / n**0.5
+            narrow = (value @ turn).astype(ml_dtypes.float8_e4m3fn).astype(ml_dtypes.bfloat16)
+            rotated[name], rounded[name] = narrow, (narrow.astype(float) @ turn).astype(np.float32)
+    got, expected = _read(tmp_path, base, rotated), _read(tmp_path, base, rounded)
+    assert "is rotated back" in caplog.text
+    for name, change in got.changes.items():
+        np.testing.assert_allclose(change.down, expected.changes[name].down, atol=1e-6)
+        # Eight bits round values of about 0.2 by a sixteenth at most.
+        np.testing.assert_allclose(change.down, plain.changes[name].down, atol=0.1)
 
 
 FIRST = "diffusion_model.transformer_blocks.0.attn1.to_q.lora_"

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import functools
 import json
+import logging
 import math
 import os
 import re
@@ -30,7 +31,10 @@ from ltx_jax.checkpoints.adapter_changes import (
     Renormalized,
     Replacement,
 )
+from ltx_jax.checkpoints.quantized import rotate
 from ltx_jax.config import TransformerConfig
+
+_log = logging.getLogger(__name__)
 
 # The longer ones first. Those of the second group stand before flattened names.
 _PREFIXES = (
@@ -141,9 +145,12 @@ def read(path: str | os.PathLike[str], cfg: TransformerConfig) -> Adapter:
     if not parts:
         raise ValueError(f"{path} holds no tensors")
     alphas = _Alphas(path, file.metadata)
+    turns = _are_rotated(parts)
+    if turns:
+        _log.warning("%s was rotated for 8-bit kernels and is rotated back", path)
     changes: dict[str, Change] = {}
     for module, roles in parts.items():
-        changes |= _changes(module, roles, alphas)
+        changes |= _changes(module, roles, alphas, turns and _is_in_block(module))
     for name, change in changes.items():
         if name not in shapes or tuple(change.shape) != shapes[name]:
             wanted = shapes.get(name, "no such tensor")
@@ -243,10 +250,36 @@ class _Alphas:
         return alpha / (math.sqrt(rank) if self._settings.get("use_rslora") else rank)
 
 
+def _are_rotated(parts: Mapping[str, Mapping[str, tensors.StoredTensor]]) -> bool:
+    """Whether an adapter was converted for kernels that rotate activations (LTX-Video-Q8-Kernels).
+
+    Nothing in the file says so. That conversion multiplies the rows of `lora_A` in the blocks by a
+    Hadamard matrix, rounds them to 8-bit floats and stores them in 16 bits; `lora_B` stays.
+    """
+    pairs = [
+        (roles["down"], roles["up"])
+        for module, roles in parts.items()
+        if _is_in_block(module) and {"down", "up"} <= roles.keys()
+    ]
+    pairs = [pair for pair in pairs if pair[0].dtype.itemsize > 1][:4]
+    return bool(pairs) and all(
+        _are_float8(down.read()) and not _are_float8(up.read()) for down, up in pairs
+    )
+
+
+def _is_in_block(module: str) -> bool:
+    return module.startswith("transformer_blocks.")
+
+
+def _are_float8(values: np.ndarray) -> bool:
+    values = values.astype(np.float32)
+    return bool((values.astype(tensors.DTYPES["F8_E4M3"]).astype(np.float32) == values).all())
+
+
 def _changes(
-    module: str, roles: Mapping[str, tensors.StoredTensor], alphas: _Alphas
+    module: str, roles: Mapping[str, tensors.StoredTensor], alphas: _Alphas, turns: bool
 ) -> dict[str, Change]:
-    """The changes of one module's tensors, by official name."""
+    """The changes of one module's tensors, by official name; `turns` rotates `lora_A` back."""
     values = {role: _value(tensor) for role, tensor in roles.items()}
     first = next(iter(roles.values()))
     weight, bias = _tensor_names(module)
@@ -276,6 +309,7 @@ def _changes(
                 f"{first.path}: {roles['down'].name} {down.shape} and {roles['up'].name} "
                 f"{up.shape} have no common rank"
             )
+        down = rotate(down) if turns else down
         factor = scale(down.shape[0])
         kinds.append(LowRank(down, up, factor))
     if (matrices := pair("hadamard_a1", "hadamard_b1", "hadamard_a2", "hadamard_b2")) is not None:
