@@ -8,7 +8,7 @@ import pytest
 from av.video.reformatter import VideoReformatter
 
 from ltx_jax.data import video, writing
-from ltx_jax.data.frames import CONVERT, Converter, Look, Shown
+from ltx_jax.data.frames import CONVERT, Converter, DecodedFrame, FrameGeometry
 
 HEIGHT, WIDTH = 96, 128
 MATRICES = {1: (0.2126, 0.0722), 5: (0.299, 0.114)}  # FFmpeg's BT.709 and BT.601: K_r and K_b
@@ -69,8 +69,8 @@ def test_decoded_planes_become_the_levels_of_the_standard(chroma, bits, matrix, 
     form = f"yuv{chroma}p" + ("10le" if bits == 10 else "")
     levels = planes(bits, full)
     frame = stored_frame(levels, form, full, matrix)
-    shown = Shown(0.0, 1.0, Look(), frame, Converter()).rgb().astype(np.float64)
-    error = shown - to_rgb(levels, bits, full, matrix)
+    rgb = DecodedFrame(0.0, 1.0, FrameGeometry(), frame, Converter()).rgb().astype(np.float64)
+    error = rgb - to_rgb(levels, bits, full, matrix)
     # The planes are rounded before the conversion and the levels after it: a quarter of a level
     # each on average, up to twice that for chroma in 8 bits; neither has a direction.
     assert np.abs(error.mean(axis=(0, 1))).max() < 0.1

@@ -221,7 +221,7 @@ def test_every_kind_of_value_of_a_caption_has_a_rule(tmp_path, caplog, value, ex
     [
         ({"file_name": None, "text": "x"}, "line 2 has no path in the column of media"),
         ({"text": "x"}, "line 2 has no path"),
-        ({"file_name": 5, "text": "x"}, "line 2 has '5', which is none"),
+        ({"file_name": 5, "text": "x"}, "line 2 has '5', which is no path, in"),
         ({"file_name": "https://h/a.mp4", "text": "x"}, "names https://h/a.mp4: download it"),
         ({"file_name": "s3://b/a.mp4", "text": "x"}, "names s3://b/a.mp4: download it"),
         ({"file_name": "a\0.mp4", "text": "x"}, "a file with a null character"),
@@ -419,7 +419,7 @@ def test_archives_beside_their_unpacked_files_are_not_read_twice(tmp_path, caplo
     write_beside(tmp_path, ".txt")
     write_tar(tmp_path / "all.tar", {"a.mp4": (tmp_path / "a.mp4").read_bytes(), "a.txt": b"again"})
     assert len(folder.list_clips(tmp_path)) == 3
-    assert "all.tar is not read, as there are media beside it: name it by itself" in caplog.text
+    assert "all.tar is skipped, as there are media beside it: name it as an input" in caplog.text
     assert len(folder.list_clips(tmp_path / "all.tar")) == 1
 
 

@@ -440,7 +440,7 @@ def condition(path, frame=0, *more):
         (("--noise", "text.npy"), "text.npy must hold finite numbers"),
         (("--output_path", "still.png/out"), "still.png/out/embeddings_seed"),
         (("--output_path", "still.png/out/a.mp4"), "still.png/out/a.mp4: Not a directory"),
-        (("--output_path", "clip.avi"), "clip.avi, which is no kind of file that is written: a"),
+        (("--output_path", "clip.avi"), "clip.avi, which has no ending of a supported kind: a"),
         (("--output_path", "clip.xyz"), "a video is .mp4, .webm (VP9), .mov (ProRes 4444) or .gif"),
         (("--output_path", "x.png"), "x.png, a picture, and num_frames is 9; a video is .mp4,"),
         (("--output_path", "x.gif", "--previews", "True"), "output_path is x.gif: leave them out"),

@@ -21,10 +21,13 @@ LARGE = dataclasses.replace(LATER, num_layers=48, attention_head_dim=128)
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        (dict(height=720, width=1280, num_frames=257), "28.9K latents, of 12K at most"),
-        (dict(height=736, width=1280, num_frames=9), "1280 x 736 pixels, of 1280 x 720 at most"),
-        (dict(height=256, width=256, num_frames=265), "265 frames, of 257 at most"),
-        (dict(frame_rate=10.0), "10 frames per second, of mostly 24 to 30"),
+        (dict(height=720, width=1280, num_frames=257), "28.9K latents (trained on 12K at most)"),
+        (
+            dict(height=736, width=1280, num_frames=9),
+            "1280 x 736 pixels (trained on 1280 x 720 at most)",
+        ),
+        (dict(height=256, width=256, num_frames=265), "265 frames (trained on 257 at most)"),
+        (dict(frame_rate=10.0), "10 frames per second (trained mostly on 24 to 30)"),
         (dict(frame_rate=60.0), "60 frames per second"),
         (dict(height=1280, width=704, num_frames=25), "a portrait format, 704 x 1280"),
     ],

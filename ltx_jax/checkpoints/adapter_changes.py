@@ -1,7 +1,7 @@
 """What an adapter does to one tensor: a low-rank or other change, and its arithmetic.
 
 Weights are (out, in), as in files. Everything is computed in float32; matmuls are exact to float32
-on every device. Changes are pytrees, so that strengths and values are data of compiled programs.
+on every device. Changes are pytrees, so that compiled programs take strengths and values as inputs.
 """
 
 import dataclasses
@@ -135,7 +135,7 @@ class Renormalized:
 
 @_pytree
 class Difference:
-    """Adds strength x scale x difference: of a weight, a bias, a norm or a table."""
+    """Adds strength x scale x difference to a weight, a bias, a norm or a table."""
 
     difference: Any
     scale: Any = 1.0

@@ -1,8 +1,8 @@
-"""Adapters of the transformer (LoRA and its kin): read in every public layout, merged into weights.
+"""Adapters of the transformer (LoRA and similar ones): reads them, merges them into its weights.
 
 A key of an adapter's file is PREFIX + MODULE + SUFFIX. The prefix tells who wrote it (ComfyUI,
 diffusers, peft, kohya); modules are named as in official files or as in diffusers, also flattened
-(`_` for `.`); the suffix says what the tensor is. Every key is accounted for.
+(`_` for `.`); the suffix says what the tensor is. An unknown key is an error.
 """
 
 import dataclasses
@@ -145,12 +145,12 @@ def read(path: str | os.PathLike[str], cfg: TransformerConfig) -> Adapter:
     if not parts:
         raise ValueError(f"{path} holds no tensors")
     alphas = _Alphas(path, file.metadata)
-    turns = _are_rotated(parts)
-    if turns:
+    is_rotated = _are_rotated(parts)
+    if is_rotated:
         _log.warning("%s was rotated for 8-bit kernels and is rotated back", path)
     changes: dict[str, Change] = {}
     for module, roles in parts.items():
-        changes |= _changes(module, roles, alphas, turns and _is_in_block(module))
+        changes |= _changes(module, roles, alphas, is_rotated and _is_in_block(module))
     for name, change in changes.items():
         if name not in shapes or tuple(change.shape) != shapes[name]:
             wanted = shapes.get(name, "no such tensor")
@@ -208,7 +208,7 @@ class _Names:
 
 
 class _Alphas:
-    """The scales of low-rank changes, as far as they stand outside the tensors."""
+    """The scales of low-rank changes, by the settings in the metadata or in peft's JSON file."""
 
     def __init__(self, path: Path, metadata: Mapping[str, str]):
         self._settings: dict[str, Any] = {}
@@ -277,9 +277,9 @@ def _are_float8(values: np.ndarray) -> bool:
 
 
 def _changes(
-    module: str, roles: Mapping[str, tensors.StoredTensor], alphas: _Alphas, turns: bool
+    module: str, roles: Mapping[str, tensors.StoredTensor], alphas: _Alphas, is_rotated: bool
 ) -> dict[str, Change]:
-    """The changes of one module's tensors, by official name; `turns` rotates `lora_A` back."""
+    """The changes of one module's tensors, by official name; a rotated `lora_A` is rotated back."""
     values = {role: _value(tensor) for role, tensor in roles.items()}
     first = next(iter(roles.values()))
     weight, bias = _tensor_names(module)
@@ -309,7 +309,7 @@ def _changes(
                 f"{first.path}: {roles['down'].name} {down.shape} and {roles['up'].name} "
                 f"{up.shape} have no common rank"
             )
-        down = rotate(down) if turns else down
+        down = rotate(down) if is_rotated else down
         factor = scale(down.shape[0])
         kinds.append(LowRank(down, up, factor))
     if (matrices := pair("hadamard_a1", "hadamard_b1", "hadamard_a2", "hadamard_b2")) is not None:
@@ -402,7 +402,7 @@ def merge(
         shared = leaf._replace(names=())  # one program for all leaves of a shape
         for number, (i, steps) in enumerate(changed):
             changes, strengths = zip(*steps, strict=True)
-            # Kept as it is, so that programs compiled for the old parameters fit the new ones.
+            # The layout is kept, so that programs compiled for the old parameters fit the new ones.
             program = _program(whole.sharding if whole.committed else None, donate=number > 0)
             whole = program(shared, whole, i, changes, jnp.asarray(strengths, jnp.float32))
         node[leaf.path[-1]] = whole

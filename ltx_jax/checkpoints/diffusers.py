@@ -102,7 +102,7 @@ def read(
         files.append(path / _SCHEDULER)
         raw = read_object(path / _SCHEDULER)
         # A file that this package wrote has our configuration in its metadata: nothing is inferred.
-        if metadata_configs is None or not _says(
+        if metadata_configs is None or not _has_entries(
             raw, diffusers_config.dump_scheduler(metadata_configs.scheduler)
         ):
             checkpoint.scheduler = diffusers_config.scheduler(raw, str(path / _SCHEDULER), pipeline)
@@ -110,7 +110,8 @@ def read(
     return checkpoint
 
 
-def _says(raw: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
+def _has_entries(raw: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
+    """Whether `raw` has all expected entries; it may have others too."""
     return all(raw.get(key) == value for key, value in expected.items())
 
 

@@ -1,7 +1,7 @@
 """AutoencoderKLLTXVideo of diffusers <-> our Video-VAE: configurations and names.
 
-diffusers builds its VAE of groups, each of which has consecutive residual blocks, a resampling and
-a change of width; the official VAE is a flat list of blocks. `Group` stands between the two.
+diffusers builds its VAE from groups, each of which has consecutive residual blocks, a resampling
+and a change of width; the official VAE is a flat list of blocks. `Group` is what they share.
 """
 
 import math
@@ -65,15 +65,15 @@ class Group(NamedTuple):
     inject_noise: bool = False
 
 
-class Half(NamedTuple):
-    """An encoder or decoder: groups in the order of application, and the mid block."""
+class GroupedNetwork(NamedTuple):
+    """An encoder or decoder of diffusers: groups in the order of application, and the mid block."""
 
     groups: tuple[Group, ...]
     mid: Group
 
 
-def encoder_half(blocks: Sequence[BlockConfig]) -> Half:
-    """Groups an official encoder.
+def group_encoder(blocks: Sequence[BlockConfig]) -> GroupedNetwork:
+    """Sorts the blocks of an official encoder into groups.
 
     Raises:
       ValueError: naming a block that diffusers does not have.
@@ -94,11 +94,11 @@ def encoder_half(blocks: Sequence[BlockConfig]) -> Half:
             groups[-1] = groups[-1]._replace(resize=block)
         else:
             raise ValueError(f"diffusers' encoder has no {block.name}")
-    return _half(groups)
+    return _split_mid_block(groups)
 
 
-def decoder_half(blocks: Sequence[BlockConfig], conditioned: bool) -> Half:
-    """Groups an official decoder, its blocks in the order of application (first to last).
+def group_decoder(blocks: Sequence[BlockConfig], conditioned: bool) -> GroupedNetwork:
+    """Sorts the blocks of an official decoder, in the order of application, into groups.
 
     Raises:
       ValueError: naming what diffusers does not have.
@@ -135,10 +135,10 @@ def decoder_half(blocks: Sequence[BlockConfig], conditioned: bool) -> Half:
             "diffusers' decoder with timestep_conditioning has a res_x before and after every "
             "compress_all, and this one does not"
         )
-    return Half(tuple(rest), mid)
+    return GroupedNetwork(tuple(rest), mid)
 
 
-def _half(groups: list[Group]) -> Half:
+def _split_mid_block(groups: list[Group]) -> GroupedNetwork:
     """Separates the mid block from the end of an encoder's groups."""
     groups = groups if groups[0] != Group() else groups[1:]
     mid = Group()
@@ -147,7 +147,7 @@ def _half(groups: list[Group]) -> Half:
     # There must be at least one group, and the last one must keep its width.
     if not groups or groups[-1].resize:
         groups.append(Group())
-    return Half(tuple(groups), mid)
+    return GroupedNetwork(tuple(groups), mid)
 
 
 def vae(raw: Raw, where: str) -> tuple[VAEConfig, dict[str, str]]:
@@ -193,7 +193,7 @@ def _check_list(value: Any, kind: type, what: str) -> None:
             raise ValueError(f"{what} holds {shown(item)}")
 
 
-def _read_encoder(raw: Raw) -> Half:
+def _read_encoder(raw: Raw) -> GroupedNetwork:
     channels, layers = raw["block_out_channels"], raw["layers_per_block"]
     types = raw["down_block_types"]
     new = types[-1] == _NEW
@@ -219,10 +219,10 @@ def _read_encoder(raw: Raw) -> Half:
             raise ValueError(f"down_block_types holds {shown(types[i])}; supported: {_OLD}, {_NEW}")
         groups.append(Group(layers[i] or None, scale, resize))
         width = wide
-    return Half(tuple(groups), Group(layers[-1] or None))
+    return GroupedNetwork(tuple(groups), Group(layers[-1] or None))
 
 
-def _read_decoder(raw: Raw, conditioned: bool) -> tuple[Half, int]:
+def _read_decoder(raw: Raw, conditioned: bool) -> tuple[GroupedNetwork, int]:
     """The groups, and the width of the last."""
     channels = raw["decoder_block_out_channels"][::-1]
     layers = raw["decoder_layers_per_block"][::-1]
@@ -253,7 +253,7 @@ def _read_decoder(raw: Raw, conditioned: bool) -> tuple[Half, int]:
             raise ValueError(f"upsample_factor {factors[i]} in a group that does not upsample")
         groups.append(Group(run(i + 1), scale, resize, bool(inject[i + 1])))
         width = out
-    return Half(tuple(groups), Group(run(0), inject_noise=bool(inject[0]))), width
+    return GroupedNetwork(tuple(groups), Group(run(0), inject_noise=bool(inject[0]))), width
 
 
 def _ratio(wide: int, narrow: int) -> int:
@@ -264,7 +264,9 @@ def _ratio(wide: int, narrow: int) -> int:
 
 def _keep_width(width: int, wide: int) -> None:
     if wide != width:
-        raise ValueError(f"block_out_channels changes from {width} to {wide} in a group that can't")
+        raise ValueError(
+            f"block_out_channels changes from {width} to {wide} in a group that must keep it"
+        )
 
 
 def vae_names(cfg: VAEConfig) -> dict[str, str]:
@@ -273,22 +275,24 @@ def vae_names(cfg: VAEConfig) -> dict[str, str]:
     Raises:
       ValueError: as `dump_vae` does.
     """
-    encoder, decoder = _halves(cfg)
+    encoder, decoder = _grouped(cfg)
     return {
         **_walk(encoder, "encoder.down_blocks", decoder=False)[1],
         **_walk(decoder, "decoder.up_blocks", decoder=True)[1],
     }
 
 
-def _halves(cfg: VAEConfig) -> tuple[Half, Half]:
+def _grouped(cfg: VAEConfig) -> tuple[GroupedNetwork, GroupedNetwork]:
     conditioned = cfg.timestep_conditioning
     return (
-        encoder_half(cfg.encoder_blocks),
-        decoder_half(cfg.decoder_blocks[::-1], conditioned),
+        group_encoder(cfg.encoder_blocks),
+        group_decoder(cfg.decoder_blocks[::-1], conditioned),
     )
 
 
-def _walk(half: Half, prefix: str, *, decoder: bool) -> tuple[list[BlockConfig], dict[str, str]]:
+def _walk(
+    grouped: GroupedNetwork, prefix: str, *, decoder: bool
+) -> tuple[list[BlockConfig], dict[str, str]]:
     """The flat list of blocks in the order of application, and diffusers' name of each."""
     blocks: list[BlockConfig] = []
     names: dict[str, str] = {}
@@ -305,8 +309,8 @@ def _walk(half: Half, prefix: str, *, decoder: bool) -> tuple[list[BlockConfig],
         return BlockConfig("res_x", group.layers, inject_noise=group.inject_noise)
 
     if decoder:
-        add(run(half.mid), "mid_block")
-    for i, group in enumerate(half.groups):
+        add(run(grouped.mid), "mid_block")
+    for i, group in enumerate(grouped.groups):
         place = f"{where}.{i}"
         if decoder:
             add(group.resize, f"{place}.conv_in")
@@ -317,7 +321,7 @@ def _walk(half: Half, prefix: str, *, decoder: bool) -> tuple[list[BlockConfig],
             add(group.scale, f"{place}.downsamplers.0")
             add(group.resize, f"{place}.conv_out")
     if not decoder:
-        add(run(half.mid), "mid_block")
+        add(run(grouped.mid), "mid_block")
     return blocks, names
 
 
@@ -338,7 +342,7 @@ def dump_vae(cfg: VAEConfig) -> dict[str, Any]:
                 f"diffusers cannot express {name} {getattr(cfg, name)!r}: its class has "
                 f"{constant!r}"
             )
-    encoder, decoder = _halves(cfg)
+    encoder, decoder = _grouped(cfg)
     return {
         "_class_name": "AutoencoderKLLTXVideo",
         "in_channels": cfg.in_channels,
@@ -359,10 +363,10 @@ def dump_vae(cfg: VAEConfig) -> dict[str, Any]:
     }
 
 
-def _dump_encoder(half: Half, width: int) -> dict[str, Any]:
-    old = all(g.scale is None or g.scale.name == "compress_all" for g in half.groups)
+def _dump_encoder(grouped: GroupedNetwork, width: int) -> dict[str, Any]:
+    old = all(g.scale is None or g.scale.name == "compress_all" for g in grouped.groups)
     channels = [width]
-    for group in half.groups:
+    for group in grouped.groups:
         for block in (group.scale, group.resize):
             if block is not None and block.name != "compress_all":  # its factor is ignored
                 width *= block.channel_multiplier
@@ -371,16 +375,18 @@ def _dump_encoder(half: Half, width: int) -> dict[str, Any]:
         "block_out_channels": channels[:-1] if old else channels,
         # The newer type changes the width only when it downsamples. The type of the last block
         # decides how diffusers reads the whole list.
-        "down_block_types": [_OLD if old or g.resize else _NEW for g in half.groups],
-        "layers_per_block": [g.layers or 0 for g in (*half.groups, half.mid)],
-        "spatio_temporal_scaling": [g.scale is not None for g in half.groups],
-        "downsample_type": [_DOWN_TYPES[g.scale.name] if g.scale else "conv" for g in half.groups],
+        "down_block_types": [_OLD if old or g.resize else _NEW for g in grouped.groups],
+        "layers_per_block": [g.layers or 0 for g in (*grouped.groups, grouped.mid)],
+        "spatio_temporal_scaling": [g.scale is not None for g in grouped.groups],
+        "downsample_type": [
+            _DOWN_TYPES[g.scale.name] if g.scale else "conv" for g in grouped.groups
+        ],
     }
 
 
-def _dump_decoder(half: Half, last: int) -> dict[str, Any]:
-    factors = [g.scale.channel_multiplier if g.scale else 1 for g in half.groups]
-    ratios = [g.resize.channel_multiplier if g.resize else 1 for g in half.groups]
+def _dump_decoder(grouped: GroupedNetwork, last: int) -> dict[str, Any]:
+    factors = [g.scale.channel_multiplier if g.scale else 1 for g in grouped.groups]
+    ratios = [g.resize.channel_multiplier if g.resize else 1 for g in grouped.groups]
     width = last * math.prod(factors) * math.prod(ratios)
     channels = []
     for factor, ratio in zip(factors, ratios, strict=True):
@@ -389,10 +395,10 @@ def _dump_decoder(half: Half, last: int) -> dict[str, Any]:
         width //= factor * ratio
     return {
         "decoder_block_out_channels": channels[::-1],
-        "decoder_layers_per_block": [g.layers or 0 for g in (half.mid, *half.groups)][::-1],
-        "decoder_spatio_temporal_scaling": [g.scale is not None for g in half.groups][::-1],
-        "decoder_inject_noise": [g.inject_noise for g in (half.mid, *half.groups)][::-1],
-        "upsample_residual": [bool(g.scale and g.scale.residual) for g in half.groups][::-1],
+        "decoder_layers_per_block": [g.layers or 0 for g in (grouped.mid, *grouped.groups)][::-1],
+        "decoder_spatio_temporal_scaling": [g.scale is not None for g in grouped.groups][::-1],
+        "decoder_inject_noise": [g.inject_noise for g in (grouped.mid, *grouped.groups)][::-1],
+        "upsample_residual": [bool(g.scale and g.scale.residual) for g in grouped.groups][::-1],
         "upsample_factor": factors[::-1],
     }
 

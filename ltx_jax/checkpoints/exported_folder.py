@@ -42,7 +42,7 @@ def read(
 
     Args:
       folder: as above; only the model is required.
-      networks: those to read of the model's.
+      networks: those to read, if the model has them.
       mesh: lays the parameters out by their logical axes; None puts them on the default device.
       dtype: of the parameters; None keeps what is stored.
 

@@ -30,8 +30,8 @@ def resolve(path_or_id: str | Path, patterns: Sequence[str] = CHECKPOINT_FILES) 
         the files that fit `patterns`, or `org/repo/file.safetensors` for one file.
 
     Raises:
-      ValueError: if there is no such path, nor such a repository in reach; says what to download
-        and where to put it.
+      ValueError: if there is no such path, and no such repository can be reached; says what to
+        download and where to put it.
     """
     if path_or_id == EMBEDDED:
         if not EMBEDDED_FOLDER.is_dir():
@@ -47,8 +47,8 @@ def resolve(path_or_id: str | Path, patterns: Sequence[str] = CHECKPOINT_FILES) 
     if match is None or _is_path(match[1], match[2]):
         raise ValueError(
             f"{path_or_id} does not exist{_nearest(path)}. Give a file, a folder, or a Hugging "
-            "Face repository: org/repo or org/repo/file.safetensors. (No repository is asked for "
-            "what begins with a folder that is here.)"
+            "Face repository: org/repo or org/repo/file.safetensors. (A name that begins "
+            "with a folder that exists here is always taken for a path.)"
         )
     return _download(match[1], match[2], patterns)
 
@@ -58,10 +58,10 @@ _FILES = (*_WEIGHTS, ".sft", ".json", ".py", ".yaml", ".pt", ".pth", ".ckpt", ".
 
 
 def _is_path(repository: str, file: str | None) -> bool:
-    """Whether a name in the form of a repository's is rather a mistyped path: no network then.
+    """Whether a name that could be a repository is a mistyped path, so that the hub is not asked.
 
-    It begins with a folder that exists here, or names a file where a repository's name would be, or
-    something in a repository that holds no weights.
+    Such a name begins with a folder that exists here, or has the ending of a file in place of a
+    repository, or names a file in a repository that holds no weights.
     """
     if Path(repository).parent.is_dir():
         return True

@@ -1,7 +1,7 @@
-"""The configuration of files that hold none: known from the tensors' shapes, and said in a notice.
+"""Infers the configuration of files that hold none, and logs what was inferred.
 
-Every released transformer and VAE has a structure of the table in `releases`; widths are read off
-the tensors. What shapes cannot tell is taken from the version in the file's name: whether positions
+Every released transformer and VAE has one of the structures in `releases`; widths are read off the
+tensors. What shapes cannot tell is taken from the version in the file's name: whether positions
 are causal (2B models came with both), and whether the model is distilled, which fixes its times.
 """
 
@@ -30,7 +30,7 @@ def transformer(stored: Mapping[str, Tensor], vae: VAEConfig | None, path: Path)
 
     Args:
       stored: its tensors by official name.
-      vae: the VAE that comes with it, which tells the early versions from the later ones.
+      vae: the VAE that comes with it, which distinguishes the early versions from the later ones.
       path: the file; its name may hold the version ("ltxv-2b-0.9.6-distilled").
 
     Raises:
@@ -70,7 +70,7 @@ def transformer(stored: Mapping[str, Tensor], vae: VAEConfig | None, path: Path)
 
 
 def _notice(cfg: TransformerConfig, distilled: bool, path: Path) -> str:
-    """What was taken for granted."""
+    """The warning, which says what was inferred."""
     sizes = {28: "the 2B model", 48: "the 13B model"}
     size = sizes.get(cfg.num_layers, "a model of no released depth")
     age = "0.9.5 or later" if cfg.causal_temporal_positioning else "0.9 or 0.9.1"
@@ -85,7 +85,7 @@ def _notice(cfg: TransformerConfig, distilled: bool, path: Path) -> str:
 def _early_or_late(layers: int, vae: VAEConfig | None, path: Path) -> str:
     """The version: the file's own if its name has one, else the latest that it can be.
 
-    Up to 0.9.1 positions are not causal, in nothing else do the transformers differ. The VAEs of
+    Up to 0.9.1 positions are not causal; otherwise the transformers are the same. The VAEs of
     those versions have no blocks that turn space into channels.
     """
     if layers == 48:
@@ -131,7 +131,7 @@ def _shape(stored: Mapping[str, Tensor], name: str, path: Path) -> tuple[int, ..
     shape = stored[name].shape if name in stored else ()
     if len(shape) < 2:
         raise ValueError(
-            f"{path} is no LTX-Video checkpoint: it has no config, and no matrix {name} to tell it "
-            "by"
+            f"{path} is no LTX-Video checkpoint: it has no config, and no matrix {name} to "
+            "recognise it by"
         )
     return shape

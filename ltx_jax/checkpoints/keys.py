@@ -33,7 +33,9 @@ AnyArray = TypeVar("AnyArray", np.ndarray, jax.Array)
 TRANSFORMER_PREFIX = "model.diffusion_model."
 PATCHIFY = "patchify_proj.weight"  # the first layer of every transformer
 DIFFUSERS_PATCHIFY = "proj_in.weight"
-VAE_CONV_IN = "coder.conv_in.conv.weight"  # ends the name of the first layer of either half
+VAE_CONV_IN = (
+    "coder.conv_in.conv.weight"  # how the names of the first layers of encoder and decoder end
+)
 VAE_PREFIX = "vae."
 STATISTICS = "per_channel_statistics."
 STATISTICS_STD = f"{STATISTICS}std-of-means"

@@ -2,7 +2,7 @@
 
 Names of LTX-Video's networks are the official ones, below a prefix that depends on the tool that
 wrote the file, or those of diffusers' transformer, with some of LTX-Video-Q8-Kernels among them.
-Everything else is refused by what it is.
+Other files are refused, with an error that says what they are.
 """
 
 from collections.abc import Iterable, Mapping
@@ -101,8 +101,8 @@ def _official(name: str) -> str:
 def _refuse_others(stored: Mapping[str, Tensor], where: str) -> None:
     if any(part in name for name in stored for part in _ADAPTERS):
         raise ValueError(
-            f"{where} is a LoRA or another adapter, which changes the weights of a model and is "
-            "none: name the model that it was made for, and pass this file as --lora"
+            f"{where} is a LoRA or another adapter, which changes the weights of a model and "
+            "is no model itself: name the model that it was made for, and pass this file as --lora"
         )
     what = family(stored)
     if what is not None:
@@ -110,7 +110,7 @@ def _refuse_others(stored: Mapping[str, Tensor], where: str) -> None:
 
 
 def family(names: Iterable[str]) -> str | None:
-    """What a file is that holds no transformer or VAE of LTX-Video, if its names say so."""
+    """Which other model a file holds, by the names of its tensors; None if they do not show it."""
     names = list(names)
     ltx2 = _FAMILIES[:2]
     is_ours = any(name.endswith((keys.PATCHIFY, keys.VAE_CONV_IN)) for name in names)
@@ -125,5 +125,5 @@ def describe(stored: Mapping[str, Tensor]) -> str:
     if any(name.endswith((keys.PATCHIFY, keys.VAE_CONV_IN)) for name in stored):
         return "it is an LTX-Video checkpoint: pass it as --checkpoint"
     what = family(stored)
-    some = placement.some(list(stored)) or "no tensors at all"
-    return f"it is {what}" if what else f"it holds {some}"
+    names = placement.first_five(list(stored)) or "no tensors at all"
+    return f"it is {what}" if what else f"it holds {names}"

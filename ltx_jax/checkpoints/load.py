@@ -31,7 +31,7 @@ def load_checkpoint(
     Args:
       vae: another checkpoint whose VAE takes the place of this one's, for files that hold a
         transformer alone.
-      networks: those to load of what the checkpoint holds.
+      networks: those to load, if the checkpoint holds them.
       mesh: lays the parameters out by their logical axes; None puts them on the default device.
       dtype: of the parameters; None keeps what is stored (bfloat16 for quantised weights).
 
@@ -63,7 +63,7 @@ def _load(
     mesh: Mesh | None,
     dtype: DType | None,
 ) -> Checkpoint:
-    """Loads one checkpoint. `vae`, from elsewhere, helps to tell the version of a transformer."""
+    """Loads one checkpoint. `vae` of another one helps to infer a transformer's version."""
     if str(path_or_hub_id).startswith("gs://"):
         from ltx_jax.checkpoints import runs  # imports Orbax, which takes a second
 

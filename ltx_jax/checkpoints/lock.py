@@ -1,4 +1,4 @@
-"""A lock on a folder, as that of a run or of a data set in the making: one process writes it."""
+"""A lock on a folder that only one process may write, such as a run or an unfinished data set."""
 
 import contextlib
 import fcntl
@@ -30,10 +30,10 @@ class Lock:
 
     def __init__(self, folder: epath.Path, option: str = "--run.output", name: str = _NAME):
         self._file = folder / name
-        self._sign = f"{os.getpid()} {socket.gethostname()} {uuid.uuid4()}"
+        self._owner = f"{os.getpid()} {socket.gethostname()} {uuid.uuid4()}"
         self._descriptor: int | None = None
         if is_address(folder):
-            self._file.write_text(self._sign)
+            self._file.write_text(self._owner)
             return
         descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -48,14 +48,14 @@ class Lock:
         except OSError:
             pass  # a file system without locks cannot guard anything
         os.truncate(descriptor, 0)
-        os.write(descriptor, self._sign.encode())
+        os.write(descriptor, self._owner.encode())
         self._descriptor = descriptor
 
     def check(self) -> None:
         """Checks that this process still holds the folder.
 
         Raises:
-          ValueError: if another one has taken it, or the folder is elsewhere now.
+          ValueError: if another one has taken it, or the folder has been moved or deleted.
         """
         if self._descriptor is not None:
             held = os.fstat(self._descriptor)
@@ -63,12 +63,12 @@ class Lock:
                 if os.path.samestat(os.stat(self._file), held):
                     return
             raise ValueError(
-                f"{self._file.parent} has been moved or deleted: this run stops; where it is now, "
-                "it goes on from its last step (--run.output)"
+                f"{self._file.parent} has been moved or deleted: this run stops. To continue "
+                "from its last step, name the new place of the folder (--run.output)"
             )
-        sign = self._file.read_text()
-        if sign != self._sign:
-            process, host, _ = sign.split()
+        owner = self._file.read_text()
+        if owner != self._owner:
+            process, host, _ = owner.split()
             raise ValueError(
                 f"process {process} on {host} has taken over {self._file.parent}: this run stops"
             )

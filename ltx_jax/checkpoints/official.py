@@ -1,4 +1,4 @@
-"""Single-file checkpoints: the official layout, and what other tools make of it.
+"""Single-file checkpoints: the official layout, and those of other tools.
 
 Official files are safetensors with the configuration in the metadata, as in the loaders upstream
 (transformer3d.py, causal_video_autoencoder.py, rf.py). Other tools change the prefixes of names,
@@ -46,12 +46,12 @@ def read(
     mesh: Mesh | None = None,
     dtype: DType | None = None,
 ) -> Checkpoint:
-    """Reads a file: both networks, or those it holds of the ones asked for.
+    """Reads the networks of a file.
 
     Args:
-      networks: those to read of the file's.
-      vae: the VAE from elsewhere that the transformer of this file is used with. It tells the
-        version of a transformer whose file holds no config.
+      networks: those to read, if the file holds them.
+      vae: the VAE of another file that the transformer of this file is used with. It helps to infer
+        the version of a transformer whose file holds no config.
       mesh: lays the parameters out by their logical axes; None puts them on the default device.
       dtype: of the parameters; None keeps that of the file, and bfloat16 for quantised ones.
 
@@ -94,7 +94,7 @@ def read(
     if not parts.transformer and not parts.vae:
         raise ValueError(
             f"{path} is no LTX-Video checkpoint: it has none of the tensors that its config "
-            f"describes, but {placement.some(list(weights.tensors)) or 'no tensors at all'}"
+            f"describes, but {placement.first_five(list(weights.tensors)) or 'no tensors at all'}"
         )
     checkpoint.tolerated = {
         name: _keep(tensor) for name, tensor in rest.items() if isinstance(tensor, StoredTensor)
@@ -119,7 +119,7 @@ def _configs(
     vae: VAEConfig | None,
     path: Path,
 ) -> Configs:
-    """What the metadata describe; of networks that they do not, what the tensors' shapes say."""
+    """The configurations in the metadata; those that are missing are inferred from the tensors."""
     if "config" in weights.metadata:
         configs = official_config.parse(weights.metadata["config"], str(path))
     elif parts.transformer or parts.vae:
@@ -244,7 +244,7 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
     """Writes one official file; it appears whole or not at all.
 
     Parameters keep their dtype. Tolerated tensors, spellings of names and metadata are written as
-    they were in the file that was read. A text encoder is left out: the layout lacks a
+    they were in the file that was read. A text encoder is left out: the layout has no
     place for it.
 
     Raises:

@@ -90,7 +90,7 @@ def parse(text: str, where: str) -> Configs:
 
 
 def from_raw(raw: Raw, where: str) -> Configs:
-    """What `parse` does, of a parsed `config`.
+    """As `parse`, for a `config` that is a dict already.
 
     Raises:
       ValueError: as `parse` does.

@@ -40,9 +40,9 @@ def check(where: str, what: str, leaves: Iterable[Leaf], stored: Mapping[str, Te
     unexpected = [stored[name].name for name in stored if name not in shapes]
     problems = []
     if missing:
-        problems.append(f"missing: {some(missing)}")
+        problems.append(f"missing: {first_five(missing)}")
     if unexpected:
-        problems.append(f"unexpected: {some(unexpected)}")
+        problems.append(f"unexpected: {first_five(unexpected)}")
     for name, shape in shapes.items():
         if name in stored and stored[name].shape != shape:
             problems.append(f"{stored[name].name} has shape {stored[name].shape}, expected {shape}")
@@ -52,13 +52,13 @@ def check(where: str, what: str, leaves: Iterable[Leaf], stored: Mapping[str, Te
     wrong = {n: k.name for n, k in kinds.items() if k.name not in _FLOATS and k not in FLOAT8}
     if wrong:
         raise ValueError(
-            f"{where} holds {some(list(wrong))} as {sorted(set(wrong.values()))}, expected one of "
-            f"{_FLOATS} or 8-bit floats"
+            f"{where} holds {first_five(list(wrong))} as {sorted(set(wrong.values()))}, expected "
+            f"one of {_FLOATS} or 8-bit floats"
         )
 
 
-def some(names: Sequence[str]) -> str:
-    """Up to five names, and how many more there are."""
+def first_five(names: Sequence[str]) -> str:
+    """The first five names, comma-separated, and how many more there are."""
     return ", ".join(_head(names))
 
 

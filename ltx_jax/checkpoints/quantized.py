@@ -3,8 +3,8 @@
 Each becomes a tensor that is computed when it is read, some rows at a time, so that loading
 takes no more memory than plain weights do. Layouts of the files:
 
-plain        8-bit floats without scales. They need nothing of this module, unless the weights
-             are rotated (see `unrotated`).
+plain        8-bit floats without scales. They do not need this module, unless the weights are
+             rotated (see `unrotated`).
 ComfyUI      MODULE.scale_weight beside MODULE.weight, sometimes MODULE.scale_input, and an empty
              tensor `scaled_fp8`; since 2026 MODULE.weight_scale, MODULE.input_scale, and the
              format in MODULE.comfy_quant or in the metadata's `_quantization_metadata`.
@@ -76,7 +76,7 @@ def _check_formats(stored: Mapping[str, Tensor], metadata: Mapping[str, str], wh
     for name, tensor in stored.items():
         if name.endswith(_FOREIGN):
             raise ValueError(
-                f"{where} is quantised in a way that is not read ({tensor.name}): take a file in "
+                f"{where} is quantised in an unsupported way ({tensor.name}): take a file in "
                 "bfloat16, float8 or GGUF"
             )
         if name.endswith(_FORMAT):
@@ -136,7 +136,7 @@ def unrotated(stored: dict[str, Tensor]) -> dict[str, Tensor] | None:
 
     The first upload of ltxv-13b-0.9.7-dev-fp8 is such a file (LTX-Video-Q8-Kernels): rows of its
     8-bit matrices were multiplied by the Hadamard matrix over the square root of its size, which is
-    its own inverse, and rounded. Nothing in a file says so; `_spread` tells.
+    its own inverse, and rounded. The file does not say so: `_spread` detects it.
 
     Returns:
       The tensors with the 8-bit matrices rotated back; None if they are not rotated.
@@ -178,9 +178,9 @@ def _spread(matrix: np.ndarray) -> float:
     """How much the columns' mean squares differ: their quartiles' distance, over the median.
 
     Trained weights have columns of unequal sizes and entries with long tails (kurtosis over 3). A
-    rotation mixes the columns: what remains is chance, sqrt(2 / rows). Quartiles do not see the few
-    columns that a mean of the rows makes large, and every row, whose norm a rotation keeps, counts
-    the same.
+    rotation mixes the columns, which then differ only by chance, by sqrt(2 / rows). Quartiles
+    ignore the few columns that a mean of the rows makes large. Every row counts the same: a
+    rotation keeps its norm.
     """
     tiny = np.finfo(np.float32).tiny
     squares = np.square(matrix)

@@ -34,7 +34,7 @@ _VOCABULARY = "spiece_model"  # a tokenizer as bytes, which some files hold
 
 
 def read_config(path: Path) -> T5Config:
-    """The sizes that shapes tell; the rest is the same in every T5 v1.1.
+    """Infers the sizes from the tensors' shapes; all else is the same in every T5 v1.1.
 
     Raises:
       ValueError: if the file is damaged or holds no encoder of a T5 v1.1; says what it is.
@@ -42,7 +42,7 @@ def read_config(path: Path) -> T5Config:
     stored = open_file(path)
     block = "encoder.block.0.layer"
     if f"{block}.1.DenseReluDense.wi.weight" in stored:
-        raise ValueError(f"{path} is the first T5: only T5 v1.1 (gated GELU) is supported")
+        raise ValueError(f"{path} is a T5 v1.0: only T5 v1.1 (gated GELU) is supported")
     if _BIAS.replace("block.0", "block.1") in stored:
         raise ValueError(f"{path} is a UMT5: LTX-Video reads captions by T5 v1.1")
 

@@ -98,7 +98,7 @@ class StoredTensor(NamedTuple):
         return widened(array, dtype) if array.dtype in FLOAT8 else array.astype(dtype, copy=False)
 
     def map(self) -> np.ndarray:
-        """A read-only view of the file, which takes no memory until it is looked at."""
+        """A read-only view of the file, which takes no memory until it is accessed."""
         if not self.nbytes:
             return np.empty(self.shape, self.dtype)
         mapped = np.memmap(self.path, np.uint8, "r", self.offset, (self.nbytes,))

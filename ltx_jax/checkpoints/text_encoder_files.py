@@ -104,8 +104,8 @@ def load_params(
     stored.
 
     Raises:
-      ValueError: if a file is missing or damaged, or names the tensors that are missing, not
-        expected, wrongly shaped or not floating point. All are checked before any is read.
+      ValueError: if a file is missing or damaged, or tensors are missing, unexpected, wrongly
+        shaped or not floating point; it names them. All are checked before any is read.
     """
     network = network_class(cfg)
     leaves = parameter_leaves(cfg)

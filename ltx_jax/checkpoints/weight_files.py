@@ -60,7 +60,7 @@ def open_folder(path: Path, stem: str) -> Weights:
         file = tensors.open_file(shard)
         twice = sorted(set(file.tensors) & set(stored))
         if twice:
-            raise ValueError(f"{shard} holds {placement.some(twice)}, as another file does")
+            raise ValueError(f"{shard} holds {placement.first_five(twice)}, as another file does")
         stored |= file.tensors
         metadata = metadata or file.metadata
     return Weights(stored, metadata)

@@ -79,15 +79,15 @@ def _parts(archive: Path) -> Iterator[inputs.Part]:
     try:
         with tarfile.open(archive, "r:") as tar:
             while (member := tar.next()) is not None:
-                # It would keep a record of each.
+                # tarfile would keep a record of every file.
                 tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
                 end = member.offset_data + member.size
                 if member.size < 0 or end > size:
-                    raise tarfile.ReadError("a file in it goes on behind its end")
+                    raise tarfile.ReadError("a file in it extends beyond its end")
                 if member.isfile() and not member.issparse():
                     count += 1
                     yield inputs.Part(archive, member.name, member.offset_data, member.size)
-            # tarfile takes whatever is no header for the end.
+            # tarfile takes anything that is not a header for the end of the archive.
             tar.fileobj.seek(tar.offset)
             if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
                 raise tarfile.ReadError("there is no header where one is expected")

@@ -40,7 +40,7 @@ def from_value(value: Any) -> tuple[str, ...]:
 
 
 def find_column(names: Mapping[str, Any], chosen: str | None, usual: tuple[str, ...]) -> str | None:
-    """The chosen column, or else the first of the usual ones in any case; None if there is none."""
+    """The chosen column, or the first of the usual ones, ignoring case; None if there is none."""
     if chosen is not None:
         return chosen if chosen in names else None
     by_lower_case = {name.lower(): name for name in names}
@@ -129,7 +129,7 @@ def is_caption(path: Path) -> bool:
 
 
 def _by_stem(folder: Path) -> dict[str, list[str]]:
-    """Names of the caption files in a folder by their stem, best first; none if it is locked."""
+    """Names of a folder's caption files by their stem, best first; empty if it cannot be read."""
     names = defaultdict[str, list[str]](list)
     try:
         files = [path for path in map(Path, os.listdir(folder)) if is_caption(path)]

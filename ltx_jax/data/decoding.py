@@ -18,7 +18,7 @@ import av.stream
 import numpy as np
 
 from ltx_jax.data import inputs, pictures
-from ltx_jax.data.frames import Converter, Look, Shown
+from ltx_jax.data.frames import Converter, DecodedFrame, FrameGeometry
 
 TICK = 1e-3  # seconds; Matroska rounds time stamps to this
 # FFmpeg's names of the containers that are read. Playlists and lists (HLS, DASH, concat) are not
@@ -49,7 +49,7 @@ class Facts(NamedTuple):
 
 
 class Clip(abc.ABC):
-    """A clip that is open.
+    """An open clip.
 
     Attributes:
       name: name of the file, for messages.
@@ -60,7 +60,7 @@ class Clip(abc.ABC):
     rate: Fraction
 
     @abc.abstractmethod
-    def frames(self, start: float | int) -> Generator[Shown, None, None]:
+    def frames(self, start: float | int) -> Generator[DecodedFrame, None, None]:
         """Yields every frame that is on the screen at or after `start`, in seconds.
 
         Raises:
@@ -68,7 +68,7 @@ class Clip(abc.ABC):
         """
 
     @abc.abstractmethod
-    def facts(self) -> tuple[Facts, Shown]:
+    def facts(self) -> tuple[Facts, DecodedFrame]:
         """Reads the whole file; returns its properties and its first frame.
 
         Raises:
@@ -140,12 +140,12 @@ class _Video(Clip):
         self._container = container
         self._stream = stream = _main_stream(path, container)
         pictures.check_size(path, stream.width * stream.height)
-        # Not by frames: a thread could yield a frame before another one marks it as damaged.
+        # Not FRAME: a thread could yield a frame before another thread marks it as damaged.
         stream.thread_type = "SLICE"
         self.rate = Fraction(stream.average_rate or stream.guessed_rate or 25)
-        self._look: Look | None = None
+        self._geometry: FrameGeometry | None = None
 
-    def frames(self, start: float | int) -> Generator[Shown, None, None]:
+    def frames(self, start: float | int) -> Generator[DecodedFrame, None, None]:
         container, stream = self._container, self._stream
         origin = float((stream.start_time or 0) * (stream.time_base or 0))
         # Raw streams, as some cameras write them, have no time stamps to seek to.
@@ -164,17 +164,17 @@ class _Video(Clip):
                 begin = index / rate if frame.pts is None else float(frame.time) - origin
                 index += 1
                 if previous is not None and begin > start + TICK:
-                    yield self._shown(previous[0], begin, previous[1], converter)
+                    yield self._decoded_frame(previous[0], begin, previous[1], converter)
                 previous = begin, frame
         if previous is not None:
             begin, frame = previous
             seconds = float((frame.duration or 0) * (frame.time_base or 0)) or 1 / rate
             if begin + seconds > start + TICK:
-                yield self._shown(begin, begin + seconds, frame, converter)
+                yield self._decoded_frame(begin, begin + seconds, frame, converter)
 
-    def facts(self) -> tuple[Facts, Shown]:
+    def facts(self) -> tuple[Facts, DecodedFrame]:
         rate, tick = float(self.rate), float(self._stream.time_base or 0)
-        first: Shown | None = None
+        first: DecodedFrame | None = None
         begins: list[float] = []
         last = 0.0
         decode = self._decoder()
@@ -182,7 +182,7 @@ class _Video(Clip):
             self._check_packet(packet, len(begins))
             if first is None:
                 for frame in decode(packet)[:1]:
-                    first = self._shown(0.0, 0.0, frame, Converter())
+                    first = self._decoded_frame(0.0, 0.0, frame, Converter())
             # Packets before the beginning of a trimmed clip are decoded but not shown.
             if packet.size and not packet.is_discard:
                 begin = len(begins) / rate if packet.pts is None else packet.pts * tick
@@ -210,13 +210,15 @@ class _Video(Clip):
         if packet.is_corrupt:
             raise ValueError(f"{self.name} is truncated or damaged after {count} frames")
 
-    def _shown(self, begin: float, end: float, frame: av.VideoFrame, converter: Converter) -> Shown:
-        if self._look is None:
+    def _decoded_frame(
+        self, begin: float, end: float, frame: av.VideoFrame, converter: Converter
+    ) -> DecodedFrame:
+        if self._geometry is None:
             context, stream = self._stream.codec_context, self._stream
             aspect = stream.sample_aspect_ratio or context.sample_aspect_ratio or 1
-            self._look = Look.of(frame, float(aspect))
+            self._geometry = FrameGeometry.of(frame, float(aspect))
             pictures.check_size(self.name, round(frame.width * frame.height * float(aspect)))
-        return Shown(begin, end, self._look, frame, converter)
+        return DecodedFrame(begin, end, self._geometry, frame, converter)
 
 
 class _Animation(Clip):
@@ -228,7 +230,7 @@ class _Animation(Clip):
         self._seconds = [frame.seconds for frame in pictures.read_animation(path)]
         self.rate = Fraction(len(self._seconds) / math.fsum(self._seconds)).limit_denominator(1000)
 
-    def frames(self, start: float | int) -> Generator[Shown, None, None]:
+    def frames(self, start: float | int) -> Generator[DecodedFrame, None, None]:
         ends = list(itertools.accumulate(self._seconds))
         begins = [0.0, *ends]
         converter = Converter()
@@ -236,9 +238,9 @@ class _Animation(Clip):
             for begin, end, (picture, _) in zip(begins, ends, found, strict=False):
                 if end > start + TICK:
                     frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-                    yield Shown(begin, end, Look(), frame, converter)
+                    yield DecodedFrame(begin, end, FrameGeometry(), frame, converter)
 
-    def facts(self) -> tuple[Facts, Shown]:
+    def facts(self) -> tuple[Facts, DecodedFrame]:
         with contextlib.closing(self.frames(0)) as frames:
             first = next(frames)
         gaps = np.abs(np.array(self._seconds[:-1]) - float(1 / self.rate))

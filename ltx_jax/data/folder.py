@@ -21,7 +21,7 @@ class Captioned:
     """A clip or picture, and its captions, of which training draws one each time.
 
     Attributes:
-      place: its file, or the part of an archive that it is.
+      place: its file, or its part of an archive.
       captions: at least one.
     """
 

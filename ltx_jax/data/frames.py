@@ -21,8 +21,8 @@ UPRIGHT = (1, 0, 0, 1)
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
-    """How the frames of a stream are shown.
+class FrameGeometry:
+    """How the frames of a stream are turned and stretched for display.
 
     Attributes:
       turn: signs (a, b, c, d) of the display matrix: x' = a x + c y and y' = b x + d y.
@@ -33,8 +33,8 @@ class Look:
     pixel_aspect: float = 1.0
 
     @classmethod
-    def of(cls, frame: VideoFrame, pixel_aspect: float) -> "Look":
-        """Reads the look of a stream from its first frame."""
+    def of(cls, frame: VideoFrame, pixel_aspect: float) -> "FrameGeometry":
+        """Reads the geometry of a stream from its first frame."""
         # The side data of a frame and the frame keep each other alive until Python's garbage
         # collector runs; a small copy has the same side data.
         small = VideoReformatter().reformat(frame, width=16, height=16, format="gray", threads=1)
@@ -61,7 +61,7 @@ class Look:
         return np.ascontiguousarray(picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
 
 
-# `Look.turn` for each rotation that PyAV reports, in degrees counter-clockwise.
+# `FrameGeometry.turn` for each rotation that PyAV reports, in degrees counter-clockwise.
 _QUARTER_TURNS = {-90: (0, 1, -1, 0), 90: (0, -1, 1, 0), 180: (-1, 0, 0, -1), -180: (-1, 0, 0, -1)}
 
 
@@ -77,7 +77,7 @@ class Converter:
     def __call__(
         self, frame: VideoFrame, form: str, *, interpolation: Interpolation = CONVERT, **size: int
     ) -> np.ndarray:
-        """The pixels in one of FFmpeg's formats; `size` are height and width, if others."""
+        """The pixels in one of FFmpeg's formats; `size`: height and width, if not the frame's."""
         # One thread: distributing a small picture over several takes longer than converting it.
         options: dict[str, Any] = dict(interpolation=interpolation, threads=1, **size)
         if form != "rgb24":
@@ -89,7 +89,7 @@ class Converter:
 
 
 @dataclasses.dataclass(frozen=True)
-class Shown:
+class DecodedFrame:
     """A decoded frame and when it is on the screen, in seconds.
 
     Pictures made of it are upright and have square pixels.
@@ -97,7 +97,7 @@ class Shown:
 
     begin: float
     end: float
-    look: Look
+    geometry: FrameGeometry
     _frame: VideoFrame
     _convert: Converter
 
@@ -110,12 +110,12 @@ class Shown:
     def size(self) -> tuple[int, int]:
         """Height and width, as shown."""
         height, width = self._square
-        return (width, height) if self.look.is_turned else (height, width)
+        return (width, height) if self.geometry.is_turned else (height, width)
 
     @property
     def _square(self) -> tuple[int, int]:
         """Height and width with square pixels, before the turn."""
-        return self._frame.height, max(round(self._frame.width * self.look.pixel_aspect), 1)
+        return self._frame.height, max(round(self._frame.width * self.geometry.pixel_aspect), 1)
 
     @property
     def is_transparent(self) -> bool:
@@ -123,8 +123,8 @@ class Shown:
         return any(component.is_alpha for component in self._frame.format.components)
 
     @property
-    def oddity(self) -> str:
-        """Why pixels would look wrong: "interlaced" or "high dynamic range"; mostly empty."""
+    def unsupported_format(self) -> str:
+        """Why its pixels would look wrong ("interlaced", "high dynamic range"), or ""."""
         if self._frame.interlaced_frame:
             return "interlaced"
         return "high dynamic range" if self._frame.color_trc in _HIGH_DYNAMIC_RANGE else ""
@@ -141,15 +141,15 @@ class Shown:
         if width != self._frame.width:
             resized = Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC)
             picture = np.asarray(resized)
-        return self.look.upright(picture)
+        return self.geometry.upright(picture)
 
     def luma(self, longest: int) -> UInt8[np.ndarray, "h w"]:
         """Grey levels from 0 (black) to 255, averaged down to sides of at most `longest` pixels."""
-        return self.look.upright(self._reduced("gray", longest))
+        return self.geometry.upright(self._reduced("gray", longest))
 
     def bgr(self, longest: int) -> UInt8[np.ndarray, "h w 3"]:
         """Blue, green and red, averaged down to sides of at most `longest` pixels."""
-        return self.look.upright(self._reduced("bgr24", longest))
+        return self.geometry.upright(self._reduced("bgr24", longest))
 
     def _reduced(self, form: str, longest: int) -> np.ndarray:
         scale = min(longest / max(self._square), 1)

@@ -35,15 +35,15 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Medium:
-    """A clip or picture of a source, or what is there in its place and cannot be used.
+    """A clip or picture of a source, or an entry of the source that cannot be used.
 
     Attributes:
-      place: its file, or the part of an archive that it is. If `is_medium` is off, the table or
+      place: its file, or its part of an archive. If `is_medium` is False, the file, table or
         archive in which something is wrong.
       captions: one or more; empty if there is none that can be used.
-      problem: why there is none, in a sentence that names the file.
+      problem: why it cannot be used, in a sentence that names the file; empty if it can.
       row: JSON with the other columns of its row in a table, or entries of its JSON.
-      is_medium: whether there is a medium at all.
+      is_medium: whether it is a clip or picture at all.
     """
 
     place: inputs.Place
@@ -140,7 +140,7 @@ def list_files(
         if archive in named or not own:
             media += _packed(archive, columns)
         else:  # it may hold the same files
-            problem = f"{archive} is not read, as there are media beside it: name it by itself"
+            problem = f"{archive} is skipped, as there are media beside it: name it as an input"
             media.append(Medium(archive, problem=problem, is_medium=False))
     return tuple(sorted(media, key=_order))
 
@@ -153,7 +153,7 @@ def _order(medium: Medium) -> tuple[Path, int]:
 def _tables(
     files: Collection[Path], own: Collection[Path], named: Collection[Path]
 ) -> tuple[list[Path], list[tuple[Path, Path]]]:
-    """The tables among files, and the pairs of text files; no captions of a medium beside them."""
+    """The tables among files, and the pairs of text files; without captions of a single medium."""
     tabulated, names = [], defaultdict[Path, list[str]](list)
     for path in files:
         if path in named:
@@ -174,7 +174,7 @@ def _belonging(files: Collection[Path], beside: captions.CaptionFiles) -> set[Pa
 
 
 def _with_unknown_endings(files: Collection[Path], own: Collection[Path]) -> list[Medium]:
-    """What has a caption beside it, but not the ending of clips and pictures."""
+    """Files with a caption beside them, but not with the ending of a clip or picture."""
     texts = {path for path in files if path.suffix.lower() in captions.ENDINGS[:2]}
     stems = {path.with_suffix("") for path in texts} - set(own)
     problem = f"has none of the endings of clips and pictures ({' '.join(ENDINGS)})"
@@ -240,7 +240,7 @@ class _Rows:
         self._by_key[key] = Medium(path, texts, "" if texts else problem, others)
 
     def _key(self, path: Path) -> tuple[str, str]:
-        """One for all paths of a file."""
+        """A key that is the same for all paths of a file."""
         return self._real_folder(path.parent), path.name
 
     def media(self, loose: Iterable[Path], beside: captions.CaptionFiles) -> list[Medium]:
@@ -275,7 +275,9 @@ def _path(folder: Path, value: object, where: str) -> Path:
     Absolute paths and `..` are allowed: a table names the files of its owner.
     """
     if not isinstance(value, str) or not value.strip():
-        kind = "no path" if value is None or value == "" else f"{str(value)[:40]!r}, which is none"
+        kind = (
+            "no path" if value is None or value == "" else f"{str(value)[:40]!r}, which is no path,"
+        )
         raise ValueError(f"{where} has {kind} in the column of media")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", value):
         raise ValueError(

@@ -1,7 +1,7 @@
-"""Probes media, and keeps what was found in large sets, since probing reads every file whole.
+"""Probes media, and stores the results for large sets, since probing reads every file whole.
 
-A file with the size and time of change that it had before is not probed again: neither by the next
-start of a run nor by its other processes. There is one small JSON file per folder or archive.
+A file with the size and modification time that it had before is not probed again, neither by the
+next start of a run nor by its other processes. There is one small JSON file per folder or archive.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from ltx_jax.runtime import files
 FOLDER = Path("~/.cache/ltx_jax/facts").expanduser()
 _LONG = 5.0  # seconds of probing from which on the facts are kept
 
-_Entries = dict[str, list[Any]]  # name -> size in bytes, nanoseconds of the last change, facts
+_Entries = dict[str, list[Any]]  # name -> size in bytes, modification time in ns, facts
 
 
 def probe_all(places: Sequence[inputs.Place]) -> list[Facts | ValueError]:

@@ -1,4 +1,4 @@
-"""Reads videos and pictures as a viewer shows them, or refuses them by name.
+"""Reads videos and pictures as a viewer shows them.
 
 Frames are uint8 (t, h, w, 3), RGB: turned and mirrored as the file's metadata says, with square
 pixels, transparency over white. Whatever is wrong with a file is a ValueError that names it.
@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 
 from ltx_jax.data import decoding, inputs, pictures
 from ltx_jax.data.decoding import TICK, Facts
-from ltx_jax.data.frames import Shown
+from ltx_jax.data.frames import DecodedFrame
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def read_video(
 
     Raises:
       ValueError: if there is no such file, or it is empty, no video, a still picture, sound alone,
-        interlaced, HDR, too large, damaged, or over at `start`.
+        interlaced, HDR, too large, damaged, or ends before `start`.
     """
     if num_frames is not None and num_frames <= 0:
         raise ValueError(f"num_frames must be positive, got {num_frames}")
@@ -68,7 +68,7 @@ def stream_video(
         yield from _pictures(clip, start, frame_rate)
 
 
-def decode_video(path: inputs.File) -> Generator[Shown, None, None]:
+def decode_video(path: inputs.File) -> Generator[DecodedFrame, None, None]:
     """Yields the stored frames of a clip, not converted to pixels; interlaced and HDR ones too.
 
     Raises:
@@ -107,14 +107,16 @@ def _pictures(
         raise ValueError(f"{clip.name} has no frame that can be decoded{after}")
 
 
-def _check_whole(clip: decoding.Clip, frame: Shown) -> None:
+def _check_whole(clip: decoding.Clip, frame: DecodedFrame) -> None:
     if frame.is_broken:
         raise ValueError(f"{clip.name} is damaged: the frame at {frame.begin:.2f} s is broken")
 
 
-def _check_showable(name: str, frame: Shown) -> None:
-    if frame.oddity:
-        raise ValueError(f"{name} is {frame.oddity}: {_WAYS_OUT[frame.oddity]}")
+def _check_showable(name: str, frame: DecodedFrame) -> None:
+    if frame.unsupported_format:
+        raise ValueError(
+            f"{name} is {frame.unsupported_format}: {_WAYS_OUT[frame.unsupported_format]}"
+        )
 
 
 def _count_before(seconds: float | int, frame_rate: float | int) -> int:

@@ -119,7 +119,7 @@ def load_conditions(
 def _trimmed(
     clip: Shaped[np.ndarray, "b t h w c"], condition: Condition, size: Size
 ) -> Shaped[np.ndarray, "b t2 h w c"]:
-    """The frames of a clip that a condition at its place can hold."""
+    """As many frames of a clip, 8k+1, as fit into the video from the condition's frame on."""
     factor, room = size.temporal_factor, max(size.frames - condition.frame, 1)
     length = (min(clip.shape[1], room) - 1) // factor * factor + 1
     if length < clip.shape[1]:
@@ -291,12 +291,12 @@ def match_captions(caption: Caption, negative: Caption) -> list[Caption]:
 
 
 def context_fields(
-    given: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], batch: int
+    context: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], batch: int
 ) -> dict[str, Float32[Array, "b ..."]]:
     """The further inputs of the network, one row per video.
 
     Args:
-      given: arrays by name, with a batch axis of 1 or `batch`.
+      context: arrays by name, with a batch axis of 1 or `batch`.
       shapes: `TransformerConfig.context_shapes`.
       batch: number of videos.
 
@@ -304,7 +304,7 @@ def context_fields(
       ValueError: for an input that the network does not take, or one of a wrong shape.
     """
     fields = {}
-    for name, value in given.items():
+    for name, value in context.items():
         if name not in shapes:
             raise ValueError(
                 f"this network takes no input {name!r}; besides captions it takes "

@@ -128,7 +128,7 @@ def read_noise(path: str) -> np.ndarray:
 
 def _check_numbers(name: str, array: np.ndarray) -> None:
     if array.dtype.kind not in "biuf" or not np.isfinite(array).all():
-        raise ValueError(f"{name} must hold finite numbers, not NaN, infinity or other things")
+        raise ValueError(f"{name} must hold finite numbers only, without NaN or infinity")
 
 
 def _check_media(cfg: SampleConfig) -> None:

@@ -28,7 +28,7 @@ _NOT_COMPARED = (
 
 
 class _Identity(NamedTuple):
-    """What tells one content of a path from another."""
+    """Identifies the file at a path, so that a file that replaces it is noticed."""
 
     inode: int
     changed: int
@@ -112,8 +112,8 @@ def _is_file(cfg: SampleConfig) -> bool:
         return False
     if ending not in writing.OUTPUTS:
         raise ValueError(
-            f"output_path is {path}, which is no kind of file that is written: {writing.WAYS}; the "
-            f"path of a new folder with such a name ends in {os.sep}"
+            f"output_path is {path}, which has no ending of a supported kind: {writing.WAYS}; to "
+            f"name a new folder, end the path with {os.sep}"
         )
     is_picture = ending in writing.PICTURES and not writing.is_sequence(path)
     if is_picture and cfg.num_frames > 1:
@@ -172,7 +172,7 @@ def claimed(item: Video) -> Iterator[Video]:
 
 
 def _reserve(path: Path) -> bool:
-    """Makes an empty file; whether there was none."""
+    """Makes an empty file; False if there is a file already."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o666))

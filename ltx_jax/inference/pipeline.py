@@ -229,7 +229,8 @@ class LTXPipeline:
 
         Args:
           path: a safetensors file in any public layout, or a folder as peft writes it.
-          strength: 1 is the whole change; 0 is the transformer as it was, bit for bit.
+          strength: 1 is the whole change; 0 is the transformer as it was, bit for bit. It does not
+            apply to tensors that an adapter replaces (`.set_weight`).
 
         Raises:
           ValueError: if the file is no adapter of this transformer; the message names the key.

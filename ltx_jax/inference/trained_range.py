@@ -49,13 +49,13 @@ def _outside(options: SamplingConfig, *, is_first_version: bool) -> list[str]:
     latents = frames * height * width / (8 * 32 * 32)
     reasons = []
     if latents >= _TOO_MANY_LATENTS:
-        reasons.append(f"{latents / 1000:.1f}K latents, of 12K at most")
+        reasons.append(f"{latents / 1000:.1f}K latents (trained on 12K at most)")
     if height * width > _PIXELS:
-        reasons.append(f"{width} x {height} pixels, of 1280 x 720 at most")
+        reasons.append(f"{width} x {height} pixels (trained on 1280 x 720 at most)")
     if frames > _FRAMES:
-        reasons.append(f"{frames} frames, of {_FRAMES} at most")
+        reasons.append(f"{frames} frames (trained on {_FRAMES} at most)")
     if frames > 1 and not _FRAME_RATES[0] <= options.frame_rate <= _FRAME_RATES[1]:
-        reasons.append(f"{options.frame_rate:g} frames per second, of mostly 24 to 30")
+        reasons.append(f"{options.frame_rate:g} frames per second (trained mostly on 24 to 30)")
     if is_first_version and height > width:
         reasons.append(f"a portrait format, {width} x {height}, which may fade to one colour")
     return reasons

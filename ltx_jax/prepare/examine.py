@@ -13,7 +13,7 @@ from ltx_jax.config.preparation import PrepareConfig
 from ltx_jax.data import inputs, video
 from ltx_jax.data.filters import bars, hashes, motion
 from ltx_jax.data.filters.shots import Shot, ShotFinder
-from ltx_jax.data.frames import Shown
+from ltx_jax.data.frames import DecodedFrame
 from ltx_jax.prepare.records import ClipRecord, Reason
 
 _SMALL_SIDE = 256  # longest side in pixels of the frames for shots, motion and hashes
@@ -38,7 +38,7 @@ class _Samples:
         self._samples: list[_Sample] = []
         self._next_small = self._next_large = 0.0
 
-    def add(self, frame: Shown, picture: np.ndarray) -> None:
+    def add(self, frame: DecodedFrame, picture: np.ndarray) -> None:
         if frame.end <= self._next_small:
             return
         self._next_small = _next_time(frame.end, _SMALL_RATE)
@@ -114,9 +114,9 @@ def _find_clips(path: inputs.File, source: ClipRecord, cfg: PrepareConfig) -> li
             clips.append(_filter_clip(clip, samples.take(start, end), cfg))
 
     for frame in video.decode_video(path):
-        oddity = frame.oddity or ("transparent" if frame.is_transparent else "")
-        if oddity:
-            return [source.drop(Reason.PICTURES, oddity)]
+        problem = frame.unsupported_format or ("transparent" if frame.is_transparent else "")
+        if problem:
+            return [source.drop(Reason.PICTURES, problem)]
         picture = frame.bgr(_SMALL_SIDE)
         for finished_shot in finder.add(frame.begin, frame.end, picture):
             measure(finished_shot)

@@ -1,4 +1,4 @@
-"""The part that stages of training on clips in pixels share: their batches and a validation."""
+"""What all stages that train on pixels of clips share: their batches and a validation."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ class ClipStage(Stage):
       cfg: the configuration of the run.
       mesh: the devices to run on.
       vae: the VAE that encodes the clips, whose compression says how many latents they have.
-      loader: source of the clips; None for a stage that is only described.
+      loader: source of the clips; None for a stage that is only described (`--plan`).
 
     Raises:
       ValueError: if the VAE cannot encode clips of the sizes in `cfg.data`.

@@ -1,4 +1,4 @@
-"""The frozen VAE that a stage trains on the latents of."""
+"""The frozen VAE whose latents a stage is trained on."""
 
 import logging
 from pathlib import Path

@@ -19,20 +19,20 @@ from jax.experimental import multihost_utils
 
 from ltx_jax.config import DistributedConfig
 
-_PATIENCE = 30.0  # seconds in which all connections have to be there
-_GRACE = 1.0  # seconds between an error and the news of the death that has caused it
+_PATIENCE = 30.0  # seconds within which all connections have to be made
+_GRACE = 1.0  # seconds that the report of a death may arrive after the error that it causes
 _ENDED = -1  # sent by a process that ends in order; other numbers are those of processes that died
 
 
 @contextlib.contextmanager
 def watched(cfg: DistributedConfig, program: str) -> Iterator[None]:
-    """Ends this process, with one sentence and status 2, if another one dies during the block.
+    """Ends this process, with one line on stderr and status 2, if another one dies in the block.
 
     Without connections between the processes, as behind a firewall, nothing is watched.
 
     Args:
       cfg: names the host of process 0; if it does not, the host's own name is used.
-      program: the command's name, for the sentence.
+      program: the command's name, which begins the message.
     """
     if jax.process_count() == 1:
         yield
@@ -40,7 +40,7 @@ def watched(cfg: DistributedConfig, program: str) -> Iterator[None]:
     links, reporting, died = _connect(cfg), threading.Lock(), threading.Event()
 
     def end(process: int) -> None:
-        """Reports a death to the processes that hang on this one, and ends this process."""
+        """Reports a death to the processes connected to this one, and ends this process."""
         reporting.acquire()  # for good: only the first death is reported
         died.set()
         if jax.process_index() == 0:
@@ -80,7 +80,7 @@ def _leave() -> None:
 
 
 def _connect(cfg: DistributedConfig) -> dict[int, socket.socket]:
-    """Connections by the number of the process at the other end: 0 to all, or each to 0."""
+    """Connections by process number: those of process 0 to all others, or that of another to 0."""
     index, count = jax.process_index(), jax.process_count()
     server = socket.create_server(("", 0), backlog=count) if index == 0 else None
     host = (cfg.coordinator or socket.gethostname()).rpartition(":")[0] or socket.gethostname()
@@ -101,7 +101,7 @@ def _connect(cfg: DistributedConfig) -> dict[int, socket.socket]:
                 link, _ = server.accept()
                 links[_receive(link)] = link
     except OSError as error:
-        print(f"notice: deaths of other processes go unnoticed: {error}", file=sys.stderr)
+        print(f"notice: this process will not notice if another one dies: {error}", file=sys.stderr)
     for link in links.values():
         link.settimeout(None)
         link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # a machine that lost its power
@@ -111,7 +111,7 @@ def _connect(cfg: DistributedConfig) -> dict[int, socket.socket]:
 
 
 def _watch(process: int, link: socket.socket, end: Callable[[int], None]) -> None:
-    """Waits for what another process sends last; calls `end` if it sends nothing."""
+    """Waits for the last number from another process; calls `end` unless that is `_ENDED`."""
     try:
         last = _receive(link)
     except OSError:
