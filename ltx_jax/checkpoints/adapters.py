@@ -136,12 +136,12 @@ def read(path: str | os.PathLike[str], cfg: TransformerConfig) -> Adapter:
     parts: dict[str, dict[str, tensors.StoredTensor]] = {}
     for key, tensor in file.tensors.items():
         module, role = names.split(key, path)
-        known = parts.setdefault(module, {})
-        if role in known:
+        roles = parts.setdefault(module, {})
+        if role in roles:
             raise ValueError(
-                f"{path} changes one layer twice: {known[role].name} and {key}; remove one of them"
+                f"{path} changes one layer twice: {roles[role].name} and {key}; remove one of them"
             )
-        known[role] = tensor
+        roles[role] = tensor
     if not parts:
         raise ValueError(f"{path} holds no tensors")
     alphas = _Alphas(path, file.metadata)

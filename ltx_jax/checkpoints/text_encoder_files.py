@@ -67,9 +67,9 @@ def read_config(place: Path) -> TextEncoderConfig:
     kinds = {kind.model_type: kind for kind in subclasses(TextEncoderConfig).values()}
     model_type = raw.get("model_type")
     if not isinstance(model_type, str) or model_type not in kinds:
-        known = ", ".join(map(repr, kinds))
+        supported = ", ".join(map(repr, kinds))
         raise ValueError(
-            f"{file} describes a model of type {shown(model_type)}; supported: {known}"
+            f"{file} describes a model of type {shown(model_type)}; supported: {supported}"
         )
     # Newer versions of transformers group the settings of rotary embeddings.
     grouped = raw.get("rope_parameters") or {}

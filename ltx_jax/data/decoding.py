@@ -121,15 +121,15 @@ def _main_stream(path: inputs.File, container: av.container.InputContainer) -> a
     clips = [stream for stream in videos if not stream.disposition & _NO_CLIP]
     if not clips:
         raise ValueError(f"{path} holds a cover or the tiles of a picture, and no video")
-    known = [stream for stream in clips if stream.codec_context is not None]
-    if not known:
+    decodable = [stream for stream in clips if stream.codec_context is not None]
+    if not decodable:
         raise ValueError(f"{path} is encoded in a way that this build of FFmpeg cannot decode")
 
     def rank(stream: av.VideoStream) -> tuple[int, bool, bool]:
         is_default = bool(stream.disposition & av.stream.Disposition.default)
         return stream.width * stream.height, stream.frames != 1, is_default
 
-    return max(known, key=rank)
+    return max(decodable, key=rank)
 
 
 class _Video(Clip):
@@ -234,8 +234,8 @@ class _Animation(Clip):
         ends = list(itertools.accumulate(self._seconds))
         begins = [0.0, *ends]
         converter = Converter()
-        with contextlib.closing(pictures.read_animation(self._path)) as found:
-            for begin, end, (picture, _) in zip(begins, ends, found, strict=False):
+        with contextlib.closing(pictures.read_animation(self._path)) as animation:
+            for begin, end, (picture, _) in zip(begins, ends, animation, strict=False):
                 if end > start + TICK:
                     frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
                     yield DecodedFrame(begin, end, FrameGeometry(), frame, converter)

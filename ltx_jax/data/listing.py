@@ -81,12 +81,12 @@ def list_source(source: str | os.PathLike, columns: Columns = Columns()) -> tupl
         raise ValueError(
             f"{name} is not a folder, nor a table ({' '.join(tables.ENDINGS)}) or {archives.ENDING}"
         )
-    found = expand(os.fspath(source))
-    if not found:
+    paths = expand(os.fspath(source))
+    if not paths:
         raise ValueError(f"there is no file {source}")
-    for path in found:
+    for path in paths:
         inputs.check(path)
-    return list_files(found, columns, named=found)
+    return list_files(paths, columns, named=paths)
 
 
 def expand(pattern: str) -> list[Path]:

@@ -32,30 +32,30 @@ def probe_all(places: Sequence[inputs.Place]) -> list[Facts | ValueError]:
     """The properties of media, or what is wrong with them, in their order."""
     begin = time.monotonic()
     stores = [_store(_container(place)) for place in places]
-    known = {store: _read(store) for store in set(stores)}
+    stored = {store: _read(store) for store in set(stores)}
 
     def facts(place: inputs.Place, store: Path) -> Facts | ValueError:
         name, stamp = _stamp(place)
-        entry = known[store].get(name, [])
+        entry = stored[store].get(name, [])
         if entry[:2] == stamp:
             return Facts(*entry[2:])
         try:
-            found = video.probe(inputs.loaded(place))
+            result = video.probe(inputs.loaded(place))
         except ValueError as error:
             return error
-        changed[store, name] = [*stamp, *found]
-        return found
+        changed[store, name] = [*stamp, *result]
+        return result
 
     changed: dict[tuple[Path, str], list[Any]] = {}
     with ThreadPoolExecutor() as pool:
-        found = list(pool.map(facts, places, stores))
+        results = list(pool.map(facts, places, stores))
     if time.monotonic() - begin > _LONG:
         for (store, name), entry in changed.items():
-            known[store][name] = entry
+            stored[store][name] = entry
         for store in {store for store, _ in changed}:
             with contextlib.suppress(ValueError):  # where nothing can be written, nothing is kept
-                files.atomic_write_text(store, json.dumps(known[store]))
-    return found
+                files.atomic_write_text(store, json.dumps(stored[store]))
+    return results
 
 
 def _container(place: inputs.Place) -> Path:

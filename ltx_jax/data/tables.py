@@ -61,11 +61,11 @@ def has_usual_name(path: Path) -> bool:
 
 def find_lists(names: Collection[str]) -> tuple[str, str] | None:
     """The files with the captions and with the paths, among the names of a folder's files."""
-    found = [
+    lists = [
         next((name for name in usual if name in names), None)
         for usual in (_CAPTION_LISTS, _MEDIA_LISTS)
     ]
-    return None if None in found else (str(found[0]), str(found[1]))
+    return None if None in lists else (str(lists[0]), str(lists[1]))
 
 
 def read_lists(captions_file: Path, media_file: Path) -> list[Row]:
@@ -107,7 +107,7 @@ def read_table(path: Path, columns: Columns = Columns()) -> tuple[list[Row], str
         that `columns` names.
     """
     read = {".parquet": _parquet, ".json": _json, ".jsonl": _json_lines}
-    names, found = read.get(path.suffix.lower(), _csv)(path, columns)
+    names, content = read.get(path.suffix.lower(), _csv)(path, columns)
     media = captions.find_column(names, columns.media, _MEDIA_COLUMNS)
     text = captions.find_column(names, columns.captions, captions.COLUMNS)
     missing = columns.media if media is None else columns.captions if text is None else None
@@ -118,7 +118,7 @@ def read_table(path: Path, columns: Columns = Columns()) -> tuple[list[Row], str
             "set media_column or caption_column"
         )
     rows = []
-    for where, fields, problem in found:
+    for where, fields, problem in content:
         others = {name: value for name, value in fields.items() if name not in (media, text)}
         caption = None if text is None else fields.get(text)
         rows.append(Row(where, fields.get(media), caption, others, problem))
