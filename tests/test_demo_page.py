@@ -104,6 +104,8 @@ def fill(page, name, value):
     field.fill(str(value))
     field.press("Tab")
     slider = page.locator(f"#{name} input[type=range]")
+    from playwright import sync_api  # takes a second, and is not installed everywhere
+
     sync_api.expect(slider).to_have_value(str(value), timeout=PATIENCE)
 
 
