@@ -117,11 +117,14 @@ def test_the_others_end_at_once_when_a_process_is_killed(dead, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_whose_folder_is_renamed_stops_and_makes_no_new_one(tmp_path):
-    process, log = start(tmp_path / "run", 100_000, 4)
-    wait_for_step(6, [(process, log)])
+    # Renamed between two saves: one that is under way would be completed at the old place.
+    process, log = start(tmp_path / "run", 100_000, 4, "--run.save_every", "60")
+    wait_for_step(61, [(process, log)])
+    while not (tmp_path / "run/steps/60").exists():
+        time.sleep(0.01)
     (tmp_path / "run").rename(tmp_path / "moved")
     assert process.wait(timeout=120) == 2, log.read_text()
     last = log.read_text().splitlines()[-1]
     assert last.startswith(f"train.py: error: {tmp_path / 'run'} has been moved or deleted"), last
     assert not (tmp_path / "run").exists()
-    assert "5" in [path.name for path in (tmp_path / "moved/steps").iterdir()]
+    assert "60" in [path.name for path in (tmp_path / "moved/steps").iterdir()]

@@ -190,6 +190,8 @@ class Run:
             yield
         except (ValueError, OSError) as error:
             step, self._saving = self._saving, None
+            if self._lock is not None:
+                self._lock.check()  # a folder that is gone is the reason of whatever failed in it
             reason = str(error).strip().splitlines()[0]
             if "No space left" in str(error):
                 reason = f"the disk is full ({reason})"
