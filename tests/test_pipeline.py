@@ -82,7 +82,7 @@ def test_prompts_become_videos(pipe):
 def test_float16_makes_the_video_of_a_vae_whose_activations_pass_its_range(
     fast, embeddings, picture
 ):
-    """Of the condition's encoder and of the decoder: the norms make the videos the same."""
+    """In the condition's encoder and in the decoder; their norms make the videos the same."""
     plain = golden_traces.checkpoint()
     params = jax.tree.map(lambda x: x, plain.vae_params)
     for half in ("encoder", "decoder"):

@@ -399,7 +399,8 @@ def merge(
         for part in leaf.path[:-1]:
             node = node[part]
         whole = jnp.asarray(node[leaf.path[-1]])
-        shared = leaf._replace(names=())  # one program for all leaves of a shape
+        # Only the last part of the path matters to the layout: parameters share their programs.
+        shared = leaf._replace(path=leaf.path[-1:], names=())
         for number, (i, steps) in enumerate(changed):
             changes, strengths = zip(*steps, strict=True)
             # The layout is kept, so that programs compiled for the old parameters fit the new ones.

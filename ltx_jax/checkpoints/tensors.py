@@ -106,7 +106,7 @@ class StoredTensor(NamedTuple):
 
 
 def widened(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Casts 8-bit floats by a table of their 256 values; numpy takes many times as long."""
+    """Casts 8-bit floats by a lookup table of their 256 values, faster than numpy's own cast."""
     table = np.arange(256, dtype=np.uint8).view(array.dtype).astype(dtype)
     bits = table.view(f"u{dtype.itemsize}")
     codes = array.view(np.uint8).reshape(-1)

@@ -172,8 +172,8 @@ def load_models(cfg: SampleConfig) -> Models:
         fast=reuses or None,
         linears=cfg.linears,
     )
-    for name in cfg.lora:
-        pipe.load_lora(*split_lora(name))
+    if cfg.lora:
+        pipe.load_loras([split_lora(name) for name in cfg.lora])
     if cfg.config is not None and cfg.config.endswith(".json"):
         before = config.read_json(Path(cfg.config)).get("checkpoint_hash")
         if before not in (None, pipe.checkpoint.source_hash):

@@ -196,7 +196,6 @@ class LTXPipeline:
           fast: as in the constructor.
           linears: as in the constructor.
         """
-
         from ltx_jax.checkpoints.load import load_checkpoint  # importing Orbax takes seconds
 
         begin = time.perf_counter()
@@ -235,8 +234,17 @@ class LTXPipeline:
         Raises:
           ValueError: if the file is no adapter of this transformer; the message names the key.
         """
-        others = [(a, s) for a, s in self.loras if a.path != adapters.file_of(path)]
-        self._merge((*others, (adapters.read(path, self.transformer), float(strength))))
+        self.load_loras([(path, strength)])
+
+    def load_loras(self, loras: Sequence[tuple[str | os.PathLike[str], float]]) -> None:
+        """Does what `load_lora` does for several paths and strengths, and merges once.
+
+        Raises:
+          ValueError: as `load_lora`.
+        """
+        new = [(adapters.read(path, self.transformer), float(s)) for path, s in loras]
+        replaced = {adapter.path for adapter, _ in new}
+        self._merge((*((a, s) for a, s in self.loras if a.path not in replaced), *new))
 
     def unload_lora(self, path: str | os.PathLike[str] | None = None) -> None:
         """Takes an adapter out again; None takes all of them out.
