@@ -335,6 +335,7 @@ def test_an_adapter_rotated_for_8_bit_kernels_is_rotated_back(base, lora, tmp_pa
 
 
 FIRST = "diffusion_model.transformer_blocks.0.attn1.to_q.lora_"
+PROJ = "diffusion_model.proj_out.lora_"
 DAMAGE = {
     "half a pair": (lambda t: t.pop(FIRST + "B.weight"), r"to_q\.lora_A\.weight lacks its other"),
     "ranks": (
@@ -373,7 +374,76 @@ DAMAGE = {
         ),
         r"an adapter of Wan, not of LTX-Video",
     ),
+    "LTX-2": (
+        lambda t: t.update(
+            {"diffusion_model.transformer_blocks.0.audio_attn1.to_q.lora_A.weight": np.ones(3, "f")}
+        ),
+        r"an adapter of LTX-2, not of LTX-Video",
+    ),
+    "Flux": (
+        lambda t: t.update(
+            {"lora_unet_double_blocks_0_img_attn_proj.lora_down.weight": np.ones(3, "f")}
+        ),
+        r"an adapter of Flux or HunyuanVideo, not of LTX-Video",
+    ),
+    "a bias alone": (
+        lambda t: (
+            t.update({"transformer.proj_out.lora_B.bias": t.pop(PROJ + "B.weight")[:, 0]})
+            or t.pop(PROJ + "A.weight")
+        ),
+        r"lora_B\.bias lacks the change",
+    ),
+    "an alpha alone": (
+        lambda t: t.update({"diffusion_model.scale_shift_table.alpha": np.ones((), "f")}),
+        r"table\.alpha lacks the change",
+    ),
+    "several alphas": (
+        lambda t: t.update({"diffusion_model.proj_out.alpha": np.ones(3, "f")}),
+        r"proj_out\.alpha must be one number",
+    ),
+    "no rank": (
+        lambda t: t.update(
+            {PROJ + "A.weight": np.ones((0, 32), "f"), PROJ + "B.weight": np.ones((8, 0), "f")}
+        ),
+        r"have no common rank",
+    ),
+    "two biases": (
+        lambda t: t.update(
+            {
+                "diffusion_model.proj_out.lora_B.bias": np.ones(8, "f"),
+                "diffusion_model.proj_out.diff_b": np.ones(8, "f"),
+            }
+        ),
+        r"changes proj_out in several ways",
+    ),
+    "magnitude": (
+        lambda t: t.update({"diffusion_model.proj_out.dora_scale": np.ones((8, 2), "f")}),
+        r"dora_scale has the shape \(8, 2\), and the layer \(8, 32\)",
+    ),
+    "LoHa": (
+        lambda t: t.update(
+            {
+                f"diffusion_model.scale_shift_table.hada_w{i}_{x}": np.ones((2, 3), "f")
+                for i in (1, 2)
+                for x in "ab"
+            }
+        ),
+        r"have no common rank",
+    ),
 }
+
+
+def test_settings_of_another_rank_or_without_sense_are_refused(base, lora, tmp_path):
+    for settings, message in (
+        ({"r": RANK + 1}, rf"has the rank {RANK}, and lora_adapter_metadata of .* says {RANK + 1}"),
+        ({"r": RANK, "rank_pattern": {"^proj_out": 7}}, r"change of proj_out has the rank"),
+        ({"lora_alpha": float("nan")}, r"cannot be read: nan is no finite number"),
+        ({"alpha_pattern": {"(": 1}}, r"cannot be read"),
+        ({"r": [3]}, r"cannot be read"),
+    ):
+        text = json.dumps({f"transformer.{key}": value for key, value in settings.items()})
+        with pytest.raises(ValueError, match=message):
+            _read(tmp_path, base, lora, {"lora_adapter_metadata": text})
 
 
 @pytest.mark.parametrize("kind", DAMAGE)

@@ -8,9 +8,7 @@ diffusers, peft, kohya); modules are named as in official files or as in diffuse
 import dataclasses
 import difflib
 import functools
-import json
 import logging
-import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,6 +29,7 @@ from ltx_jax.checkpoints.adapter_changes import (
     Renormalized,
     Replacement,
 )
+from ltx_jax.checkpoints.adapter_metadata import Alphas
 from ltx_jax.checkpoints.quantized import rotate
 from ltx_jax.config import TransformerConfig
 
@@ -144,7 +143,7 @@ def read(path: str | os.PathLike[str], cfg: TransformerConfig) -> Adapter:
         roles[role] = tensor
     if not parts:
         raise ValueError(f"{path} holds no tensors")
-    alphas = _Alphas(path, file.metadata)
+    alphas = Alphas(path, file.metadata)
     is_rotated = _are_rotated(parts)
     if is_rotated:
         _log.warning("%s was rotated for 8-bit kernels and is rotated back", path)
@@ -207,49 +206,6 @@ class _Names:
         raise ValueError(f"{path} changes {key}, a layer that this transformer lacks{hint}")
 
 
-class _Alphas:
-    """The scales of low-rank changes, by the settings in the metadata or in peft's JSON file."""
-
-    def __init__(self, path: Path, metadata: Mapping[str, str]):
-        self._settings: dict[str, Any] = {}
-        beside = path.with_name("adapter_config.json")
-        if "lora_adapter_metadata" in metadata:
-            where, text = f"lora_adapter_metadata of {path}", metadata["lora_adapter_metadata"]
-        elif path.name.startswith("adapter_model") and beside.is_file():
-            where, text = str(beside), beside.read_text(encoding="utf-8", errors="replace")
-        else:
-            return
-        try:
-            stored = dict(json.loads(text))
-            self._settings = {key.removeprefix("transformer."): x for key, x in stored.items()}
-            self._alpha = float(self._settings.get("lora_alpha") or 0) or None
-            patterns = dict(self._settings.get("alpha_pattern") or {})
-            self._patterns = [(re.compile(key), float(x)) for key, x in patterns.items()]
-        except (ValueError, TypeError, RecursionError, re.error) as error:
-            raise ValueError(f"{where} cannot be read: {error}") from error
-
-    def scale(self, module: str, rank: int, stored: float | None) -> float:
-        """The factor of a change; without any alpha it is 1.
-
-        Args:
-          module: official name.
-          rank: of this module's change.
-          stored: the alpha beside the module's tensors, if there is one.
-        """
-        if stored is not None:
-            return stored / rank
-        if not self._settings:
-            return 1.0
-        alpha = self._alpha
-        for name in (module, keys.diffusers_transformer_name(module)):
-            for pattern, value in self._patterns:
-                if pattern.match(name):
-                    alpha = value
-        if alpha is None:
-            return 1.0
-        return alpha / (math.sqrt(rank) if self._settings.get("use_rslora") else rank)
-
-
 def _are_rotated(parts: Mapping[str, Mapping[str, tensors.StoredTensor]]) -> bool:
     """Whether an adapter was converted for kernels that rotate activations (LTX-Video-Q8-Kernels).
 
@@ -276,84 +232,110 @@ def _are_float8(values: np.ndarray) -> bool:
     return bool((values.astype(tensors.DTYPES["F8_E4M3"]).astype(np.float32) == values).all())
 
 
+class _Parts:
+    """The tensors of one module, taken role by role, so that none is overlooked."""
+
+    def __init__(self, roles: Mapping[str, tensors.StoredTensor]):
+        self.roles = roles
+        self.path = next(iter(roles.values())).path
+        self._left = {role: _value(tensor) for role, tensor in roles.items()}
+
+    def take(self, role: str) -> np.ndarray | None:
+        """A tensor, or None if there is none with this role."""
+        return self._left.pop(role, None)
+
+    def product(self, left: str, right: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """Two matrices that are multiplied with each other, or None if there is neither."""
+        matrices = self.take(left), self.take(right)
+        names = [self.roles[role].name for role in (left, right) if role in self.roles]
+        if matrices[0] is None and matrices[1] is None:
+            return None
+        if matrices[0] is None or matrices[1] is None:
+            raise ValueError(
+                f"{self.path}: {names[0]} lacks its other half: the file is incomplete"
+            )
+        a, b = matrices
+        if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0] or 0 in (*a.shape, *b.shape):
+            raise ValueError(
+                f"{self.path}: {names[0]} {a.shape} and {names[1]} {b.shape} have no common rank"
+            )
+        return a, b
+
+    def refuse_rest(self, reason: str) -> None:
+        """Checks that everything has been taken."""
+        for role in self._left:
+            raise ValueError(f"{self.path}: {self.roles[role].name} {reason}")
+
+
 def _changes(
-    module: str, roles: Mapping[str, tensors.StoredTensor], alphas: _Alphas, is_rotated: bool
+    module: str, roles: Mapping[str, tensors.StoredTensor], alphas: Alphas, is_rotated: bool
 ) -> dict[str, Change]:
     """The changes of one module's tensors, by official name; a rotated `lora_A` is rotated back."""
-    values = {role: _value(tensor) for role, tensor in roles.items()}
-    first = next(iter(roles.values()))
+    parts = _Parts(roles)
     weight, bias = _tensor_names(module)
-
-    def pair(*names: str) -> list[np.ndarray] | None:
-        """Matrices that belong together, or None if there are none of them."""
-        present = [name for name in names if name in values]
-        if present and len(present) < len(names):
-            raise ValueError(
-                f"{first.path}: {roles[present[0]].name} lacks its other half: the file is "
-                "incomplete"
-            )
-        return [values.pop(name) for name in names] if present else None
+    stored_alpha, magnitude = parts.take("alpha"), parts.take("magnitude")
+    if stored_alpha is not None and stored_alpha.size != 1:
+        raise ValueError(
+            f"{parts.path}: {roles['alpha'].name} must be one number, and has the shape "
+            f"{stored_alpha.shape}"
+        )
+    alpha = None if stored_alpha is None else float(stored_alpha.reshape(()))
 
     def scale(rank: int) -> float:
         return alphas.scale(module, rank, alpha)
 
-    stored_alpha = values.pop("alpha", None)
-    alpha = None if stored_alpha is None else float(stored_alpha.reshape(-1)[0])
-    magnitude = values.pop("magnitude", None)
     kinds: list[Change] = []
-    factor = 1.0
-    if (matrices := pair("down", "up")) is not None:
-        down, up = matrices
-        if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1]:
+    biases: list[Change] = []
+    if (matrices := parts.product("up", "down")) is not None:
+        up, down = matrices
+        down = rotate(down.astype(np.float32)) if is_rotated else down
+        kinds.append(LowRank(down, up, scale(len(down))))
+        if (up_bias := parts.take("up_bias")) is not None:
+            biases.append(Difference(up_bias, kinds[0].scale))
+    first, second = (parts.product(f"hadamard_a{i}", f"hadamard_b{i}") for i in (1, 2))
+    if first is not None and second is not None:
+        kinds.append(HadamardProduct(*first, *second, scale(len(first[1]))))
+    elif first is not None or second is not None:
+        raise ValueError(f"{parts.path} lacks one of the two products of {module}")
+    if any(role.startswith("kronecker") for role in roles):
+        kinds.append(_kronecker(module, parts, scale))
+    if (difference := parts.take("difference")) is not None:
+        kinds.append(Difference(difference))
+    if (replacement := parts.take("replacement")) is not None:
+        kinds.append(Replacement(replacement))
+    if (difference := parts.take("bias_difference")) is not None:
+        biases.append(Difference(difference))
+    parts.refuse_rest("lacks the change that it belongs to")
+    if len(kinds) > 1 or len(biases) > 1:
+        raise ValueError(f"{parts.path} changes {module} in several ways at once")
+    for role, value in (("magnitude", magnitude), ("alpha", stored_alpha)):
+        if value is not None and not kinds:
             raise ValueError(
-                f"{first.path}: {roles['down'].name} {down.shape} and {roles['up'].name} "
-                f"{up.shape} have no common rank"
+                f"{parts.path}: {roles[role].name} lacks the change that it belongs to"
             )
-        down = rotate(down) if is_rotated else down
-        factor = scale(down.shape[0])
-        kinds.append(LowRank(down, up, factor))
-    if (matrices := pair("hadamard_a1", "hadamard_b1", "hadamard_a2", "hadamard_b2")) is not None:
-        kinds.append(HadamardProduct(*matrices, scale(matrices[1].shape[0])))
-    if any(role.startswith("kronecker") for role in values):
-        kinds.append(_kronecker(first, values, pair, scale))
-    if "difference" in values:
-        kinds.append(Difference(values.pop("difference")))
-    if "replacement" in values:
-        kinds.append(Replacement(values.pop("replacement")))
-    if len(kinds) > 1:
-        raise ValueError(f"{first.path} changes {module} in {len(kinds)} ways at once")
-    result: dict[str, Change] = {}
-    if kinds:
-        change = kinds[0]
-        if magnitude is not None:
-            if magnitude.ndim == 1:
-                magnitude = magnitude[:, None]
-            change = Renormalized(change, magnitude)
-        result[weight] = change
-    elif magnitude is not None:
-        raise ValueError(f"{first.path}: {roles['magnitude'].name} lacks the change it belongs to")
-    if "up_bias" in values:
-        result[bias] = Difference(values.pop("up_bias"), factor)
-    if "bias_difference" in values:
-        result[bias] = Difference(values.pop("bias_difference"))
-    return result
+    if magnitude is not None:
+        magnitude = magnitude[:, None] if magnitude.ndim == 1 else magnitude
+        rows, *columns = kinds[0].shape
+        if len(columns) != 1 or magnitude.shape not in ((rows, 1), (1, *columns)):
+            raise ValueError(
+                f"{parts.path}: {roles['magnitude'].name} has the shape {magnitude.shape}, and the "
+                f"layer {kinds[0].shape}"
+            )
+        kinds = [Renormalized(kinds[0], magnitude)]
+    return dict(zip((weight,), kinds, strict=False)) | dict(zip((bias,), biases, strict=False))
 
 
-def _kronecker(
-    first: tensors.StoredTensor,
-    values: dict[str, np.ndarray],
-    pair: Callable[..., list[np.ndarray] | None],
-    scale: Callable[[int], float],
-) -> KroneckerProduct:
+def _kronecker(module: str, parts: _Parts, scale: Callable[[int], float]) -> KroneckerProduct:
     factors, rank = [], None
     for i in (1, 2):
-        if (matrices := pair(f"kronecker_{i}a", f"kronecker_{i}b")) is not None:
-            rank = matrices[1].shape[0]  # of the second factor if both have one
-        elif f"kronecker_{i}" in values:
-            matrices = [values.pop(f"kronecker_{i}")]
+        matrices = parts.product(f"kronecker_{i}a", f"kronecker_{i}b")
+        if matrices is not None:
+            rank = len(matrices[1])  # of the second factor if both have one
+        elif (whole := parts.take(f"kronecker_{i}")) is not None and whole.ndim == 2:
+            matrices = (whole,)
         else:
-            raise ValueError(f"{first.path}: {first.name} lacks factor {i} of its product")
-        factors.append(tuple(matrices))
+            raise ValueError(f"{parts.path} lacks factor {i} of the product of {module}")
+        factors.append(matrices)
     return KroneckerProduct(*factors, 1.0 if rank is None else scale(rank))
 
 
@@ -365,8 +347,10 @@ def _tensor_names(module: str) -> tuple[str, str]:
 
 
 def _value(tensor: tensors.StoredTensor) -> np.ndarray:
-    value = tensor.read().astype(np.float32)
-    if not np.isfinite(value).all():
+    """The values as stored, or in float32 if they are no floats of 16 or 32 bits."""
+    is_usual = tensor.code in ("F32", "F16", "BF16")
+    value = tensor.read() if is_usual else tensor.read_as(np.dtype(np.float32))
+    if not np.isfinite(value.astype(np.float32, copy=False)).all():
         raise ValueError(f"{tensor.path}: {tensor.name} is not finite: the adapter is damaged")
     return value
 
@@ -425,6 +409,7 @@ def _with_changes(
     """A parameter after changes of one of its layers, or of all of it if it is not stacked."""
     layer = whole[i] if leaf.stacked else whole
     value = leaf.to_stored(layer.astype(jnp.float32))
+    changes = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), changes)
     for change, strength in zip(changes, strengths, strict=True):
         value = change(value, strength)
     layer = leaf.from_stored(value).astype(whole.dtype)
