@@ -1,5 +1,6 @@
 """How the seven commands are called and how they end, whatever they do in between."""
 
+import contextlib
 import importlib
 import os
 import pathlib
@@ -49,9 +50,9 @@ def test_a_command_imports_nothing_heavy_before_it_can_answer_ctrl_c(script):
 
 
 @pytest.mark.parametrize("script", sorted(SCRIPTS))
-def test_a_mistake_is_one_line_that_names_the_command(script, capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert load(script)(MISTAKES[script]) == 2
+def test_a_mistake_is_one_line_that_names_the_command(script, capsys, tmp_path):
+    with contextlib.chdir(tmp_path):
+        assert load(script)(MISTAKES[script]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"{script}: error: ")
     assert error.count("\n") == 1

@@ -35,10 +35,16 @@ def arguments():
     return jnp.ones((1, 5)), seeded(3, 1)
 
 
+def programs_in(folder):
+    """New programs that are stored in a folder; None: nowhere."""
+    programs = Programs(OPTIONS)
+    programs.folder = folder
+    return programs
+
+
 @pytest.fixture
-def programs(tmp_path, monkeypatch):
-    monkeypatch.setattr(Programs, "folder", tmp_path / "kept")
-    return lambda: Programs(OPTIONS)
+def programs(tmp_path):
+    return lambda: programs_in(tmp_path / "kept")
 
 
 def refuse_to_compile(monkeypatch):
@@ -124,10 +130,12 @@ def test_a_damaged_file_is_compiled_again(programs, tmp_path):
     assert compiled_store.load(path) is not None  # and mended
 
 
-def test_a_place_that_cannot_be_written_does_no_harm(monkeypatch, tmp_path):
+def test_a_place_that_cannot_be_written_does_no_harm(tmp_path):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(Programs, "folder", tmp_path / "file" / "kept")
-    assert Programs(OPTIONS)(scaled, *arguments(), cfg=CFG)["y"].shape == (1, 5)
+    assert programs_in(tmp_path / "file" / "kept")(scaled, *arguments(), cfg=CFG)["y"].shape == (
+        1,
+        5,
+    )
 
 
 @pytest.mark.parametrize("what", ["file", "folder"])
@@ -181,9 +189,8 @@ def test_the_least_recently_used_files_make_room(programs, tmp_path, monkeypatch
 
 
 def test_programs_that_were_called_long_ago_are_forgotten(monkeypatch):
-    monkeypatch.setattr(Programs, "folder", None)
     monkeypatch.setattr(compiled, "_MAX_PROGRAMS", 4)
-    programs, kept = Programs(OPTIONS), []
+    programs, kept = programs_in(None), []
     for size in range(1, 9):
         programs(scaled, jnp.ones((1, size)), seeded(3, 1), cfg=CFG)
         programs(scaled, jnp.ones((1, 1)), seeded(3, 1), cfg=CFG)  # called again and again

@@ -1,5 +1,6 @@
 """Configs are found by name or path; what is no config is refused unread, with the way out."""
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -27,14 +28,14 @@ def test_bare_names_are_unambiguous():
     assert len(stems) == len(set(stems))
 
 
-def test_a_config_is_found_by_name_and_by_path(monkeypatch, tmp_path):
+def test_a_config_is_found_by_name_and_by_path(tmp_path):
     path = ROOT / "configs/sample/ltxv_2b_0_9_6_dev.py"
     expected = config.load(str(path))
-    monkeypatch.chdir(tmp_path)
-    for name in ("ltxv_2b_0_9_6_dev", "sample/ltxv_2b_0_9_6_dev", str(path), f"{path}:config"):
-        assert config.load(name) == expected
-        assert dataclasses.replace(config.load_sampling(name), config=None) == expected
-    assert config.load("ltxv_2b") == config.load(str(ROOT / "configs/ltxv_2b.py"))
+    with contextlib.chdir(tmp_path):
+        for name in ("ltxv_2b_0_9_6_dev", "sample/ltxv_2b_0_9_6_dev", str(path), f"{path}:config"):
+            assert config.load(name) == expected
+            assert dataclasses.replace(config.load_sampling(name), config=None) == expected
+        assert config.load("ltxv_2b") == config.load(str(ROOT / "configs/ltxv_2b.py"))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The pages of the documentation: their links, their commands and the names that they mention."""
 
 import ast
+import contextlib
 import importlib
 import importlib.util
 import pathlib
@@ -95,8 +96,8 @@ def recorded(monkeypatch, tmp_path):
     record("ltx_jax.demo.__main__:_serve")
     record("ltx_jax.runtime.compiled:use_compilation_cache")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    monkeypatch.chdir(tmp_path)
-    return calls
+    with contextlib.chdir(tmp_path):
+        yield calls
 
 
 @pytest.mark.parametrize(("page", "words"), EXAMPLES)
@@ -165,8 +166,7 @@ def test_links_files_and_settings_in_the_documentation_exist(page):
 
 
 @pytest.mark.slow
-def test_the_smallest_path_of_the_training_page_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_the_smallest_path_of_the_training_page_runs(tmp_path):
     text = (ROOT / "docs/training.md").read_text().partition("<!-- run by the tests -->")[2]
     block = re.sub(r"\\\n\s*", " ", re.match(r"\s*((?:    .*\n)+)", text)[1])
     programs = []
@@ -174,7 +174,8 @@ def test_the_smallest_path_of_the_training_page_runs(tmp_path, monkeypatch):
         program, *arguments = shlex.split(line)
         programs.append(program)
         module, name = SCRIPTS[program].split(":")
-        assert getattr(importlib.import_module(module), name)(arguments) == 0, line
+        with contextlib.chdir(tmp_path):
+            assert getattr(importlib.import_module(module), name)(arguments) == 0, line
     assert programs == ["ltx-train", "ltx-train", "ltx-sample", "ltx-export"]
     assert (tmp_path / "outputs/tiny.mp4").exists()
     assert (tmp_path / "exported/model.safetensors").exists()

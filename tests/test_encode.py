@@ -1,5 +1,6 @@
 """What is stored is what the VAE and the text encoder give, whatever happens on the way."""
 
+import contextlib
 import dataclasses
 import hashlib
 import pathlib
@@ -25,6 +26,7 @@ from ltx_jax.world import render
 
 CONFIG = str(pathlib.Path(__file__).parents[1] / "configs/shapes_tiny_transformer.py")
 VAE = str(pathlib.Path(__file__).parents[1] / "configs/shapes_tiny_vae.py")
+TINY = "tiny.safetensors"
 QUICK = {"xla_backend_optimization_level": 0}
 BUCKETS = (BucketConfig(9, 16, 16, 4), BucketConfig(1, 24, 16, 2))
 
@@ -44,11 +46,12 @@ def tiny():
 
 
 @pytest.fixture
-def loaded(tiny, monkeypatch):
-    """Every checkpoint is the tiny VAE; programs compile quickly rather than run so."""
-    monkeypatch.setattr(encode_dataset, "load_checkpoint", lambda *_, **__: tiny)
+def loaded(tiny, tmp_path, monkeypatch):
+    """The tiny VAE, in the current folder too; programs compile quickly rather than run so."""
+    official.write(tmp_path / TINY, tiny)
     monkeypatch.setattr(encode_dataset.convolution, "compiler_options", lambda: QUICK)
-    return tiny
+    with contextlib.chdir(tmp_path):
+        yield tiny
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +80,7 @@ def clips(tmp_path):
 
 
 def settings(source, **changes):
-    cfg = config.load(CONFIG, ["--vae", "tiny"])
+    cfg = config.load(CONFIG, ["--vae", TINY])
     data = DataConfig(source=str(source), buckets=BUCKETS)
     return dataclasses.replace(cfg, data=data, **changes)
 
@@ -285,9 +288,10 @@ def test_latents_and_embeddings_that_are_no_numbers_are_not_stored(
 ):
     changes = dict(captions="cached", text_encoder_path=str(t5))
     if part == "the VAE":
-        broken = jax.tree.map(lambda x: np.full_like(x, np.nan), loaded.vae_params)
-        loaded = dataclasses.replace(loaded, vae_params=broken)
-        monkeypatch.setattr(encode_dataset, "load_checkpoint", lambda *_, **__: loaded)
+        encoder = loaded.vae_params["encoder"]
+        gain = jax.tree.map(lambda x: 1e6 * x, encoder["conv_out"])
+        params = loaded.vae_params | {"encoder": encoder | {"conv_out": gain}}
+        official.write(tmp_path / TINY, dataclasses.replace(loaded, vae_params=params))
     else:
         original = TextEncoder.load(t5)
         gain = jax.tree.map(lambda x: 1e6 * x, original.params["final_norm"])
@@ -317,7 +321,7 @@ def test_latents_are_refused_with_another_vae(tiny, clips, tmp_path):
     encode_dataset.check_vae(encoding, changed("decoder"), "tiny")
     with pytest.raises(
         ValueError,
-        match=rf"by the VAE tiny \({encoding.vae_hash}\), .* uses the VAE other \(.*--vae",
+        match=rf"by the VAE tiny.* \({encoding.vae_hash}\), .* uses the VAE other \(.*--vae",
     ):
         encode_dataset.check_vae(encoding, changed("encoder"), "other")
     replaced = dataclasses.replace(tiny.vae, spatial_padding_mode="reflect")
@@ -354,7 +358,7 @@ def test_mistakes_are_one_line_and_a_status(tmp_path, capsys, arguments, message
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("mine")
     arguments = [text.replace("{tmp}", str(tmp_path)) for text in arguments]
-    arguments = [CONFIG, "--output", str(tmp_path / "out"), "--vae", "tiny", *arguments]
+    arguments = [CONFIG, "--output", str(tmp_path / "out"), "--vae", TINY, *arguments]
     assert encode.main(arguments) == 2
     error = capsys.readouterr().err
     assert message in error

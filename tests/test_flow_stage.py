@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_dataset import write_latents
 from tiny_checkpoint import write_text_encoder
 from tiny_stages import QUICK, load, one_device, tiny_vae
 
@@ -25,7 +26,6 @@ from ltx_jax.models.t5 import T5Encoder
 from ltx_jax.models.vae import VideoVAE
 from ltx_jax.pixels import from_bytes
 from ltx_jax.runtime import sharding
-from ltx_jax.training import validation_clips
 from ltx_jax.training.state import TrainState
 from ltx_jax.training.step import Trainer
 from ltx_jax.training.transformer import sources
@@ -127,12 +127,10 @@ def test_latents_of_another_vae_are_refused():
         stage_of(batches=[], encoding=OTHER)
 
 
-def test_held_out_latents_of_another_vae_are_refused_before_the_first_step(monkeypatch):
-    monkeypatch.setattr(
-        validation_clips, "Loader", lambda *_, **__: SimpleNamespace(encoding=OTHER)
-    )
-    options = ("--run.validation_source", "a/folder", "--run.validate_every", "10")
-    with pytest.raises(ValueError, match=r"validation_source a/folder: .*encoded by the VAE vae"):
+def test_held_out_latents_of_another_vae_are_refused_before_the_first_step(tmp_path):
+    write_latents(tmp_path / "set", buckets=((5, 16, 16), (1, 16, 16)))
+    options = ("--run.validation_source", str(tmp_path / "set"), "--run.validate_every", "10")
+    with pytest.raises(ValueError, match=r"validation_source .*set: .*encoded by the VAE some/vae"):
         stage_of(*options, batches=[])
 
 

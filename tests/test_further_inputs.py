@@ -14,6 +14,7 @@ from flax import struct
 from test_dataset import ENCODING, encoded
 from tiny_stages import load, one_device, tiny_vae
 
+from ltx_jax.checkpoints import official
 from ltx_jax.config import BucketConfig, DataConfig, MeshConfig, TransformerConfig
 from ltx_jax.data import dataset, latent_cache, sources
 from ltx_jax.data.loader import Loader, stack
@@ -167,10 +168,10 @@ def test_data_without_the_input_are_refused_and_so_is_another_shape(pans, monkey
 @pytest.mark.thorough
 @pytest.mark.usefixtures("pans")
 def test_encoding_stores_what_the_network_takes(tmp_path, monkeypatch):
-    monkeypatch.setattr(encode_dataset, "load_checkpoint", lambda *_, **__: tiny_vae())
+    official.write(tmp_path / "tiny.safetensors", tiny_vae())
 
     def encode(name):
-        cfg = load("transformer", "--vae", "tiny")
+        cfg = load("transformer", "--vae", str(tmp_path / "tiny.safetensors"))
         encode_dataset.encode(cfg, tmp_path / name, examples=8, report=lambda _: None)
         records = dataset.DatasetReader(tmp_path / name)
         data = dataclasses.replace(cfg.data, source=str(tmp_path / name))

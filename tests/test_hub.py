@@ -1,5 +1,7 @@
 """Names of repositories where a path would do; no network."""
 
+import contextlib
+
 import huggingface_hub.constants
 import huggingface_hub.errors
 import pytest
@@ -97,10 +99,9 @@ def test_nothing_is_asked_of_the_hub_for_what_looks_like_a_path(
     tmp_path, monkeypatch, name, message
 ):
     (tmp_path / "runs" / "two_clips").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", None)
     monkeypatch.setattr("huggingface_hub.snapshot_download", None)
-    with pytest.raises(ValueError, match=message):
+    with contextlib.chdir(tmp_path), pytest.raises(ValueError, match=message):
         hub.resolve(name)
 
 

@@ -1,5 +1,6 @@
 """Layouts of captioned media as people have them: each is read right, or what is wrong is named."""
 
+import contextlib
 import csv
 import io
 import json
@@ -267,9 +268,7 @@ def test_tables_may_name_files_anywhere_and_by_windows_paths(tmp_path):
     assert sorted(captions_of(clips)) == [("above",), ("absolute",), ("backslashes",)]
 
 
-def test_a_file_that_is_named_twice_is_one_example_with_both_captions(
-    tmp_path, caplog, monkeypatch
-):
+def test_a_file_that_is_named_twice_is_one_example_with_both_captions(tmp_path, caplog):
     write_media(tmp_path)
     rows = [
         ["file_name", "text"],
@@ -280,10 +279,10 @@ def test_a_file_that_is_named_twice_is_one_example_with_both_captions(
         ["sub/c.png", "four"],
     ]
     write_csv(tmp_path / "metadata.csv", rows)
-    monkeypatch.chdir(tmp_path)
     for source in (tmp_path, "."):
         caplog.clear()
-        clips = folder.list_clips(source)
+        with contextlib.chdir(tmp_path):
+            clips = folder.list_clips(source)
         assert captions_of(clips) == [("one", "two"), ("three",), ("four",)]
         assert "2 rows name a file again, and add their captions to it" in caplog.text
 

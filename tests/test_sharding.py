@@ -1,5 +1,6 @@
 """How arrays are laid out over a mesh, and that every config's large ones are split."""
 
+import contextlib
 import math
 import pathlib
 
@@ -105,12 +106,13 @@ def test_a_kernel_is_split_by_its_outputs_or_else_by_its_inputs():
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_large_array_of_a_training_state_is_split(path, monkeypatch):
+def test_every_large_array_of_a_training_state_is_split(path, tmp_path):
     """Parameters, average, what the optimiser keeps (Muon's too) and the discriminator's."""
-    cfg, others = CONFIGS[path], {x.run.output: x for x in CONFIGS.values()}
-    monkeypatch.setattr(run_config, "is_run", lambda path: path in others)
-    monkeypatch.setattr(run_config, "read_config", lambda path: others[path])
-    shapes = Trainer(stage_class(cfg).describe(cfg, make(data=1, fsdp=8))).plan.shapes
+    cfg = CONFIGS[path]
+    with contextlib.chdir(tmp_path):
+        for other in CONFIGS.values():  # among them the run whose VAE this config names
+            run_config.write_config(other.run.output, other)
+        shapes = Trainer(stage_class(cfg).describe(cfg, make(data=1, fsdp=8))).plan.shapes
     whole = 0
     for name, x in jax.tree.leaves_with_path(shapes):
         devices = x.size // math.prod(x.sharding.shard_shape(x.shape))

@@ -1,5 +1,6 @@
 """Files as users have them: each is read right, or refused by a sentence that names it."""
 
+import contextlib
 import os
 import re
 import subprocess
@@ -258,10 +259,10 @@ def test_pipes_and_devices_are_refused_and_not_waited_for(tmp_path):
                 read(path)
 
 
-def test_names_that_look_like_protocols_are_names(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_names_that_look_like_protocols_are_names(tmp_path):
     encode(tmp_path / "concat:a.mkv", [quarters(64)] * 3)
-    assert len(video.read_media("concat:a.mkv")) == 3
+    with contextlib.chdir(tmp_path):
+        assert len(video.read_media("concat:a.mkv")) == 3
 
 
 def test_lines_end_at_newlines_alone(tmp_path):

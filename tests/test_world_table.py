@@ -1,6 +1,7 @@
 """The table of the procedural world, measured on fake pipelines with known faults."""
 
 import dataclasses
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -12,36 +13,36 @@ from ltx_jax.world.scenes import DIRECTIONS
 ALL = tuple(world_table.ROWS)
 
 
+class Benchmark(world_table.WorldBenchmark):
+    """Remembers the scenes of the prompts that were drawn, by caption, for all tests."""
+
+    scenes: ClassVar[dict[str, Any]] = {}
+
+    def draw_prompts(self, *arguments, **options):
+        prompts = super().draw_prompts(*arguments, **options)
+        self.scenes.update({prompt.caption: prompt.scene for prompt in prompts})
+        return prompts
+
+
 class Renderer:
     """A perfect pipeline: it renders the scene of each caption. Records its calls."""
 
-    def __init__(self, monkeypatch):
-        self.scenes = {}
+    def __init__(self):
         self.calls = []
-        original = world_table.WorldBenchmark.draw_prompts
-
-        def draw(benchmark, *arguments, **options):
-            prompts = original(benchmark, *arguments, **options)
-            self.scenes.update({prompt.caption: prompt.scene for prompt in prompts})
-            return prompts
-
-        monkeypatch.setattr(world_table.WorldBenchmark, "draw_prompts", draw)
 
     def __call__(self, captions, options, *, conditions, first_sample):
         self.calls.append((options, conditions, first_sample))
         size = options.num_frames, options.height, options.width, options.frame_rate
-        return np.stack([render.render(self.scenes[text], *size) for text in captions])
+        return np.stack([render.render(Benchmark.scenes[text], *size) for text in captions])
 
 
 @pytest.fixture
-def renderer(monkeypatch):
-    return Renderer(monkeypatch)
+def renderer():
+    return Renderer()
 
 
 def table(sample, groups, count=4, reconstruct=lambda frames: frames, **options):
-    benchmark = world_table.WorldBenchmark(sample, reconstruct, 8, batch_size=4).with_options(
-        **options
-    )
+    benchmark = Benchmark(sample, reconstruct, 8, batch_size=4).with_options(**options)
     return {
         (row.subject, row.name): row
         for group in groups
@@ -139,7 +140,7 @@ def test_a_motion_that_a_model_cannot_do_is_named(renderer):
 
     def stiff(captions, options, **arguments):
         videos = renderer(captions, options, **arguments)
-        turns = [renderer.scenes[text].objects[0].motion == "rotate" for text in captions]
+        turns = [Benchmark.scenes[text].objects[0].motion == "rotate" for text in captions]
         return np.where(np.array(turns)[:, None, None, None, None], frozen(videos), videos)
 
     rows = table(stiff, ["motions"], reconstruct=frozen)
