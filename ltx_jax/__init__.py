@@ -7,7 +7,7 @@ from ltx_jax.runtime.lazy import lazy_attributes
 if TYPE_CHECKING:
     from ltx_jax.checkpoints.checkpoint import Checkpoint
     from ltx_jax.config import MeshConfig, SamplingConfig
-    from ltx_jax.diffusion.conditioning import Condition
+    from ltx_jax.diffusion.conditioning import Condition, Reference
     from ltx_jax.inference.pipeline import LTXPipeline
     from ltx_jax.inference.text_encoder import TextEncoder
     from ltx_jax.runtime.sharding import make_mesh
@@ -17,6 +17,7 @@ __all__ = [
     "Condition",
     "LTXPipeline",
     "MeshConfig",
+    "Reference",
     "SamplingConfig",
     "TextEncoder",
     "make_mesh",
@@ -31,6 +32,7 @@ __getattr__ = lazy_attributes(
         "Condition": "ltx_jax.diffusion.conditioning",
         "LTXPipeline": "ltx_jax.inference.pipeline",
         "MeshConfig": "ltx_jax.config",
+        "Reference": "ltx_jax.diffusion.conditioning",
         "SamplingConfig": "ltx_jax.config",
         "TextEncoder": "ltx_jax.inference.text_encoder",
         "make_mesh": "ltx_jax.runtime.sharding",

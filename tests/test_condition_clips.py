@@ -10,7 +10,7 @@ import pytest
 from ltx_jax.config import SamplingConfig
 from ltx_jax.data import writing
 from ltx_jax.diffusion.conditioning import Condition
-from ltx_jax.inference import arguments
+from ltx_jax.inference import arguments, condition_media
 
 OPTIONS = SamplingConfig(frame_rate=24.0, prepare_conditions=False)
 SIZE = arguments.Size(17, 32, 64, 8, 32)
@@ -26,8 +26,8 @@ def numbered(path, count, fps):
 
 def shown(media, frame=0, size=SIZE, options=OPTIONS):
     """The numbers of the frames that a condition shows."""
-    (clip,) = arguments.load_conditions([Condition(str(media), frame)], size, 1, options)
-    return [round(float(x)) for x in (clip[0].mean(axis=(1, 2, 3)) + 1) * 127.5 / 4 - 1]
+    (condition,) = condition_media.load_conditions([Condition(str(media), frame)], size, 1, options)
+    return [round(float(x)) for x in (condition.media[0].mean(axis=(1, 2, 3)) + 1) * 127.5 / 4 - 1]
 
 
 @pytest.mark.parametrize(
@@ -91,4 +91,4 @@ def test_arrays_are_not_trimmed():
     clip = np.zeros((25, 32, 64, 3), np.uint8)
     for length, message in [(25, "cut it to its first 17"), (16, "must have 8k\\+1")]:
         with pytest.raises(ValueError, match=message):
-            arguments.load_conditions([Condition(clip[:length])], SIZE, 1, OPTIONS)
+            condition_media.load_conditions([Condition(clip[:length])], SIZE, 1, OPTIONS)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import golden_traces
 import jax
 import numpy as np
 import pytest
@@ -12,7 +13,11 @@ from ltx_jax.config import BucketConfig, FlowConfig
 from ltx_jax.data.loader import Batch, StoredLatents
 from ltx_jax.data.sources import Encoding
 from ltx_jax.training.transformer import sources
-from ltx_jax.training.transformer.conditions import StepRandom, draw_conditions
+from ltx_jax.training.transformer.conditions import (
+    Conditions,
+    StepRandom,
+    draw_conditions,
+)
 
 ONE = one_device()
 SIZE = BucketConfig(num_frames=33, height=8, width=8, batch_size=16)
@@ -29,11 +34,11 @@ def batch_of(pattern, size=SIZE, rows=slice(None), **fields):
 
 def drawn_for(pattern, step=0, cfg=FlowConfig(), share=(0, 1), **fields):
     random = StepRandom(0, step, share)
-    return draw_conditions(batch_of(pattern, **fields), random, cfg, temporal_factor=8)
+    return draw_conditions(batch_of(pattern, **fields), random, cfg, golden_traces.VAE)
 
 
 def test_a_pattern_gives_what_its_name_says():
-    assert drawn_for("none") == (None, ())
+    assert drawn_for("none") == Conditions()
     assert (drawn_for("first_frame").prefix == 1).all()
     prefix = np.concatenate([drawn_for("prefix", step).prefix for step in range(20)])
     assert set(prefix) == {2}  # half of five latent frames
@@ -71,8 +76,8 @@ def test_clips_too_short_for_a_pattern_are_given_nothing():
     picture = dataclasses.replace(SIZE, num_frames=1)
     short = dataclasses.replace(SIZE, num_frames=9)
     for pattern in ("first_frame", "prefix", "keyframes", "clip"):
-        assert drawn_for(pattern, size=picture) == (None, ())
-    assert drawn_for("clip", size=short) == (None, ())
+        assert drawn_for(pattern, size=picture) == Conditions()
+    assert drawn_for("clip", size=short) == Conditions()
     assert (drawn_for("prefix", size=short).prefix == 1).all()
     assert (drawn_for("keyframes", size=short).items[0].frame < 9).all()
 

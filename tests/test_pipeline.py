@@ -14,7 +14,7 @@ from ltx_jax.config import MeshConfig, SamplingConfig, T5Config
 from ltx_jax.data import writing
 from ltx_jax.data.condition_pixels import prepare_condition
 from ltx_jax.diffusion.conditioning import Condition
-from ltx_jax.inference import arguments
+from ltx_jax.inference import arguments, condition_media
 from ltx_jax.inference.pipeline import LTXPipeline
 from ltx_jax.inference.text_encoder import ByteTokenizer, TextEncoder
 from ltx_jax.models.t5 import T5Encoder
@@ -226,9 +226,10 @@ def test_a_condition_decides_the_frames_it_stands_for(pipe, picture):
 def test_a_padded_video_shows_its_condition_where_it_is_cropped(pipe, picture):
     """Upstream pads condition media by the amounts of another scale."""
     size = arguments.Size(17, 50, 75, 8, 32)
-    (clip,) = arguments.load_conditions(
+    (shown,) = condition_media.load_conditions(
         [Condition(picture)], size, 1, SamplingConfig(prepare_conditions=False)
     )
+    clip = shown.media
     assert clip.shape == (1, 1, 64, 96, 3)
     np.testing.assert_array_equal(
         size.crop(clip)[0], prepare_condition(picture[None], 50, 75, blur=False, crf=0)
@@ -271,10 +272,10 @@ def test_an_input_video_is_noised_to_the_first_time(pipe, input_clip):
 
 def test_a_longer_input_is_cut_and_added_frames_repeat_the_last(input_clip):
     size = arguments.Size(12, 64, 96, 8, 32)  # sampled as 17 frames
-    clip = arguments.load_input(input_clip, size, 1, False)
+    clip = condition_media.load_input(input_clip, size, 1, False)
     expected = prepare_condition(input_clip[:17], 64, 96, blur=False, crf=0)
     np.testing.assert_array_equal(clip[0], expected)
-    clip = arguments.load_input(input_clip[:12], size, 1, False)
+    clip = condition_media.load_input(input_clip[:12], size, 1, False)
     np.testing.assert_array_equal(clip[0, :12], expected[:12])
     np.testing.assert_array_equal(clip[0, 12:], expected[11:12].repeat(5, 0))
 

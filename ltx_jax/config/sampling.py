@@ -115,6 +115,19 @@ class SampleConfig(SamplingConfig):
     conditioning_media_paths: tuple[str, ...] = ()
     conditioning_start_frames: tuple[int, ...] = ()  # the frame at which each of them begins
     conditioning_strengths: tuple[float, ...] = ()  # in [0, 1], one per path; empty: all 1
+    # Masks of the media at frame 0, one per path, "" for none: pictures or clips, white where the
+    # model may paint. Empty: no masks.
+    conditioning_mask_paths: tuple[str, ...] = ()
+    # A clip that the video follows, as an adapter (IC-LoRA) or the model was trained to; written as
+    # the media of conditions are.
+    reference_media_path: str | None = None
+    reference_strength: float = 1.0  # in [0, 1]
+    # How many times smaller than the video's the reference's sides are; None: as adapters say, or
+    # 1.
+    reference_downscale_factor: int | None = None
+    # What to draw from that clip first: "canny" (edges), or "depth:MODEL" by a model of
+    # transformers. None: the clip is the reference.
+    reference_preprocessor: str | None = None
     # A video to change: noise is added to it up to the first time of the schedule, which
     # skip_initial_inference_steps lowers.
     input_media_path: str | None = None
@@ -152,6 +165,18 @@ class SampleConfig(SamplingConfig):
         )
         for value in strengths:
             require(0 <= value <= 1, f"conditioning_strengths must lie in [0, 1], got {value}")
+        masks = self.conditioning_mask_paths
+        require(
+            len(masks) in (0, media),
+            f"conditioning_mask_paths has {len(masks)} entries for {media} media: give one per "
+            'path, "" for a medium without one',
+        )
+        for path, frame in zip(masks, self.conditioning_start_frames, strict=False):
+            require(
+                not (path and frame),
+                f"the mask {path} is for a medium at frame {frame}: only media at frame 0 have one",
+            )
+        self._check_reference()
         for frame in self.conditioning_start_frames:
             require(
                 0 <= frame < self.num_frames,
@@ -179,6 +204,19 @@ class SampleConfig(SamplingConfig):
         require(
             self.spatial_upscaler is None or not one_pass,
             f"two passes do not take {' or '.join(one_pass)}: add --spatial_upscaler None",
+        )
+
+    def _check_reference(self):
+        strength, factor = self.reference_strength, self.reference_downscale_factor
+        require(0 <= strength <= 1, f"reference_strength must lie in [0, 1], got {strength}")
+        require(
+            factor is None or factor > 0,
+            f"reference_downscale_factor must be positive, got {factor}",
+        )
+        require(
+            self.reference_media_path is not None or self.reference_preprocessor is None,
+            f"reference_preprocessor {self.reference_preprocessor!r} has nothing to draw from: "
+            "give a reference_media_path",
         )
 
 

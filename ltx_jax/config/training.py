@@ -17,8 +17,11 @@ from ltx_jax.config.sampling import MAX_FRAME_RATE, SamplingConfig, SchedulerCon
 from ltx_jax.config.settings import require, settings
 
 # The conditions of a batch: none, the first frame, the first latent frames, single frames anywhere,
-# or a short clip anywhere.
-ConditionPattern = Literal["none", "first_frame", "prefix", "keyframes", "clip"]
+# a short clip anywhere, or all that lies outside of the clip's mask.
+ConditionPattern = Literal["none", "first_frame", "prefix", "keyframes", "clip", "mask"]
+# Where references come from: there are none, they are files that belong to the clips, or they are
+# the edges of the clips.
+ReferenceSource = Literal["none", "files", "canny"]
 
 
 @settings
@@ -89,6 +92,16 @@ class DataConfig:
     media_column: str | None = None
     # Column of a table (or key of JSON) with the captions; None: the usual names.
     caption_column: str | None = None
+    # Clips that the model learns to follow (an IC-LoRA's references): "files" takes
+    # clip_reference.mp4 beside clip.mp4, or a column of its table; "canny" draws the edges of each
+    # clip.
+    reference: ReferenceSource = "none"
+    reference_column: str | None = None  # column of a table; None: the usual names
+    reference_downscale_factor: int = 1  # how many times smaller than the clips' their sides are
+    # Masks of the clips, white where something is meant: clip_mask.mp4 or .png beside clip.mp4, or
+    # a column of its table. What they do: flow.mask_probability, flow.outside_weight.
+    masks: bool = False
+    mask_column: str | None = None  # column of a table; None: the usual names
     num_frames: int = 25
     height: int = 128
     width: int = 128
@@ -115,6 +128,8 @@ class DataConfig:
             value = getattr(self, name)
             require(value > 0, f"{name} must be positive, got {value}")
         require(self.processes >= 0, f"processes must not be negative, got {self.processes}")
+        factor = self.reference_downscale_factor
+        require(factor > 0, f"reference_downscale_factor must be positive, got {factor}")
         require(
             bool(self.frame_rates) and min(self.frame_rates) > 0,
             f"frame_rates must be positive, got {self.frame_rates}",
@@ -139,6 +154,15 @@ class DataConfig:
     def sources(self) -> tuple[SourceConfig, ...]:
         """The sources, one or several."""
         return self.mix or (SourceConfig(self.source),)
+
+    @property
+    def companions(self) -> tuple[Literal["reference", "mask"], ...]:
+        """The files that every clip needs beside its own."""
+        kinds: dict[Literal["reference", "mask"], bool] = {
+            "reference": self.reference == "files",
+            "mask": self.masks,
+        }
+        return tuple(kind for kind, needed in kinds.items() if needed)
 
 
 @settings
@@ -201,14 +225,25 @@ class FlowConfig:
     prefix_probability: float = 0.0  # the first few latent frames
     keyframes_probability: float = 0.0  # single frames anywhere after the first
     clip_probability: float = 0.0  # two latent frames anywhere after the first
+    mask_probability: float = 0.0  # everything outside of the clip's mask (data.masks)
     max_keyframes: int = 2  # largest number of single frames in a condition
     # Condition tokens have time 0 in half of the samples; in the others, their time is drawn
     # uniformly between 0 and this.
     max_condition_time: float = 0.25
     # Largest share of a video's tokens that a batch drops; buckets with more tokens drop more.
     token_drop: float = 0.0
+    outside_weight: float = 1.0  # weight in the loss of what lies outside of a clip's mask
+    # The loss counts frames from the first of these numbers up to, but without, the second; None:
+    # all.
+    loss_frames: tuple[int, int] | None = None
 
     def __post_init__(self):
+        weight, frames = self.outside_weight, self.loss_frames
+        require(weight >= 0, f"outside_weight must not be negative, got {weight}")
+        require(
+            frames is None or 0 <= frames[0] < frames[1],
+            f"loss_frames must be a first frame and a later one, got {frames}",
+        )
         total = sum(share for _, share in self.patterns[1:])
         require(total <= 1, f"the probabilities of conditions sum to {total}, more than 1")
         require(0 <= self.token_drop < 1, f"token_drop must lie in [0, 1), got {self.token_drop}")
@@ -221,8 +256,14 @@ class FlowConfig:
             ("prefix", self.prefix_probability),
             ("keyframes", self.keyframes_probability),
             ("clip", self.clip_probability),
+            ("mask", self.mask_probability),
         )
         return ("none", 1 - sum(share for _, share in conditioned)), *conditioned
+
+    @property
+    def weighs_latents(self) -> bool:
+        """Whether some latents count more than others in the loss."""
+        return self.outside_weight != 1 or self.loss_frames is not None
 
 
 @settings
@@ -249,6 +290,8 @@ class RunConfig:
     # world.
     validation_source: str | None = None
     validation_clips: int = 4  # number of clips
+    # Samples each of them a second time, with its first frame as a condition (transformer).
+    validation_first_frames: bool = False
     tensorboard: bool = True  # scalars, pictures and videos, under the run
     wandb: str | None = None  # a Weights & Biases project to report to as well
     # The run stops after this many steps in a row whose loss or gradient is not finite.
@@ -377,6 +420,11 @@ class TrainTransformer(TrainConfig):
         require(
             self.captions != "frozen" or self.text_encoder_path is not None,
             'captions = "frozen" needs text_encoder_path, a T5 folder or repository',
+        )
+        uses_masks = self.flow.mask_probability > 0 or self.flow.outside_weight != 1
+        require(
+            self.data.masks or not uses_masks,
+            "flow.mask_probability and flow.outside_weight need masks: set data.masks",
         )
         _require_dtypes_alone("text_execution", self.text_execution)
 

@@ -338,9 +338,15 @@ def open_clips(folder: str | os.PathLike, cfg: DataConfig) -> media.Media:
     def name(number: int) -> str:
         return f"example {number} of {folder}"
 
-    def load(number: int) -> tuple[inputs.Stored, list[str]]:
+    if cfg.companions:
+        raise ValueError(
+            f"{folder} is a data set of clips, which holds no {' and no '.join(cfg.companions)}s: "
+            "take a folder or a table of clips that have them"
+        )
+
+    def load(number: int) -> media.Files:
         example = reader[number]
         captions = [caption.decode() for caption in example["captions"]]
-        return inputs.Stored(name(number), example["media"]), captions
+        return media.Files(inputs.Stored(name(number), example["media"]), captions)
 
     return media.Media(reader.index, name, load, cfg)

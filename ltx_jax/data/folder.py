@@ -3,13 +3,14 @@
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
-from ltx_jax.data import inputs, listing, pictures, pixels, probing, video
+from ltx_jax.data import companions, inputs, listing, pictures, pixels, probing, video
+from ltx_jax.data.companions import Companions
 
 _NAMED = 100  # largest number of left-out clips that the log names; more are only counted
 
@@ -23,10 +24,12 @@ class Captioned:
     Attributes:
       place: its file, or its part of an archive.
       captions: at least one.
+      companions: its reference and its mask, if there are any.
     """
 
     place: inputs.Place
     captions: tuple[str, ...]
+    companions: Companions = Companions()
 
 
 def list_clips(
@@ -34,6 +37,7 @@ def list_clips(
     columns: listing.Columns = listing.Columns(),
     *,
     allow_empty_captions: bool = False,
+    needs: Collection[companions.Kind] = (),
 ) -> tuple[Captioned, ...]:
     """Lists the clips and pictures of a source, sorted by path.
 
@@ -45,6 +49,7 @@ def list_clips(
         are ignored, links to folders are followed, each folder once.
       columns: the columns of tables that are read.
       allow_empty_captions: take a missing or unusable caption for an empty one.
+      needs: the companions without which a clip is left out as well.
 
     Raises:
       ValueError: if there is no such source, or no clip in it that can be used.
@@ -55,12 +60,14 @@ def list_clips(
     clips: list[Captioned] = []
     problems: list[str] = []
     for medium in sorted(media, key=lambda medium: medium.is_medium):  # faults of tables come first
-        if medium.captions:
-            clips.append(Captioned(medium.place, medium.captions))
-        elif medium.is_medium and allow_empty_captions:
-            clips.append(Captioned(medium.place, ("",)))
+        texts = medium.captions
+        if medium.is_medium and allow_empty_captions:
+            texts = texts or ("",)
+        problem = medium.companions.missing(medium.place, needs) if texts else medium.problem
+        if problem:
+            problems.append(problem)
         else:
-            problems.append(medium.problem)
+            clips.append(Captioned(medium.place, texts, medium.companions))
     report_left_out(problems, str, len(media))
     return tuple(clips)
 
@@ -109,9 +116,14 @@ def load_clip(
 
 
 def check_clips(
-    clips: Sequence[Captioned],
+    clips: Sequence[Captioned], needs: Collection[companions.Kind] = ()
 ) -> tuple[tuple[Captioned, ...], tuple[video.Facts, ...]]:
     """Probes clips; leaves out those that are damaged or empty, and names them in the log.
+
+    Args:
+      clips: the clips.
+      needs: companions that are probed too. A clip is left out if one of them is damaged, or has
+        another length, rate or shape than the clip. A mask may be a picture.
 
     Returns:
       The others, and their properties.
@@ -120,6 +132,13 @@ def check_clips(
       ValueError: if none is left.
     """
     probed = probing.probe_all([clip.place for clip in clips])
+    for kind in needs:
+        places = [getattr(clip.companions, kind) for clip in clips]
+        pairs = zip(clips, probed, probing.probe_all(places), strict=True)
+        probed = [
+            own if isinstance(own, ValueError) else _fitting(kind, clip, own, other)
+            for clip, own, other in pairs
+        ]
     report_left_out([x for x in probed if isinstance(x, ValueError)], str, len(clips))
     good = [
         (clip, found)
@@ -127,6 +146,33 @@ def check_clips(
         if not isinstance(found, ValueError)
     ]
     return tuple(clip for clip, _ in good), tuple(found for _, found in good)
+
+
+def _fitting(
+    kind: companions.Kind, clip: Captioned, own: video.Facts, other: video.Facts | ValueError
+) -> video.Facts | ValueError:
+    """The properties of a clip, or why its companion, with the properties `other`, is none."""
+    if isinstance(other, ValueError):
+        return other
+    place = getattr(clip.companions, kind)
+    is_picture = kind == "mask" and other.seconds == 0
+    if other.frames != own.frames and not is_picture:
+        return ValueError(
+            f"{place} has {other.frames} frames and its clip {own.frames}: make them equally long"
+        )
+    if abs(other.frame_rate - own.frame_rate) > 0.01 * own.frame_rate and not is_picture:
+        return ValueError(
+            f"{place} has {other.frame_rate:.4g} frames per second and its clip "
+            f"{own.frame_rate:.4g}: make them equally fast"
+        )
+    # Equal shapes, up to a pixel of rounding.
+    difference = abs(other.width * own.height - other.height * own.width)
+    if difference > max(own.width, own.height, other.width, other.height):
+        return ValueError(
+            f"{place} is {other.width} x {other.height} and its clip {own.width} x {own.height}: "
+            "make them of the same shape"
+        )
+    return own
 
 
 def report_left_out(bad: Sequence[Any], reason: Callable[[Any], str], count: int) -> None:

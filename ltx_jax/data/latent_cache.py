@@ -1,7 +1,7 @@
 """Data sets of stored latents and caption embeddings, which `ltx_jax.encode` writes."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -19,6 +19,7 @@ def latent_features(
     channels: int,
     embedding_width: int | None,
     context_shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+    companions: Collection[str] = (),
 ) -> dict[str, Any]:
     """TFDS features of a data set of latents.
 
@@ -26,6 +27,7 @@ def latent_features(
       channels: number of channels of the latents, without the log-variance.
       embedding_width: width of the caption embeddings; None if none are stored.
       context_shapes: shapes of the entries of `Example.context`.
+      companions: "reference" and "mask", if examples have them.
     """
     import tensorflow_datasets as tfds
 
@@ -38,6 +40,10 @@ def latent_features(
         further["context"] = {
             name: tensor(*shape, dtype=np.float32) for name, shape in context_shapes.items()
         }
+    if "reference" in companions:
+        further["reference"] = tensor(None, None, None, channels + 1)
+    if "mask" in companions:
+        further["mask"] = tensor(None, None, None, dtype=np.uint8)
     return {
         # Concatenated latent frames: the clip's, its keyframes', its short clips'. The channels are
         # those of the mean and then the log-variance.
@@ -78,6 +84,10 @@ def to_row(example: Example, bucket: int) -> tuple[dict[str, Any], tuple[int]]:
         row["embedding"] = example.embedding
     if example.context:
         row["context"] = dict(example.context)
+    if latents.reference is not None:
+        row["reference"] = latents.reference
+    if example.mask is not None:
+        row["mask"] = example.mask.astype(np.uint8)
     return row, (bucket,)
 
 
@@ -95,13 +105,16 @@ def from_row(row: dict[str, Any]) -> Example:
         keyframe_numbers=keyframe_numbers,
         clips=frames[first_clip:].reshape(-1, 2, *frames.shape[1:]),
         clip_numbers=clip_numbers,
+        reference=row.get("reference"),
     )
+    mask = row.get("mask")
     return Example(
         row["caption"].decode(),
         row["frame_rate"],
         latents=latents,
         embedding=row.get("embedding"),
         context=row.get("context", {}),
+        mask=None if mask is None else mask.astype(np.bool_),
     )
 
 
@@ -130,6 +143,7 @@ class LatentSource:
                 f"{folder} contains latents of {_listed(table)}, but the buckets are "
                 f"{_listed([_shape(size) for size in cfg.sizes])}"
             )
+        self._without = _unused(os.fspath(folder), self._records.description.get("data", {}), cfg)
         self._cache: dict[int, Example] = {}
         self._free_bytes = CACHE_BYTES
 
@@ -143,6 +157,7 @@ class LatentSource:
         if number in self._cache:
             return self._cache[number]
         row = self._records[number]
+        row = {name: value for name, value in row.items() if name not in self._without}
         example = from_row(row)
         arrays = (*row.values(), *example.context.values())
         size = sum(value.nbytes for value in arrays if isinstance(value, np.ndarray))
@@ -150,6 +165,32 @@ class LatentSource:
             self._free_bytes -= size
             self._cache[number] = example
         return example
+
+
+def _unused(folder: str, stored: Mapping[str, Any], cfg: DataConfig) -> set[str]:
+    """The companions in a data set that a run does not use.
+
+    Args:
+      folder: the data set, for messages.
+      stored: the settings of the data that were encoded.
+      cfg: the settings of the run.
+
+    Raises:
+      ValueError: if the data set lacks what the run uses, or has other references.
+    """
+    again = "encode the data again with these settings (ltx-encode)"
+    if cfg.masks and not stored.get("masks", False):
+        raise ValueError(f"{folder} holds no masks: {again}, or leave out data.masks")
+    if cfg.reference != "none":
+        for name in ("reference", "reference_downscale_factor"):
+            before, now = stored.get(name, getattr(DataConfig, name)), getattr(cfg, name)
+            if before != now:
+                raise ValueError(
+                    f"{folder} was encoded with data.{name} = {before!r}, and this run has "
+                    f"{now!r}: set it to the former, or {again}"
+                )
+    unused = {"reference": cfg.reference == "none", "mask": not cfg.masks}
+    return {name for name, is_unused in unused.items() if is_unused}
 
 
 def _shape(bucket: BucketConfig) -> tuple[int, int, int]:

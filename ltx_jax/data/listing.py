@@ -12,10 +12,11 @@ import logging
 import os
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from ltx_jax.data import archives, captions, inputs, tables
+from ltx_jax.data import archives, captions, companions, inputs, tables
+from ltx_jax.data.companions import Companions
 from ltx_jax.data.tables import Columns
 
 CLIPS = (
@@ -44,6 +45,7 @@ class Medium:
       problem: why it cannot be used, in a sentence that names the file; empty if it can.
       row: JSON with the other columns of its row in a table, or entries of its JSON.
       is_medium: whether it is a clip or picture at all.
+      companions: its reference and its mask, if there are any.
     """
 
     place: inputs.Place
@@ -51,6 +53,7 @@ class Medium:
     problem: str = ""
     row: str = "{}"
     is_medium: bool = True
+    companions: Companions = Companions()
 
 
 def is_source(path: str | os.PathLike) -> bool:
@@ -134,6 +137,7 @@ def list_files(
     beside = captions.CaptionFiles(columns.captions)
     belonging = _belonging(loose, beside)
     media = rows.media([path for path in loose if path not in belonging], beside)
+    media = _with_companions(media)
     if not any_ending:
         media += _with_unknown_endings(others, own)
     for archive in packed:
@@ -171,6 +175,29 @@ def _belonging(files: Collection[Path], beside: captions.CaptionFiles) -> set[Pa
     if len(media) == len(files):
         return set()
     return {file for path in media for file in beside.of(path)}
+
+
+def _with_companions(media: Sequence[Medium]) -> list[Medium]:
+    """The media with what lies beside them, without media that belong to others.
+
+    A medium with a caption of its own belongs to none, whatever its name.
+    """
+    files = companions.CompanionFiles(ENDINGS)
+    owners = {
+        place.with_suffix("") for place in (x.place for x in media) if isinstance(place, Path)
+    }
+    listed = []
+    for medium in media:
+        if not medium.is_medium or not isinstance(medium.place, Path):
+            listed.append(medium)
+            continue
+        belongs = companions.owner_of(medium.place)
+        if not medium.captions and belongs is not None and belongs[0] in owners:
+            continue
+        beside, own = files.of(medium.place), medium.companions
+        both = {kind: getattr(own, kind) or getattr(beside, kind) for kind in companions.KINDS}
+        listed.append(dataclasses.replace(medium, companions=own._replace(**both)))
+    return listed
 
 
 def _with_unknown_endings(files: Collection[Path], own: Collection[Path]) -> list[Medium]:
@@ -231,13 +258,31 @@ class _Rows:
             except ValueError as error:
                 problem = f"{where}: the caption of {path.name} {error}"
         others = json.dumps(row.others, ensure_ascii=False, default=str)
+        belonging = self._companions(table, row, where)
         key = self._key(path)
         if key in self._by_key:
             before = self._by_key[key]
             self._repeated.append(f"{path} ({where})")
             texts = tuple(dict.fromkeys((*before.captions, *texts)))
             path, problem, others = before.place, before.problem or problem, before.row
-        self._by_key[key] = Medium(path, texts, "" if texts else problem, others)
+            belonging = before.companions
+        problem = "" if texts else problem
+        self._by_key[key] = Medium(path, texts, problem, others, companions=belonging)
+
+    def _companions(self, table: Path, row: tables.Row, where: str) -> Companions:
+        """The companions that a row names."""
+        places: dict[str, Path] = {}
+        problem = ""
+        for kind in companions.KINDS:
+            chosen = getattr(self._columns, kind)
+            column = captions.find_column(row.others, chosen, companions.COLUMNS[kind])
+            if column is None or row.others[column] in (None, ""):
+                continue
+            try:
+                places[kind] = _path(table.parent, row.others[column], where, column)
+            except ValueError as error:
+                problem = str(error)
+        return Companions(**places, problem=problem)
 
     def _key(self, path: Path) -> tuple[str, str]:
         """A key that is the same for all paths of a file."""
@@ -269,7 +314,7 @@ def _completed(medium: Medium, beside: captions.CaptionFiles) -> Medium:
         return dataclasses.replace(medium, problem=medium.problem or str(error))
 
 
-def _path(folder: Path, value: object, where: str) -> Path:
+def _path(folder: Path, value: object, where: str, column: str = "of media") -> Path:
     """The path that a table's entry means, relative to the table's folder.
 
     Absolute paths and `..` are allowed: a table names the files of its owner.
@@ -278,7 +323,7 @@ def _path(folder: Path, value: object, where: str) -> Path:
         kind = (
             "no path" if value is None or value == "" else f"{str(value)[:40]!r}, which is no path,"
         )
-        raise ValueError(f"{where} has {kind} in the column of media")
+        raise ValueError(f"{where} has {kind} in the column {column}")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", value):
         raise ValueError(
             f"{where} names {value[:200]}: download it, and write the path of the file"
@@ -295,7 +340,16 @@ def _packed(archive: Path, columns: Columns) -> Iterator[Medium]:
     """The samples of an archive that hold a medium."""
     try:
         for name, files in archives.samples(archive):
-            media = [part for ending, part in files.items() if f".{ending}".endswith(ENDINGS)]
+            belonging: dict[str, inputs.Part] = {}
+            media = []
+            for ending, part in files.items():
+                kind = ending.partition(".")[0]
+                if not f".{ending}".endswith(ENDINGS):
+                    continue
+                if kind in companions.KINDS and "." in ending:
+                    belonging.setdefault(kind, part)
+                else:
+                    media.append(part)
             clips = [part for part in media if part.name.lower().endswith(CLIPS)]
             best = clips or media
             if len(best) > 1:
@@ -305,7 +359,7 @@ def _packed(archive: Path, columns: Columns) -> Iterator[Medium]:
                 try:
                     texts, others = _packed_captions(f"{archive}/{name}", files, columns.captions)
                     row = json.dumps(others, ensure_ascii=False)
-                    yield Medium(best[0], texts, row=row)
+                    yield Medium(best[0], texts, row=row, companions=Companions(**belonging))
                 except ValueError as error:
                     yield Medium(best[0], problem=str(error))
     except ValueError as error:

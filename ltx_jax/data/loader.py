@@ -14,12 +14,20 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float16, Float32, UInt8
+from jaxtyping import Bool, Float16, Float32, UInt8
 
 from ltx_jax.config import BucketConfig, ConditionPattern, DataConfig
 from ltx_jax.data import order, workers
 from ltx_jax.data.read_ahead import in_background, read_ahead
-from ltx_jax.data.sources import EMOJI, Encoding, Example, Source, StoredLatents, World
+from ltx_jax.data.sources import (
+    EMOJI,
+    Encoding,
+    Example,
+    Source,
+    StoredLatents,
+    World,
+    is_endless,
+)
 
 __all__ = ["Batch", "Loader", "StoredLatents", "open_source"]
 
@@ -41,6 +49,8 @@ class Batch:
     embeddings: tuple[Float16[np.ndarray, "_ c"], ...] | None = None  # of captions, unpadded
     # The entries of `Example.context` that all examples have.
     context: Mapping[str, Float32[np.ndarray, "b ..."]] = dataclasses.field(default_factory=dict)
+    reference: UInt8[np.ndarray, "b t h2 w2 3"] | None = None  # pixels of the clips to follow
+    mask: Bool[np.ndarray, "b t2 h3 w3"] | None = None  # as in `Example`
 
 
 class Loader:
@@ -177,6 +187,8 @@ def stack(bucket: BucketConfig, pattern: ConditionPattern, examples: Sequence[Ex
         None if first.latents is None else _stack_latents(_each(examples, "latents")),
         None if first.embedding is None else tuple(_each(examples, "embedding")),
         {name: np.stack([context[name] for context in contexts]) for name in names},
+        None if first.reference is None else np.stack(_each(examples, "reference")),
+        None if first.mask is None else np.stack(_each(examples, "mask")),
     )
 
 
@@ -203,6 +215,7 @@ def _each(items: Sequence[Any], name: str) -> list[Any]:
 
 def _stack_latents(latents: Sequence[StoredLatents]) -> StoredLatents:
     names = [field.name for field in dataclasses.fields(StoredLatents)]
+    names = [name for name in names if getattr(latents[0], name) is not None]
     return StoredLatents(**{name: np.stack(_each(latents, name)) for name in names})
 
 
@@ -241,6 +254,20 @@ def open_source(path: str, cfg: DataConfig, seed: int) -> Source:
     Raises:
       ValueError: if there is no such source, or none of its examples can be used.
     """
+    source = _open_source(path, cfg, seed)
+    if cfg.companions and source.encoding is None and is_endless(path):
+        raise ValueError(
+            f"{path} is rendered, and has no {' and no '.join(cfg.companions)}s: take a folder or "
+            "a table of clips that have them"
+        )
+    if cfg.reference != "canny" or source.encoding is not None:
+        return source
+    from ltx_jax.data import references  # the preprocessors need OpenCV
+
+    return references.Drawn(source, cfg)
+
+
+def _open_source(path: str, cfg: DataConfig, seed: int) -> Source:
     if World.has(path):
         return World(path, cfg, seed)
     # These need PyAV and TFDS, which the procedural world does not.
@@ -250,14 +277,19 @@ def open_source(path: str, cfg: DataConfig, seed: int) -> Source:
         return emoji.Emoji(path, cfg, seed)
     kind = dataset.kind_of(path)
     if kind is None:
-        columns = listing.Columns(cfg.media_column, cfg.caption_column)
-        clips, facts = folder.check_clips(folder.list_clips(path, columns))
-        return media.Media(
-            np.array(list(facts), media.FACTS),
-            lambda number: str(clips[number].place),
-            lambda number: (inputs.loaded(clips[number].place), clips[number].captions),
-            cfg,
+        needs = cfg.companions
+        columns = listing.Columns(
+            cfg.media_column, cfg.caption_column, cfg.reference_column, cfg.mask_column
         )
+        clips, facts = folder.check_clips(folder.list_clips(path, columns, needs=needs), needs)
+
+        def load(number: int) -> media.Files:
+            clip = clips[number]
+            further = {kind: inputs.loaded(getattr(clip.companions, kind)) for kind in needs}
+            return media.Files(inputs.loaded(clip.place), clip.captions, **further)
+
+        table = np.array(list(facts), media.FACTS)
+        return media.Media(table, lambda number: str(clips[number].place), load, cfg)
     if kind == latent_cache.KIND:
         return latent_cache.LatentSource(path, cfg)
     return dataset.open_clips(path, cfg)

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, UInt8
 
 from ltx_jax.config import BucketConfig, DataConfig
-from ltx_jax.data import folder, inputs, video
+from ltx_jax.data import folder, inputs, masks, pictures, pixels, video
 from ltx_jax.data.sources import CACHE_BYTES, Example
 
 FACTS = np.dtype(
@@ -22,6 +23,37 @@ FACTS = np.dtype(
 )  # of video.Facts
 
 
+class Files(NamedTuple):
+    """The files of an example.
+
+    Attributes:
+      clip: the clip or picture.
+      captions: one of which is drawn.
+      reference: the clip to follow, as long as the clip; None without one.
+      mask: a clip as long as the clip, or a picture; None without one.
+    """
+
+    clip: inputs.File
+    captions: Sequence[str]
+    reference: inputs.File | None = None
+    mask: inputs.File | None = None
+
+
+class _Cut(NamedTuple):
+    """What is cut out of the files of an example."""
+
+    frames: UInt8[np.ndarray, "t h w 3"]
+    frame_rate: float
+    captions: Sequence[str]
+    reference: UInt8[np.ndarray, "t h2 w2 3"] | None
+    mask: Bool[np.ndarray, "t h w"] | None
+
+    @property
+    def nbytes(self) -> int:
+        arrays = (self.frames, self.reference, self.mask)
+        return sum(array.nbytes for array in arrays if array is not None)
+
+
 class Media:
     """Clips and pictures from files.
 
@@ -33,7 +65,7 @@ class Media:
     Args:
       facts: properties of every medium, with dtype `FACTS`.
       name: number of a medium -> its name in messages.
-      load: number of a medium -> the file and its captions, one of which is drawn.
+      load: number of a medium -> its files; it opens those that `cfg` needs.
       cfg: how clips are cut, for which buckets.
 
     Raises:
@@ -46,7 +78,7 @@ class Media:
         self,
         facts: np.ndarray,
         name: Callable[[int], str],
-        load: Callable[[int], tuple[inputs.File, Sequence[str]]],
+        load: Callable[[int], Files],
         cfg: DataConfig,
     ):
         self._facts, self._name, self._load, self._cfg = facts, name, load, cfg
@@ -58,7 +90,7 @@ class Media:
         unused = np.ones(len(facts), np.bool_)
         unused[np.concatenate(list(self._fitting.values()))] = False
         folder.report_left_out(np.flatnonzero(unused).tolist(), self._reason, len(facts))
-        self._cache: dict[tuple[BucketConfig, int], tuple[np.ndarray, float, Sequence[str]]] = {}
+        self._cache: dict[tuple[BucketConfig, int], _Cut] = {}
         self._cache_bytes_left = CACHE_BYTES
 
     def _fits(self, bucket: BucketConfig) -> Bool[np.ndarray, " n"]:
@@ -93,33 +125,47 @@ class Media:
     def example(self, bucket: BucketConfig, index: int, rng: np.random.Generator) -> Example:
         """Reads and cuts a clip, or takes it from memory."""
         *places, mirror, choice = rng.random(5)
-        frames, frame_rate, captions = self._cut(bucket, index, places)
+        cut = self._cut(bucket, index, places)
+        parts: list[Any] = [cut.frames, cut.reference, cut.mask]
         if self._cfg.flip and mirror < 0.5:
-            frames = frames[:, :, ::-1]
-        return Example(captions[int(choice * len(captions))], frame_rate, frames)
+            parts = [None if part is None else part[:, :, ::-1] for part in parts]
+        frames, reference, mask = parts
+        caption = cut.captions[int(choice * len(cut.captions))]
+        return Example(caption, cut.frame_rate, frames, reference=reference, mask=mask)
 
-    def _cut(
-        self, bucket: BucketConfig, index: int, places: Sequence[float]
-    ) -> tuple[UInt8[np.ndarray, "t h w 3"], float, Sequence[str]]:
-        """Frames, frames per second and captions; `places` in [0, 1) for time, down and across."""
+    def _cut(self, bucket: BucketConfig, index: int, places: Sequence[float]) -> _Cut:
+        """The same part of all files; `places` in [0, 1) for time, down and across."""
         if (bucket, index) in self._cache:
             return self._cache[bucket, index]
         cfg, number = self._cfg, int(self._fitting[bucket][index])
-        medium, captions = self._load(number)
-        frames, frame_rate = folder.load_clip(
-            medium,
-            bucket.num_frames,
-            bucket.height,
-            bucket.width,
-            start=self._start(number, bucket.num_frames, places[0]) if cfg.random_start else 0.0,
-            frame_rate=cfg.resample,
-            place=(places[1], places[2]) if cfg.random_crop else (0.5, 0.5),
-        )
-        clip = frames, frame_rate, captions
-        if not (cfg.random_start or cfg.random_crop) and frames.nbytes <= self._cache_bytes_left:
-            self._cache_bytes_left -= frames.nbytes
-            self._cache[bucket, index] = clip
-        return clip
+        files = self._load(number)
+        start = self._start(number, bucket.num_frames, places[0]) if cfg.random_start else 0.0
+
+        def load(file: inputs.File, num_frames: int) -> tuple[np.ndarray, float]:
+            return folder.load_clip(
+                file,
+                num_frames,
+                bucket.height,
+                bucket.width,
+                start=start,
+                frame_rate=cfg.resample,
+                place=(places[1], places[2]) if cfg.random_crop else (0.5, 0.5),
+            )
+
+        frames, frame_rate = load(files.clip, bucket.num_frames)
+        reference = mask = None
+        if cfg.reference == "files" and files.reference is not None:
+            reference, _ = load(files.reference, bucket.num_frames)
+            reference = pixels.averaged(reference, cfg.reference_downscale_factor)
+        if cfg.masks and files.mask is not None:
+            count = 1 if pictures.is_image(files.mask) else bucket.num_frames
+            mask = masks.of_frames(load(files.mask, count)[0])
+            mask = np.broadcast_to(mask, frames.shape[:3])
+        cut = _Cut(frames, frame_rate, files.captions, reference, mask)
+        if not (cfg.random_start or cfg.random_crop) and cut.nbytes <= self._cache_bytes_left:
+            self._cache_bytes_left -= cut.nbytes
+            self._cache[bucket, index] = cut
+        return cut
 
     def _start(self, number: int, num_frames: int, place: float) -> float:
         """A start time in seconds, after which enough frames follow."""

@@ -32,6 +32,21 @@ def resize_crop(
     return resized(frames, height, width, box)
 
 
+def averaged(frames: UInt8[np.ndarray, "t h w 3"], factor: int) -> UInt8[np.ndarray, "t h2 w2 3"]:
+    """Frames with sides 1/`factor` as long: the means of boxes of pixels.
+
+    Raises:
+      ValueError: if the sides are no multiples of the factor.
+    """
+    t, h, w, _ = frames.shape
+    if h % factor or w % factor:
+        raise ValueError(f"{h} x {w} pixels cannot be made {factor} times smaller")
+    if factor == 1:
+        return frames
+    boxes = frames.reshape(t, h // factor, factor, w // factor, factor, 3)
+    return np.rint(boxes.mean(axis=(2, 4))).astype(np.uint8)
+
+
 def crop_to_aspect(
     frames: UInt8[np.ndarray, "t h w 3"], height: int, width: int
 ) -> UInt8[np.ndarray, "t _ _ 3"]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float16, Float32, Int32, UInt8
+from jaxtyping import Bool, Float16, Float32, Int32, UInt8
 
 from ltx_jax.config import BucketConfig, DataConfig
 from ltx_jax.world import render, scenes
@@ -30,6 +30,8 @@ class StoredLatents:
     keyframe_numbers: Int32[np.ndarray, "*b k"]  # pixel frame of each in the clip
     clips: Float16[np.ndarray, "*b m 2 h w _"]  # short clips of two latent frames
     clip_numbers: Int32[np.ndarray, "*b m"]  # pixel frame at which each begins
+    # The reference's posterior, with the channels of mean and log-variance; None without one.
+    reference: Float16[np.ndarray, "*b t2 h2 w2 _"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +45,9 @@ class Example:
     embedding: Float16[np.ndarray, "m c"] | None = None  # embedding of the caption
     # Further inputs of a network by name, as in `TransformerConfig.context_shapes`.
     context: Mapping[str, Float32[np.ndarray, "..."]] = dataclasses.field(default_factory=dict)
+    reference: UInt8[np.ndarray, "t h2 w2 3"] | None = None  # pixels of the clip to follow
+    # True where something is meant: for every pixel, or for every latent of stored latents.
+    mask: Bool[np.ndarray, "t2 h3 w3"] | None = None
 
 
 def select_context(

@@ -29,6 +29,8 @@ class Columns(NamedTuple):
 
     media: str | None = None
     captions: str | None = None
+    reference: str | None = None
+    mask: str | None = None
 
 
 class Row(NamedTuple):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ltx_jax.runtime.lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from ltx_jax.diffusion.conditioning import Condition
+    from ltx_jax.diffusion.conditioning import Condition, Reference
     from ltx_jax.diffusion.denoiser import Denoiser, Fast, Plain, TeaCache
     from ltx_jax.diffusion.noise import KeyNoise, NoiseSource, seeded
     from ltx_jax.diffusion.solver import DPMSolverPP2M, Euler, Interval, Solver, Stochastic
@@ -29,6 +29,7 @@ __all__ = [
     "KeyNoise",
     "NoiseSource",
     "Plain",
+    "Reference",
     "Solver",
     "Stochastic",
     "TeaCache",
@@ -47,6 +48,7 @@ __getattr__ = lazy_attributes(
         "KeyNoise": "ltx_jax.diffusion.noise",
         "NoiseSource": "ltx_jax.diffusion.noise",
         "Plain": "ltx_jax.diffusion.denoiser",
+        "Reference": "ltx_jax.diffusion.conditioning",
         "Solver": "ltx_jax.diffusion.solver",
         "Stochastic": "ltx_jax.diffusion.solver",
         "TeaCache": "ltx_jax.diffusion.denoiser",

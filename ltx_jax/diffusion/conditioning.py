@@ -1,10 +1,15 @@
-"""Conditions: images and clips that a video has to show, as latents, extra tokens and strengths.
+"""Conditions: images and clips that a video has to show or follow, as latents, extra tokens and
+strengths.
 
 A condition at frame 0 replaces the first latent frames. Later latent frames cannot simply be
 replaced: the first latent frame of a clip stands for one frame, but in the middle of a video a
 latent frame stands for eight. So a later image, and the first two latent frames of a later clip,
 become extra tokens before those of the video, with the positions of the frames that they show. The
 rest of the clip replaces the video's latent frames.
+
+A reference is not shown: all its latents are extra tokens, before those of other conditions, with
+the positions of the video's own tokens. What the video takes from it, such as edges, is what the
+network was trained to take: mostly an adapter, an IC-LoRA ("in-context").
 
 Every token has a strength, which is 0 for tokens without a condition. A token of strength s starts
 at noise level 1 - s, and does not change until the time of the other tokens has fallen to 1 - s.
@@ -13,7 +18,7 @@ at noise level 1 - s, and does not change until the time of the other tokens has
 import dataclasses
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,32 +45,78 @@ class Condition:
       frame: the frame of the video that shows the first frame of the media.
       strength: s in [0, 1]. The condition starts at noise level 1 - s: 1 shows it exactly, 0 has no
         effect.
+      mask: for a condition at frame 0: a path, or an array (h, w) for all frames or (t, h, w),
+        boolean or uint8. Latents that any white pixel (True, or 128 and more) touches are left to
+        the model; the others are the condition. None: all of it is the condition.
 
     Raises:
-      ValueError: for a negative frame, or a strength outside [0, 1].
+      ValueError: for a negative frame, a strength outside [0, 1], or a mask at a later frame.
     """
 
     media: str | os.PathLike[str] | Any
     frame: int = 0
     strength: float = 1.0
+    mask: str | os.PathLike[str] | Any = None
 
     def __post_init__(self):
         if self.frame < 0:
             raise ValueError(f"a condition cannot start at frame {self.frame}: frames count from 0")
-        if not 0 <= self.strength <= 1:
-            raise ValueError(f"the strength of a condition must lie in [0, 1], got {self.strength}")
+        _check_strength("condition", self.strength)
+        if self.mask is not None and self.frame:
+            raise ValueError(
+                f"a condition with a mask must start at frame 0, not {self.frame}: later ones "
+                "become tokens of their own, so that a mask has nothing to leave free"
+            )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reference:
+    """A clip that a video has to follow, beside what it has to show.
+
+    Attributes:
+      media: as in `Condition`; it belongs to the first frames of the video.
+      strength: as in `Condition`.
+      downscale_factor: k, a whole number: the reference is encoded at 1/k of the video's height and
+        width. None: as the loaded adapters say in their metadata, or 1.
+      preprocessor: what to draw from the media first, as in `data.preprocessors`: "canny", or
+        "depth:MODEL". None: the media are the reference.
+
+    Raises:
+      ValueError: for a strength outside [0, 1], or a factor below 1.
+    """
+
+    media: str | os.PathLike[str] | Any
+    strength: float = 1.0
+    downscale_factor: int | None = None
+    preprocessor: str | None = None
+    frame: ClassVar[None] = None  # the place of references in `Encoded`
+
+    def __post_init__(self):
+        _check_strength("reference", self.strength)
+        if self.downscale_factor is not None and self.downscale_factor < 1:
+            raise ValueError(
+                f"the downscale_factor of a reference must be 1 or more, got "
+                f"{self.downscale_factor}"
+            )
+
+
+def _check_strength(kind: str, strength: float) -> None:
+    if not 0 <= strength <= 1:
+        raise ValueError(f"the strength of a {kind} must lie in [0, 1], got {strength}")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Encoded:
-    """A condition as latents, for sampling and training.
+    """A condition or a reference as latents, for sampling and training.
 
     Attributes:
-      latents: (b, t, h, w, c), normalised.
-      strength: one for all (), one per sample (b,), or one per latent frame (b, t).
+      latents: (b, t, h, w, c), normalised. A reference may have 1/k of the video's rows and
+        columns, for a whole number k.
+      strength: one for all (), one per sample (b,), one per latent frame (b, t), or one per latent
+        (b, t, h, w).
       frame: the frame of the video that shows the condition's first frame: a Python int, or a
         traced array (b,) with one per sample. In such an array none may be 0, and the condition
-        may have at most `PREFIX` latent frames.
+        may have at most `PREFIX` latent frames. None for a reference.
     """
 
     latents: Any
@@ -76,7 +127,8 @@ class Encoded:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """The initial tokens with the conditions: extra tokens first, then those of the video.
+    """The initial tokens with the conditions: tokens of references, those of other conditions, and
+    those of the video.
 
     Attributes:
       tokens: (b, n, c).
@@ -90,7 +142,7 @@ class Prepared:
 
 
 def check_conditions(
-    conditions: Sequence[Condition],
+    conditions: Sequence[Condition | Reference],
     lengths: Sequence[int],
     num_frames: int,
     temporal_factor: int = 8,
@@ -101,7 +153,8 @@ def check_conditions(
       ValueError: if one does not; the message names the condition, the value and a valid one.
     """
     for i, (condition, length) in enumerate(zip(conditions, lengths, strict=True)):
-        frame, name = condition.frame, f"condition {i}"
+        kind = "condition" if isinstance(condition, Condition) else "reference"
+        frame, name = condition.frame or 0, f"{kind} {i}"
         if length < 1:
             raise ValueError(f"{name} has no frames")
         if frame + length > num_frames:
@@ -190,8 +243,8 @@ def prepare(
 
     Args:
       latents: noise, or a video noised to the first time.
-      conditions: conditions that `check_conditions` accepts, in any order; where several overlap,
-        the last one applies.
+      conditions: conditions that `check_conditions` accepts, and references, in any order; where
+        several conditions overlap, the last one applies.
       noise: source of the noise "condition/i" for the extra tokens of condition i.
       temporal_factor: frames per latent frame.
       spatial_factor: pixels per latent row and column.
@@ -200,14 +253,29 @@ def prepare(
     b, t, h, w, _ = latents.shape
 
     def coords_of(grid: positions.Grid) -> Int[Array, "n 3"]:
+        """Coordinates of latents that cover the video's rows and columns."""
         corner = positions.latent_coords(grid)
-        return positions.pixel_coords(corner, temporal_factor, spatial_factor, causal)
+        return positions.pixel_coords(
+            corner, temporal_factor, spatial_factor * (h // grid[1]), causal
+        )
 
-    strengths = jnp.zeros((b, t), jnp.float32)
-    extra: list[tuple[Array, Array, Array]] = []  # tokens, coords, strengths
+    def extra_tokens(number: int, item: Array, strength: Array, frame: Any) -> _Tokens:
+        item = jnp.broadcast_to(item, (b, *item.shape[1:]))
+        item = _lerp(noise.draw(f"condition/{number}", item.shape), item, strength)
+        coords = coords_of(item.shape[1:4])
+        coords = jnp.broadcast_to(coords, (*jnp.shape(frame), *coords.shape))
+        coords = coords.at[..., 0].add(jnp.asarray(frame, jnp.int32)[..., None])
+        return _Tokens(positions.patchify(item), coords, strength.reshape(b, -1))
+
+    strengths = jnp.zeros((b, t, h, w), jnp.float32)
+    references: list[_Tokens] = []
+    extra: list[_Tokens] = []
     for i, condition in enumerate(conditions):
         item, frame = condition.latents.astype(latents.dtype), condition.frame
-        strength = _per_frame(condition.strength, (b, item.shape[1]))
+        strength = _per_latent(condition.strength, (b, *item.shape[1:4]))
+        if frame is None:
+            references.append(extra_tokens(i, item, strength, 0))
+            continue
         is_first = isinstance(frame, int) and frame == 0
         head = 0 if is_first else PREFIX
         tail, weight = item[:, head:], strength[:, head:]
@@ -216,19 +284,11 @@ def prepare(
             place = slice(start, start + tail.shape[1])
             latents = latents.at[:, place].set(_lerp(latents[:, place], tail, weight))
             strengths = strengths.at[:, place].set(weight)
-        if is_first:
-            continue
-        item, weight = item[:, :head], strength[:, :head]
-        item = jnp.broadcast_to(item, (b, *item.shape[1:]))
-        item = _lerp(noise.draw(f"condition/{i}", item.shape), item, weight)
-        coords = coords_of((item.shape[1], h, w))
-        coords = jnp.broadcast_to(coords, (*jnp.shape(frame), *coords.shape))
-        coords = coords.at[..., 0].add(jnp.asarray(frame, jnp.int32)[..., None])
-        extra.append((positions.patchify(item), coords, jnp.repeat(weight, h * w, axis=1)))
+        if not is_first:
+            extra.append(extra_tokens(i, item[:, :head], strength[:, :head], frame))
 
-    own = jnp.repeat(strengths, h * w, axis=1)
-    extra.append((positions.patchify(latents), coords_of((t, h, w)), own))
-    all_tokens, all_coords, all_strengths = zip(*extra, strict=True)
+    own = _Tokens(positions.patchify(latents), coords_of((t, h, w)), strengths.reshape(b, -1))
+    all_tokens, all_coords, all_strengths = zip(*references, *extra, own, strict=True)
     samples = (b,) if any(coords.ndim == 3 for coords in all_coords) else ()
     all_coords = [jnp.broadcast_to(x, (*samples, *x.shape[-2:])) for x in all_coords]
     return Prepared(
@@ -236,6 +296,14 @@ def prepare(
         coords=jnp.concatenate(all_coords, axis=-2),
         strength=jnp.concatenate(all_strengths, axis=1) if conditions else None,
     )
+
+
+class _Tokens(NamedTuple):
+    """Tokens (b, n, c), their coordinates (n, 3) or (b, n, 3), and strengths (b, n)."""
+
+    tokens: Any
+    coords: Any
+    strength: Any
 
 
 def time_groups(strength: Float[Array, "b n"], levels: Float[Array, "g"]) -> TimeGroups:
@@ -250,14 +318,13 @@ def time_groups(strength: Float[Array, "b n"], levels: Float[Array, "g"]) -> Tim
     return TimeGroups(group, jnp.argmax(inside, axis=-1))
 
 
-def _per_frame(strength: Any, shape: tuple[int, int]) -> Float[Array, "b t"]:
+def _per_latent(strength: Any, shape: tuple[int, int, int, int]) -> Float[Array, "b t h w"]:
     strength = jnp.asarray(strength, jnp.float32)
-    if strength.ndim == 1:
-        strength = strength[:, None]
-    return jnp.broadcast_to(strength, shape)
+    missing = 4 - strength.ndim if strength.ndim else 0
+    return jnp.broadcast_to(strength.reshape(strength.shape + (1,) * missing), shape)
 
 
-def _lerp(a: Array, b: Array, weight: Float[Array, "b t"]) -> Array:
+def _lerp(a: Array, b: Array, weight: Float[Array, "b t h w"]) -> Array:
     """Interpolates from a to b; exact at weights 0 and 1."""
-    weight = weight[..., None, None, None]
+    weight = weight[..., None]
     return jnp.where(weight < 0.5, a + weight * (b - a), b - (b - a) * (1 - weight))

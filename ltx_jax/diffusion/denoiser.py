@@ -189,10 +189,12 @@ class TeaCache(Fast):
     Attributes:
       threshold: a step computes all layers if the estimated change reaches this value; ().
       last_time: time of the run's last step, which always computes all layers; ().
+      references: number of leading tokens that belong to references.
     """
 
     threshold: Any = 0.0
     last_time: Any = 0.0
+    references: int = _static(default=0)
 
     def init_state(self, shape: tuple[int, int, int]) -> teacache.Cache:
         """A cache that makes the first step compute all layers."""
@@ -209,7 +211,7 @@ class TeaCache(Fast):
     ) -> tuple[Float[Array, "r n c"], teacache.Cache]:
         """As in `Denoiser`."""
         last = jnp.max(t) <= self.last_time
-        arguments = (params, x, t, context, skip, state, self.threshold, last)
+        arguments = (params, x, t, context, skip, state, self.threshold, last, self.references)
         return teacache.velocity(self.network, *arguments)
 
 
@@ -281,6 +283,13 @@ def with_teacache(
         raise ValueError("teacache needs fast sampling: make the pipeline with fast=True")
     limits = (jnp.asarray(x, jnp.float32) for x in (threshold, last_time))
     return TeaCache(denoiser.cfg, denoiser.execution, *limits)
+
+
+def for_references(denoiser: Plain | Fast, tokens: int) -> Plain | Fast:
+    """The same denoiser, for a run whose first `tokens` tokens belong to references."""
+    if not isinstance(denoiser, TeaCache):
+        return denoiser
+    return dataclasses.replace(denoiser, references=tokens)
 
 
 def for_masks(

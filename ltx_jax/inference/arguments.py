@@ -1,4 +1,4 @@
-"""Reads and checks the arguments of a pipeline call: options, sizes, captions, media."""
+"""Reads and checks the arguments of a pipeline call: options, sizes, captions."""
 
 import dataclasses
 import logging
@@ -12,8 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float32, Shaped
 
 from ltx_jax.config import SamplingConfig
-from ltx_jax.diffusion import conditioning, flow
-from ltx_jax.diffusion.conditioning import Condition
+from ltx_jax.diffusion import flow
 
 _log = logging.getLogger(__name__)
 
@@ -64,8 +63,9 @@ class Size:
                 *self.padded,
             )
 
-    def pad(self, clip: Float32[np.ndarray, "b t h w c"]) -> Float32[np.ndarray, "b t h2 w2 c"]:
-        """Pads a clip of the requested size with mid-grey to the sampled height and width."""
+    def pad(self, clip: Shaped[np.ndarray, "b t h w c"]) -> Shaped[np.ndarray, "b t h2 w2 c"]:
+        """Pads a clip of the requested size with zeros, which are mid-grey, to the sampled height
+        and width."""
         sides = []
         for own, padded in zip((self.height, self.width), self.padded[1:], strict=True):
             before = (padded - own) // 2
@@ -77,121 +77,6 @@ class Size:
         _, height, width = self.padded
         top, left = (height - self.height) // 2, (width - self.width) // 2
         return clip[:, : self.frames, top : top + self.height, left : left + self.width]
-
-
-def load_conditions(
-    conditions: Sequence[Condition],
-    size: Size,
-    batch: int | None,
-    options: SamplingConfig,
-) -> list[Float32[np.ndarray, "b t h w c"]]:
-    """Reads, checks and prepares the media of conditions, and pads them to the sampled size.
-
-    Media with a batch axis of size 1 apply to all videos; otherwise that axis must have the size
-    `batch`, which None leaves unchecked.
-
-    Clips in files are resampled to the video's frame rate and trimmed, as in the official script,
-    to 8k+1 frames that fit into the video; the log says so. Arrays have to fit as they are.
-
-    Files and uint8 arrays are cropped to the aspect ratio and, with `options.prepare_conditions`,
-    blurred and compressed as in training. Floating-point arrays are taken as already prepared: they
-    are only resized if necessary.
-
-    Raises:
-      ValueError: for media that cannot be read or do not fit the video.
-    """
-    clips = []
-    for i, condition in enumerate(conditions):
-        # Reads one frame more than the video has, to notice clips that are too long.
-        clip = _read(condition.media, size.frames + 1, options.frame_rate)
-        if isinstance(condition.media, str | os.PathLike):
-            clip = _trimmed(clip, condition, size)
-        if batch is not None and clip.shape[0] not in (1, batch):
-            raise ValueError(
-                f"condition {i} holds {clip.shape[0]} clips for a batch of {batch} videos"
-            )
-        clips.append(clip)
-    lengths = [clip.shape[1] for clip in clips]
-    conditioning.check_conditions(conditions, lengths, size.frames, size.temporal_factor)
-    return [size.pad(_fit(clip, size, options.prepare_conditions)) for clip in clips]
-
-
-def _trimmed(
-    clip: Shaped[np.ndarray, "b t h w c"], condition: Condition, size: Size
-) -> Shaped[np.ndarray, "b t2 h w c"]:
-    """As many frames of a clip, 8k+1, as fit into the video from the condition's frame on."""
-    factor, room = size.temporal_factor, max(size.frames - condition.frame, 1)
-    length = (min(clip.shape[1], room) - 1) // factor * factor + 1
-    if length < clip.shape[1]:
-        _log.warning(
-            "%s: trimmed to %d frames; clips have %dk+1, and %d of %d follow frame %d",
-            *(condition.media, length, factor, room, size.frames, condition.frame),
-        )
-    return clip[:, :length]
-
-
-def load_input(
-    media: Any, size: Size, batch: int, prepare: bool
-) -> Float32[np.ndarray, "b t h w c"]:
-    """Reads the input of video-to-video and pads it to the sampled size; b is 1 or the batch.
-
-    Surplus frames of a longer video are dropped. The frames added by padding repeat the last one.
-
-    Raises:
-      ValueError: for media that cannot be read, a still image or a clip that is too short.
-    """
-    clip = _read(media, size.padded[0])
-    if clip.shape[0] not in (1, batch):
-        raise ValueError(f"the input holds {clip.shape[0]} clips for a batch of {batch} videos")
-    length = clip.shape[1]
-    if length == 1 < size.frames:
-        raise ValueError(
-            f"the input is a still image, where a clip of {size.frames} frames is expected; "
-            f"to start a video from an image, pass it as a condition"
-        )
-    if length < size.frames:
-        raise ValueError(
-            f"the input has {length} frames and num_frames is {size.frames}: set num_frames to "
-            f"{length} or less"
-        )
-    clip = _fit(clip[:, : size.padded[0]], size, prepare)
-    missing = size.padded[0] - clip.shape[1]
-    clip = np.pad(clip, ((0, 0), (0, missing), (0, 0), (0, 0), (0, 0)), mode="edge")
-    return size.pad(clip)
-
-
-def _read(
-    media: Any, num_frames: int, frame_rate: float | None = None
-) -> Shaped[np.ndarray, "b t h w c"]:
-    """A file or an array as (b, t, h, w, 3); at most `num_frames` frames of a file, resampled to
-    `frame_rate` unless that is None."""
-    if isinstance(media, str | os.PathLike):
-        from ltx_jax.data import video  # imports PyAV, which only media files need
-
-        return video.read_media(media, num_frames=num_frames, frame_rate=frame_rate)[None]
-    clip = np.asarray(media)
-    if clip.dtype != np.uint8:
-        clip = conditioning.as_video(clip)
-    clip = clip.reshape((1,) * (5 - clip.ndim) + clip.shape)
-    if clip.ndim != 5 or clip.shape[-1] != 3 or not clip.size:
-        raise ValueError(
-            f"media must be (h, w, 3), (t, h, w, 3) or (b, t, h, w, 3), got {np.shape(media)}"
-        )
-    return clip
-
-
-def _fit(clip: Shaped[np.ndarray, "b t h w c"], size: Size, prepare: bool) -> Any:
-    if clip.dtype != np.uint8:
-        return np.asarray(conditioning.resize(jnp.asarray(clip), size.height, size.width))
-    from ltx_jax.data.condition_pixels import prepare_condition
-
-    crf = 29 if prepare else 0
-    return np.stack(
-        [
-            prepare_condition(frames, size.height, size.width, blur=prepare, crf=crf)
-            for frames in clip
-        ]
-    )
 
 
 def replace(options: SamplingConfig, changes: Mapping[str, Any]) -> SamplingConfig:

@@ -20,13 +20,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float16, Int, UInt8
+from jaxtyping import Array, Bool, Float16, Int, UInt8
 
 from ltx_jax import pixels
 from ltx_jax.checkpoints import lock
 from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.checkpoints.load import load_checkpoint
-from ltx_jax.config import BucketConfig, ExecutionConfig, TrainTransformer, VAEConfig
+from ltx_jax.config import (
+    BucketConfig,
+    DataConfig,
+    ExecutionConfig,
+    TrainTransformer,
+    VAEConfig,
+)
+from ltx_jax.data import masks
 from ltx_jax.data.loader import open_source
 from ltx_jax.data.read_ahead import read_ahead
 from ltx_jax.data.sources import Encoding, Example, Source, StoredLatents, select_context
@@ -42,6 +49,10 @@ _ENCODER_SETTINGS = (
 )
 # The fields of the data's configuration that do not affect the encoded data.
 _LOADER_SETTINGS = ("threads", "processes", "prefetch")
+# Fields that are left out if they have their defaults, as in the description of older data sets.
+_LATER_SETTINGS = (
+    *("reference", "reference_column", "reference_downscale_factor", "masks", "mask_column"),
+)
 
 _log = logging.getLogger(__name__)
 
@@ -146,17 +157,19 @@ def encode(
     text_encoder = _text_encoder(cfg, mesh)
     counts = _counts(cfg, sources, examples)
     shards = list(_shards(counts, shard_size))
-    data = dataclasses.asdict(cfg.data)
+    stored = [name for name, is_stored in _companions(cfg).items() if is_stored]
     embedding_width = None if text_encoder is None else text_encoder.cfg.width
     context_shapes = cfg.model.context_shapes
     writer = dataset.DatasetWriter(
         output,
         latent_cache.KIND,
-        latent_cache.latent_features(loaded.vae.latent_channels, embedding_width, context_shapes),
+        latent_cache.latent_features(
+            loaded.vae.latent_channels, embedding_width, context_shapes, stored
+        ),
         latent_cache.INDEX,
         {
             **dataclasses.asdict(_encoding(cfg, sizes, loaded, text_encoder)),
-            "data": {name: value for name, value in data.items() if name not in _LOADER_SETTINGS},
+            "data": _described(cfg.data),
             "counts": counts,
             "seed": cfg.run.seed,
             "keyframes": keyframes,
@@ -186,6 +199,22 @@ def encode(
             "workers have written them"
         )
     return writer.complete
+
+
+def _companions(cfg: TrainTransformer) -> dict[str, bool]:
+    """What examples hold beside latents, and whether these do."""
+    return {"reference": cfg.data.reference != "none", "mask": cfg.data.masks}
+
+
+def _described(data: DataConfig) -> dict[str, Any]:
+    """The settings of the data that affect what is encoded."""
+
+    def is_described(name: str, value: Any) -> bool:
+        is_later = name in _LATER_SETTINGS and value == getattr(DataConfig, name)
+        return name not in _LOADER_SETTINGS and not is_later
+
+    fields = dataclasses.asdict(data).items()
+    return {name: value for name, value in fields if is_described(name, value)}
 
 
 def _text_encoder(cfg: TrainTransformer, mesh: Mesh) -> TextEncoder | None:
@@ -285,7 +314,12 @@ class _Encoder:
         self._factor = vae.temporal_factor
         model = VideoVAE(vae, ExecutionConfig(dtype=loaded.vae_dtype))
         program = functools.partial(posteriors, model)
-        self._program = jax.jit(program, compiler_options=convolution.compiler_options())
+        options = convolution.compiler_options()
+        self._program = jax.jit(program, compiler_options=options)
+        self._encode_items = jax.jit(
+            functools.partial(posteriors_of, model), compiler_options=options
+        )
+        self._factors = vae.temporal_factor, vae.spatial_factor
         self.left_out = 0
 
     def examples(self, shard: _Shard) -> Iterator[Example]:
@@ -326,7 +360,8 @@ class _Encoder:
         with sharding.use_mesh(self._mesh):
             placed = jax.device_put((frames, starts), where)
             parts = jax.device_get(self._program(self._params, *placed, numbers))
-        if not all(np.isfinite(part).all() for part in parts):
+            references = self._references(batch, where)
+        if not all(np.isfinite(part).all() for part in (*parts, references)):
             raise ValueError(
                 f"the VAE of {self._cfg.vae} makes latents that float16 cannot hold (NaN, "
                 "infinity, or above 65504)"
@@ -344,12 +379,26 @@ class _Encoder:
                     keyframe_numbers=numbers,
                     clips=clips,
                     clip_numbers=cut.clip_starts,
+                    reference=None if cut.example.reference is None else references[i],
                 ),
+                reference=None,
+                mask=None if cut.example.mask is None else self._reduced(cut.example.mask),
                 embedding=None if embeddings is None else embeddings[i],
                 context=select_context(cut.example.context, self._cfg.model.context_shapes),
             )
             for i, (cut, latents, keyframes, clips) in enumerate(zip(batch, *parts, strict=True))
         ]
+
+    def _references(self, batch: Sequence[_Cut], where: NamedSharding) -> np.ndarray:
+        """The posteriors of the references; empty without them."""
+        clips = [cut.example.reference for cut in batch]
+        if clips[0] is None:
+            return np.zeros(0, np.float16)
+        placed = jax.device_put(np.stack(clips)[:, None], where)
+        return jax.device_get(self._encode_items(self._params, placed))[:, 0]
+
+    def _reduced(self, mask: Bool[np.ndarray, "t h w"]) -> Bool[np.ndarray, "t2 h2 w2"]:
+        return masks.on_latents(np.asarray(mask), *self._factors)
 
 
 def keyframe_numbers(num_frames: int, count: int) -> Int[np.ndarray, " k"]:
@@ -365,6 +414,22 @@ def clip_starts(num_frames: int, factor: int, rng: np.random.Generator) -> Int[n
     """
     places = (num_frames - 1) // factor - 1
     return factor * rng.integers(1, places + 1, min(max(places, 0), 1), dtype=np.int32)
+
+
+def posteriors_of(
+    model: VideoVAE, params: Any, videos: UInt8[Array, "b i t h w 3"]
+) -> Float16[Array, "b i _ _ _ c"]:
+    """The posteriors of i items per sample: channels of the mean, then the single log-variance."""
+    cfg = model.cfg
+    b, items = videos.shape[:2]
+    flat = pixels.from_bytes(videos.reshape(-1, *videos.shape[2:]))
+    if not items:
+        t = (videos.shape[2] - 1) // cfg.temporal_factor + 1
+        h, w = (side // cfg.spatial_factor for side in videos.shape[3:5])
+        return jnp.zeros((b, 0, t, h, w, cfg.latent_channels + 1), jnp.float16)
+    posterior: Any = model.apply({"params": params}, flat, method="encode")
+    moments = jnp.concatenate([posterior.mean, posterior.logvar[..., :1]], axis=-1)
+    return moments.astype(jnp.float16).reshape(b, items, *moments.shape[1:])
 
 
 def posteriors(
@@ -388,21 +453,9 @@ def posteriors(
     Returns:
       The three posteriors. The channels are those of the mean, then the single log-variance.
     """
-    cfg = model.cfg
-
-    def encode(videos: Array) -> Array:
-        """(b, items, t, h, w, 3) -> (b, items, t, h, w, c + 1)."""
-        b, items = videos.shape[:2]
-        flat = pixels.from_bytes(videos.reshape(-1, *videos.shape[2:]))
-        if not items:
-            t = (videos.shape[2] - 1) // cfg.temporal_factor + 1
-            h, w = (side // cfg.spatial_factor for side in videos.shape[3:5])
-            return jnp.zeros((b, 0, t, h, w, cfg.latent_channels + 1), jnp.float16)
-        posterior: Any = model.apply({"params": params}, flat, method="encode")
-        moments = jnp.concatenate([posterior.mean, posterior.logvar[..., :1]], axis=-1)
-        return moments.astype(jnp.float16).reshape(b, items, *moments.shape[1:])
-
-    times = starts[..., None] + jnp.arange(cfg.temporal_factor + 1)[None, None]
+    encode = functools.partial(posteriors_of, model, params)
+    factor = model.cfg.temporal_factor
+    times = starts[..., None] + jnp.arange(factor + 1)[None, None]
     short = jax.vmap(lambda clip, chosen: clip[chosen])(frames, times)
     return (
         encode(frames[:, None])[:, 0],

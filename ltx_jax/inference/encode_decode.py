@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from ltx_jax import pixels
 from ltx_jax.config import ExecutionConfig, TransformerConfig, VAEConfig
 from ltx_jax.diffusion import conditioning, flow, latents, positions
 from ltx_jax.diffusion.conditioning import Encoded
+from ltx_jax.inference.arguments import Size
 from ltx_jax.models.transformer import Rope, TimeGroups
 from ltx_jax.models.vae import LatentStatistics, Posterior, VideoVAE
 from ltx_jax.runtime import sharding
@@ -39,6 +41,24 @@ def all_finite(values: Float[Array, "..."]) -> Bool[Array, ""]:
     return jnp.isfinite(values).all()
 
 
+def first_not_finite(captions: Sequence[Any], start: Float[Array, "b n c"]) -> str:
+    """What was not finite first in a run whose denoised latents are not.
+
+    Args:
+      captions: the captions and, if there are any, the negative ones, each with its `embeddings`.
+      start: the initial tokens.
+    """
+    parts = [
+        (f"the embeddings of the {name}prompt", caption.embeddings)
+        for name, caption in zip(("", "negative "), captions, strict=False)
+    ]
+    parts.append(("the noise, conditions and input, as latents,", start))
+    for what, values in parts:
+        if not np.isfinite(sharding.on_host(values)).all():
+            return what
+    return "the latents after denoising"
+
+
 @functools.partial(jax.jit, static_argnames=("cfg", "execution"))
 def encode(
     params: Any, clip: Float[Array, "b t h w c"], *, cfg: VAEConfig, execution: ExecutionConfig
@@ -57,7 +77,20 @@ class StartLayout(NamedTuple):
     temporal_factor: int
     spatial_factor: int
     frame_rate: float
-    frames: tuple[int, ...]  # the first frame of each condition
+    frames: tuple[int | None, ...]  # the first frame of each condition; None for a reference
+
+    @classmethod
+    def of(
+        cls,
+        transformer: TransformerConfig,
+        size: Size,
+        batch: int,
+        frame_rate: float,
+        frames: tuple[int | None, ...],
+    ) -> "StartLayout":
+        """The layout of a batch of videos of a size."""
+        factors = size.temporal_factor, size.spatial_factor
+        return cls(transformer, batch, size.grid, *factors, frame_rate, frames)
 
 
 @functools.partial(jax.jit, static_argnames="layout")
@@ -68,6 +101,7 @@ def make_start(
     source: Posterior | Array | None,
     posteriors: Sequence[Posterior],
     strengths: Sequence[Array],
+    kept: Sequence[Array | None],
     *,
     layout: StartLayout,
 ) -> tuple[conditioning.Prepared, Rope, TimeGroups | None]:
@@ -82,6 +116,7 @@ def make_start(
         noise.
       posteriors: posteriors of the conditions' clips.
       strengths: strengths of the conditions.
+      kept: for each condition the latents that its mask keeps, (1, t, h, w), 1 or 0; None for all.
       layout: the static arguments.
     """
     b, cfg = layout.batch, layout.transformer
@@ -96,9 +131,13 @@ def make_start(
     if source is not None:
         x = flow.add_noise(source, x, jnp.broadcast_to(first_time, (b,)))
     encoded = [
-        Encoded(draw_latents(posterior, f"posterior/{i}"), strength, frame)
-        for i, (posterior, strength, frame) in enumerate(
-            zip(posteriors, strengths, layout.frames, strict=True)
+        Encoded(
+            draw_latents(posterior, f"posterior/{i}"),
+            strength if keep is None else strength * keep,
+            frame,
+        )
+        for i, (posterior, strength, keep, frame) in enumerate(
+            zip(posteriors, strengths, kept, layout.frames, strict=True)
         )
     ]
     prepared = conditioning.prepare(

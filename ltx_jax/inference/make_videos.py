@@ -19,7 +19,7 @@ import rich.progress
 from ltx_jax import config, pixels
 from ltx_jax.checkpoints import adapters, hub, tensors
 from ltx_jax.config import MeshConfig, SampleConfig, sampling_options
-from ltx_jax.data import inputs, video, writing
+from ltx_jax.data import inputs, preprocessors, video, writing
 from ltx_jax.data.contact_sheet import contact_sheet
 from ltx_jax.inference import outputs
 from ltx_jax.inference.arguments import split_lora
@@ -27,6 +27,7 @@ from ltx_jax.runtime import compiled, files
 from ltx_jax.world import grammar
 
 if TYPE_CHECKING:
+    from ltx_jax.diffusion.conditioning import Condition, Reference
     from ltx_jax.inference.pipeline import LTXPipeline, Output
     from ltx_jax.inference.two_pass import Upsampler
 
@@ -136,7 +137,11 @@ def _check_media(cfg: SampleConfig) -> None:
     networks are loaded."""
     for name in cfg.lora:
         tensors.open_file(adapters.file_of(split_lora(name)[0]))
-    for path in cfg.conditioning_media_paths:
+    if cfg.reference_preprocessor is not None:
+        preprocessors.preprocessor(cfg.reference_preprocessor)
+    references = () if cfg.reference_media_path is None else (cfg.reference_media_path,)
+    masks = filter(None, cfg.conditioning_mask_paths)
+    for path in (*cfg.conditioning_media_paths, *masks, *references):
         video.read_media(path, num_frames=1)
     if cfg.input_media_path is not None:
         file, start = inputs.split_start(cfg.input_media_path)
@@ -245,11 +250,6 @@ def _sample_and_write(
     label: str,
 ) -> dict[str, float]:
     """Samples a batch and writes the requested files; returns the seconds of each part."""
-    from ltx_jax.diffusion.conditioning import Condition
-
-    strengths = cfg.conditioning_strengths or (1.0,) * len(cfg.conditioning_media_paths)
-    media = zip(cfg.conditioning_media_paths, cfg.conditioning_start_frames, strengths, strict=True)
-    conditions = [Condition(path, frame, strength) for path, frame, strength in media]
     prompts = None if embeddings is not None else [item.prompt or "" for item in batch]
     with _bar(label) as callback:
         latents, clips = sample_batch(
@@ -258,7 +258,7 @@ def _sample_and_write(
             prompts,
             noise=noise,
             first_sample=batch[0].index,
-            conditions=conditions,
+            conditions=conditions_of(cfg),
             embeddings=embeddings,
             callback=callback,
         )
@@ -279,6 +279,24 @@ def _sample_and_write(
             if cfg.previews:
                 _write_previews(cfg, item, clip)
     return seconds | {"write": time.perf_counter() - begin}
+
+
+def conditions_of(cfg: SampleConfig) -> "list[Condition | Reference]":
+    """The conditions and the reference that the settings name."""
+    from ltx_jax.diffusion.conditioning import Condition, Reference
+
+    paths = cfg.conditioning_media_paths
+    strengths = cfg.conditioning_strengths or (1.0,) * len(paths)
+    masks = cfg.conditioning_mask_paths or ("",) * len(paths)
+    media = zip(paths, cfg.conditioning_start_frames, strengths, masks, strict=True)
+    conditions: list[Condition | Reference] = [
+        Condition(path, frame, strength, mask or None) for path, frame, strength, mask in media
+    ]
+    if cfg.reference_media_path is not None:
+        factor, draw = cfg.reference_downscale_factor, cfg.reference_preprocessor
+        reference = Reference(cfg.reference_media_path, cfg.reference_strength, factor, draw)
+        conditions.append(reference)
+    return conditions
 
 
 def _write_previews(cfg: SampleConfig, item: outputs.Video, clip: np.ndarray) -> None:

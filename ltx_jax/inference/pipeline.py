@@ -21,13 +21,19 @@ from ltx_jax.checkpoints.adapters import Adapter
 from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.config import DType, ExecutionConfig, Linears, SamplingConfig
 from ltx_jax.diffusion import calibration, flow, guidance, positions, sampler
-from ltx_jax.diffusion.conditioning import Condition
-from ltx_jax.diffusion.denoiser import Denoiser, for_masks, sampling_form, with_teacache
+from ltx_jax.diffusion.conditioning import Condition, Reference
+from ltx_jax.diffusion.denoiser import (
+    Denoiser,
+    for_masks,
+    for_references,
+    sampling_form,
+    with_teacache,
+)
 from ltx_jax.diffusion.noise import GivenStart, NoiseSource, seeded
 from ltx_jax.diffusion.sampler import Inputs, Progress
-from ltx_jax.inference import arguments, encode_decode
+from ltx_jax.inference import arguments, condition_media, encode_decode
 from ltx_jax.inference.arguments import Caption
-from ltx_jax.inference.encode_decode import NotFiniteError
+from ltx_jax.inference.encode_decode import NotFiniteError, first_not_finite
 from ltx_jax.inference.text_encoder import ByteTokenizer, TextEncoder
 from ltx_jax.inference.trained_range import warn_of_range
 from ltx_jax.models import convolution
@@ -271,7 +277,7 @@ class LTXPipeline:
         prompt: str | Sequence[str] | None = None,
         options: SamplingConfig | None = None,
         *,
-        conditions: Sequence[Condition] = (),
+        conditions: Sequence[Condition | Reference] = (),
         input_media: Any = None,
         input_latents: Any = None,
         embeddings: Mapping[str, Any] | None = None,
@@ -288,7 +294,7 @@ class LTXPipeline:
           prompt: one or several prompts.
           options: sampling options; None uses the pipeline's. `changes` replaces single fields:
             `pipe("...", height=512)`.
-          conditions: images and clips that every video has to show.
+          conditions: images and clips that every video has to show, or to follow (`Reference`).
           input_media: input of video-to-video, as a path or like the media of a condition; needs a
             first time below 1 (`skip_initial_inference_steps`, or `timesteps`).
           input_latents: the same input, as normalised latents (b, t, h, w, c).
@@ -337,7 +343,7 @@ class LTXPipeline:
             count = math.prod(start.size.grid)
             x = sharding.on_host(positions.unpatchify(denoised[:, -count:], start.size.grid))
         if not np.isfinite(x).all():
-            raise NotFiniteError(_first_not_finite(start))
+            raise NotFiniteError(first_not_finite(start.captions, start.inputs.start))
         if output == "latents":
             return x
         return self.decode(x, start.options, noise=noise, first_sample=first_sample, output=output)
@@ -347,7 +353,7 @@ class LTXPipeline:
         prompt: str | Sequence[str] | None = None,
         options: SamplingConfig | None = None,
         *,
-        conditions: Sequence[Condition] = (),
+        conditions: Sequence[Condition | Reference] = (),
         input_media: Any = None,
         input_latents: Any = None,
         embeddings: Mapping[str, Any] | None = None,
@@ -379,33 +385,35 @@ class LTXPipeline:
             captions = self._captions(prompt, embeddings, options, schedule.needs_negative)
             denoiser = for_masks(denoiser, [caption.mask for caption in captions])
             batch = captions[0].embeddings.shape[0]
-        clips = arguments.load_conditions(conditions, size, batch, options)
+        conditions = condition_media.load_conditions(conditions, size, batch, options)
         source = self._noise(noise, batch, size, options, first_sample)
         start: Any = None
         with self.part("encode", size):
             if input_media is not None:
-                clip = arguments.load_input(input_media, size, batch, options.prepare_conditions)
+                clip = condition_media.load_input(
+                    input_media, size, batch, options.prepare_conditions
+                )
                 start = self._encode(clip)
             elif input_latents is not None:
                 shape = (batch, *size.grid, self.transformer.in_channels)
                 start = arguments.checked("input_latents", input_latents, shape)
-            layout = encode_decode.StartLayout(
-                self.transformer,
-                batch,
-                size.grid,
-                self.vae.temporal_factor,
-                self.vae.spatial_factor,
-                float(options.frame_rate),
-                tuple(condition.frame for condition in conditions),
+            factor = condition_media.reference_factor([lora.metadata for lora, _ in self.loras])
+            media = [condition_media.encoder_input(c, size, factor) for c in conditions]
+            posteriors = tuple(map(self._encode, media))
+            denoiser = for_references(
+                denoiser, condition_media.reference_tokens(conditions, posteriors)
             )
+            rate, frames = float(options.frame_rate), tuple(c.frame for c in conditions)
+            layout = encode_decode.StartLayout.of(self.transformer, size, batch, rate, frames)
             prepared, rope, groups = self.programs(
                 encode_decode.make_start,
                 self.statistics,
                 source,
                 jnp.asarray(times[0]),
                 start,
-                tuple(self._encode(clip) for clip in clips),
+                posteriors,
                 tuple(jnp.asarray(c.strength, jnp.float32) for c in conditions),
+                tuple(condition_media.kept_latents(c, size) for c in conditions),
                 layout=layout,
             )
             fields = arguments.context_fields(context, self.transformer.context_shapes, batch)
@@ -472,7 +480,9 @@ class LTXPipeline:
                 raise NotFiniteError("the decoded pixels")
             return size.crop(sharding.on_host(clip))
 
-    def _encode(self, clip: np.ndarray) -> Posterior:
+    def _encode(self, clip: np.ndarray | Posterior) -> Posterior:
+        if isinstance(clip, Posterior):
+            return clip
         params = self.checkpoint.vae_params
         return self.programs(
             encode_decode.encode,
@@ -585,16 +595,3 @@ def _loading_device(linears: Linears | None) -> contextlib.AbstractContextManage
     if linears != "int8":
         return contextlib.nullcontext()
     return jax.default_device(jax.local_devices(backend="cpu")[0])
-
-
-def _first_not_finite(start: Start) -> str:
-    """What was not finite first in a run whose latents are not."""
-    parts = [
-        (f"the embeddings of the {name}prompt", caption.embeddings)
-        for name, caption in zip(("", "negative "), start.captions, strict=False)
-    ]
-    parts.append(("the noise, conditions and input, as latents,", start.inputs.start))
-    for what, values in parts:
-        if not np.isfinite(sharding.on_host(values)).all():
-            return what
-    return "the latents after denoising"

@@ -21,11 +21,11 @@ from jaxtyping import Array, Float, Shaped
 from ltx_jax import pixels
 from ltx_jax.config import SamplingConfig, UpsamplerConfig
 from ltx_jax.diffusion import conditioning
-from ltx_jax.diffusion.conditioning import Condition
+from ltx_jax.diffusion.conditioning import Condition, Reference
 from ltx_jax.diffusion.latents import adain
 from ltx_jax.diffusion.noise import KeyNoise, seeded
 from ltx_jax.diffusion.sampler import Progress
-from ltx_jax.inference import arguments
+from ltx_jax.inference import arguments, condition_media
 from ltx_jax.inference.encode_decode import NotFiniteError
 from ltx_jax.inference.pipeline import LTXPipeline, Output
 from ltx_jax.models import convolution
@@ -74,7 +74,7 @@ def sample(
     *,
     second_pass: SamplingConfig,
     downscale_factor: float = 0.6666666,
-    conditions: Sequence[Condition] = (),
+    conditions: Sequence[Condition | Reference] = (),
     embeddings: Mapping[str, Any] | None = None,
     context: Mapping[str, Any] = MappingProxyType({}),
     noise: Any = None,
@@ -109,13 +109,8 @@ def sample(
         "width": _downscaled("width", width, downscale_factor, size.spatial_factor),
     }
     # Prepared once for both passes: as upstream, each resizes the same crop to its own size.
-    clips = arguments.load_conditions(conditions, size, None, options)
-    prepared = [
-        dataclasses.replace(condition, media=clip)
-        for condition, clip in zip(conditions, clips, strict=True)
-    ]
     common: dict[str, Any] = dict(
-        conditions=prepared,
+        conditions=condition_media.load_conditions(conditions, size, None, options),
         embeddings=embeddings,
         context=context,
         first_sample=first_sample,

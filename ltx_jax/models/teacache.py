@@ -51,6 +51,7 @@ def velocity(
     cache: Cache,
     threshold: Float[Array, ""],
     last: Bool[Array, ""],
+    references: int = 0,
 ) -> tuple[Float[Array, "b n c2"], Cache]:
     """Computes or approximates the velocity of `network`; also returns the next step's cache.
 
@@ -65,10 +66,13 @@ def velocity(
       threshold: all layers are computed if the estimated change, of the sample of the batch that
         changes most, reaches this value. Zero computes all layers in every step.
       last: whether this is the last step, which always computes all layers.
+      references: number of leading tokens that the estimate leaves out. They belong to references,
+        which do not change, so that they would make every change look small.
     """
     h, times = network.embed(params, x, t, context)
     first_input = network.first_input(params, h, times)
-    change = cache.change + _estimate(first_input, cache.first_input)
+    moving = slice(references, None)
+    change = cache.change + _estimate(first_input[:, moving], cache.first_input[:, moving])
 
     def compute(h: Array) -> tuple[Array, Array]:
         y = network.layers(params, h, times, context, skip)

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ltx_jax.config import BucketConfig, DataConfig, RunConfig, SourceConfig
+from ltx_jax.data import references
 from ltx_jax.data.loader import Batch, Loader, stack
 from ltx_jax.data.sources import Encoding, StoredLatents, world_example
 from ltx_jax.world import render
@@ -31,7 +32,13 @@ def read_validation_clips(
     size = next((size for size in data.sizes if size.num_frames > 1), data.sizes[0])
     size = dataclasses.replace(size, batch_size=run.validation_clips)
     if run.validation_source is None:
-        return _world_clips(size, data.frame_rates)
+        if data.companions:
+            raise ValueError(
+                f"the validation clips of the procedural world have no "
+                f"{' and no '.join(data.companions)}s: name clips that have them with "
+                "--run.validation_source"
+            )
+        return _world_clips(size, data)
     fixed = dataclasses.replace(
         data,
         mix=(SourceConfig(run.validation_source),),
@@ -49,8 +56,8 @@ def read_validation_clips(
     return loader.batch(0)
 
 
-def _world_clips(size: BucketConfig, frame_rates: tuple[float, ...]) -> Batch:
-    rates = [frame_rates[i % len(frame_rates)] for i in range(size.batch_size)]
+def _world_clips(size: BucketConfig, data: DataConfig) -> Batch:
+    rates = [data.frame_rates[i % len(data.frame_rates)] for i in range(size.batch_size)]
     clips = (
         render.clip(
             i,
@@ -62,7 +69,8 @@ def _world_clips(size: BucketConfig, frame_rates: tuple[float, ...]) -> Batch:
         )
         for i, rate in enumerate(rates)
     )
-    return stack(size, "none", list(map(world_example, clips, rates)))
+    examples = map(world_example, clips, rates)
+    return stack(size, "none", [references.with_reference(one, data) for one in examples])
 
 
 def require_pixels(batch: Batch) -> UInt8[np.ndarray, "b t h w 3"]:
@@ -88,5 +96,8 @@ def select_examples(batch: Batch, chosen: Sequence[int]) -> Batch:
             return {name: take(array) for name, array in value.items()}
         return None if value is None else value[list(chosen)]
 
-    names = ("captions", "frame_rate", "frames", "latents", "embeddings", "context")
+    names = (
+        *("captions", "frame_rate", "frames", "latents", "embeddings", "context"),
+        *("reference", "mask"),
+    )
     return dataclasses.replace(batch, **{name: take(getattr(batch, name)) for name in names})

@@ -1,17 +1,20 @@
-"""Draws the conditions of a batch: frames that the network sees with less noise than the others.
+"""Draws the conditions of a batch: what the network sees with less noise than the rest.
 
 The pattern of a batch says which kind of condition its examples have: none, the first frame, the
-first latent frames, single frames, or a short clip anywhere later. The number of these frames and
-their places are drawn here, on the host, for each example.
+first latent frames, single frames, a short clip anywhere later, or all that lies outside of a mask.
+The number of these frames and their places are drawn here, on the host, for each example. The
+reference of an example, if it has one, is always a condition.
 """
 
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float32, Int
 
-from ltx_jax.config import ConditionPattern, FlowConfig
+from ltx_jax.config import ConditionPattern, FlowConfig, VAEConfig
+from ltx_jax.data import masks
 from ltx_jax.data.loader import Batch, StoredLatents
+from ltx_jax.diffusion import positions
 from ltx_jax.diffusion.conditioning import PREFIX
 
 
@@ -69,16 +72,22 @@ class Conditions(NamedTuple):
     Attributes:
       prefix: how many of the first latent frames are conditions, (b,); None if no example has any.
       items: images and clips at later frames.
+      kept: latents outside of the masks, which are conditions, (b, t, h, w); None if no example has
+        such conditions.
+      reference: the clip to follow, in the forms of `ConditionItem.video`; None without one.
     """
 
     prefix: Int[np.ndarray, " b"] | None = None
     items: tuple[ConditionItem, ...] = ()
+    kept: Bool[np.ndarray, "b t h w"] | None = None
+    reference: Any = None
 
 
 def draw_conditions(
-    batch: Batch, random: StepRandom, cfg: FlowConfig, temporal_factor: int
+    batch: Batch, random: StepRandom, cfg: FlowConfig, vae: VAEConfig
 ) -> Conditions:
-    """Draws the conditions of a batch; none if its clips are too short for its pattern.
+    """Draws the conditions of a batch; its references alone if its clips are too short for its
+    pattern.
 
     If the conditions are single frames or a clip, each example also has its first frame as a
     condition with probability one half.
@@ -86,12 +95,22 @@ def draw_conditions(
     Raises:
       ValueError: if a data set of latents holds no separately encoded items for the pattern.
     """
-    rows = len(batch.captions)
-    frames = (batch.bucket.num_frames - 1) // temporal_factor + 1
-    pattern = batch.pattern
-    shortest = {"none": 1, "first_frame": 2, "prefix": 2, "keyframes": 2, "clip": 1 + PREFIX}
-    if pattern == "none" or frames < shortest[pattern]:
-        return Conditions()
+    frames = (batch.bucket.num_frames - 1) // vae.temporal_factor + 1
+    shortest = {"first_frame": 2, "prefix": 2, "keyframes": 2, "clip": 1 + PREFIX}
+    drawn = Conditions()
+    if batch.pattern == "mask":
+        mask = latent_mask(batch, vae)
+        drawn = Conditions(kept=None if mask is None else ~mask)
+    elif batch.pattern != "none" and frames >= shortest[batch.pattern]:
+        drawn = _of_frames(batch, random, cfg, vae.temporal_factor, frames)
+    return drawn._replace(reference=reference_of(batch))
+
+
+def _of_frames(
+    batch: Batch, random: StepRandom, cfg: FlowConfig, temporal_factor: int, frames: int
+) -> Conditions:
+    """Draws conditions that are whole frames, of clips of `frames` latent frames."""
+    rows, pattern = len(batch.captions), batch.pattern
     if pattern == "first_frame":
         return Conditions(np.ones(rows, np.int32))
     if pattern == "prefix":
@@ -108,6 +127,40 @@ def draw_conditions(
         starts = temporal_factor * (1 + random.places(frames - PREFIX, count, rows))
         length = 1 + (PREFIX - 1) * temporal_factor
     return Conditions(prefix, tuple(_cut(batch.frames, start, length) for start in starts))
+
+
+def reference_of(batch: Batch) -> Any:
+    """The references of a batch, as pixels or as moments; None without any."""
+    if batch.latents is None:
+        return batch.reference
+    stored = batch.latents.reference
+    return None if stored is None else {"mean": stored[..., :-1], "logvar": stored[..., -1:]}
+
+
+def latent_mask(batch: Batch, vae: VAEConfig) -> Bool[np.ndarray, "b t h w"] | None:
+    """The latents that the masks of a batch touch; None without masks."""
+    if batch.mask is None or batch.latents is not None:
+        return batch.mask
+    return masks.on_latents(batch.mask, vae.temporal_factor, vae.spatial_factor)
+
+
+def loss_weight(
+    batch: Batch, cfg: FlowConfig, vae: VAEConfig, grid: positions.Grid
+) -> Float32[np.ndarray, "b t h w"] | None:
+    """The weight of each latent in the loss; None if all count equally."""
+    if not cfg.weighs_latents:
+        return None
+    mask = latent_mask(batch, vae)
+    weight = np.ones((len(batch.captions), *grid), np.float32)
+    if mask is not None:
+        weight *= np.where(mask, 1.0, cfg.outside_weight)
+    if cfg.loss_frames is not None:
+        first, end = cfg.loss_frames
+        last_of = vae.temporal_factor * np.arange(grid[0])  # the last frame of each latent frame
+        first_of = np.maximum(last_of - vae.temporal_factor + 1, 0)
+        counts = (first_of < end) & (last_of >= first)
+        weight *= counts[:, None, None]
+    return weight.astype(np.float32)
 
 
 def _cut(pixels: Any, start: Int[np.ndarray, " b"], length: int) -> ConditionItem:

@@ -86,7 +86,8 @@ class NoisedBatch(NamedTuple):
       times: time of each token (b, n), or (b, 1) if all tokens of a sample have the same time.
       coords: (b, n, 3) pixel coordinates.
       target: (b, n, c), the velocity to predict.
-      weight: (b, n), 1 for tokens that count in the loss and 0 for conditions.
+      weight: (b, n), weight of each token in the loss: 0 for conditions, else 1 if the batch does
+        not say otherwise.
     """
 
     time: Any
@@ -104,6 +105,7 @@ def noise_batch(
     cfg: FlowConfig,
     geometry: Geometry,
     kept: int,
+    weight: Float[Array, "b t h w"] | None = None,
 ) -> NoisedBatch:
     """Draws times and noise, and lays out the tokens.
 
@@ -114,6 +116,7 @@ def noise_batch(
       cfg: distribution of the times.
       geometry: how latents map to pixels.
       kept: how many of the video's own tokens the network sees; which ones is drawn per sample.
+      weight: weight of each latent in the loss; None if all count equally.
     """
     b, t, h, w, _ = latents.shape
     count = t * h * w
@@ -124,9 +127,14 @@ def noise_batch(
     fresh = noise.draw("initial", latents.shape)
 
     encoded = [Encoded(item, strength, frame) for item, frame in conditions.items]
+    if conditions.reference is not None:
+        encoded.append(Encoded(conditions.reference, 1.0, None))
     if conditions.prefix is not None:
         first = jnp.arange(t)[None] < conditions.prefix[:, None]
         encoded.append(Encoded(latents, jnp.where(first, strength[:, None], 0.0), 0))
+    if conditions.kept is not None:
+        per_sample = strength[:, None, None, None]
+        encoded.append(Encoded(latents, jnp.where(conditions.kept, per_sample, 0.0), 0))
     prepared = conditioning.prepare(fresh, encoded, noise, **dataclasses.asdict(geometry))
     mask = jnp.zeros((b, 1)) if prepared.strength is None else prepared.strength
 
@@ -136,13 +144,16 @@ def noise_batch(
     )
     is_free = mask == 0
     x = jnp.where(is_free[..., None], add_noise(data, fresh, time), prepared.tokens)
+    counts = jnp.broadcast_to(is_free, x.shape[:2]).astype(jnp.float32)
+    if weight is not None:
+        counts *= jnp.pad(weight.reshape(b, count), ((0, 0), (extra, 0)))
     result = NoisedBatch(
         time=time,
         tokens=x,
         times=jnp.minimum(time[:, None], 1 - mask),
         coords=jnp.broadcast_to(prepared.coords, (b, *prepared.coords.shape[-2:])),
         target=velocity_of(data, fresh),
-        weight=jnp.broadcast_to(is_free, x.shape[:2]).astype(jnp.float32),
+        weight=counts,
     )
     return result if kept == count else _drop(result, drop_key, extra, kept)
 
@@ -238,24 +249,31 @@ def flow_loss(
     Args:
       model: the networks.
       params: parameters of the trained networks.
-      batch: "video", moments of the posterior (b, t, h, w, c); "conditions"; "captions",
-        "frame_rate" and "context", which the context is made from.
+      batch: "video", moments of the posterior (b, t, h, w, c); "conditions"; "weight", of each
+        latent in the loss, or None; "captions", "frame_rate" and "context", which the context is
+        made from.
       key: random key of this step.
       cfg: distribution of the times and conditions.
       kept: for each latent grid, how many of a video's own tokens the network sees.
     """
     # Latents: a sample of each posterior.
-    prefix, items = batch["conditions"]
-    key, video_key, *item_keys = jax.random.split(key, 2 + len(items))
+    given: Conditions = batch["conditions"]
+    key, video_key, *item_keys = jax.random.split(key, 2 + len(given.items))
     latents: Any = model.sample_latents(batch["video"], video_key)
-    items = tuple(
-        ConditionItem(model.sample_latents(item.video, item_key), item.frame)
-        for item, item_key in zip(items, item_keys, strict=True)
+    conditions = given._replace(
+        items=tuple(
+            ConditionItem(model.sample_latents(item.video, item_key), item.frame)
+            for item, item_key in zip(given.items, item_keys, strict=True)
+        )
     )
+    if given.reference is not None:
+        reference_key = jax.random.fold_in(video_key, 1)
+        reference = model.sample_latents(given.reference, reference_key)
+        conditions = conditions._replace(reference=reference)
 
     # Times, noise, condition tokens, and the tokens that are dropped.
     count = kept[latents.shape[1:4]]
-    noised = noise_batch(latents, Conditions(prefix, items), key, cfg, model.geometry, count)
+    noised = noise_batch(latents, conditions, key, cfg, model.geometry, count, batch["weight"])
 
     # The network.
     context = model.context(params, batch, noised.coords)
@@ -263,7 +281,7 @@ def flow_loss(
 
     # The error of each sample, condition tokens left out.
     per_sample = losses.velocity_loss(prediction, noised.target, noised.weight)
-    conditioned = 1 - jnp.mean(noised.weight)
+    conditioned = 1 - jnp.mean(noised.weight > 0)
     metrics = {"conditioned": conditioned, **by_time(per_sample, noised.time)}
     return LossValue(jnp.mean(per_sample), metrics)
 

@@ -36,6 +36,7 @@ from ltx_jax.training.transformer.conditions import (
     Conditions,
     StepRandom,
     draw_conditions,
+    loss_weight,
 )
 from ltx_jax.training.transformer.loss import FlowModel, Geometry, flow_loss, kept_tokens
 from ltx_jax.training.transformer.sources import Captions, Dropped, Moments, Place
@@ -129,8 +130,8 @@ class TransformerStage(Stage):
         cfg, b, grid = self.cfg, bucket.batch_size, latent_grid(bucket, self._vae_cfg)
         channels = self._vae_cfg.latent_channels
 
-        def moments(frames: int) -> Moments:
-            shape = (b, frames, *grid[1:])
+        def moments(frames: int, factor: int = 1) -> Moments:
+            shape = (b, frames, grid[1] // factor, grid[2] // factor)
             return {
                 "mean": jax.ShapeDtypeStruct((*shape, channels), jnp.float16),
                 "logvar": jax.ShapeDtypeStruct((*shape, 1), jnp.float16),
@@ -141,9 +142,18 @@ class TransformerStage(Stage):
         keyframes = cfg.flow.max_keyframes if "keyframes" in patterns else 0
         lengths = [1] * keyframes or [PREFIX] * ("clip" in patterns)
         items = tuple(ConditionItem(moments(frames), number) for frames in lengths)
+        has_prefix, reference = bool(patterns - {"mask"}), None
+        if cfg.data.reference != "none":
+            reference = moments(grid[0], cfg.data.reference_downscale_factor)
+        kept: Any = jax.ShapeDtypeStruct((b, *grid), jnp.bool_)
+        conditions = Conditions(
+            number if has_prefix else None, items, kept if "mask" in patterns else None, reference
+        )
+        weight: Any = jax.ShapeDtypeStruct((b, *grid), jnp.float32)
         batch = {
             "video": moments(grid[0]),
-            "conditions": Conditions(number if patterns else None, items),
+            "conditions": conditions,
+            "weight": weight if cfg.flow.weighs_latents else None,
             "frame_rate": jax.ShapeDtypeStruct((b,), jnp.float32),
             "captions": sources.caption_shapes(cfg, b),
             "context": {
@@ -162,23 +172,30 @@ class TransformerStage(Stage):
         for step, batch in enumerate(self._loader.batches(first, last), first):
             random = StepRandom(cfg.run.seed, step, part)
             dropped = random.chances(cfg.flow.caption_dropout, len(batch.captions))
-            factor = self._vae_cfg.temporal_factor
-            conditions = draw_conditions(batch, random, cfg.flow, factor)
+            conditions = draw_conditions(batch, random, cfg.flow, self._vae_cfg)
             yield self._on_mesh(batch, conditions, dropped, place)
 
     def _on_mesh(
         self, batch: Batch, conditions: Conditions, dropped: Dropped, place: Place
     ) -> dict[str, Any]:
         """Converts a loaded batch to the inputs of a step; encoders are launched asynchronously."""
-        prefix = None if conditions.prefix is None else place(conditions.prefix)
-        items = (
+        prefix, kept = (
+            None if x is None else place(x) for x in (conditions.prefix, conditions.kept)
+        )
+        items = tuple(
             ConditionItem(self._moments(item.video, place), place(item.frame))
             for item in conditions.items
         )
+        reference = conditions.reference
+        if reference is not None:
+            reference = self._moments(reference, place)
+        grid = latent_grid(batch.bucket, self._vae_cfg)
+        weight = loss_weight(batch, self.cfg.flow, self._vae_cfg, grid)
         context = sources.read_context(batch.context, self.cfg.model.context_shapes, dropped)
         return {
             "video": self._moments(_pixels_or_moments(batch), place),
-            "conditions": Conditions(prefix, tuple(items)),
+            "conditions": Conditions(prefix, items, kept, reference),
+            "weight": None if weight is None else place(weight),
             "frame_rate": place(batch.frame_rate),
             "captions": self._captions.read(batch.captions, batch.embeddings, dropped, place),
             "context": place(context),
@@ -188,8 +205,9 @@ class TransformerStage(Stage):
         """Tokens that the transformer processes, including those of conditions, without dropped
         ones."""
         b, *grid, _ = batch["video"]["mean"].shape
-        items = batch["conditions"].items
-        extra = sum(math.prod(item.video["mean"].shape[1:4]) for item in items)
+        _, items, _, reference = batch["conditions"]
+        videos = [item.video for item in items] + [reference] * (reference is not None)
+        extra = sum(math.prod(video["mean"].shape[1:4]) for video in videos)
         return b * (self._kept[tuple(grid)] + extra)
 
     def loss(
@@ -259,6 +277,14 @@ def check_fit(cfg: TrainTransformer, vae: VAEConfig, mesh: Mesh) -> None:
     for size in cfg.data.sizes:
         shape = (size.batch_size, size.num_frames, size.height, size.width, vae.in_channels)
         check_video_shape(vae, shape)
+        factor = cfg.data.reference_downscale_factor
+        step = vae.spatial_factor * factor
+        if cfg.data.reference != "none" and (size.height % step or size.width % step):
+            raise ValueError(
+                f"references {factor} times smaller (data.reference_downscale_factor) need clips "
+                f"with a height and width that are multiples of {step}, and a bucket has "
+                f"{size.height} x {size.width}"
+            )
     for name in ("in_channels", "out_channels"):
         channels = getattr(cfg.model, name)
         if channels != vae.latent_channels:

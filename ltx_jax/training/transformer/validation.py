@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import math
 import textwrap
 from collections.abc import Callable
 from typing import Any
@@ -17,16 +18,19 @@ from jaxtyping import Array, Float
 from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.config import TrainTransformer
 from ltx_jax.data.loader import Batch
-from ltx_jax.diffusion import positions
+from ltx_jax.diffusion import conditioning, positions
+from ltx_jax.diffusion.conditioning import Condition, Encoded, Reference
 from ltx_jax.diffusion.flow import add_noise, velocity_of
+from ltx_jax.diffusion.noise import KeyNoise
 from ltx_jax.inference.encode_dataset import check_vae
 from ltx_jax.inference.encode_decode import NotFiniteError
 from ltx_jax.inference.pipeline import LTXPipeline
+from ltx_jax.models.vae import Posterior
 from ltx_jax.runtime import sharding
 from ltx_jax.training.batches import replicate_over
 from ltx_jax.training.stage import LoggedVideo, Validation
 from ltx_jax.training.state import TrainState
-from ltx_jax.training.transformer.conditions import Conditions
+from ltx_jax.training.transformer.conditions import Conditions, reference_of
 from ltx_jax.training.transformer.loss import FlowModel
 from ltx_jax.training.validation_clips import read_validation_clips, select_examples
 
@@ -63,7 +67,8 @@ class FlowValidator:
     """Computes losses at fixed times, and samples videos, for held-out clips.
 
     Every validation uses the averaged parameters and the same noise. No frame of the clips is a
-    condition.
+    condition, except in the second sample of each with `run.validation_first_frames`. The
+    references of clips that have some are followed everywhere.
 
     Args:
       cfg: the configuration of the run.
@@ -95,7 +100,11 @@ class FlowValidator:
         clips = read_validation_clips(self._cfg.run, self._cfg.data, same_vae)
         place = functools.partial(replicate_over, self._mesh)
         singles = [select_examples(clips, [i]) for i in range(len(clips.captions))]
-        placed = [self._on_mesh(one, Conditions(), np.zeros(1, bool), place) for one in singles]
+        every: list[Any] = [Conditions(reference=reference_of(one)) for one in singles]
+        placed = [
+            self._on_mesh(one, conditions, np.zeros(1, bool), place)
+            for one, conditions in zip(singles, every, strict=True)
+        ]
         first = singles[0]
         empty = self._model.captions.read(first.captions, first.embeddings, np.ones(1, bool), place)
         return clips, placed, empty
@@ -119,11 +128,12 @@ class FlowValidator:
         for i, (one, text) in enumerate(zip(placed, clips.captions, strict=True)):
             with sharding.use_mesh(self._mesh):
                 losses.append(np.asarray(self._measure(state.ema, one, jax.random.key(i))))
-            name = f"sample {i}: {textwrap.shorten(text, 60)}"
-            try:
-                videos[name] = self._video(state.ema, one, empty, clips, i)
-            except NotFiniteError as error:  # not a reason to end a run
-                _log.warning("%s: %s", name, error)
+            for start, conditions in self._starts(one).items():
+                name = f"{start} {i}: {textwrap.shorten(text, 60)}"
+                try:
+                    videos[name] = self._video(state.ema, one, empty, clips, i, conditions)
+                except NotFiniteError as error:  # not a reason to end a run
+                    _log.warning("%s: %s", name, error)
         means = np.mean(losses, axis=0)
         scalars = {"val_loss": float(means.mean())}
         scalars |= {f"val_loss_at/{t}": float(x) for t, x in zip(TIMES, means, strict=True)}
@@ -134,17 +144,42 @@ class FlowValidator:
         model = self._model
         sample_key, noise_key = jax.random.split(key)
         video: Any = model.sample_latents(batch["video"], sample_key)
-        corners = positions.latent_coords(video.shape[1:4])
-        coords = positions.pixel_coords(corners, **dataclasses.asdict(model.geometry))
-        coords = jnp.broadcast_to(coords, (video.shape[0], *coords.shape))
+        moments = batch["conditions"].reference
+        encoded = []
+        if moments is not None:
+            reference = model.sample_latents(moments, jax.random.fold_in(sample_key, 1))
+            encoded = [Encoded(reference, 1.0, None)]
+        keys = KeyNoise(jax.random.split(noise_key, video.shape[0]))
+        layout = conditioning.prepare(video, encoded, keys, **dataclasses.asdict(model.geometry))
+        coords = jnp.broadcast_to(layout.coords, (video.shape[0], *layout.coords.shape[-2:]))
         context = model.context(params, batch, coords)
-        velocity = functools.partial(self._velocity, params, context)
+        extra = layout.tokens[:, : -math.prod(video.shape[1:4])]
+        velocity = functools.partial(self._velocity, params, context, extra)
         return losses_at_times(velocity, video, noise_key)
 
-    def _velocity(self, params: Any, context: Any, x: Array, t: Array) -> Array:
-        return self._model.velocity(params, x, t, context)
+    def _velocity(self, params: Any, context: Any, extra: Array, x: Array, t: Array) -> Array:
+        """The velocity of tokens after the `extra` ones of a reference, which are at time 0."""
+        count = extra.shape[1]
+        if count:
+            still = jnp.zeros(extra.shape[:2], t.dtype)
+            t = jnp.concatenate([still, jnp.broadcast_to(t, x.shape[:2])], axis=1)
+            x = jnp.concatenate([extra, x], axis=1)
+        return self._model.velocity(params, x, t, context)[:, count:]
 
-    def _video(self, params: Any, one: Any, empty: Any, clips: Batch, i: int) -> LoggedVideo:
+    def _starts(self, one: Any) -> dict[str, list[Condition | Reference]]:
+        """The conditions of each sample of a clip, whose step inputs are `one`, by its name."""
+        moments = one["conditions"].reference
+        references = [] if moments is None else [Reference(Posterior(**moments))]
+        starts: dict[str, list[Condition | Reference]] = {"sample": [*references]}
+        if self._cfg.run.validation_first_frames:
+            # The encoder is causal: the first latent frame stands for the first frame alone.
+            first = Posterior(**{name: x[:, :1] for name, x in one["video"].items()})
+            starts["from first frame"] = [Condition(first), *references]
+        return starts
+
+    def _video(
+        self, params: Any, one: Any, empty: Any, clips: Batch, i: int, conditions: Any
+    ) -> LoggedVideo:
         """Samples a video of clip `i`, whose step inputs are `one`."""
         options = dataclasses.replace(
             self._cfg.sampling_settings(),
@@ -159,6 +194,8 @@ class FlowValidator:
             texts = (*self._embed(params, one["captions"]), *self._embed(params, empty))
         self._pipeline.params = self._pipeline.denoiser.prepare(params["transformer"])
         embeddings: dict[str, Any] = dict(zip(EMBEDDINGS, texts, strict=True))
-        inputs: dict[str, Any] = dict(embeddings=embeddings, context=one["context"])
+        inputs: dict[str, Any] = dict(
+            embeddings=embeddings, context=one["context"], conditions=conditions
+        )
         video = self._pipeline(None, options, **inputs, first_sample=i)
         return LoggedVideo(video[0], options.frame_rate)
