@@ -15,8 +15,8 @@ from ltx_jax.checkpoints import official, runs
 from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.checkpoints.load import load_checkpoint
 from ltx_jax.config import BucketConfig, DataConfig, ExecutionConfig, SourceConfig, T5Config
-from ltx_jax.data import dataset, folder, latent_cache, writing
-from ltx_jax.data.loader import Loader
+from ltx_jax.data import dataset, folder, latent_cache, masks, video, writing
+from ltx_jax.data.loader import Loader, open_source
 from ltx_jax.inference import encode_dataset
 from ltx_jax.inference.text_encoder import ByteTokenizer, TextEncoder
 from ltx_jax.models.t5 import T5Encoder
@@ -384,3 +384,55 @@ def test_what_cannot_be_encoded_is_refused(tiny, clips, tmp_path, capsys, monkey
     monkeypatch.setattr(encode_dataset, "load_checkpoint", lambda *_, **__: Checkpoint(vae=other))
     with pytest.raises(ValueError, match="log-variance per channel"):
         encode_dataset.encode(cfg, tmp_path / "other", report=quiet)
+
+
+@pytest.mark.thorough
+def test_references_and_masks_are_stored_as_they_are_trained_on(loaded, clips, tmp_path):
+    """What is read back is the posterior of the reference, and the mask of the latents."""
+    for i in range(7):
+        frames, rate = video.read_video(clips / f"{i}.mp4")
+        writing.write_video(clips / f"{i}_reference.mp4", frames[:, ::-1], rate)
+        mask = np.zeros((16, 16, 3), np.uint8)
+        mask[: 4 * (i % 4) + 1] = 255
+        writing.write_image(clips / f"{i}_mask.png", mask)
+    data = DataConfig(
+        source=str(clips),
+        buckets=BUCKETS[:1],
+        reference="files",
+        reference_downscale_factor=2,
+        masks=True,
+    )
+    cfg = dataclasses.replace(settings(clips), data=data)
+    assert encode_dataset.encode(cfg, tmp_path / "out", shard_size=4, report=quiet)
+    encoded = dataclasses.replace(data, source=str(tmp_path / "out"))
+    pixels, stored = (open_source(x.source, x, 0) for x in (data, encoded))
+    model, counts = VideoVAE(loaded.vae), set()
+    for i in range(7):
+        rng = np.random.default_rng(0)
+        want, got = (source.example(BUCKETS[0], i, rng) for source in (pixels, stored))
+        assert want.caption == got.caption
+        video_in = jnp.asarray(want.reference[None] / 127.5 - 1, jnp.float32)
+        posterior = model.apply({"params": loaded.vae_params}, video_in, method="encode")
+        moments = np.concatenate([posterior.mean, posterior.logvar[..., :1]], axis=-1)[0]
+        assert got.latents.reference.shape == (5, 2, 2, loaded.vae.latent_channels + 1)
+        np.testing.assert_allclose(got.latents.reference, moments, rtol=2e-3, atol=2e-3)
+        np.testing.assert_array_equal(got.mask, masks.on_latents(want.mask, 2, 4))
+        counts.add(got.mask.sum())
+    assert len(counts) > 1
+    batch = Loader(encoded, (("none", 1.0),), seed=0).batch(0)
+    assert batch.mask.shape == (4, 5, 4, 4)
+    assert batch.latents.reference.shape[:4] == (4, 5, 2, 2)
+    without = dataclasses.replace(DataConfig(), source=encoded.source, buckets=BUCKETS[:1])
+    batch = Loader(without, (("none", 1.0),), seed=0).batch(0)
+    assert batch.latents.reference is None
+    assert batch.mask is None
+    with pytest.raises(ValueError, match=r"data\.reference = 'files', and this run has"):
+        Loader(dataclasses.replace(encoded, reference="canny"), (("none", 1.0),), seed=0)
+
+
+def test_settings_that_data_sets_had_before_describe_them_as_before():
+    """Else an encoding that was begun before could not be continued."""
+    described = encode_dataset._described(DataConfig())
+    assert not {"reference", "reference_downscale_factor", "masks"} & set(described)
+    described = encode_dataset._described(DataConfig(reference="canny", masks=True))
+    assert (described["reference"], described["masks"]) == ("canny", True)

@@ -5,7 +5,8 @@ import sys
 import numpy as np
 import pytest
 
-from ltx_jax.data import preprocessors
+from ltx_jax.data import preprocessors, video, writing
+from ltx_jax.prepare.__main__ import main as prepare
 
 SQUARE = np.full((3, 64, 96, 3), 30, np.uint8)
 SQUARE[:, 16:48, 24:72] = 220
@@ -91,3 +92,23 @@ def test_depth_is_that_of_the_model_with_one_scale_for_the_clip(model):
 def test_a_model_that_is_none_is_named(tmp_path):
     with pytest.raises(ValueError, match=f"the depth model {tmp_path} cannot be loaded: "):
         preprocessors.preprocessor(f"depth:{tmp_path}")
+
+
+@pytest.mark.thorough
+def test_references_are_written_beside_clips_that_have_none(tmp_path, capsys):
+    for name in ("a", "b"):
+        writing.write_video(tmp_path / f"{name}.mp4", SQUARE, 12)
+    (tmp_path / "b.txt").write_text("a square")
+    writing.write_video(tmp_path / "b_reference.mp4", 255 - SQUARE, 12)
+    before = (tmp_path / "b_reference.mp4").read_bytes()
+    for count in (1, 0):
+        assert prepare(["references", str(tmp_path), "--preprocessor", "canny"]) == 0
+        assert f"{count} references written" in capsys.readouterr().err
+    assert (tmp_path / "b_reference.mp4").read_bytes() == before
+    drawn, rate = video.read_video(tmp_path / "a_reference.mp4")
+    assert (drawn.shape, rate) == (SQUARE.shape, 12)
+    want = preprocessors.canny(video.read_video(tmp_path / "a.mp4")[0])
+    assert np.abs(drawn.astype(int) - want).mean() < 2
+    assert prepare(["references", str(tmp_path / "none"), "--preprocessor", "canny"]) == 2
+    assert prepare(["references", str(tmp_path), "--preprocessor", "pose"]) == 2
+    assert "take canny or depth:MODEL" in capsys.readouterr().err

@@ -512,3 +512,59 @@ def test_out_of_memory_says_what_to_lower(sample, monkeypatch):
     assert "out of memory" in result.err
     assert "num_frames" in result.err
     assert not list(result.folder.glob("*.mp4"))
+
+
+@pytest.mark.thorough
+def test_a_reference_and_a_mask_come_from_files(sample, folder, tmp_path):
+    """A video that follows edges of a clip, another that repaints half of one."""
+    from ltx_jax.data import writing
+
+    latents = tmp_path / "latents.npy"
+    clip = str(folder / "clip17.mp4")
+
+    def made(*arguments):
+        result = sample("--save_latents", latents, *arguments)
+        assert result.status == 0, result.err
+        return np.load(latents)
+
+    plain = made()
+    edges = ("--reference_media_path", clip, "--reference_preprocessor", "canny")
+    followed = made(*edges)
+    assert np.abs(followed - plain).max() > 1e-3
+    weaker = made(*edges, "--reference_strength", 0.5)
+    assert np.abs(followed - weaker).max() > 1e-3
+    mask = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    mask[:32] = 255
+    writing.write_image(tmp_path / "mask.png", mask)
+    media = ("--conditioning_media_paths", clip, "--conditioning_start_frames", 0)
+    still = ("--image_cond_noise_scale", 0)
+    whole = made(*media, *still)
+    painted = made(*media, *still, "--conditioning_mask_paths", tmp_path / "mask.png")
+    np.testing.assert_allclose(painted[:, :, 1], whole[:, :, 1], atol=1e-5)
+    assert np.abs(painted[:, :, 0] - whole[:, :, 0]).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--reference_media_path", "none.mp4"), "there is no file none.mp4"),
+        (("--reference_preprocessor", "canny"), "has nothing to draw from"),
+        (
+            ("--reference_media_path", "CLIP", "--reference_preprocessor", "x"),
+            "no preprocessor 'x'",
+        ),
+        (("--reference_strength", "2"), "reference_strength must lie in [0, 1], got 2"),
+        (("--reference_downscale_factor", "0"), "must be positive, got 0"),
+        (
+            ("--reference_media_path", "CLIP", "--reference_downscale_factor", "2"),
+            "multiples of 64, and 64 x 96 is sampled",
+        ),
+        (("--conditioning_mask_paths", "m.png"), "has 1 entries for 0 media"),
+    ],
+)
+def test_references_that_cannot_be_used_give_one_line(sample, folder, arguments, message):
+    clip = str(folder / "clip17.mp4")
+    result = sample(*(clip if x == "CLIP" else x for x in arguments))
+    assert result.status == 2
+    assert message in result.err
+    assert len(result.err.splitlines()) == 1

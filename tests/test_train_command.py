@@ -78,6 +78,24 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(trained, tmp_path):
 
 
 @pytest.mark.thorough
+def test_a_run_that_follows_references_resumes_bitwise_and_validates(trained, tmp_path):
+    """Validation samples each clip by its reference, and again from its first frame."""
+    settings = ("--vae", str(trained / "vae"), "--data.reference", "canny")
+    settings += ("--run.validation_clips", "1", "--run.validation_first_frames")
+    whole, broken = (tmp_path / name for name in ("whole", "broken"))
+    said = finish(TRANSFORMER, whole, 4, *settings, "--run.validate_every", "4")
+    assert "val_loss" in said
+    finish(TRANSFORMER, broken, 2, *settings)
+    assert "continues after step 2" in finish(TRANSFORMER, broken, 4, *settings)
+    check_equal(weights(broken), weights(whole))
+    alone = weights(trained / "transformer")[0]
+    assert any(
+        not np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(weights(whole)[0]), strict=True)
+    )
+
+
+@pytest.mark.thorough
 def test_a_transformer_run_is_complete_in_itself(trained):
     vae = load_checkpoint(trained / "vae")
     assert vae.transformer is None
