@@ -148,6 +148,13 @@ def batch_of(pattern="none", mask=None, latents=None):
     return Batch(SIZE, pattern, ("", ""), rates, latents=latents, mask=mask)
 
 
+def stored_latents():
+    zeros = lambda *shape: np.zeros(shape, np.float16)  # noqa: E731
+    none = np.zeros((2, 0), np.int32)
+    clip = zeros(2, 3, 2, 3, 8), zeros(2, 3, 2, 3, 1)
+    return StoredLatents(*clip, zeros(2, 0, 2, 3, 9), none, zeros(2, 0, 2, 2, 3, 9), none)
+
+
 def test_frames_outside_of_a_range_do_not_count():
     """Latent frames stand for the frames 0, 1 to 8 and 9 to 16."""
     cases = {(0, 17): [1, 1, 1], (0, 1): [1, 0, 0], (1, 2): [0, 1, 0], (8, 10): [0, 1, 1]}
@@ -168,7 +175,7 @@ def test_masks_weigh_and_leave_conditions():
     drawn = drawing.draw_conditions(batch_of("mask", mask), StepRandom(0, 0), cfg, VAE)
     np.testing.assert_array_equal(drawn.kept, weight < 1)
     reduced = np.asarray(weight == 1)
-    stored = batch_of("mask", reduced, StoredLatents(*[None] * 6))
+    stored = batch_of("mask", reduced, stored_latents())
     again = drawing.draw_conditions(stored, StepRandom(0, 0), cfg, VAE)
     np.testing.assert_array_equal(again.kept, drawn.kept)
     assert drawing.loss_weight(batch_of(mask=mask), FlowConfig(), VAE, (3, 2, 3)) is None

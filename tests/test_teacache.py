@@ -109,3 +109,30 @@ def test_one_sample_that_changes_makes_all_compute(run, path):
         return sum(not np.array_equal(a, b) for a, b in itertools.pairwise(updates))
 
     assert computed(latents) < computed(busy) == 9
+
+
+@pytest.mark.thorough
+def test_tokens_of_references_do_not_count(derived):
+    """Else each of these, which never change, would make every change look smaller."""
+    context, references = prepared(derived, inputs())[2], 20
+    still = draw(2, references, 8, seed=5)
+    first, second = (
+        jnp.concatenate([still, draw(2, 60 - references, 8, seed=seed)], axis=1) for seed in (6, 7)
+    )
+    times = jnp.where(jnp.arange(60) < references, 0.0, 0.9)[None].repeat(2, 0)
+
+    @jax.jit
+    def inner(x):
+        return NETWORK.first_input(derived, *NETWORK.embed(derived, x, times, context))
+
+    @jax.jit
+    def step(x, cache):
+        limit, last = jnp.asarray(1e9), jnp.asarray(False)
+        arguments = (derived, x, times, context, None, cache, limit, last)
+        return teacache.velocity(NETWORK, *arguments, references=references)[1]
+
+    cache = step(first, teacache.empty(NETWORK, 2, 60))
+    before, after = (np.asarray(inner(x), np.float64)[:, references:] for x in (first, second))
+    change = np.abs(after - before).mean((1, 2)) / np.abs(before).mean((1, 2))
+    got = float(step(second, cache).change)
+    assert got == pytest.approx(max(POLYNOMIAL(change)), rel=1e-4)

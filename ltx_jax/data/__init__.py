@@ -7,6 +7,8 @@
 - `sources`: the interface of a source of training examples, and the procedural world as a source.
 - `emoji`: data sets of animated emoji, and scenes of them as a source.
 - `listing`: the captioned media of a user, in any layout: `tables`, `archives`, `captions`.
+- `companions`: the references and masks that belong to such media. `references`, `preprocessors`:
+  references that are drawn from clips. `masks`: masks of pixels as masks of latents.
 - `probing`: properties of media, kept for the next start.
 - `folder`, `media`: such media as a source, cut to the buckets of a config.
 - `dataset`: data sets of clips in ArrayRecord files; `latent_cache`: those of stored latents.

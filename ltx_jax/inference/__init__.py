@@ -2,7 +2,8 @@
 
 - `pipeline`: `LTXPipeline`, from a checkpoint and a prompt to a video. `two_pass`: two calls of it,
   and the latent upsampler between them.
-- `arguments`: reads and checks the arguments of a call. `text_encoder`: prompts to embeddings.
+- `arguments`, `condition_media`: read and check the arguments of a call, and its media.
+  `text_encoder`: prompts to embeddings.
 - `encode_decode`: the compiled programs before and after the denoising loop.
 - `make_videos`: the work of `ltx-sample`, given its settings. `outputs`: the videos of a sampling
   run, with their names and settings.
