@@ -8,7 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float64, Shaped
+from jaxtyping import Array, Bool, Float, Float64, Shaped
 
 from ltx_jax import pixels
 
@@ -77,6 +77,29 @@ def _centred(video: Array | np.ndarray) -> Array:
     """Values in [-1, 1] as float32."""
     values = jnp.asarray(video)
     return pixels.from_bytes(values) if video.dtype == jnp.uint8 else values.astype(jnp.float32)
+
+
+def edge_agreement(
+    edges: Bool[np.ndarray, "t h w"], others: Bool[np.ndarray, "t h w"], distance: int = 1
+) -> float:
+    """How far the edges of two clips lie at the same places, from 0 to 1: the F-measure of boundary
+    detection (Martin et al. 2004), over all frames.
+
+    It is the harmonic mean of two shares: edges that have one of the other clip within `distance`
+    pixels, across and down, in the same frame; and the same with the clips swapped. NaN if neither
+    clip has edges.
+    """
+    from scipy import ndimage
+
+    def share(these: np.ndarray, those: np.ndarray) -> float:
+        side = 2 * distance + 1
+        near = ndimage.maximum_filter(those, (1, side, side), mode="constant")
+        return float(near[these].mean()) if these.any() else 0.0
+
+    if not edges.any() and not others.any():
+        return math.nan
+    both = share(edges, others), share(others, edges)
+    return 2 * both[0] * both[1] / sum(both) if sum(both) else 0.0
 
 
 def flat_energy(frames: Shaped[np.ndarray, "t h w c"]) -> float:

@@ -118,3 +118,21 @@ def test_wilson_knows_nothing_without_trials():
     assert metrics.wilson(0, 0) == (0, 1)
     with pytest.raises(ValueError, match="5 of 3"):
         metrics.wilson(5, 3)
+
+
+def test_edges_agree_as_far_as_they_lie_near_each_other():
+    """A square of 10 pixels, shifted across: of 36 edge pixels, some stay within the distance."""
+    edges = np.zeros((2, 32, 32), bool)
+    edges[:, 8:18, 8:18] = True
+    edges[:, 9:17, 9:17] = False
+    assert metrics.edge_agreement(edges, edges) == 1
+    shifted = np.roll(edges, 1, axis=2)
+    assert metrics.edge_agreement(edges, shifted, distance=1) == 1
+    # Without a distance the two rows agree in nine of ten pixels, and the columns nowhere.
+    assert metrics.edge_agreement(edges, shifted, distance=0) == pytest.approx(18 / 36)
+    assert metrics.edge_agreement(edges, np.roll(edges, 1, axis=0)) == 1  # both frames are alike
+    late = edges.copy()
+    late[1] = False
+    assert metrics.edge_agreement(edges, late) == pytest.approx(2 * 0.5 / 1.5)
+    assert metrics.edge_agreement(edges, np.roll(edges, 14, axis=1)) == 0
+    assert np.isnan(metrics.edge_agreement(late[1:], late[1:]))

@@ -32,7 +32,7 @@ def latent_features(
     import tensorflow_datasets as tfds
 
     def tensor(*shape: int | None, dtype: Any = np.float16) -> Any:
-        encoding = "bytes" if dtype == np.float16 else "none"
+        encoding = {np.float16: "bytes", np.uint8: "zlib"}.get(dtype, "none")
         return tfds.features.Tensor(shape=shape, dtype=dtype, encoding=encoding)
 
     further = {} if embedding_width is None else {"embedding": tensor(None, embedding_width)}
