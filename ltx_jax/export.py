@@ -1,4 +1,4 @@
-"""Writes a checkpoint in the formats that other projects read: ltx-export RUN OUT
+"""Writes checkpoints and adapters in the formats that other projects read: ltx-export RUN OUT
 
 OUT/model.safetensors   the official single file
 OUT/upsampler.safetensors   the official file of a latent upsampler, if that is what RUN trains
@@ -8,17 +8,21 @@ OUT/diffusers/          what the model classes of diffusers load
 
 OUT is itself a checkpoint that every command reads; it does not need the last folder. To sample
 with a text encoder that has a vocabulary, name it: `--text_encoder OUT`.
+
+--merge FILE:STRENGTH merges adapters into what is written. Adapters themselves are written by
+--format (the adapter that RUN trained) and --extract_lora BASE (the difference of two checkpoints);
+OUT is one file then.
 """
 
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from ltx_jax import config
-from ltx_jax.config import DType
+from ltx_jax.config import AdapterNaming, DType
 from ltx_jax.runtime import cli
 
 _log = logging.getLogger(__name__)
@@ -35,8 +39,12 @@ def export(
     vae: str | None = None,
     text_encoder: str | None = None,
     settings: str | None = None,
+    merge: Sequence[str] = (),
 ) -> list[Path]:
     """Exports a checkpoint; returns the paths that were written.
+
+    Tensors are read, changed and written one by one, so that a model need not fit into memory
+    (those of a run are loaded).
 
     Args:
       source: anything that `--checkpoint` of ltx-sample takes.
@@ -48,19 +56,24 @@ def export(
       vae: a checkpoint whose VAE is exported, with a source that holds a transformer alone.
       text_encoder: file or folder of a text encoder to export with a model that has none.
       settings: a file of configs/sample, or a video's JSON, in place of the source's settings.
+      merge: adapters that are merged into the transformer, as FILE or FILE:STRENGTH.
 
     Raises:
       ValueError: if there is no such checkpoint, `out` is not empty, or the diffusers layout is
         requested and diffusers has no class for this model (the official file is written then).
     """
-    from ltx_jax.checkpoints import diffusers, exported_folder, official
+    from ltx_jax.checkpoints import adapter_export, diffusers, exported_folder, official
     from ltx_jax.checkpoints.load import load_checkpoint
+    from ltx_jax.inference.arguments import split_lora
     from ltx_jax.inference.text_encoder import ByteTokenizer, TextEncoder
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is not an empty folder: choose another")
     given = None if settings is None else config.load_sampling(settings)
-    loaded = load_checkpoint(source, vae=vae, dtype=dtype)
+    loras = [split_lora(text, "--merge") for text in merge]
+    loaded = load_checkpoint(source, vae=vae, dtype=dtype, in_memory=False)
+    if loras:
+        loaded = adapter_export.merged(source, loaded, loras)
     encoder = None
     if text_encoder is not None:
         encoder = TextEncoder.load(text_encoder, dtype=dtype or "float32")
@@ -117,8 +130,59 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--settings", help="how to sample it: a sampling config, or the JSON beside a video"
     )
-    for path in export(**vars(parser.parse_args(arguments))):
-        print(path)
+    parser.add_argument(
+        "--merge",
+        nargs="+",
+        default=(),
+        metavar="FILE[:STRENGTH]",
+        help="adapters that are merged into the transformer",
+    )
+    adapter = parser.add_argument_group("adapters", "OUT is a .safetensors file")
+    adapter.add_argument(
+        "--extract_lora", metavar="BASE", help="writes the difference of SOURCE and this checkpoint"
+    )
+    adapter.add_argument("--rank", type=int, help="of the extracted adapter's matrices")
+    adapter.add_argument(
+        "--energy", type=float, help="instead: the part of each difference that is kept, as 0.95"
+    )
+    adapter.add_argument(
+        "--format",
+        choices=get_args(AdapterNaming),
+        help="whose names the adapter has; default: comfy",
+    )
+    adapter.add_argument("--trigger", help="words that a prompt needs, for the metadata")
+    options = vars(parser.parse_args(arguments))
+    own = {name: options.pop(name) for name in ("extract_lora", *_OF_ADAPTERS)}
+    if own["extract_lora"] is None:
+        _refuse(own, "is for --extract_lora BASE")
+        for path in export(**options):
+            print(path)
+        return
+    _refuse({name: options[name] for name in _OF_CHECKPOINTS}, "is no option of adapters")
+    from ltx_jax.checkpoints import adapter_export
+
+    adapter_export.extract(
+        options["source"],
+        options["out"],
+        base=own["extract_lora"],
+        rank=own["rank"],
+        energy=own["energy"],
+        naming=own["format"] or "comfy",
+        dtype=options["dtype"],
+        trigger=own["trigger"] or "",
+    )
+    print(options["out"])
+
+
+_OF_ADAPTERS = ("rank", "energy", "format", "trigger")
+_OF_CHECKPOINTS = ("layouts", "vae", "text_encoder", "settings", "merge")
+
+
+def _refuse(options: Mapping[str, Any], why: str) -> None:
+    """Refuses options that are set and would have no effect."""
+    for name, value in options.items():
+        if value:
+            raise ValueError(f"--{name} {why}")
 
 
 if __name__ == "__main__":

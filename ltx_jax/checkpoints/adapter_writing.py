@@ -10,16 +10,14 @@ import collections
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from ltx_jax.checkpoints import keys, tensors
 from ltx_jax.checkpoints.adapter_changes import Change, Difference, LowRank
 from ltx_jax.checkpoints.adapter_metadata import PEFT_PREFIX, PEFT_SETTINGS
-from ltx_jax.config import DType
-
-Naming = Literal["comfy", "diffusers"]
+from ltx_jax.config import AdapterNaming, DType
 
 _COMFY = "diffusion_model."
 
@@ -28,7 +26,7 @@ def write(
     path: Path,
     changes: Mapping[str, Change],
     *,
-    naming: Naming = "comfy",
+    naming: AdapterNaming = "comfy",
     metadata: Mapping[str, str] | None = None,
     dtype: DType | None = None,
 ) -> None:
@@ -62,13 +60,32 @@ def write(
     tensors.write_file(path, arrays, {"format": "pt", **(metadata or {}), **settings})
 
 
-def entries(changes: Mapping[str, Change], naming: Naming) -> tuple[dict[str, Any], dict[str, str]]:
+def entries(
+    changes: Mapping[str, Change], naming: AdapterNaming
+) -> tuple[dict[str, Any], dict[str, str]]:
     """The tensors of an adapter's file by name, and the metadata that belong to them.
 
     Raises:
       ValueError: for a change that these names cannot express.
     """
     return (_comfy if naming == "comfy" else _diffusers)(changes)
+
+
+def check(name: str, change: Change, naming: AdapterNaming) -> None:
+    """Checks that a naming has a key for a change, as far as this change alone shows.
+
+    Raises:
+      ValueError: if it has none.
+    """
+    if naming == "diffusers" and not isinstance(change, LowRank) and not name.endswith(".bias"):
+        raise _no_key(name)
+
+
+def _no_key(name: str) -> ValueError:
+    return ValueError(
+        f"diffusers' names have no key for the change of {name}, which is not of low rank: write "
+        "ComfyUI's"
+    )
 
 
 def _module(name: str) -> str:
@@ -100,13 +117,9 @@ def _diffusers(changes: Mapping[str, Change]) -> tuple[dict[str, Any], dict[str,
     pairs = {_module(name): x for name, x in changes.items() if isinstance(x, LowRank)}
     biases = {_module(name): (name, x) for name, x in changes.items() if name.endswith(".bias")}
     for name, change in changes.items():
-        if not isinstance(change, LowRank) and not (
-            name.endswith(".bias") and _module(name) in pairs
-        ):
-            raise ValueError(
-                f"diffusers' names have no key for the change of {name}, which is not of low rank: "
-                "write ComfyUI's"
-            )
+        check(name, change, "diffusers")
+        if _module(name) not in pairs:
+            raise _no_key(name)
     entries: dict[str, Any] = {}
     ranks, alphas = {}, {}
     for module, change in pairs.items():

@@ -11,7 +11,7 @@ import functools
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ from ltx_jax.checkpoints.adapter_changes import (
     Renormalized,
     Replacement,
 )
-from ltx_jax.checkpoints.adapter_metadata import Alphas
+from ltx_jax.checkpoints.adapter_metadata import Alphas, Origin
+from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.checkpoints.quantized import rotate
 from ltx_jax.config import TransformerConfig
 
@@ -158,6 +159,21 @@ def read(path: str | os.PathLike[str], cfg: TransformerConfig) -> Adapter:
                 f"{tuple(change.shape)}, and this model has {wanted}"
             )
     return Adapter(path, changes, file.metadata)
+
+
+def warn_of_base(adapter: Adapter, checkpoint: Checkpoint) -> None:
+    """Warns if an adapter names another checkpoint than this one as its base.
+
+    That is no error: adapters of one release are used with others of its size, and the same weights
+    in another format have another hash.
+    """
+    origin = Origin.from_metadata(adapter.metadata)
+    if origin.base_hash and origin.base_hash != checkpoint.base_hash:
+        _log.warning(
+            "%s was made for %s (%.8s), and this is another checkpoint (%.8s): what it does may "
+            "differ",
+            *(adapter.path, origin.base or "a checkpoint", origin.base_hash, checkpoint.base_hash),
+        )
 
 
 class _Names:
@@ -355,43 +371,107 @@ def _value(tensor: tensors.StoredTensor) -> np.ndarray:
     return value
 
 
+Loaded = Sequence[tuple[Adapter, float]]  # adapters with their strengths, in their order
+
+
 def merge(
-    params: Mapping[str, Any],
-    cfg: TransformerConfig,
-    adapters: Sequence[tuple[Adapter, float]],
+    params: Mapping[str, Any], cfg: TransformerConfig, adapters: Loaded, *, donate: bool = False
 ) -> dict[str, Any]:
     """Merges adapters into a transformer's parameters, in their order.
 
     Each changed tensor is computed in float32 and rounded to its dtype once. The others are shared
-    with `params`, whose arrays are not changed.
+    with `params`.
 
     Args:
       params: the stored parameters, on any devices.
       cfg: the transformer.
       adapters: adapters and their strengths.
+      donate: reuses the memory of `params`, whose changed arrays must not be used any more. Without
+        it they stay as they are, beside the new ones.
     """
     result = jax.tree.map(lambda x: x, dict(params))
-    for leaf in keys.transformer_leaves(keys.transformer_boxed(cfg)):
-        changed = [
-            (i, [(a.changes[name], strength) for a, strength in adapters if name in a.changes])
-            for i, name in enumerate(leaf.names)
-            if any(name in a.changes for a, _ in adapters)
-        ]
-        if not changed:
-            continue
-        node = result
-        for part in leaf.path[:-1]:
-            node = node[part]
+    for leaf, node, changed in _changed_leaves(result, cfg, adapters):
         whole = jnp.asarray(node[leaf.path[-1]])
         # Only the last part of the path matters to the layout: parameters share their programs.
         shared = leaf._replace(path=leaf.path[-1:], names=())
-        for number, (i, steps) in enumerate(changed):
-            changes, strengths = zip(*steps, strict=True)
+        for number, (i, changes, strengths) in enumerate(changed):
             # The layout is kept, so that programs compiled for the old parameters fit the new ones.
-            program = _program(whole.sharding if whole.committed else None, donate=number > 0)
-            whole = program(shared, whole, i, changes, jnp.asarray(strengths, jnp.float32))
+            layout = whole.sharding if whole.committed else None
+            program = _program(layout, donate=donate or number > 0)
+            whole = program(shared, whole, i, changes, strengths)
         node[leaf.path[-1]] = whole
     return result
+
+
+def merge_lazily(params: Mapping[str, Any], cfg: TransformerConfig, adapters: Loaded) -> Any:
+    """Does what `merge` does when a parameter is read, one layer at a time.
+
+    Args:
+      params: arrays, or `placement.StoredParameter`s. They must not change any more.
+      cfg: the transformer.
+      adapters: adapters and their strengths.
+    """
+    result = jax.tree.map(lambda x: x, dict(params))
+    for leaf, node, changed in _changed_leaves(result, cfg, adapters):
+        node[leaf.path[-1]] = _Merged(leaf, node[leaf.path[-1]], changed)
+    return result
+
+
+_Changed = list[tuple[int, tuple[Change, ...], Any]]  # layer, changes, strengths
+
+
+def _changed_leaves(
+    tree: dict[str, Any], cfg: TransformerConfig, adapters: Loaded
+) -> Iterator[tuple[keys.Leaf, dict[str, Any], _Changed]]:
+    """The parameters that adapters change, with the nodes of the tree that hold them."""
+    for leaf in keys.transformer_leaves(keys.transformer_boxed(cfg)):
+        changed = []
+        for i, name in enumerate(leaf.names):
+            steps = [(a.changes[name], s) for a, s in adapters if name in a.changes]
+            if steps:
+                changes, strengths = zip(*steps, strict=True)
+                changed.append((i, changes, jnp.asarray(strengths, jnp.float32)))
+        if changed:
+            node = tree
+            for part in leaf.path[:-1]:
+                node = node[part]
+            yield leaf, node, changed
+
+
+class _Merged:
+    """A parameter with adapters, merged whenever one of its layers is read."""
+
+    def __init__(self, leaf: keys.Leaf, whole: Any, changed: _Changed):
+        self._leaf, self._whole = leaf, whole
+        self._changed = {i: steps for i, *steps in changed}
+        self.shape, self.dtype = leaf.shape, np.dtype(whole.dtype)
+
+    def __getitem__(self, layer: int) -> np.ndarray:
+        """A layer of a stacked parameter.
+
+        Raises:
+          ValueError: if a value of it is not finite.
+        """
+        return self._merged(layer, self._whole[layer])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """The whole."""
+        if self._leaf.stacked:
+            return np.stack([self[i] for i in range(self.shape[0])])
+        return self._merged(0, self._whole)
+
+    def _merged(self, i: int, layer: Any) -> np.ndarray:
+        layer = np.asarray(layer)
+        if i not in self._changed:
+            return layer
+        one = keys.Leaf(self._leaf.path[-1:], self._leaf.layer_shape, names=())
+        merged = np.asarray(_program(None, donate=False)(one, layer, 0, *self._changed[i]))
+        if not np.isfinite(merged.astype(np.float32, copy=False)).all():
+            raise ValueError(
+                f"{self._leaf.names[i]} with the adapters is not finite as {self.dtype}: lower "
+                "their strengths, or set --dtype"
+            )
+        return merged
 
 
 @functools.lru_cache(maxsize=32)

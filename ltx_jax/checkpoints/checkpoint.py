@@ -53,3 +53,9 @@ class Checkpoint:
     # Official names whose dtype in the file is narrower than that of the parameter.
     dtypes: dict[str, str] = dataclasses.field(default_factory=dict)
     source_hash: str = ""  # tensors.fingerprint of the files
+    transformer_hash: str = ""  # that of the transformer's file, if the VAE is of another one
+
+    @property
+    def base_hash(self) -> str:
+        """The hash by which adapters name the checkpoint of their transformer."""
+        return self.transformer_hash or self.source_hash

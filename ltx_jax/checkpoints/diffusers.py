@@ -52,6 +52,7 @@ def read(
     vae: VAEConfig | None = None,
     mesh: Mesh | None = None,
     dtype: DType | None = None,
+    in_memory: bool = True,
 ) -> Checkpoint:
     """Reads a directory: the networks it holds.
 
@@ -80,7 +81,8 @@ def read(
 
     checkpoint = Checkpoint(metadata=raw_metadata if metadata_configs is not None else {})
     if "vae" in parts:
-        _read_vae(checkpoint, path / "vae", *parts["vae"], metadata_configs, mesh, dtype)
+        placed = (mesh, dtype, in_memory)
+        _read_vae(checkpoint, path / "vae", *parts["vae"], metadata_configs, *placed)
     if "transformer" in parts:
         raw, stored = parts["transformer"]
         cfg = diffusers_config.transformer(raw, str(path / "transformer" / "config.json"))
@@ -93,7 +95,8 @@ def read(
         leaves = [leaf.renamed(rename) for leaf in keys.transformer_leaves(boxed)]
         where = str(path / "transformer")
         placement.check(where, "the transformer", leaves, stored)
-        checkpoint.transformer_params = placement.read(leaves, boxed, stored, mesh, dtype)
+        placed = (mesh, dtype, in_memory)
+        checkpoint.transformer_params = placement.read(leaves, boxed, stored, *placed)
         checkpoint.transformer = cfg
     if metadata_configs is not None:
         checkpoint.scheduler = metadata_configs.scheduler
@@ -139,6 +142,7 @@ def _read_vae(
     metadata_configs: official_config.Configs | None,
     mesh: Mesh | None,
     dtype: DType | None,
+    in_memory: bool,
 ) -> None:
     cfg, blocks = diffusers_vae.vae(raw, str(path / "config.json"))
     if metadata_configs is not None and metadata_configs.vae is not None:
@@ -157,7 +161,7 @@ def _read_vae(
     checkpoint.statistics = official.read_statistics(
         str(path), std, mean, cfg.latent_channels, mesh
     )
-    checkpoint.vae_params = placement.read(leaves, boxed, stored, mesh, dtype)
+    checkpoint.vae_params = placement.read(leaves, boxed, stored, mesh, dtype, in_memory)
     checkpoint.vae = cfg
 
 

@@ -37,6 +37,7 @@ def read(
     networks: Collection[Network] = NETWORKS,
     mesh: Mesh | None = None,
     dtype: DType | None = None,
+    in_memory: bool = True,
 ) -> Checkpoint:
     """Reads a folder. Its text encoder is read only if it is byte-level.
 
@@ -45,11 +46,14 @@ def read(
       networks: those to read, if the model has them.
       mesh: lays the parameters out by their logical axes; None puts them on the default device.
       dtype: of the parameters; None keeps what is stored.
+      in_memory: as in `placement.read`, for the model.
 
     Raises:
       ValueError: if a part is damaged or incomplete.
     """
-    checkpoint = official.read(folder / MODEL, networks=networks, mesh=mesh, dtype=dtype)
+    checkpoint = official.read(
+        folder / MODEL, networks=networks, mesh=mesh, dtype=dtype, in_memory=in_memory
+    )
     checkpoint.settings = read_settings(folder)
     max_tokens = text_encoder_files.max_byte_tokens(folder / TOKENIZER)
     if max_tokens is not None:

@@ -23,6 +23,7 @@ def load_checkpoint(
     networks: Collection[Network] = NETWORKS,
     mesh: Mesh | None = None,
     dtype: DType | None = None,
+    in_memory: bool = True,
 ) -> Checkpoint:
     """Loads a checkpoint of any kind: a file (official, ComfyUI's, GGUF), a diffusers folder, a
     repository of either, what `ltx_jax.export` wrote, a run of ltx-train or a step of one
@@ -34,21 +35,24 @@ def load_checkpoint(
       networks: those to load, if the checkpoint holds them.
       mesh: lays the parameters out by their logical axes; None puts them on the default device.
       dtype: of the parameters; None keeps what is stored (bfloat16 for quantised weights).
+      in_memory: False leaves the parameters in their files, each to be read when it is used
+        (`placement.StoredParameter`); those of a run are loaded nevertheless.
 
     Raises:
       ValueError: if there is no such checkpoint, or it is damaged, incomplete or of a kind that
         is not supported; says what is wrong and what to do.
     """
     if vae is None:
-        return _load(path_or_hub_id, networks, None, mesh, dtype)
-    second = _load(vae, ("vae",), None, mesh, dtype)
+        return _load(path_or_hub_id, networks, None, mesh, dtype, in_memory)
+    second = _load(vae, ("vae",), None, mesh, dtype, in_memory)
     if second.vae is None:
         raise ValueError(f"{vae} holds no VAE")
-    first = _load(path_or_hub_id, ("transformer",), second.vae, mesh, dtype)
+    first = _load(path_or_hub_id, ("transformer",), second.vae, mesh, dtype, in_memory)
     return dataclasses.replace(
         first,
         **{name: getattr(second, name) for name in _OF_THE_VAE},
         names={},  # those of two files need not fit into one
+        transformer_hash=first.source_hash,
         source_hash=hashlib.sha256((first.source_hash + second.source_hash).encode()).hexdigest(),
     )
 
@@ -62,6 +66,7 @@ def _load(
     vae: VAEConfig | None,
     mesh: Mesh | None,
     dtype: DType | None,
+    in_memory: bool = True,
 ) -> Checkpoint:
     """Loads one checkpoint. `vae` of another one helps to infer a transformer's version."""
     if str(path_or_hub_id).startswith("gs://"):
@@ -69,17 +74,18 @@ def _load(
 
         return _only(networks, _cast(runs.load_run(path_or_hub_id, mesh=mesh), dtype))
     path = hub.resolve(path_or_hub_id)
+    placed: dict[str, Any] = dict(networks=networks, mesh=mesh, dtype=dtype, in_memory=in_memory)
     if path.is_file():
-        return official.read(path, networks=networks, vae=vae, mesh=mesh, dtype=dtype)
+        return official.read(path, vae=vae, **placed)
     # Runs first: a transformer's run has a folder `vae` too, but only runs have their own config.
     if run_config.is_run(path):
         from ltx_jax.checkpoints import runs
 
         return _only(networks, _cast(runs.load_run(path, mesh=mesh), dtype))
     if exported_folder.is_exported(path):
-        return exported_folder.read(path, networks=networks, mesh=mesh, dtype=dtype)
+        return exported_folder.read(path, **placed)
     if diffusers.is_directory(path):
-        return diffusers.read(path, networks=networks, vae=vae, mesh=mesh, dtype=dtype)
+        return diffusers.read(path, vae=vae, **placed)
     raise ValueError(f"{path} is no checkpoint: {_contents(path)}")
 
 

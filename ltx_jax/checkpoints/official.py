@@ -45,6 +45,7 @@ def read(
     vae: VAEConfig | None = None,
     mesh: Mesh | None = None,
     dtype: DType | None = None,
+    in_memory: bool = True,
 ) -> Checkpoint:
     """Reads the networks of a file.
 
@@ -54,6 +55,7 @@ def read(
         the version of a transformer whose file holds no config.
       mesh: lays the parameters out by their logical axes; None puts them on the default device.
       dtype: of the parameters; None keeps that of the file, and bfloat16 for quantised ones.
+      in_memory: as in `placement.read`.
 
     Raises:
       ValueError: if the file is damaged, no LTX-Video checkpoint, or of an unsupported kind, or
@@ -69,7 +71,7 @@ def read(
         source_hash=tensors.fingerprint([path]),
     )
     rest = {name: tensor for name, tensor in parts.rest.items() if not quantized.is_marker(name)}
-    context = _Context(str(path), checkpoint, mesh, dtype, parts.official, rest)
+    context = _Context(str(path), checkpoint, mesh, dtype, parts.official, rest, in_memory)
     if configs.transformer is not None and parts.transformer and "transformer" in networks:
         boxed = keys.transformer_boxed(configs.transformer)
         leaves = keys.transformer_leaves(boxed)
@@ -153,6 +155,7 @@ class _Context(NamedTuple):
     dtype: DType | None
     official: bool  # names are kept for writing the file again
     extra: dict[str, Tensor]  # tolerated tensors, by name in the file
+    in_memory: bool
 
 
 def _rename(
@@ -198,7 +201,8 @@ def _read(
             for name in leaf.names:
                 if stored[name].dtype != kind:
                     context.checkpoint.dtypes[prefix + name] = stored[name].dtype.name
-    return placement.read(leaves, boxed, stored, context.mesh, context.dtype)
+    placed = (context.mesh, context.dtype, context.in_memory)
+    return placement.read(leaves, boxed, stored, *placed)
 
 
 def read_statistics(
@@ -311,7 +315,17 @@ def _narrowed(tensor: Pending, dtype: str | None) -> Pending:
     if dtype is None:
         return tensor
     kind = np.dtype(dtype)
-    return Pending(kind, tensor.shape, lambda: tensor.make().astype(kind))
+
+    def make() -> np.ndarray:
+        wide = tensor.make()
+        narrow = wide.astype(kind)
+        if np.isfinite(wide).all() and not np.isfinite(narrow.astype(np.float32)).all():
+            raise ValueError(
+                f"a weight is too large for {kind}, its dtype in the file: set --dtype"
+            )
+        return narrow
+
+    return Pending(kind, tensor.shape, make)
 
 
 def metadata(checkpoint: Checkpoint) -> dict[str, str]:

@@ -72,6 +72,7 @@ def read(
     stored: Mapping[str, Tensor],
     mesh: Mesh | None,
     dtype: DType | None,
+    in_memory: bool = True,
 ) -> Any:
     """Reads a network's parameters: plain nested dicts, laid out on `mesh` by their logical axes.
 
@@ -83,6 +84,7 @@ def read(
       stored: the tensors by official name, already checked.
       mesh: None puts everything on the default device.
       dtype: None keeps that of the file; a parameter whose layers differ takes the wider one.
+      in_memory: False gives a `StoredParameter` in place of every array.
 
     Raises:
       ValueError: if a small tensor holds NaN or infinity.
@@ -97,8 +99,46 @@ def read(
         node = tree
         for part in leaf.path[:-1]:
             node = node.setdefault(part, {})
-        node[leaf.path[-1]] = _read_leaf(leaf, stored, layout, kind)
+        if in_memory:
+            node[leaf.path[-1]] = _read_leaf(leaf, stored, layout, kind)
+        else:
+            node[leaf.path[-1]] = StoredParameter(leaf, stored, kind)
     return tree
+
+
+class StoredParameter:
+    """A parameter whose values stay in the file until a layer, or an unstacked one, is read.
+
+    It stands for an array in a tree that is written or compared one tensor at a time.
+
+    Attributes:
+      shape: shape of the whole, layers first if it is stacked.
+      dtype: dtype of the values that are read.
+    """
+
+    def __init__(self, leaf: Leaf, stored: Mapping[str, Tensor], dtype: np.dtype):
+        self._leaf, self._stored = leaf, [stored[name] for name in leaf.names]
+        self.shape, self.dtype = leaf.shape, dtype
+
+    def __getitem__(self, layer: int) -> np.ndarray:
+        """Reads a layer of a stacked parameter."""
+        return _layer(self._leaf, self._stored[layer], self.dtype)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Reads the whole."""
+        layers = [_layer(self._leaf, tensor, self.dtype) for tensor in self._stored]
+        return np.stack(layers) if self._leaf.stacked else layers[0]
+
+
+def _layer(leaf: Leaf, tensor: Tensor, dtype: np.dtype) -> np.ndarray:
+    """Reads a tensor, checks it if it is small, and gives a view of it that is laid out as ours."""
+    array = tensor.read_as(dtype)
+    if array.size <= _CHECKED and not np.isfinite(array.astype(np.float32, copy=False)).all():
+        raise ValueError(
+            f"{tensor.path} is damaged: {tensor.name} holds NaN or infinity, and so would "
+            "every video. Fetch the file again, or take an earlier step if it was trained here"
+        )
+    return leaf.from_stored(array)
 
 
 def parameter_dtype(leaf: Leaf, stored: Mapping[str, Tensor]) -> np.dtype:
@@ -133,14 +173,7 @@ def _read_leaf(
     }
 
     def fill(i: int) -> None:
-        tensor = stored[leaf.names[i]]
-        array = tensor.read_as(dtype)
-        if array.size <= _CHECKED and not np.isfinite(array.astype(np.float32, copy=False)).all():
-            raise ValueError(
-                f"{tensor.path} is damaged: {tensor.name} holds NaN or infinity, and so would "
-                "every video. Fetch the file again, or take an earlier step if it was trained here"
-            )
-        values = leaf.from_stored(array)
+        values = _layer(leaf, stored[leaf.names[i]], dtype)
         for part, buffer in buffers.items():
             if leaf.stacked:
                 (start, stop), *inner = part

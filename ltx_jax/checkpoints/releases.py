@@ -4,6 +4,7 @@ A checkpoint's own metadata always decides. This table is for models trained fro
 released shape, and for checks of shapes without files.
 """
 
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 REPOSITORY = "Lightricks/LTX-Video"
@@ -161,3 +162,13 @@ UPSAMPLER_FILES = (
     "ltxv-spatial-upscaler-0.9.7.safetensors",
     "ltxv-spatial-upscaler-0.9.8.safetensors",
 )
+
+
+def name_of(checkpoint: str) -> str:
+    """The release that a path or hub id names by one of its official files, or else the last part
+    of the path."""
+    last = PurePath(checkpoint).name
+    for release, (files, _) in RELEASED.items():
+        if last in files:
+            return release
+    return last

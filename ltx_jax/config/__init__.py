@@ -6,6 +6,7 @@ Imports nothing from other packages of `ltx_jax`, so that `--help` appears at on
 from ltx_jax.config.files import load, load_sampling, read_json, read_object, read_sampling_json
 from ltx_jax.config.from_json import build, dump, nearest, parse_json, shown, subclasses
 from ltx_jax.config.networks import (
+    AdapterNaming,
     AttentionForm,
     BlockConfig,
     DiscriminatorConfig,
@@ -57,6 +58,7 @@ from ltx_jax.config.training import (
 
 __all__ = [
     "MAX_FRAME_RATE",
+    "AdapterNaming",
     "AestheticsConfig",
     "AttentionForm",
     "BlockConfig",

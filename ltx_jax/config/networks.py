@@ -13,6 +13,7 @@ from ltx_jax.config.settings import require, settings
 DType = Literal["float32", "bfloat16", "float16"]
 Remat = Literal["none", "dots", "full", "attention"]
 AttentionForm = Literal["auto", "plain", "cudnn", "splash"]
+AdapterNaming = Literal["comfy", "diffusers"]  # the program whose names an adapter's file has
 Linears = Literal["float8", "int8"]  # precision of the transformer's large matmuls in sampling
 
 

@@ -204,8 +204,12 @@ def context_fields(
     return fields
 
 
-def split_lora(text: str) -> tuple[str, float]:
+def split_lora(text: str, option: str = "--lora") -> tuple[str, float]:
     """The file and the strength in FILE or FILE:STRENGTH; without a strength it is 1.
+
+    Args:
+      text: the value of the option.
+      option: its name, for messages.
 
     Raises:
       ValueError: if there is no such file, or the strength is no finite number.
@@ -214,11 +218,11 @@ def split_lora(text: str) -> tuple[str, float]:
     if not colon or os.path.exists(text):
         path, number = text, "1"
     if not os.path.exists(path):
-        raise ValueError(f"--lora: there is no file {path}")
+        raise ValueError(f"{option}: there is no file {path}")
     try:
         strength = float(number)
     except ValueError:
         strength = math.nan
     if not math.isfinite(strength):
-        raise ValueError(f"--lora {text}: the strength must be a number, got {number!r}")
+        raise ValueError(f"{option} {text}: the strength must be a number, got {number!r}")
     return path, strength

@@ -1,0 +1,90 @@
+"""Adapters from and into whole checkpoints: what `ltx-export` does with them."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from ltx_jax.checkpoints import adapter_extraction, adapter_writing, adapters, releases
+from ltx_jax.checkpoints.adapter_changes import LowRank
+from ltx_jax.checkpoints.adapter_metadata import Origin
+from ltx_jax.checkpoints.checkpoint import Checkpoint
+from ltx_jax.checkpoints.load import load_checkpoint
+from ltx_jax.config import AdapterNaming, DType
+from ltx_jax.runtime import files
+
+
+def merged(source: str, loaded: Checkpoint, loras: Sequence[tuple[str, float]]) -> Checkpoint:
+    """A checkpoint with adapters merged in, which is computed when it is written.
+
+    Args:
+      source: what it was loaded from, for messages.
+      loaded: the checkpoint.
+      loras: paths and strengths of the adapters.
+
+    Raises:
+      ValueError: if there is no transformer, or an adapter does not fit it.
+    """
+    cfg = loaded.transformer
+    if cfg is None:
+        raise ValueError(f"{source} holds no transformer that adapters could change")
+    read = [(adapters.read(path, cfg), strength) for path, strength in loras]
+    for adapter, _ in read:
+        adapters.warn_of_base(adapter, loaded)
+    names = ", ".join(f"{adapter.path.name}:{strength:g}" for adapter, strength in read)
+    return dataclasses.replace(
+        loaded,
+        transformer_params=adapters.merge_lazily(loaded.transformer_params, cfg, read),
+        metadata={**loaded.metadata, "modelspec.merged_from": names},
+    )
+
+
+def extract(
+    tuned: str,
+    out: Path,
+    *,
+    base: str,
+    rank: int | None = None,
+    energy: float | None = None,
+    naming: AdapterNaming = "comfy",
+    dtype: DType | None = None,
+    trigger: str = "",
+) -> None:
+    """Writes the difference of two checkpoints as an adapter, and prints the error of each tensor.
+
+    Args:
+      tuned: the checkpoint that the adapter should make of the base.
+      out: a safetensors file that does not exist.
+      base: the checkpoint that the adapter will change.
+      rank: of the change of every matrix.
+      energy: instead, the part of the sum of squares of every matrix's difference that is kept.
+      naming: whose names: those that ComfyUI or diffusers reads.
+      dtype: of the matrices; None keeps that of the tuned checkpoint.
+      trigger: words that a prompt needs for the adapter to act, for its metadata.
+
+    Raises:
+      ValueError: if the checkpoints do not fit each other, or the place cannot be written.
+    """
+    _check_adapter_path(out)
+    models = [
+        load_checkpoint(one, networks=("transformer",), in_memory=False) for one in (base, tuned)
+    ]
+    changes, size, error = {}, 0.0, 0.0
+    for one in adapter_extraction.extract(*models, rank=rank, energy=energy, dtype=dtype):
+        adapter_writing.check(one.name, one.change, naming)
+        changes[one.name] = one.change
+        size, error = math.hypot(size, one.size), math.hypot(error, one.error)
+        how = f"rank {len(one.change.down)}" if isinstance(one.change, LowRank) else "whole"
+        print(f"{one.name}: {how}, error {one.error / one.size:.2%}")
+    print(f"{len(changes)} tensors differ; error {error / size:.2%} of the whole difference")
+    origin = Origin(trigger, releases.name_of(base), models[0].base_hash, rank=rank)
+    facts = {**origin.to_metadata(), "ltx_jax.extracted_from": releases.name_of(tuned)}
+    adapter_writing.write(out, changes, naming=naming, metadata=facts)
+
+
+def _check_adapter_path(out: Path) -> None:
+    if out.suffix != ".safetensors":
+        raise ValueError(f"an adapter is one file: name it {out}.safetensors")
+    if out.exists():
+        raise ValueError(f"{out} exists: choose another name")
+    files.check_writable(out)
