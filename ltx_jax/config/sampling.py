@@ -104,6 +104,9 @@ class SampleConfig(SamplingConfig):
     text_encoder: str | None = None  # file, folder or repository; None: the checkpoint's own
     # Adapters of the transformer that are merged into it: FILE, or FILE:STRENGTH.
     lora: tuple[str, ...] = ()
+    # A text-generation model of `transformers`, a folder or a repository, that rewrites prompts in
+    # more detail.
+    enhance: str | None = None
     prompt: str | None = None  # an empty one samples an unconditional video
     prompts_file: str | None = None  # one prompt per line; videos that exist are skipped
     batch_size: int = 1  # prompts of the file that are sampled together
@@ -189,6 +192,10 @@ class SampleConfig(SamplingConfig):
         require(
             texts.count(None) >= 2,
             "give only one of prompt, prompts_file and embeddings",
+        )
+        require(
+            self.enhance is None or self.embeddings is None,
+            "enhance rewrites prompts, and embeddings take their place: leave one of them out",
         )
         require(
             0 < self.downscale_factor <= 1,

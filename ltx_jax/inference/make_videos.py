@@ -6,6 +6,7 @@ are loaded. Video files are written atomically. A JSON file beside each video ho
 """
 
 import contextlib
+import dataclasses
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,7 @@ from ltx_jax.world import grammar
 
 if TYPE_CHECKING:
     from ltx_jax.diffusion.conditioning import Condition, Reference
+    from ltx_jax.inference.enhance import PromptEnhancer
     from ltx_jax.inference.pipeline import LTXPipeline, Output
     from ltx_jax.inference.two_pass import Upsampler
 
@@ -59,12 +61,15 @@ def make_videos(cfg: SampleConfig) -> None:
         return
     if cfg.checkpoint == hub.EMBEDDED:
         hub.resolve(cfg.checkpoint)  # raises an error if this package ships no model
-        warn_of_words([item.prompt or "" for item in videos])
     _check_media(cfg)
     if _decodes(cfg):
         files.check_writable(batches[0][0].path)
     if cfg.save_latents is not None:
         files.check_writable(cfg.save_latents)
+    if cfg.enhance is not None:
+        batches = _enhanced(cfg.enhance, batches)
+    if cfg.checkpoint == hub.EMBEDDED:
+        warn_of_words([item.prompt or "" for batch in batches for item in batch])
     models = load_models(cfg)
     clock = dict.fromkeys(PARTS, 0.0) | {"load": models.pipe.timings.get("load", 0.0)}
     for number, batch in enumerate(batches):
@@ -74,6 +79,36 @@ def make_videos(cfg: SampleConfig) -> None:
             clock[part] = clock.get(part, 0.0) + duration
     parts = ", ".join(f"{part} {duration:.1f} s" for part, duration in clock.items())
     print(f"time: {parts}", file=sys.stderr)
+
+
+def load_enhancer(name: str) -> "PromptEnhancer":
+    """Loads a model that rewrites prompts.
+
+    Raises:
+      ValueError: if it cannot be loaded, or torch is not installed.
+    """
+    try:
+        from ltx_jax.inference.enhance import PromptEnhancer
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"--enhance: {error}: pip install '.[enhance]' in the repository"
+        ) from error
+    return PromptEnhancer(name)
+
+
+def _enhanced(name: str, batches: Sequence[Sequence[outputs.Video]]) -> list[list[outputs.Video]]:
+    """The videos with rewritten prompts, except empty ones. The model is dropped before others are
+    loaded."""
+    enhancer = load_enhancer(name)
+
+    def enhance(item: outputs.Video) -> outputs.Video:
+        if not item.prompt:
+            return item
+        prompt = enhancer(item.prompt)
+        print(f"enhanced prompt: {prompt}", file=sys.stderr)
+        return dataclasses.replace(item, prompt=prompt, original=item.prompt)
+
+    return [[enhance(item) for item in batch] for batch in batches]
 
 
 def warn_of_words(prompts: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -20,6 +20,7 @@ from ltx_jax.config import SampleConfig
 from ltx_jax.data import inputs, writing
 from ltx_jax.runtime import files
 
+_ENHANCED = "enhanced_from"  # in the JSON: the prompt before it was enhanced, and the model
 # Fields that may differ if a prompts file is run again with the same output folder.
 _NOT_COMPARED = (
     *("config", "prompts_file", "output_path", "mesh", "batch_size", "previews"),
@@ -47,13 +48,15 @@ class _Identity(NamedTuple):
 class Video:
     """One video of a run: its sample number `index`, from a prompt (None: from embeddings).
 
-    `replaced` is the file that had its path when the run began, if there was one.
+    `replaced` is the file that had its path when the run began, if there was one. `original` is the
+    prompt before it was enhanced, if it was.
     """
 
     index: int
     prompt: str | None
     path: Path
     replaced: _Identity | None = None
+    original: str | None = None
 
     @property
     def sidecar(self) -> Path:
@@ -207,6 +210,9 @@ def done(cfg: SampleConfig, item: Video) -> bool:
     if not writing.is_whole_mp4(item.path):
         return False
     before, now = config.read_sampling_json(item.sidecar), settings_of(cfg, item)
+    enhanced = config.read_object(item.sidecar).get(_ENHANCED)
+    if enhanced and item.original is None:
+        before = dataclasses.replace(before, prompt=enhanced["prompt"], enhance=enhanced["model"])
     for field in dataclasses.fields(SampleConfig):
         old, new = getattr(before, field.name), getattr(now, field.name)
         if field.name not in _NOT_COMPARED and old != new:
@@ -218,10 +224,11 @@ def done(cfg: SampleConfig, item: Video) -> bool:
 
 
 def settings_of(cfg: SampleConfig, item: Video) -> SampleConfig:
-    """The settings that make a single video of a run."""
+    """The settings that make a single video of a run. An enhanced prompt is not enhanced again."""
     return dataclasses.replace(
         cfg,
         config=None,
+        enhance=cfg.enhance if item.original is None else None,
         prompt=item.prompt,
         prompts_file=None,
         first_sample=item.index if cfg.embeddings is None else cfg.first_sample,
@@ -251,11 +258,13 @@ def write_sidecar(
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:  # run from a source folder
             versions[name] = "unknown"
-    content = {
+    content: dict[str, Any] = {
         "settings": dataclasses.asdict(settings_of(cfg, item)),
         "checkpoint_hash": checkpoint_hash,
         "versions": versions,
         "seconds": {part: round(taken, 3) for part, taken in seconds.items()},
     }
+    if item.original is not None:
+        content[_ENHANCED] = {"prompt": item.original, "model": cfg.enhance}
     text = json.dumps(content, indent=2) + "\n"
     files.atomic_write_text(item.sidecar, text)
