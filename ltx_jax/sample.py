@@ -41,7 +41,7 @@ def parse(arguments: Sequence[str]) -> SampleConfig:
         _Unchecked,
         prog=cli.program_name("sample"),
         description=DESCRIPTION,
-        args=list(arguments),
+        args=_joined(arguments, "--lora"),
         default=_Unchecked(**_fields(_defaults(arguments))),
         use_underscores=True,
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
@@ -73,6 +73,23 @@ def _defaults(arguments: Sequence[str]) -> SampleConfig:
     if stored is None:
         return SampleConfig()
     return SampleConfig(**dataclasses.asdict(sampling_options(stored)))
+
+
+def _joined(arguments: Sequence[str], option: str) -> list[str]:
+    """The arguments with all values of an option behind its last occurrence, as the parser drops
+    the others."""
+    values: list[str] = []
+    rest: list[str] = []
+    target = rest
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if argument.startswith("--"):
+            target = values if name == option else rest
+            if name == option:
+                values += [value] if equals else []
+                continue
+        target.append(argument)
+    return [*rest, option, *values] if values else list(arguments)
 
 
 def _value(arguments: Sequence[str], option: str) -> str:

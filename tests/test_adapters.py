@@ -539,3 +539,12 @@ def test_strengths_on_the_command_line(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             split_lora(text)
+
+
+@pytest.mark.parametrize(
+    "words", [["--lora", "a:1", "--seed", "1", "--lora", "b", "c"], ["--lora=a:1", "--lora=b", "c"]]
+)
+def test_the_option_is_given_once_or_several_times(words):
+    from ltx_jax import sample
+
+    assert sample.parse(["--checkpoint", "x", *words]).lora == ("a:1", "b", "c")
