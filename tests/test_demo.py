@@ -10,7 +10,7 @@ from ltx_jax import sample
 from ltx_jax.data import video
 from ltx_jax.demo import studio as studio_module
 from ltx_jax.demo.__main__ import main
-from ltx_jax.demo.studio import PageImage, Studio
+from ltx_jax.demo.studio import PageImage, PageLora, Studio
 from ltx_jax.inference import make_videos
 
 
@@ -139,3 +139,71 @@ def test_a_mistake_is_one_line_and_no_page_comes_up(arguments, message, capsys, 
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("ltx-demo: error: ")
     assert message in error
+
+
+@pytest.fixture(scope="module")
+def adapter_folder(tmp_path_factory, model):
+    """Two adapters for the tiny model."""
+    from test_adapter_files import random_changes
+
+    from ltx_jax.checkpoints import adapter_writing
+    from ltx_jax.checkpoints.load import load_checkpoint
+
+    folder = tmp_path_factory.mktemp("adapters")
+    changes = random_changes(load_checkpoint(model).transformer)
+    some = {name: change for name, change in changes.items() if "attn1" in name}
+    adapter_writing.write(folder / "big.safetensors", changes)
+    adapter_writing.write(folder / "small.safetensors", some)
+    return folder
+
+
+@pytest.mark.thorough
+def test_an_adapter_is_chosen_by_each_request(
+    arguments, models, adapter_folder, tmp_path, monkeypatch
+):
+    studio = Studio(
+        sample.parse(arguments),
+        tmp_path,
+        arguments=arguments,
+        models=models,
+        loras=adapter_folder,
+    )
+    assert list(studio.loras) == ["big", "small"]
+    clips, original = [], make_videos.sample_batch
+
+    def recording_sample(*arguments, **more):
+        latents, result = original(*arguments, **more)
+        clips.append(result[0])
+        return latents, result
+
+    monkeypatch.setattr(make_videos, "sample_batch", recording_sample)
+    choices = [None, ("big", 0.5), ("big", 1.0), ("small", 1.0), None]
+    results = [studio.make("a red star", lora=one and PageLora(*one), seed=5) for one in choices]
+    np.testing.assert_array_equal(clips[0], clips[4])
+    for i in range(3):
+        assert np.abs(clips[i].astype(int) - clips[i + 1]).mean() > 0.5
+    command = shlex.split(results[1].command)[1:]
+    assert f"{adapter_folder / 'big.safetensors'}:0.5" in command
+    assert sample.main([*command, "--output_path", str(tmp_path / "again.mp4")]) == 0
+    np.testing.assert_array_equal(clips[-1], clips[1])
+    for lora, message in (
+        (PageLora("../big", 1.0), "there is no adapter '../big' here"),
+        (PageLora("big", 4.5), "may be 4 at most here, got 4.5"),
+        (PageLora("big", float("nan")), "may be 4 at most here, got nan"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            studio.make("a red star", lora=lora)
+    with pytest.raises(ValueError, match=r"--loras: there is no \.safetensors file in"):
+        Studio(sample.parse(arguments), tmp_path, models=models, loras=tmp_path / "none")
+
+
+@pytest.mark.thorough
+def test_a_prompt_is_enhanced_if_the_request_says_so(arguments, models, tmp_path, monkeypatch):
+    monkeypatch.setattr(make_videos, "load_enhancer", lambda name: f"{name}: {{}}".format)
+    command_line = [*arguments, "--enhance", "writer"]
+    studio = Studio(sample.parse(command_line), tmp_path, arguments=command_line, models=models)
+    result = studio.make("a red star", enhance=True)
+    assert result.settings.prompt == "writer: a red star"
+    assert sample.parse(shlex.split(result.command)[1:]).enhance is None
+    assert studio.make("a red star").settings.prompt == "a red star"
+    assert studio.make("", enhance=True).settings.prompt == ""

@@ -52,13 +52,26 @@ def address(folder):
         from ltx_jax.demo import page
         from ltx_jax.demo.studio import Studio
 
-        studio = Studio(sample.parse(["--dtype", "float32"]), folder / "served")
+        write_adapter(folder)
+        settings = sample.parse(["--dtype", "float32"])
+        studio = Studio(settings, folder / "served", loras=folder / "adapters")
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         served = page.launch(studio, "127.0.0.1", port)
         yield served.local_url
         served.close()
+
+
+def write_adapter(folder):
+    """Writes an adapter of all layers of the model, whose file name becomes its name."""
+    from test_adapter_files import random_changes
+
+    from ltx_jax.checkpoints import adapter_writing
+    from ltx_jax.checkpoints.load import load_checkpoint
+
+    changes = random_changes(load_checkpoint(folder / "model").transformer)
+    adapter_writing.write(folder / "adapters/style.safetensors", changes)
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +172,27 @@ def test_pictures_are_taken(page, folder):
     fill(page, "frame", 4)
     with_picture, _ = make(page)
     assert np.abs(plain.astype(int) - with_picture).mean() > 1
+
+
+def test_an_adapter_is_chosen_with_its_strength(page, folder):
+    open_part(page, "Settings")
+    page.get_by_label("A new seed every time").uncheck()
+    plain, _ = make(page)
+    page.click("#lora input")
+    page.get_by_role("option", name="style").click()
+    fill(page, "strength", 0.5)
+    half, _ = make(page)
+    fill(page, "strength", 1)
+    whole, _ = make(page)
+    for one, other in ((plain, half), (half, whole)):
+        assert np.abs(one.astype(int) - other).mean() > 0.5
+    open_part(page, "The same on the command line")
+    command = page.locator(".cm-content").inner_text().replace("\n", " ")
+    assert f"--lora {folder / 'adapters/style.safetensors'}:1" in command
+    page.click("#lora input")
+    page.get_by_role("option", name="No adapter").click()
+    again, _ = make(page)
+    np.testing.assert_array_equal(again, plain)
 
 
 def test_a_mistake_is_a_message(page):

@@ -42,6 +42,9 @@ def _parser() -> argparse.ArgumentParser:
         help="host names under which browsers reach the page, if not by address or localhost",
     )
     parser.add_argument(
+        "--loras", type=Path, help="a folder of adapters, of which visitors may choose one"
+    )
+    parser.add_argument(
         "--limit",
         type=float,
         default=4.0,
@@ -62,7 +65,7 @@ def _serve(options: argparse.Namespace, rest: Sequence[str], folder: Path) -> No
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends the page like Ctrl-C
     print("loading ...", file=sys.stderr)
-    studio = Studio(settings, folder, limit=options.limit, arguments=rest)
+    studio = Studio(settings, folder, limit=options.limit, arguments=rest, loras=options.loras)
     blocks = page.launch(studio, options.host, options.port, options.names)
     print(f"The page is at {blocks.local_url} (end it with Ctrl-C)")
     blocks.block_thread()

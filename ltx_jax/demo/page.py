@@ -12,7 +12,7 @@ from starlette.middleware import Middleware  # pyright: ignore[reportMissingImpo
 
 from ltx_jax.checkpoints import hub
 from ltx_jax.demo.guard import MAX_UPLOAD, Guard, Listeners
-from ltx_jax.demo.studio import MAX_PROMPT, PageImage, Studio
+from ltx_jax.demo.studio import MAX_PROMPT, PageImage, PageLora, Studio
 from ltx_jax.diffusion.sampler import Progress
 from ltx_jax.world import grammar
 
@@ -39,6 +39,7 @@ _MAX_SESSIONS = 256  # visitors whose fields Gradio keeps in memory
 _PATIENCE = 10  # seconds in which a visitor has to ask for the progress of a request
 # Uploaded pictures older than the second number are deleted every so often, in seconds.
 _CLEANUP_INTERVAL, _UPLOAD_AGE = 600, 3600
+NO_LORA = "No adapter"
 EXAMPLES = (
     "a small red star moves left",
     "A large blue circle moves down quickly on a beige dotted background.",
@@ -107,6 +108,7 @@ def build(studio: Studio, listeners: Listeners) -> gr.Blocks:
                     max_length=MAX_PROMPT,
                     elem_id="prompt",
                 )
+                extras = _extras(studio)
                 button = gr.Button("Make the video", variant="primary", elem_id="make")
                 if is_world:
                     gr.Examples([[text] for text in EXAMPLES], prompt, label="Try one of these")
@@ -146,7 +148,8 @@ def build(studio: Studio, listeners: Listeners) -> gr.Blocks:
                         show_line_numbers=False,
                         lines=1,
                     )
-        fields = {"prompt": prompt, "seed": seed, "new_seed": new_seed, **pictures, **sliders}
+        fields = {"prompt": prompt, "seed": seed, "new_seed": new_seed}
+        fields |= {**extras, **pictures, **sliders}
         gr.on(
             [button.click, prompt.submit],
             _handler(studio, listeners, fields, tuple(sliders), is_world),
@@ -202,7 +205,10 @@ def _handler(
                 if path is not None
             ]
             progress(0.0, desc="Preparing; the first video of a size takes longer")
-            video = studio.make(prompt, pictures, progress=show_progress, **changes)
+            name = inputs.get("lora") or NO_LORA
+            lora = None if name == NO_LORA else PageLora(name, float(inputs["strength"]))
+            extras = {"lora": lora, "enhance": bool(inputs.get("enhance"))}
+            video = studio.make(prompt, pictures, **extras, progress=show_progress, **changes)
         except (ValueError, OSError, MemoryError) as error:
             raise gr.Error(str(error), duration=None, print_exception=False) from error
         settings = video.settings
@@ -211,6 +217,8 @@ def _handler(
             f"{settings.frame_rate:g} a second. Seed {settings.seed}. "
             f"Made in {video.seconds:.1f} s."
         )
+        if extras["enhance"]:
+            details += f"\n\nPrompt: {settings.prompt}"
         return str(video.path), details, video.command, settings.seed
 
     return handle
@@ -221,6 +229,25 @@ def _number(studio: Studio, name: str, value: float | int) -> float | int:
     if not math.isfinite(value):
         raise ValueError(f"{name} must be a number, got {value}")
     return int(value) if isinstance(getattr(studio.settings, name), int) else float(value)
+
+
+def _extras(studio: Studio) -> dict[str, Any]:
+    """Fields for an adapter, its strength, and the enhancement of the prompt, as far as the studio
+    has them."""
+    fields: dict[str, Any] = {}
+    if studio.enhancer is not None:
+        fields["enhance"] = gr.Checkbox(
+            True, label="Describe it in more detail first", elem_id="enhance"
+        )
+    if studio.loras:
+        with gr.Row():
+            fields["lora"] = gr.Dropdown(
+                [NO_LORA, *studio.loras], value=NO_LORA, label="Adapter", elem_id="lora"
+            )
+            fields["strength"] = gr.Slider(
+                0, 2, 1, step=0.05, label="Strength of the adapter", elem_id="strength"
+            )
+    return fields
 
 
 def _pictures(studio: Studio) -> dict[str, Any]:

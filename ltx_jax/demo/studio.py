@@ -29,6 +29,7 @@ from ltx_jax.inference import make_videos
 MAX_PROMPT = 2000  # characters
 MAX_STEPS = 50
 MAX_VIDEOS = 32  # older videos are deleted
+MAX_STRENGTH = 4.0  # of an adapter, up or down
 MAX_PICTURE = 50_000_000  # pixels of an uploaded picture: 10 MB can hold thousands of megapixels
 
 
@@ -37,6 +38,13 @@ class PageImage(NamedTuple):
 
     pixels: UInt8[np.ndarray, "h w 3"]
     frame: int
+
+
+class PageLora(NamedTuple):
+    """An adapter of the page's folder, by the name that `Studio.loras` lists, and its strength."""
+
+    name: str
+    strength: float
 
 
 class SampledVideo(NamedTuple):
@@ -98,6 +106,8 @@ class Studio:
       settings: the defaults of a request.
       limits: the limits of a request.
       folder: the folder of all videos and uploads.
+      loras: files of the adapters that a request may choose, by name.
+      enhancer: rewrites prompts; None if the settings name no model for it.
     """
 
     def __init__(
@@ -108,6 +118,7 @@ class Studio:
         limit: float | int = 4,
         arguments: Sequence[str] = (),
         models: make_videos.Models | None = None,
+        loras: Path | None = None,
     ):
         """Loads the models named in the settings.
 
@@ -117,17 +128,22 @@ class Studio:
           limit: largest number of pixels of a video, as a multiple of that in the settings.
           arguments: the options of ltx-sample that the settings come from, for the commands shown.
           models: models that are already loaded; None loads those named in the settings.
+          loras: a folder of adapters (.safetensors) that a request may choose.
 
         Raises:
-          ValueError: if a model cannot be loaded, or a setting makes no sense for a page.
+          ValueError: if a model cannot be loaded, there are no adapters in the folder, or a setting
+            makes no sense for a page.
         """
         names = ("embeddings", "noise", "prompts_file", "conditioning_media_paths")
         if unusable := [name for name in names if getattr(settings, name)]:
             raise ValueError(
                 f"prompts and pictures are entered on the page: leave out {' and '.join(unusable)}"
             )
+        self.loras = {} if loras is None else _adapters(loras)
+        name = settings.enhance
+        self.enhancer = None if name is None else make_videos.load_enhancer(name)
         self.settings = dataclasses.replace(
-            settings, output_path=None, save_latents=None, previews=False
+            settings, output_path=None, save_latents=None, previews=False, enhance=None
         )
         self.limits = Limits.of(settings, limit)
         self.folder, self._arguments = folder.resolve(), tuple(arguments)
@@ -162,6 +178,8 @@ class Studio:
         prompt: str,
         pictures: Sequence[PageImage] = (),
         *,
+        lora: PageLora | None = None,
+        enhance: bool = False,
         progress: Callable[[Progress], None] = lambda step: None,
         **changes: Any,
     ) -> SampledVideo:
@@ -170,6 +188,8 @@ class Studio:
         Args:
           prompt: the prompt, which may be empty.
           pictures: image conditions.
+          lora: an adapter, beside those of the settings.
+          enhance: whether to rewrite the prompt first.
           progress: called after every step.
           **changes: settings that differ from the defaults.
 
@@ -181,6 +201,8 @@ class Studio:
             raise ValueError(f"a prompt may have {MAX_PROMPT} letters, this one has {len(prompt)}")
         settings = dataclasses.replace(self.settings, prompt=prompt, **changes)
         self.limits.check(settings)
+        if lora is not None:
+            settings = dataclasses.replace(settings, lora=(*settings.lora, self._option(lora)))
         for picture in pictures:
             if not 0 <= picture.frame < settings.num_frames:
                 raise ValueError(
@@ -190,6 +212,10 @@ class Studio:
         conditions = [Condition(picture.pixels, picture.frame) for picture in pictures]
         start = time.perf_counter()
         with self._lock:
+            if enhance and prompt and self.enhancer is not None:
+                prompt = self.enhancer(prompt)
+                settings = dataclasses.replace(settings, prompt=prompt)
+            self._use(lora)
             _, clips = make_videos.sample_batch(
                 settings,
                 self._models,
@@ -201,7 +227,32 @@ class Studio:
             path = self._new_path()
             writing.write_video(path, clips[0], settings.frame_rate)
         seconds = time.perf_counter() - start
-        return SampledVideo(path, settings, seconds, self._command(prompt, pictures, changes))
+        command = self._command(prompt, pictures, lora, changes)
+        return SampledVideo(path, settings, seconds, command)
+
+    def _option(self, lora: PageLora) -> str:
+        """The value of `--lora` for an adapter of the folder.
+
+        Raises:
+          ValueError: if there is no such adapter, or its strength is out of range.
+        """
+        if lora.name not in self.loras:
+            raise ValueError(f"there is no adapter {lora.name!r} here")
+        if not abs(lora.strength) <= MAX_STRENGTH:
+            raise ValueError(
+                f"the strength of an adapter may be {MAX_STRENGTH:g} at most here, got "
+                f"{lora.strength:g}"
+            )
+        return f"{self.loras[lora.name]}:{lora.strength:g}"
+
+    def _use(self, lora: PageLora | None) -> None:
+        """Merges an adapter, and takes the one out that an earlier request chose."""
+        pipe, path = self._models.pipe, None if lora is None else self.loras[lora.name]
+        strengths = {adapter.path: strength for adapter, strength in pipe.loras}
+        for other in set(self.loras.values()) & strengths.keys() - {path}:
+            pipe.unload_lora(other)
+        if lora is not None and strengths.get(path) != lora.strength:
+            pipe.load_lora(path, lora.strength)
 
     def _new_path(self) -> Path:
         """The path of a new video; the oldest video is deleted if there are too many."""
@@ -210,8 +261,18 @@ class Studio:
         self._folders.append(Path(tempfile.mkdtemp(dir=self.folder)))
         return self._folders[-1] / "video.mp4"
 
-    def _command(self, prompt: str, pictures: Sequence[PageImage], changes: dict[str, Any]) -> str:
+    def _command(
+        self,
+        prompt: str,
+        pictures: Sequence[PageImage],
+        lora: PageLora | None,
+        changes: dict[str, Any],
+    ) -> str:
         words = ["ltx-sample", *self._arguments, "--prompt", prompt]
+        if self.enhancer is not None:
+            words += ["--enhance", "None"]  # this prompt is what the model wrote, or is to stay
+        if lora is not None:
+            words += ["--lora", *self.settings.lora, self._option(lora)]
         for name, value in changes.items():
             if value != getattr(self.settings, name):
                 words += [f"--{name}", f"{value:g}" if isinstance(value, float) else str(value)]
@@ -220,3 +281,11 @@ class Studio:
             words += [f"picture{i + 1}.png" for i in range(len(pictures))]
             words += ["--conditioning_start_frames", *(str(one.frame) for one in pictures)]
         return shlex.join(words)
+
+
+def _adapters(folder: Path) -> dict[str, Path]:
+    """The adapters in a folder, by their names without the ending."""
+    files = {path.stem: path.resolve() for path in sorted(folder.glob("*.safetensors"))}
+    if not files:
+        raise ValueError(f"--loras: there is no .safetensors file in {folder}")
+    return files
