@@ -7,17 +7,15 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from peak_memory import PEAK
 
 # Prints the number of frames and how far the peak of the memory rose, in megabytes, after the
 # first frames. Without the collector, frames that hold each other stay for ever.
-MEASURE = """
-import gc, pathlib, re, sys
+MEASURE = f"""
+{PEAK}
+import gc, sys
 gc.disable()
 from ltx_jax.data import decoding, folder, video
-
-def peak():  # of this program: that of getrusage includes the parent's, before it was started
-    status = pathlib.Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\\s*([0-9]+)", status)[1]) / 1024
 
 def prepare(path):  # as data preparation looks at a clip
     for frame in video.decode_video(path):
@@ -37,7 +35,7 @@ for _ in globals()[sys.argv[2]](path):
     count += 1
     if count == 5:
         before = peak()
-print(count, peak() - before, peak())
+print(count, (peak() - before) / 2**20, peak() / 2**20)
 """
 
 

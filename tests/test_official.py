@@ -20,6 +20,7 @@ from checkpoint_files import (
     read_all,
     write_official,
 )
+from peak_memory import PEAK
 
 from ltx_jax.checkpoints import keys, official, official_config, placement, tensors
 from ltx_jax.checkpoints.checkpoint import Checkpoint
@@ -532,8 +533,9 @@ def test_reading_holds_one_tensor_beside_the_parameters(small, monkeypatch):
     assert pointers == buffers
 
 
-LOAD = """
-import resource, sys
+LOAD = f"""
+{PEAK}
+import sys
 import jax
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -544,7 +546,7 @@ mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=8))
 loaded = load_checkpoint(sys.argv[1], mesh=mesh)
 leaves = jax.block_until_ready(jax.tree.leaves(loaded.transformer_params))
 size = sum(leaf.nbytes for leaf in leaves)
-print(size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(size, peak())
 """
 
 

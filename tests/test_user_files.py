@@ -11,6 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from peak_memory import PEAK
 from PIL import Image
 
 from ltx_jax.config import SampleConfig
@@ -301,18 +302,16 @@ def test_memory_is_flat_however_many_large_frames_are_decoded(tmp_path, read):
     picture = np.zeros((4320, 7680, 3), np.uint8)
     path = encode(tmp_path / "a.mp4", [picture] * 60, options={"preset": "ultrafast"})
     program = f"""
-import gc, re
+{PEAK}
+import gc
 from ltx_jax.data import video
-
-def peak():
-    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) // 1024
 
 gc.disable()  # memory must not hang on it
 for i, frame in enumerate(video.decode_video({str(path)!r})):
     {read}
     if i == 30:
         early = peak()
-print(i + 1, early, peak())
+print(i + 1, early // 2**20, peak() // 2**20)
 """
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
