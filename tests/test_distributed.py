@@ -30,14 +30,15 @@ def start(folder, steps, devices, *more):
     return process, pathlib.Path(log.name)
 
 
-def start_two(folder, steps, *more):
+def start_two(folder, steps, *more, last=()):
+    """Two processes; `last` are further arguments of the second one."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     where = ["--distributed.coordinator", f"localhost:{port}", "--distributed.num-processes", "2"]
     return [
-        start(folder, steps, 4, *MESH, *where, "--distributed.process-id", str(i), *more)
-        for i in range(2)
+        start(folder, steps, 4, *MESH, *where, "--distributed.process-id", str(i), *more, *own)
+        for i, own in enumerate([(), last])
     ]
 
 
@@ -113,6 +114,45 @@ def test_the_others_end_at_once_when_a_process_is_killed(dead, tmp_path):
     [line] = [line for line in log.read_text().splitlines() if "has ended before" in line]
     assert line.startswith(f"train.py: error: process {dead} of 2 has ended before the others")
     assert log.read_text().rstrip().endswith(line)  # and no raw text of a runtime after it
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_shows_its_own_error_and_ends_the_other(tmp_path):
+    bad = ["--data.source", str(tmp_path / "nowhere")]
+    (other, other_log), (process, log) = start_two(tmp_path / "run", 100_000, last=bad)
+    assert process.wait(timeout=120) == 2
+    assert other.wait(timeout=60) == 2
+    [line] = [line for line in log.read_text().splitlines() if "error:" in line]
+    assert str(tmp_path / "nowhere") in line
+    [line] = [line for line in other_log.read_text().splitlines() if "error:" in line]
+    assert line.startswith("train.py: error: process 1 of 2 has ended before the others")
+
+
+# An error whose text takes a while, in the first of two processes.
+FAIL = """
+import socket, time
+import jax
+from ltx_jax.config import DistributedConfig
+from ltx_jax.training import peers
+
+class Slow(RuntimeError):
+    def __str__(self):
+        time.sleep(0.5)
+        return "the error itself"
+
+link, other = socket.socketpair()
+jax.process_count, jax.process_index = lambda: 2, lambda: 0
+peers._connect = lambda cfg: {1: link}
+with peers.watched(DistributedConfig(), "train.py"):
+    raise Slow
+"""
+
+
+def test_a_failing_process_lives_until_its_error_is_printed():
+    command = [sys.executable, "-c", FAIL]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr.rstrip().endswith("the error itself"), result.stderr
 
 
 @pytest.mark.slow

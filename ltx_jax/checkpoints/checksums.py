@@ -19,8 +19,10 @@ from jaxtyping import Array, Shaped, UInt32
 def checksums(tree: Any) -> dict[str, str]:
     """Dtype and checksum of each array, by the name of its place in the tree."""
     named = {jax.tree_util.keystr(path): x for path, x in jax.tree.leaves_with_path(tree)}
-    # One after the other: programs that wait for collectives of one another would hang.
-    return {name: f"{x.dtype} {int(_sum(x)):08x}" for name, x in named.items()}
+    # In one program, since loading a compiled one for each shape would take as long as some
+    # trainings take to start.
+    sums = jax.device_get(_sums(named))
+    return {name: f"{x.dtype} {int(sums[name]):08x}" for name, x in named.items()}
 
 
 def first_difference(tree: Any, stored: Mapping[str, str]) -> str | None:
@@ -36,10 +38,21 @@ def first_difference(tree: Any, stored: Mapping[str, str]) -> str | None:
 
 
 @jax.jit
-def _sum(x: Shaped[Array, "..."]) -> UInt32[Array, ""]:
+def _sums(arrays: dict[str, Any]) -> dict[str, UInt32[Array, ""]]:
+    sums: dict[str, UInt32[Array, ""]] = {}
+    zero = jnp.uint32(0)
+    for name, x in arrays.items():
+        sums[name] = _sum(x, zero)
+        # The next sum waits for this one: collectives at once could hang in each other.
+        zero, _ = lax.optimization_barrier((zero, sums[name]))
+    return sums
+
+
+@jax.jit  # so that arrays of one shape are traced once
+def _sum(x: Shaped[Array, "..."], zero: UInt32[Array, ""]) -> UInt32[Array, ""]:
     bits = jnp.dtype(f"uint{8 * np.dtype(x.dtype).itemsize}")
     words = (x if x.dtype == bool else lax.bitcast_convert_type(x, bits)).astype(jnp.uint32)
-    index = jnp.zeros(x.shape, jnp.uint32)
+    index = jnp.full(x.shape, zero)
     for axis, size in enumerate(x.shape):
         index = index * jnp.uint32(size) + lax.broadcasted_iota(jnp.uint32, x.shape, axis)
     # The mixing of 32 bits in MurmurHash3, so that weights of neighbours have nothing in common.

@@ -61,7 +61,8 @@ def watched(cfg: DistributedConfig, program: str) -> Iterator[None]:
         yield
     except Exception:
         # A collective may fail before it is known here that a process has died.
-        if died.wait(_GRACE):
+        # Closing the connections wakes this process's own threads too, which must not report it.
+        if died.wait(_GRACE) or not reporting.acquire(blocking=False):
             threading.Event().wait()  # until `end` ends this process
         for link in links.values():  # the others have to end
             with contextlib.suppress(OSError):
