@@ -6,6 +6,8 @@ on every device. Changes are pytrees, so that compiled programs take strengths a
 
 import dataclasses
 import functools
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -32,6 +34,21 @@ class Change(Protocol):
           strength: 0 leaves the tensor as it is (`Replacement` excepted), 1 is the whole change.
         """
         ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """An adapter in memory.
+
+    Attributes:
+      path: its file.
+      changes: by official name of the tensor, without the prefix of files.
+      metadata: that of the file.
+    """
+
+    path: Path
+    changes: Mapping[str, Change]
+    metadata: Mapping[str, str]
 
 
 def _pytree(cls: Any) -> Any:

@@ -5,7 +5,6 @@ diffusers, peft, kohya); modules are named as in official files or as in diffuse
 (`_` for `.`); the suffix says what the tensor is. An unknown key is an error.
 """
 
-import dataclasses
 import difflib
 import functools
 import logging
@@ -19,8 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ltx_jax.checkpoints import keys, tensors
+from ltx_jax.checkpoints import adapter_trees, keys, run_config, tensors
 from ltx_jax.checkpoints.adapter_changes import (
+    Adapter,
     Change,
     Difference,
     HadamardProduct,
@@ -96,32 +96,19 @@ _FAMILIES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Adapter:
-    """An adapter in memory.
-
-    Attributes:
-      path: its file.
-      changes: by official name of the tensor, without the prefix of files.
-      metadata: that of the file.
-    """
-
-    path: Path
-    changes: Mapping[str, Change]
-    metadata: Mapping[str, str]
-
-
 def file_of(path: str | os.PathLike[str]) -> Path:
-    """The file of an adapter: the argument, or `adapter_model.safetensors` in a folder (peft)."""
+    """The file of an adapter: the argument, or `adapter_model.safetensors` in a folder (peft). A
+    run of ltx-train has none, and stands for itself."""
     path = Path(path)
-    return path / "adapter_model.safetensors" if path.is_dir() else path
+    is_peft = path.is_dir() and not run_config.is_run(path)
+    return path / "adapter_model.safetensors" if is_peft else path
 
 
 def read(path: str | os.PathLike[str], cfg: TransformerConfig) -> Adapter:
     """Reads an adapter.
 
     Args:
-      path: as `file_of` takes it.
+      path: as `file_of` takes it, or a run of ltx-train that trains an adapter, or a step of one.
       cfg: the transformer that it changes.
 
     Raises:
@@ -129,6 +116,8 @@ def read(path: str | os.PathLike[str], cfg: TransformerConfig) -> Adapter:
         has another shape, a value is not finite, or the adapter is of an unsupported kind. The
         message names the key.
     """
+    if run_config.is_run(path):
+        return _of_run(path, cfg)
     path = file_of(path)
     file = tensors.open_file(path)
     shapes = keys.stored_shapes(keys.transformer_leaves(keys.transformer_boxed(cfg)))
@@ -174,6 +163,17 @@ def warn_of_base(adapter: Adapter, checkpoint: Checkpoint) -> None:
             "differ",
             *(adapter.path, origin.base or "a checkpoint", origin.base_hash, checkpoint.base_hash),
         )
+
+
+def _of_run(path: str | os.PathLike[str], cfg: TransformerConfig) -> Adapter:
+    """The averaged adapter of a run."""
+    from ltx_jax.checkpoints import runs  # imports Orbax, which takes a second
+
+    own, tree, source_hash = runs.load_adapter(path)
+    if own.model != cfg:
+        raise ValueError(f"the adapter of {path} was trained for another transformer")
+    metadata = {"run": Path(path).name, "hash": source_hash}
+    return adapter_trees.named(tree, cfg, own.adapter.scale, Path(path), metadata)
 
 
 class _Names:

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from ltx_jax.config import (
+    AdapterConfig,
     DType,
     ExecutionConfig,
     TextEncoderConfig,
@@ -21,6 +22,7 @@ from ltx_jax.config import (
     UpsamplerConfig,
     VAEConfig,
 )
+from ltx_jax.models import adapter as models_adapter
 from ltx_jax.models.text_network import text_network
 from ltx_jax.models.transformer import Transformer, example_inputs
 from ltx_jax.models.upsampler import LatentUpsampler
@@ -130,6 +132,14 @@ def transformer_boxed(cfg: TransformerConfig, dtype: DType = "float32") -> Any:
     init = Transformer(cfg, ExecutionConfig(param_dtype=dtype)).init
     inputs = jax.eval_shape(lambda: example_inputs(cfg))
     return jax.eval_shape(init, jax.random.key(0), *inputs)["params"]
+
+
+def adapter_boxed(cfg: TransformerConfig, adapter: AdapterConfig, dtype: DType) -> Any:
+    """Shapes and logical axes of an adapter's parameters, in `dtype`."""
+    boxed = transformer_boxed(cfg)
+    return jax.eval_shape(
+        lambda key: models_adapter.init(boxed, adapter, key, dtype), jax.random.key(0)
+    )
 
 
 @functools.lru_cache(maxsize=8)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from ltx_jax.checkpoints import diffusers, exported_folder, hub, official, run_config
+from ltx_jax.checkpoints import adapters, diffusers, exported_folder, hub, official, run_config
 from ltx_jax.checkpoints.checkpoint import NETWORKS, Checkpoint, Network
 from ltx_jax.config import DType, SamplingConfig, UpsamplerConfig, VAEConfig
 
@@ -70,23 +70,59 @@ def _load(
 ) -> Checkpoint:
     """Loads one checkpoint. `vae` of another one helps to infer a transformer's version."""
     if str(path_or_hub_id).startswith("gs://"):
-        from ltx_jax.checkpoints import runs  # imports Orbax, which takes a second
-
-        return _only(networks, _cast(runs.load_run(path_or_hub_id, mesh=mesh), dtype))
+        return _load_run(path_or_hub_id, networks, mesh, dtype)
     path = hub.resolve(path_or_hub_id)
     placed: dict[str, Any] = dict(networks=networks, mesh=mesh, dtype=dtype, in_memory=in_memory)
     if path.is_file():
         return official.read(path, vae=vae, **placed)
     # Runs first: a transformer's run has a folder `vae` too, but only runs have their own config.
     if run_config.is_run(path):
-        from ltx_jax.checkpoints import runs
-
-        return _only(networks, _cast(runs.load_run(path, mesh=mesh), dtype))
+        return _load_run(path, networks, mesh, dtype)
     if exported_folder.is_exported(path):
         return exported_folder.read(path, **placed)
     if diffusers.is_directory(path):
         return diffusers.read(path, vae=vae, **placed)
     raise ValueError(f"{path} is no checkpoint: {_contents(path)}")
+
+
+def _load_run(
+    path: str | Path, networks: Collection[Network], mesh: Mesh | None, dtype: DType | None
+) -> Checkpoint:
+    from ltx_jax.checkpoints import runs  # imports Orbax, which takes a second
+
+    if run_config.trains_adapter(run_config.read_config(path)):
+        return _load_adapter_run(path, networks, mesh, dtype)
+    return _only(networks, _cast(runs.load_run(path, mesh=mesh), dtype))
+
+
+def _load_adapter_run(
+    path: str | Path, networks: Collection[Network], mesh: Mesh | None, dtype: DType | None
+) -> Checkpoint:
+    """Loads the base of a run's adapter, and merges the adapter into it."""
+    base = run_config.read_base(path)
+    vae = _load(base.vae, ("vae",), None, mesh, dtype) if "vae" in networks else Checkpoint()
+    result = Checkpoint()
+    if "transformer" in networks:
+        result = _load(base.path, ("transformer",), vae.vae, mesh, dtype)
+        run_config.check_same_base(path, base._replace(source_hash=result.source_hash))
+        assert result.transformer is not None  # as the adapter was trained with it
+        adapter = adapters.read(path, result.transformer)
+        params = adapters.merge(result.transformer_params, result.transformer, [(adapter, 1.0)])
+        cfg = run_config.read_config(path)
+        result = dataclasses.replace(
+            result,
+            transformer_params=params,
+            scheduler=cfg.scheduler,
+            settings=cfg.sampling_settings(),
+            metadata={**adapter.metadata, "weights": "ema"},
+            names={},
+            tolerated={},
+            dtypes={},
+        )
+    parts = {name: getattr(vae, name) for name in _OF_THE_VAE}
+    hashes = result.source_hash + vae.source_hash + result.metadata.get("hash", "")
+    source_hash = hashlib.sha256(hashes.encode()).hexdigest()
+    return dataclasses.replace(result, **parts, source_hash=source_hash)
 
 
 def _only(networks: Collection[Network], checkpoint: Checkpoint) -> Checkpoint:

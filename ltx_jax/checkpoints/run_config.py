@@ -14,11 +14,20 @@ from etils import epath
 
 from ltx_jax import config
 from ltx_jax.checkpoints.lock import is_address
-from ltx_jax.config import ExecutionConfig, T5Config, TrainConfig, VAEConfig, dump, subclasses
+from ltx_jax.config import (
+    ExecutionConfig,
+    T5Config,
+    TrainConfig,
+    TrainTransformer,
+    VAEConfig,
+    dump,
+    subclasses,
+)
 from ltx_jax.runtime import files
 
 CONFIG = "config.json"
 STEPS = "steps"
+BASE = "base.json"
 
 _EXECUTION = tuple(field.name for field in dataclasses.fields(ExecutionConfig))
 # Where older versions kept a network's execution: among the settings of the network itself.
@@ -34,6 +43,20 @@ class StoredVAE(NamedTuple):
 
     cfg: VAEConfig
     execution: ExecutionConfig
+
+
+class StoredBase(NamedTuple):
+    """The checkpoint that a run's adapter belongs to.
+
+    Attributes:
+      path: what `run.init_from` named; absolute if it is a local file or folder.
+      source_hash: that of the checkpoint (`Checkpoint.source_hash`), whatever its path.
+      vae: what `vae` named, likewise.
+    """
+
+    path: str
+    source_hash: str
+    vae: str
 
 
 def locate(path: str | os.PathLike[str]) -> epath.Path:
@@ -68,6 +91,11 @@ def is_run(path: str | os.PathLike[str]) -> bool:
         return content.get("type") in subclasses(TrainConfig)
     except (OSError, ValueError, AttributeError, TypeError):
         return False
+
+
+def trains_adapter(cfg: TrainConfig) -> bool:
+    """Whether a run trains an adapter, and no network of its own."""
+    return isinstance(cfg, TrainTransformer) and cfg.adapter.rank > 0
 
 
 def write_config(folder: str | os.PathLike[str], cfg: TrainConfig) -> None:
@@ -125,22 +153,51 @@ def read_vae(path: str | os.PathLike[str]) -> StoredVAE:
     return _read(path, parse)
 
 
+def write_base(folder: str | os.PathLike[str], base: StoredBase) -> None:
+    """Writes which checkpoint the run's adapter belongs to, whole or not at all."""
+    _write(folder, base._asdict(), BASE)
+
+
+def read_base(path: str | os.PathLike[str]) -> StoredBase:
+    """Reads what `write_base` wrote.
+
+    Raises:
+      ValueError: as `read_config` does.
+    """
+    return _read(path, lambda content: StoredBase(**content), BASE)
+
+
+def check_same_base(path: str | os.PathLike[str], base: StoredBase) -> None:
+    """Refuses another base than the one that the run in a folder was started with.
+
+    Raises:
+      ValueError: if it is another one; names both.
+    """
+    stored = read_base(path)
+    if stored.source_hash != base.source_hash:
+        raise ValueError(
+            f"the adapter in {path} belongs to {stored.path} (hash {stored.source_hash[:12]}), and "
+            f"{base.path} is another checkpoint or has been changed ({base.source_hash[:12]}): "
+            "name the right one with --run.init_from"
+        )
+
+
 def _split_execution(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Separates a network's settings from those of its execution, which older versions mixed."""
     network = {name: value for name, value in raw.items() if name not in _EXECUTION}
     return network, {name: value for name, value in raw.items() if name in _EXECUTION}
 
 
-def _write(folder: str | os.PathLike[str], content: dict[str, Any]) -> None:
+def _write(folder: str | os.PathLike[str], content: Mapping[str, Any], name: str = CONFIG) -> None:
     text = json.dumps(content, indent=2) + "\n"
     if is_address(folder):
-        (locate(folder) / CONFIG).write_text(text)
+        (locate(folder) / name).write_text(text)
     else:
-        files.atomic_write_text(Path(folder) / CONFIG, text)
+        files.atomic_write_text(Path(folder) / name, text)
 
 
-def _read(path: str | os.PathLike[str], parse: Any) -> Any:
-    file = split(path)[0] / CONFIG
+def _read(path: str | os.PathLike[str], parse: Any, name: str = CONFIG) -> Any:
+    file = split(path)[0] / name
     try:
         return parse(config.parse_json(file.read_text(), "its content"))
     except OSError as error:

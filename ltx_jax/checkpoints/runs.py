@@ -4,6 +4,8 @@ RUN/config.json     the whole configuration, so that a run describes itself
 RUN/steps/N/        Orbax: parameters, their average, the rest of the training state, checksums
 RUN/damaged/N/      steps that could not be read, which training has set aside
 RUN/vae/            the VAE a transformer is trained on, with its own config.json
+RUN/base.json       path and hash of the checkpoint that an adapter belongs to (a run that trains an
+                    adapter holds nothing else of that checkpoint, and no VAE)
 RUN/lock            the process that writes the run now
 
 RUN may be a local folder or an address, gs://.
@@ -35,12 +37,15 @@ from ltx_jax.checkpoints.lock import Lock, is_address
 from ltx_jax.checkpoints.run_config import (
     CONFIG,
     STEPS,
+    StoredBase,
     StoredVAE,
     check_same,
     locate,
     read_config,
     read_vae,
     split,
+    trains_adapter,
+    write_base,
     write_config,
     write_vae,
 )
@@ -105,12 +110,15 @@ class Run:
         """The last step saved."""
         return self._manager.latest_step()
 
-    def begin(self, vae: Checkpoint | None = None) -> None:
-        """Writes what describes the run: its configuration, and the VAE it is trained on."""
+    def begin(self, vae: Checkpoint | None = None, base: StoredBase | None = None) -> None:
+        """Writes what describes the run: its configuration, and the VAE it is trained on, or in
+        place of the VAE the base of an adapter."""
         if jax.process_index() == 0:
             write_config(self.folder, self._cfg)
+            if base is not None:
+                write_base(self.folder, base)
             (self.folder / STEPS).mkdir(exist_ok=True)
-        if vae is not None:
+        if vae is not None and base is None:
             self._write_vae(vae)
 
     def _write_vae(self, checkpoint: Checkpoint) -> None:
@@ -395,6 +403,8 @@ def load_run(
     """
     folder, step = split(path)
     cfg = read_config(folder)
+    if trains_adapter(cfg):
+        raise ValueError(f"{folder} holds an adapter, and no network of its own")
     with contextlib.closing(_manager(folder)) as manager:
         part, dtype = "ema" if ema else "params", cfg.execution.param_dtype
         checkpoint = Checkpoint(metadata={"run": folder.name, "weights": part})
@@ -442,6 +452,34 @@ def load_run(
     checkpoint.vae_dtype = vae.vae_dtype
     checkpoint.statistics = vae.statistics
     return checkpoint
+
+
+def load_adapter(
+    path: str | os.PathLike[str], *, ema: bool = True
+) -> tuple[TrainTransformer, Any, str]:
+    """Reads the adapter of a step of a run, onto the default device.
+
+    Args:
+      path: as in `load_run`.
+      ema: as in `load_run`.
+
+    Returns:
+      The run's configuration; the adapter, a tree as in `models/adapter.py`; a hash of its files.
+
+    Raises:
+      ValueError: as `load_run`, or if the run trains no adapter.
+    """
+    folder, step = split(path)
+    cfg = read_config(folder)
+    if not trains_adapter(cfg):
+        raise ValueError(f"{folder} is a run that trains no adapter")
+    part = "ema" if ema else "params"
+    boxed = keys.adapter_boxed(cfg.model, cfg.adapter, cfg.execution.param_dtype)
+    with contextlib.closing(_manager(folder)) as manager:
+        used, parts = _restore_step(
+            manager, {part: _placed({"adapter": boxed}, None)}, folder, step
+        )
+    return cfg, parts[part]["adapter"], _fingerprint(folder / STEPS / str(used))
 
 
 def _restore_step(

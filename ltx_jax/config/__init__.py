@@ -3,6 +3,7 @@
 Imports nothing from other packages of `ltx_jax`, so that `--help` appears at once.
 """
 
+from ltx_jax.config.adapters import AdapterConfig, BaseForm
 from ltx_jax.config.files import load, load_sampling, read_json, read_object, read_sampling_json
 from ltx_jax.config.from_json import build, dump, nearest, parse_json, shown, subclasses
 from ltx_jax.config.networks import (
@@ -58,9 +59,11 @@ from ltx_jax.config.training import (
 
 __all__ = [
     "MAX_FRAME_RATE",
+    "AdapterConfig",
     "AdapterNaming",
     "AestheticsConfig",
     "AttentionForm",
+    "BaseForm",
     "BlockConfig",
     "BucketConfig",
     "CaptionsConfig",

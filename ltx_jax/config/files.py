@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ltx_jax.config import networks, official_yaml, preparation, sampling, training
+from ltx_jax.config import adapters, networks, official_yaml, preparation, sampling, training
 from ltx_jax.config.from_json import build, nearest, parse_json
 from ltx_jax.config.sampling import SampleConfig
 
 _YAML = (".yaml", ".yml")
 _ENDINGS = (".py", ".json", *_YAML)
-_SCHEMA = (networks, preparation, sampling, training)
+_SCHEMA = (adapters, networks, preparation, sampling, training)
 
 
 def folder() -> Path:

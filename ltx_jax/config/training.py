@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, ClassVar, Literal
 
+from ltx_jax.config.adapters import AdapterConfig
 from ltx_jax.config.networks import (
     DiscriminatorConfig,
     DType,
@@ -403,6 +404,8 @@ class TrainTransformer(TrainConfig):
     max_caption_tokens: int = 128
     scheduler: SchedulerConfig = SchedulerConfig()
     flow: FlowConfig = FlowConfig()
+    # With a rank, trains an adapter beside the transformer of `run.init_from`.
+    adapter: AdapterConfig = AdapterConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     run: RunConfig = RunConfig()
@@ -410,6 +413,7 @@ class TrainTransformer(TrainConfig):
     distributed: DistributedConfig = DistributedConfig()
 
     def __post_init__(self):
+        self._check_adapter()
         require(
             self.captions != "train" or self.text_encoder.width == self.model.caption_channels,
             f"the text encoder is {self.text_encoder.width} wide and the transformer expects "
@@ -427,6 +431,31 @@ class TrainTransformer(TrainConfig):
             "flow.mask_probability and flow.outside_weight need masks: set data.masks",
         )
         _require_dtypes_alone("text_execution", self.text_execution)
+
+    def _check_adapter(self) -> None:
+        """Refuses settings that contradict a frozen transformer, or need one."""
+        if not self.adapter.rank:
+            default = AdapterConfig()
+            for field in dataclasses.fields(default):
+                require(
+                    getattr(self.adapter, field.name) == getattr(default, field.name),
+                    f"adapter.{field.name} has no effect without an adapter: set adapter.rank",
+                )
+            return
+        require(
+            self.run.init_from is not None,
+            "an adapter belongs to a trained transformer: name it with --run.init_from",
+        )
+        require(
+            self.captions != "train",
+            "an adapter is trained with the captions of its transformer: set captions to 'frozen' "
+            "(with text_encoder_path) or 'cached', not 'train'",
+        )
+        for name in ("init_missing", "init_redraw"):
+            require(
+                not getattr(self.run, name),
+                f"run.{name} has no effect with an adapter, whose transformer is not initialised",
+            )
 
     def sampling_settings(self) -> SamplingConfig:
         """Samples at the largest size of the data, with guidance if training dropped captions."""

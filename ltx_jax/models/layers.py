@@ -1,6 +1,7 @@
 """Layers that several networks use."""
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -50,6 +51,102 @@ def _transposed_jvp(
     return x.transpose(axes), jax.lax.optimization_barrier(tangent.transpose(axes))
 
 
+class Dense(nn.Module):
+    """A linear layer: `nn.Dense` that also reads what may lie beside its kernel and bias.
+
+    These are "adapter", a low-rank change of the kernel (`models/adapter.py`), and "kernel_scale",
+    the scales of a kernel in eight bits (`models/eight_bit.py`). `init` makes neither; without
+    them, the compiled program is that of `nn.Dense`.
+
+    Attributes:
+      features: number of outputs.
+      axes: logical axes of the kernel (i, o).
+      dtype: of the computation.
+      param_dtype: of the parameters that `init` makes.
+      use_bias: whether there is a bias.
+      kernel_init: initialiser of the kernel.
+    """
+
+    features: int
+    axes: tuple[str | None, str | None]
+    dtype: str
+    param_dtype: str
+    use_bias: bool
+    kernel_init: nn.initializers.Initializer
+
+    @nn.compact
+    def __call__(self, inputs: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
+        def own(name: str, init: Any, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> Any:
+            return self.param(name, param(axes, init), shape, self.param_dtype)
+
+        kernel = own("kernel", self.kernel_init, (inputs.shape[-1], self.features), self.axes)
+        bias = None
+        if self.use_bias:
+            bias = own("bias", nn.initializers.zeros, (self.features,), self.axes[-1:])
+        scale = self.get_variable("params", "kernel_scale")
+        x, dtype = inputs.astype(self.dtype), self.dtype
+        if scale is None:
+            y = dot_general(x, jnp.asarray(kernel, dtype), _last_axis(x))
+        else:
+            y = _matmul_in_eight_bits(x, kernel, scale)
+        if bias is not None:
+            y += _along_last(jnp.asarray(bias, dtype), y.ndim)
+        adapter = self.get_variable("params", "adapter")
+        return y if adapter is None else y + _low_rank(x, adapter)
+
+
+def _last_axis(x: Array) -> Any:
+    """The dimension numbers of a matmul of the last axis of `x` with a matrix."""
+    return ((x.ndim - 1,), (0,)), ((), ())
+
+
+def _low_rank(x: Float[Array, "*b i"], adapter: Mapping[str, Any]) -> Float[Array, "*b o"]:
+    """(x down) scale up, with dropout of the input if the adapter has a key for it."""
+    if "key" in adapter:
+        keep = adapter["keep"]
+        kept = jax.random.bernoulli(adapter["key"], keep, x.shape)
+        x = jnp.where(kept, x / keep.astype(x.dtype), 0)
+    down, scale, up = (jnp.asarray(adapter[n], x.dtype) for n in ("down", "scale", "up"))
+    h = dot_general(x, down, _last_axis(x)) * _along_last(scale, x.ndim)
+    return dot_general(h, up, _last_axis(h))
+
+
+def _along_last(vector: Float[Array, " n"], ndim: int) -> Array:
+    """A vector as an array of `ndim` axes, all but the last of size 1."""
+    return vector.reshape((1,) * (ndim - 1) + (-1,))
+
+
+@jax.custom_vjp
+def _matmul_in_eight_bits(
+    x: Float[Array, "*b i"], kernel: Array, scale: Float[Array, " o"]
+) -> Float[Array, "*b o"]:
+    """x (kernel * scale), with a gradient for x alone.
+
+    The gradient keeps the kernel in eight bits. JAX's own would keep the converted one, that is,
+    those of all layers at once.
+    """
+    return dot_general(x, _converted(x, kernel, scale), _last_axis(x))
+
+
+def _converted(x: Array, kernel: Array, scale: Array) -> Array:
+    # The barrier keeps XLA from converting the matrices of all layers in advance.
+    kernel, _ = jax.lax.optimization_barrier((kernel, x))
+    return (kernel.astype(jnp.float32) * _along_last(scale, 2)).astype(x.dtype)
+
+
+def _forward(x: Array, kernel: Array, scale: Array) -> tuple[Array, Any]:
+    return _matmul_in_eight_bits(x, kernel, scale), (kernel, scale)
+
+
+def _backward(saved: tuple[Array, Array], tangent: Array) -> tuple[Array, None, None]:
+    kernel = _converted(tangent, *saved)
+    last = (((tangent.ndim - 1,), (1,)), ((), ()))
+    return jax.lax.dot_general(tangent, kernel, last), None, None
+
+
+_matmul_in_eight_bits.defvjp(_forward, _backward)
+
+
 def dense(
     features: int,
     axes: tuple[str | None, str | None],
@@ -59,18 +156,9 @@ def dense(
     param_dtype: str,
     use_bias: bool = True,
     kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform(),
-) -> nn.Dense:
+) -> Dense:
     """A linear layer whose kernel (in, out) has the given logical axes."""
-    return nn.Dense(
-        features,
-        use_bias=use_bias,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        kernel_init=param(axes, kernel_init),
-        bias_init=param(axes[-1:], nn.initializers.zeros),
-        dot_general=dot_general,
-        name=name,
-    )
+    return Dense(features, axes, dtype, param_dtype, use_bias, kernel_init, name=name)
 
 
 def rms_normalize(x: Float[Array, "*b d"], epsilon: float) -> Float[Array, "*b d"]:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from ltx_jax.config import ExecutionConfig, STGMode, TransformerConfig
 from ltx_jax.models.attention import Mask, attention
-from ltx_jax.models.layers import RMSNorm, TimestepEmbedder, dense, param, rms_normalize
+from ltx_jax.models.layers import Dense, RMSNorm, TimestepEmbedder, dense, param, rms_normalize
 from ltx_jax.runtime.platforms import platform
 from ltx_jax.runtime.sharding import constrain, token_padding
 
@@ -128,7 +128,7 @@ def rotate(x: Float[Array, "b n d"], rope: Rope) -> Float[Array, "b n d"]:
     return turned.reshape(x.shape).astype(x.dtype)
 
 
-def _dense(execution: ExecutionConfig) -> Callable[..., nn.Dense]:
+def _dense(execution: ExecutionConfig) -> Callable[..., Dense]:
     return functools.partial(dense, dtype=execution.dtype, param_dtype=execution.param_dtype)
 
 

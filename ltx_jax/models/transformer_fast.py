@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from ltx_jax.config import ExecutionConfig, TransformerConfig
 from ltx_jax.models.attention import attention
+from ltx_jax.models.eight_bit import FP8, FP8_MAX
 from ltx_jax.models.layers import rms_normalize, sinusoidal_embedding
 from ltx_jax.models.transformer import (
     OUTPUT_NORM_EPSILON,
@@ -25,7 +26,6 @@ from ltx_jax.models.transformer import (
     Skip,
     TimeGroups,
 )
-from ltx_jax.models.transformer_fast_parameters import FP8, FP8_MAX
 
 # For every transformer layer, the largest absolute input of each of its linear layers.
 Maxima = list[dict[str, Array]]

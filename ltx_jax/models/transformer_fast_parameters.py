@@ -14,15 +14,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from ltx_jax.config import ExecutionConfig, Linears, TransformerConfig
+from ltx_jax.models.eight_bit import FP8, FP8_MAX, quantized
 
 # The large matrices of a layer, which are quantised.
 LINEARS = ("qkv", "out", "caption_q", "caption_out", "ff_in", "ff_out")
 # For every layer, the largest absolute input of each of `LINEARS`.
 InputMaxima = Sequence[dict[str, float]]
 
-FP8 = jnp.float8_e4m3fn
-FP8_MAX = 448.0
-_INT8_MAX = 127.0
 # Inputs may be larger than those of the calibration by this factor. This costs no precision, since
 # float8 is a floating-point format.
 _INPUT_MARGIN = 2.0
@@ -198,7 +196,5 @@ def _to_float8(p: dict[str, Array], maximum: Any) -> dict[str, Array]:
 
 @jax.jit
 def _to_int8(p: dict[str, Array]) -> dict[str, Array]:
-    kernel = p["kernel"].astype(jnp.float32)
-    scale = jnp.max(jnp.abs(kernel), axis=0, keepdims=True) / _INT8_MAX
-    whole = jnp.round(kernel / jnp.where(scale > 0, scale, 1)).astype(jnp.int8)
+    whole, scale = quantized(p["kernel"], "int8")
     return {"kernel": whole, "scale": scale, "bias": p["bias"]}

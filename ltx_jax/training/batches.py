@@ -97,14 +97,28 @@ def replicate_over(mesh: Mesh, tree: Any) -> Any:
     return jax.make_array_from_process_local_data(NamedSharding(mesh, P()), tree)
 
 
+def place_frozen(mesh: Mesh, tree: Any) -> Any:
+    """Replicates arrays as `replicate_over` does, except those that lie on the mesh already, such
+    as the parameters of a large network that is sharded over it."""
+    return jax.tree.map(lambda x: x if _lies_on(mesh, x) else replicate_over(mesh, x), tree)
+
+
+def frozen_shapes(mesh: Mesh, tree: Any) -> Any:
+    """Shapes of arrays as `place_frozen` lays them out; shapes with a sharding keep it."""
+    everywhere = NamedSharding(mesh, P())
+    return jax.tree.map(
+        lambda x: _placed_shapes(x, x.sharding if _lies_on(mesh, x) else everywhere), tree
+    )
+
+
+def _lies_on(mesh: Mesh, x: Any) -> bool:
+    where = getattr(x, "sharding", None)
+    return isinstance(where, NamedSharding) and where.mesh == mesh
+
+
 def split_shapes(mesh: Mesh, tree: Any) -> Any:
     """Shapes of arrays as `split_over` lays them out."""
     return _placed_shapes(tree, _by_batch(mesh))
-
-
-def replicated_shapes(mesh: Mesh, tree: Any) -> Any:
-    """Shapes of arrays as `replicate_over` lays them out."""
-    return _placed_shapes(tree, NamedSharding(mesh, P()))
 
 
 def _placed_shapes(tree: Any, where: NamedSharding) -> Any:

@@ -122,7 +122,7 @@ def _begin(run: runs.Run, trainer: Trainer, log: Log) -> TrainState:
         state = _restored(run.restore, trainer)
         last = trainer.stage.cfg.run.steps
         log(f"{run.folder}: continues after step {state.step} of {last}")
-    run.begin(trainer.stage.vae)
+    run.begin(trainer.stage.vae, trainer.stage.base)
     return state
 
 

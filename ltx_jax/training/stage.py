@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from ltx_jax.checkpoints.checkpoint import Checkpoint
+from ltx_jax.checkpoints.run_config import StoredBase
 from ltx_jax.config import BucketConfig, TrainConfig
 from ltx_jax.data.loader import Batch
 from ltx_jax.data.sources import Encoding
@@ -101,13 +102,16 @@ class Stage(abc.ABC):
     Attributes:
       cfg: the argument.
       mesh: the argument.
-      frozen: untrained weights that the loss needs (LPIPS, a teacher), by name, on the host. They
-        are passed to the loss replicated over the devices.
+      frozen: untrained weights that the loss needs (LPIPS, a teacher, the network of an adapter),
+        by name. Arrays that lie on the mesh stay as they are; others are replicated over it.
       vae: the frozen VAE that is saved with the run; None if there is none.
+      base: the checkpoint that an adapter belongs to. It is named in the run, not copied into it;
+        None if the run trains no adapter.
     """
 
     frozen: Mapping[str, Any] = {}
     vae: Checkpoint | None = None
+    base: StoredBase | None = None
 
     def __init__(self, cfg: TrainConfig, mesh: Mesh):
         self.cfg, self.mesh = cfg, mesh

@@ -84,13 +84,13 @@ class Trainer:
 
     def trace(self, batch: Any) -> Any:
         """The traced step (`jax.stages.Traced`) for the shapes of a batch."""
-        frozen = batches.replicated_shapes(self.mesh, dict(self.stage.frozen))
+        frozen = batches.frozen_shapes(self.mesh, dict(self.stage.frozen))
         return self._step.trace(self.plan.shapes, batch, frozen)
 
     @functools.cached_property
     def frozen(self) -> dict[str, Any]:
-        """The stage's frozen weights, replicated over the devices."""
-        return batches.replicate_over(self.mesh, dict(self.stage.frozen))
+        """The stage's frozen weights, on the devices."""
+        return batches.place_frozen(self.mesh, dict(self.stage.frozen))
 
     def _take_step(
         self, state: TrainState, batch: Any, frozen: Any

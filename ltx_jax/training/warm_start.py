@@ -33,6 +33,8 @@ def first_state(stage: Stage, plan: StatePlan) -> TrainState:
         message names the first tensors, or the setting), or if a pattern matches nothing.
     """
     run = stage.cfg.run
+    if stage.base is not None:  # what `run.init_from` names is frozen, and no part of the state
+        return plan.make()
     if run.init_from is None:
         for name in ("init_missing", "init_extra", "init_redraw", "init_settings"):
             if getattr(run, name):
@@ -43,9 +45,30 @@ def first_state(stage: Stage, plan: StatePlan) -> TrainState:
     targets = {name: plan.shapes.params.get(name, {}) for name in weights.params}
     for name in plan.shapes.params.keys() - weights.params.keys():
         _log.info("%s: initialised at random, the checkpoint has none", name)
-    tensors = _select(run, dict(flat_tensors(weights.params)), dict(flat_tensors(targets)))
-    _check_settings(run, weights.configs)
-    return plan.make(_nested(tensors), weights.statistics)
+    tensors = matching_weights(run, weights.params, targets, weights.configs)
+    return plan.make(tensors, weights.statistics)
+
+
+def matching_weights(
+    run: RunConfig,
+    params: Mapping[str, Any],
+    targets: Mapping[str, Any],
+    configs: Sequence[tuple[Any, Any]],
+) -> dict[str, Any]:
+    """The parameters of a checkpoint that a run takes.
+
+    Args:
+      run: says by `init_*` how the checkpoint may differ from the run.
+      params: the checkpoint's parameters, by part.
+      targets: shapes of the run's parameters, by part.
+      configs: as in `InitialWeights`.
+
+    Raises:
+      ValueError: as `first_state` does.
+    """
+    tensors = _select(run, dict(flat_tensors(params)), dict(flat_tensors(targets)))
+    _check_settings(run, configs)
+    return _nested(tensors)
 
 
 def _select(run: RunConfig, source: _Tensors, target: _Tensors) -> dict[str, Any]:

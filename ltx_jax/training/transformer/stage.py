@@ -1,5 +1,7 @@
 """The second stage: trains the transformer, and optionally a text encoder, with rectified flow.
 
+With `adapter.rank`, it trains an adapter beside a frozen transformer instead.
+
 Latents come from a frozen VAE; they are stored with the data, or encoded batch by batch. Every step
 draws a new sample of their posterior.
 """
@@ -8,7 +10,7 @@ import copy
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -16,6 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from ltx_jax.checkpoints import keys
 from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.config import BucketConfig, TrainTransformer, VAEConfig
 from ltx_jax.data.loader import Batch
@@ -23,6 +26,7 @@ from ltx_jax.diffusion import positions
 from ltx_jax.diffusion.conditioning import PREFIX
 from ltx_jax.diffusion.denoiser import Plain
 from ltx_jax.inference.encode_dataset import check_vae
+from ltx_jax.models import adapter
 from ltx_jax.models.vae import check_video_shape
 from ltx_jax.runtime import sharding
 from ltx_jax.runtime.platforms import onednn_options
@@ -31,6 +35,7 @@ from ltx_jax.training.frozen_vae import check_holds_vae, describe_frozen_vae, lo
 from ltx_jax.training.stage import BatchSource, InitialWeights, LossValue, Stage, Validation
 from ltx_jax.training.state import TrainState
 from ltx_jax.training.transformer import sources
+from ltx_jax.training.transformer.base import describe_base, load_base
 from ltx_jax.training.transformer.conditions import (
     ConditionItem,
     Conditions,
@@ -73,6 +78,7 @@ class TransformerStage(Stage):
         self.vae, self._loader, self._captions = vae, loader, captions
         vae_cfg = self._vae_cfg
         check_fit(cfg, vae_cfg, mesh)
+        self.frozen = {}
         causal = cfg.model.causal_temporal_positioning
         self.model = FlowModel(
             Plain(cfg.model, cfg.execution),
@@ -111,6 +117,8 @@ class TransformerStage(Stage):
             check_vae(loader.encoding, vae, cfg.vae)
         captions = sources.open_captions(cfg, loader.encoding, mesh)
         stage = cls(cfg, mesh, vae, captions, loader)
+        if cfg.adapter.rank:
+            stage.base, stage.frozen["transformer"] = load_base(cfg, mesh)
         if cfg.run.validate_every:
             stage._validator.prepare()  # so that errors in it appear before the first step
         return stage
@@ -119,11 +127,34 @@ class TransformerStage(Stage):
     def describe(cls, cfg: TrainTransformer, mesh: Mesh) -> "TransformerStage":
         """Makes the stage without data, and without weights of the VAE and the text encoder."""
         vae = describe_frozen_vae(cfg.vae, cfg.model.in_channels)
-        return cls(cfg, mesh, vae, sources.described_captions(cfg))
+        stage = cls(cfg, mesh, vae, sources.described_captions(cfg))
+        if cfg.adapter.rank:
+            stage.frozen["transformer"] = describe_base(cfg, mesh)
+        return stage
 
     def init(self, key: Array) -> dict[str, Any]:
-        """Initialises "transformer", and "text_encoder" if it is trained."""
-        return self.model.init(key)
+        """Initialises "transformer", and "text_encoder" if it is trained; or "adapter" alone."""
+        cfg = self.cfg
+        if not cfg.adapter.rank:
+            return self.model.init(key)
+        boxed = keys.transformer_boxed(cfg.model)
+        return {"adapter": adapter.init(boxed, cfg.adapter, key, cfg.execution.param_dtype)}
+
+    def networks(
+        self, params: Mapping[str, Any], frozen: Mapping[str, Any], key: Array | None = None
+    ) -> Mapping[str, Any]:
+        """The parameters of all networks: the trained ones, or the base with its adapter.
+
+        Args:
+          params: the trained parameters.
+          frozen: the weights of `self.frozen`.
+          key: random key of the adapter's dropout; None turns it off.
+        """
+        if not self.cfg.adapter.rank:
+            return params
+        scale, dropout = self.cfg.adapter.scale, self.cfg.adapter.dropout
+        options: Any = dict(scale=scale, dropout=dropout, key=key)
+        return {"transformer": adapter.attach(frozen["transformer"], params["adapter"], **options)}
 
     def abstract_batch(self, bucket: BucketConfig) -> dict[str, Any]:
         """Shapes of a bucket's largest batch, whose conditions add the most tokens."""
@@ -214,7 +245,11 @@ class TransformerStage(Stage):
         self, params: Any, state: TrainState, batch: Any, frozen: Any, key: Array
     ) -> LossValue:
         """See `flow_loss`."""
-        return flow_loss(self.model, params, batch, key, self.cfg.flow, self._kept)
+        dropout_key = None
+        if self.cfg.adapter.dropout:
+            key, dropout_key = jax.random.split(key)
+        networks = self.networks(params, frozen, dropout_key)
+        return flow_loss(self.model, networks, batch, key, self.cfg.flow, self._kept)
 
     def flop_stage(self, step: int) -> Stage:
         """This stage with plain attention: fused kernels also compute padding, which should not be
@@ -230,7 +265,7 @@ class TransformerStage(Stage):
 
     def validate(self, state: TrainState) -> Validation:
         """See `FlowValidator`."""
-        return self._validator(state)
+        return self._validator(self.networks(state.ema, self.frozen))
 
     @functools.cached_property
     def _validator(self) -> FlowValidator:

@@ -5,7 +5,7 @@ import functools
 import logging
 import math
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -29,7 +29,6 @@ from ltx_jax.models.vae import Posterior
 from ltx_jax.runtime import sharding
 from ltx_jax.training.batches import replicate_over
 from ltx_jax.training.stage import LoggedVideo, Validation
-from ltx_jax.training.state import TrainState
 from ltx_jax.training.transformer.conditions import Conditions, reference_of
 from ltx_jax.training.transformer.loss import FlowModel
 from ltx_jax.training.validation_clips import read_validation_clips, select_examples
@@ -66,7 +65,7 @@ def losses_at_times(
 class FlowValidator:
     """Computes losses at fixed times, and samples videos, for held-out clips.
 
-    Every validation uses the averaged parameters and the same noise. No frame of the clips is a
+    Every validation uses the same noise. No frame of the clips is a
     condition, except in the second sample of each with `run.validation_first_frames`. The
     references of clips that have some are followed everywhere.
 
@@ -121,17 +120,17 @@ class FlowValidator:
         pipeline.execution = dataclasses.replace(cfg.execution, remat="none")
         return pipeline
 
-    def __call__(self, state: TrainState) -> Validation:
-        """Metrics and videos of a state."""
+    def __call__(self, params: Mapping[str, Any]) -> Validation:
+        """Metrics and videos of the parameters of all networks."""
         clips, placed, empty = self._clips
         losses, videos = [], {}
         for i, (one, text) in enumerate(zip(placed, clips.captions, strict=True)):
             with sharding.use_mesh(self._mesh):
-                losses.append(np.asarray(self._measure(state.ema, one, jax.random.key(i))))
+                losses.append(np.asarray(self._measure(params, one, jax.random.key(i))))
             for start, conditions in self._starts(one).items():
                 name = f"{start} {i}: {textwrap.shorten(text, 60)}"
                 try:
-                    videos[name] = self._video(state.ema, one, empty, clips, i, conditions)
+                    videos[name] = self._video(params, one, empty, clips, i, conditions)
                 except NotFiniteError as error:  # not a reason to end a run
                     _log.warning("%s: %s", name, error)
         means = np.mean(losses, axis=0)

@@ -1,0 +1,207 @@
+"""Training an adapter beside a frozen transformer, and what its run holds."""
+
+import dataclasses
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import tiny_checkpoint
+from tiny_stages import QUICK, QUICK_MESH, assert_eight_devices_train_as_one, one_device
+
+from ltx_jax.checkpoints import adapters
+from ltx_jax.checkpoints.load import load_checkpoint
+from ltx_jax.config import (
+    AdapterConfig,
+    DataConfig,
+    FlowConfig,
+    OptimConfig,
+    RunConfig,
+    TrainTransformer,
+)
+from ltx_jax.models import adapter as adapter_model
+from ltx_jax.runtime import sharding
+from ltx_jax.training.loop import train
+from ltx_jax.training.step import Trainer
+from ltx_jax.training.transformer.stage import TransformerStage
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_checkpoint.write_exported(tmp_path_factory.mktemp("base"))
+
+
+def config(folder, output, **adapter):
+    return TrainTransformer(
+        model=load_checkpoint(folder).transformer,
+        vae=str(folder),
+        captions="frozen",
+        text_encoder_path=str(folder),
+        max_caption_tokens=16,
+        adapter=AdapterConfig(**{"rank": 4, "targets": ("all",), "base": "float32", **adapter}),
+        flow=FlowConfig(first_frame_probability=0.0),
+        data=DataConfig(num_frames=9, height=32, width=64, batch_size=8),
+        optim=OptimConfig(peak_lr=1e-2, warmup_steps=0, ema_decay=0.9),
+        run=RunConfig(
+            output=str(output), init_from=str(folder), steps=4, save_every=2, tensorboard=False
+        ),
+    )
+
+
+def steps(cfg, count):
+    return dataclasses.replace(cfg, run=dataclasses.replace(cfg.run, steps=count))
+
+
+def quiet(line):
+    pass
+
+
+def check_equal(tree, other):
+    jax.tree.map(np.testing.assert_array_equal, tree, other)
+
+
+@pytest.fixture(scope="module")
+def trained(folder, tmp_path_factory):
+    output = tmp_path_factory.mktemp("run") / "lora"
+    return output, train(config(folder, output, dropout=0.1), quiet)
+
+
+def of_state(state):
+    return state.params, state.ema, state.opt_state, state.updates
+
+
+@pytest.mark.thorough
+def test_only_the_adapter_is_trained_and_stored(folder, trained):
+    output, state = trained
+    assert set(state.params) == set(state.ema) == {"adapter"}
+    count = sum(x.size for x in jax.tree.leaves(state.params))
+    moments = [x for x in jax.tree.leaves(state.opt_state) if x.ndim]
+    assert sum(x.size for x in moments) == 2 * count
+    for _, layer in adapter_model.modules(state.params["adapter"]):
+        assert np.abs(layer["up"]).max() > 0
+    assert {path.name for path in output.iterdir()} == {"config.json", "base.json", "lock", "steps"}
+
+    base, whole = load_checkpoint(folder), load_checkpoint(output)
+    check_equal(whole.vae_params, base.vae_params)
+    assert whole.text_encoder is not None
+    adapter = adapters.read(output, base.transformer)
+    merged = adapters.merge(base.transformer_params, base.transformer, [(adapter, 1.0)])
+    check_equal(whole.transformer_params, merged)
+    old, new = (x["blocks"]["ff"]["linear_1"] for x in (base.transformer_params, merged))
+    check_equal(new["bias"], old["bias"])
+    assert np.abs(new["kernel"] - old["kernel"]).max() > 1e-3
+    earlier = load_checkpoint(output / "steps" / "2")
+    assert earlier.source_hash != whole.source_hash
+
+
+@pytest.mark.thorough
+def test_a_resumed_run_is_bitwise_the_uninterrupted_one(folder, trained, tmp_path):
+    cfg = config(folder, tmp_path / "lora", dropout=0.1)
+    train(steps(cfg, 2), quiet)
+    lines = []
+    state = train(cfg, lines.append)
+    assert any("continues after step 2" in line for line in lines)
+    check_equal(of_state(state), of_state(trained[1]))
+
+
+@pytest.mark.thorough
+def test_another_base_is_named(folder, trained, tmp_path):
+    output = tmp_path / "lora"
+    shutil.copytree(trained[0], output)
+    moved = tmp_path / "moved"
+    shutil.copytree(folder, moved)
+    cfg = config(moved, output, dropout=0.1)
+    cfg = dataclasses.replace(cfg, vae=str(folder), text_encoder_path=str(folder))
+    assert train(cfg, quiet).step == 4  # the same files elsewhere are the same base
+
+    file = moved / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"lora belongs to .*moved .* has been changed"):
+        train(cfg, quiet)
+    with pytest.raises(ValueError, match="has been changed"):
+        load_checkpoint(output)
+
+
+@pytest.mark.thorough
+def test_eight_devices_train_as_one(folder):
+    cfg = config(folder, "/none")
+    cfg = dataclasses.replace(
+        cfg,
+        model=dataclasses.replace(cfg.model, num_attention_heads=4, attention_head_dim=8),
+        run=dataclasses.replace(cfg.run, init_settings=("num_attention", "attention_head")),
+    )
+    assert_eight_devices_train_as_one(lambda mesh: TransformerStage.open(cfg, mesh), QUICK_MESH)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("form", ["int8", "float8", "bfloat16"])
+def test_the_base_may_be_small_and_stays_as_it_is(folder, form):
+    cfg = config(folder, "/none", base=form, targets=("attention",))
+    mesh = one_device()
+    stage = TransformerStage.open(cfg, mesh)
+    trainer = Trainer(stage, compiler_options=QUICK)
+    before = jax.device_get(trainer.frozen)
+    kernel = before["transformer"]["blocks"]["ff"]["linear_1"]["kernel"]
+    assert kernel.dtype.itemsize == (2 if form == "bfloat16" else 1)
+    described = TransformerStage.describe(cfg, mesh).frozen["transformer"]
+    for (path, x), y in zip(
+        jax.tree.leaves_with_path(described),
+        jax.tree.leaves(stage.frozen["transformer"]),
+        strict=True,
+    ):
+        assert (x.shape, x.dtype, x.sharding) == (y.shape, y.dtype, y.sharding), path
+    state, norms = trainer.plan.make(), []
+    with sharding.use_mesh(mesh):
+        for batch in stage.batches(0, 3):
+            state, metrics = trainer.step(state, batch)
+            norms.append(float(metrics["grad_norm"]))
+    assert metrics["rejected"] == 0
+    assert min(norms) > 0
+    check_equal(jax.device_get(trainer.frozen), before)
+
+
+@pytest.mark.thorough
+def test_validation_samples_the_base_with_the_adapter(folder, tmp_path):
+    cfg = config(folder, tmp_path / "lora", targets=("attention",))
+    run = dataclasses.replace(cfg.run, steps=1, validate_every=1, validation_clips=1)
+    stage = TransformerStage.open(dataclasses.replace(cfg, run=run), one_device())
+    state = Trainer(stage, compiler_options=QUICK).plan.make()
+    fresh = stage.validate(state)
+    assert len(fresh.videos) == 1
+
+    def moved(path, x):
+        return x + 0.2 if path[-1].key == "up" else x
+
+    state = dataclasses.replace(state, ema=jax.tree.map_with_path(moved, state.ema))
+    other = stage.validate(state)
+    assert abs(other.scalars["val_loss"] - fresh.scalars["val_loss"]) > 1e-3
+    [one], [two] = fresh.videos.values(), other.videos.values()
+    assert np.abs(one.frames.astype(int) - two.frames).max() > 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"run": {"init_from": None}}, "name it with --run.init_from"),
+        ({"captions": "train"}, "set captions to 'frozen'"),
+        ({"run": {"init_redraw": ("ff",)}}, "init_redraw has no effect with an adapter"),
+        ({"adapter": {"rank": 0}}, "adapter.targets has no effect without an adapter"),
+    ],
+)
+def test_settings_that_contradict_an_adapter_are_refused(folder, changes, message):
+    cfg = config(folder, "/none")
+    for name, change in changes.items():
+        if isinstance(change, dict):
+            changes = {**changes, name: dataclasses.replace(getattr(cfg, name), **change)}
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(cfg, **changes)
+
+
+@pytest.mark.thorough
+def test_a_base_of_another_architecture_is_refused(folder):
+    cfg = config(folder, "/none")
+    wide = dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, num_layers=3))
+    with pytest.raises(ValueError, match="has another architecture: transformer/blocks"):
+        TransformerStage.open(wide, one_device())
