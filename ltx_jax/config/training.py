@@ -41,13 +41,18 @@ class OptimConfig:
     clip_norm: float = 1.0  # largest global norm of the gradient
     ema_decay: float = 0.9999  # decay of the parameter average
     accumulate: int = 1  # micro-batches of a batch, whose gradients are computed one after another
-    moment_dtype: DType = "float32"  # dtype of the first moment
+    # Dtype of the first moment; "8bit" stores both moments of AdamW in one byte per parameter.
+    moment_dtype: DType | Literal["8bit"] = "float32"
     # Parameters that are not trained: regular expressions, searched for in parameter paths such as
     # "blocks/attn1/to_q/kernel".
     freeze: tuple[str, ...] = ()
 
     def __post_init__(self):
         require(self.accumulate > 0, f"accumulate must be positive, got {self.accumulate}")
+        require(
+            self.name == "adamw" or self.moment_dtype != "8bit",
+            f"moment_dtype '8bit' is for AdamW, and name is {self.name!r}: take bfloat16",
+        )
 
 
 @settings

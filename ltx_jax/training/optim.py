@@ -10,6 +10,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers
 
 from ltx_jax.config import OptimConfig
+from ltx_jax.training.adam_8bit import scale_by_adam_8bit
 
 # Scales Muon's updates to the root mean square of Adam's, so that both can share one learning rate
 # (Liu et al., "Muon is scalable for LLM training", arXiv 2502.16982).
@@ -19,6 +20,8 @@ _UPDATE_RMS = 0.2
 # grows with the square of their number, and 1024 output channels at once would take longer than the
 # whole gradient of a small network.
 _COLUMNS = 64
+
+_DECAYED = ("kernel", "down", "up")
 
 MAIN = "main"  # name of the optimiser for all parameters that no other optimiser trains
 
@@ -72,7 +75,13 @@ def make_optimizer(cfg: OptimConfig, steps: int) -> optax.GradientTransformation
     Frozen parameters get no update and no state.
     """
     schedule = make_schedule(cfg, steps)
-    if cfg.name == "adamw":
+    if cfg.moment_dtype == "8bit":
+        update = optax.chain(
+            scale_by_adam_8bit(cfg.b1, cfg.b2),
+            optax.add_decayed_weights(cfg.weight_decay, decayed),
+            optax.scale_by_learning_rate(schedule),
+        )
+    elif cfg.name == "adamw":
         update = optax.adamw(
             schedule,
             cfg.b1,
@@ -133,11 +142,12 @@ def frozen_parameters(params: Any, patterns: Sequence[str]) -> Any:
 
 
 def decayed(params: Any) -> Any:
-    """A tree of booleans: True for the parameters with weight decay, matrices and kernels.
+    """A tree of booleans: True for the parameters with weight decay, matrices and kernels, and the
+    two matrices of an adapter.
 
     Decided by name, not by rank: stacking the blocks gives biases and gains two dimensions too.
     """
-    return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)
+    return jax.tree.map_with_path(lambda path, _: path[-1].key in _DECAYED, params)
 
 
 def muon_axes(params: Any) -> Any:

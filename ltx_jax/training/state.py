@@ -141,7 +141,8 @@ def _layout_like(tree: Any, params: Any, layout: Any, default: NamedSharding) ->
     """Shards each leaf of an optimiser's state like the parameter whose path ends the leaf's path.
 
     Muon divides the output channels of wide kernels into groups, so its leaves have one more axis;
-    they are sharded within each group.
+    they are sharded within each group. Moments in eight bits have one maximum for every block of
+    the last axis.
     """
     flat = jax.tree.leaves_with_path(params)
     parameters = {
@@ -155,6 +156,8 @@ def _layout_like(tree: Any, params: Any, layout: Any, default: NamedSharding) ->
             shape, where = parameters.get(names[start:], ((), default))
             if shape == x.shape:
                 return where
+            if shape[:-1] == x.shape[:-1] and len(shape) == x.ndim:
+                return _if_it_divides(x.shape, where, default)
             grouped = (*x.shape[:-2], x.shape[-2] * x.shape[-1]) if x.ndim > 1 else ()
             if shape and shape == grouped:
                 *others, columns = (*where.spec, *(None,) * (len(shape) - len(where.spec)))
