@@ -522,6 +522,46 @@ def test_the_pipeline_changes_strengths_without_compiling(lora, tmp_path):
             pipe.unload_lora(tmp_path / "lora.safetensors")
 
 
+@pytest.mark.thorough
+def test_strengths_of_adapters_kept_apart_are_data(lora, tmp_path):
+    folder = tiny_checkpoint.write_exported(tmp_path / "model")
+    from ltx_jax import LTXPipeline
+
+    file, other = tmp_path / "lora.safetensors", tmp_path / "other.safetensors"
+    save_file(lora, file)
+    save_file({name: x[..., ::-1].copy() for name, x in lora.items()}, other)
+    pipe = LTXPipeline.from_pretrained(folder, dtype="float32")
+
+    def sample():
+        return pipe("a fox", output="latents")
+
+    plain = sample()
+    pipe.load_loras([(file, 0.5), (other, -0.3)])
+    merged = sample()
+    pipe.unload_lora()
+    pipe.load_loras([(file, 1.0), (other, 1.0)], merge=False)
+    sample()
+    kernels = pipe.params["blocks"]["attn1"]["to_q"]["kernel"]
+    for path in (file, other):
+        path.unlink()  # what is loaded is not read again
+    pipe.load_loras([(file, 0.5), (other, -0.3)], merge=False)
+    assert pipe.params["blocks"]["attn1"]["to_q"]["kernel"] is kernels
+    apart = sample()
+    assert pipe.timings["compile"] == 0
+    assert [strength for _, strength in pipe.loras] == [0.5, -0.3]
+    assert np.abs(merged - plain).max() > 1e-2
+    np.testing.assert_allclose(apart, merged, atol=1e-5 * np.abs(merged).max())
+    pipe.load_loras([(file, 0.0), (other, 0.0)], merge=False)
+    np.testing.assert_array_equal(sample(), plain)
+    pipe.unload_lora()
+    np.testing.assert_array_equal(sample(), plain)
+
+    save_file(lora, file)
+    small = LTXPipeline.from_pretrained(folder, dtype="float32", linears="int8")
+    with pytest.raises(ValueError, match="int8 linears need merged adapters"):
+        small.load_lora(file, merge=False)
+
+
 def test_strengths_on_the_command_line(tmp_path):
     from ltx_jax.inference.arguments import split_lora
 

@@ -3,7 +3,7 @@ parameters (`models/adapter.py`), as training and `layers.Dense` have them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -51,53 +51,78 @@ def beside(adapters: Sequence[tuple[Adapter, float]], cfg: TransformerConfig) ->
     """A tree that does what several adapters do, with their strengths as data.
 
     The ranks of a layer's adapters lie one after the other: sum_i s_i down_i up_i is the product of
-    all columns with all rows. "scale" (*layers, r) holds the strength and alpha / rank of each.
-    Layers of a stack that an adapter does not change get zeros.
+    all columns with all rows. "scale" (*layers, r) holds the strength times alpha / rank of each.
+    Where an adapter changes only some layers of a stack, or with a smaller rank, there are zeros.
 
     Raises:
       ValueError: if an adapter does more than add low-rank matrices to kernels.
     """
-    leaves = dict(_kernels(cfg))
-    _check_low_rank(adapters, {name for leaf in leaves.values() for name in leaf.names})
-    tree: dict[str, Any] = {}
-    for module, leaf in leaves.items():
-        parts = [
-            part for adapter, strength in adapters if (part := _stacked(adapter, strength, leaf))
-        ]
-        if not parts:
-            continue
-        node = tree
-        for name in module:
-            node = node.setdefault(name, {})
-        for name, axis in (("down", -1), ("up", -2), ("scale", -1)):
-            whole = np.concatenate([part[name] for part in parts], axis)
-            node[name] = whole if leaf.stacked else whole[0]
+    _check_low_rank(adapters, cfg)
+    tree = scales(adapters, cfg)
+    for module, leaf, parts in _changed(adapters, cfg):
+        inputs, outputs = leaf.layer_shape
+        ranks = sum(part.rank for part in parts)
+        down = np.zeros((len(leaf.names), inputs, ranks), np.float32)
+        up = np.zeros((len(leaf.names), ranks, outputs), np.float32)
+        for i, place, change, _ in _places(parts):
+            down[i, :, place], up[i, place] = np.asarray(change.down).T, np.asarray(change.up).T
+        node = _node(tree, module)
+        node |= {"down": down, "up": up} if leaf.stacked else {"down": down[0], "up": up[0]}
     return tree
 
 
-def _stacked(adapter: Adapter, strength: float, leaf: keys.Leaf) -> dict[str, np.ndarray] | None:
-    """An adapter's matrices for all layers of a kernel, padded with zeros to the largest rank."""
-    changes = [adapter.changes.get(name) for name in leaf.names]
-    ranks = [len(change.down) for change in changes if isinstance(change, LowRank)]
-    if not ranks:
-        return None
-    inputs, outputs = leaf.layer_shape
-    count, rank = len(changes), max(ranks)
-    result = {
-        "down": np.zeros((count, inputs, rank), np.float32),
-        "up": np.zeros((count, rank, outputs), np.float32),
-        "scale": np.zeros((count, rank), np.float32),
-    }
-    for i, change in enumerate(changes):
-        if isinstance(change, LowRank):
-            own = len(change.down)
-            result["down"][i, :, :own] = np.asarray(change.down).T
-            result["up"][i, :own] = np.asarray(change.up).T
-            result["scale"][i, :own] = strength * change.scale
-    return result
+def scales(adapters: Sequence[tuple[Adapter, float]], cfg: TransformerConfig) -> dict[str, Any]:
+    """The part of `beside` that depends on the strengths: the "scale" of every layer."""
+    tree: dict[str, Any] = {}
+    for module, leaf, parts in _changed(adapters, cfg):
+        scale = np.zeros((len(leaf.names), sum(part.rank for part in parts)), np.float32)
+        for i, place, change, strength in _places(parts):
+            scale[i, place] = strength * change.scale
+        _node(tree, module)["scale"] = scale if leaf.stacked else scale[0]
+    return tree
 
 
-def _check_low_rank(adapters: Sequence[tuple[Adapter, float]], kernels: set[str]) -> None:
+class _Part(NamedTuple):
+    """What one adapter does to a stack of layers: the change of each, None for none."""
+
+    changes: list[LowRank | None]
+    rank: int  # the largest one
+    strength: float
+
+
+def _changed(
+    adapters: Sequence[tuple[Adapter, float]], cfg: TransformerConfig
+) -> Iterator[tuple[keys.Path, keys.Leaf, list[_Part]]]:
+    """The modules that adapters change."""
+    for module, leaf in _kernels(cfg):
+        parts = []
+        for adapter, strength in adapters:
+            changes: list[Any] = [adapter.changes.get(name) for name in leaf.names]
+            rank = max((len(change.down) for change in changes if change is not None), default=0)
+            if rank:
+                parts.append(_Part(changes, rank, strength))
+        if parts:
+            yield module, leaf, parts
+
+
+def _places(parts: Sequence[_Part]) -> Iterator[tuple[int, slice, LowRank, float]]:
+    """Index of the layer, place among the joined ranks, change and strength."""
+    first = 0
+    for part in parts:
+        for i, change in enumerate(part.changes):
+            if change is not None:
+                yield i, slice(first, first + len(change.down)), change, part.strength
+        first += part.rank
+
+
+def _node(tree: dict[str, Any], path: keys.Path) -> dict[str, Any]:
+    for name in path:
+        tree = tree.setdefault(name, {})
+    return tree
+
+
+def _check_low_rank(adapters: Sequence[tuple[Adapter, float]], cfg: TransformerConfig) -> None:
+    kernels = {name for _, leaf in _kernels(cfg) for name in leaf.names}
     for adapter, _ in adapters:
         for name, change in adapter.changes.items():
             if name not in kernels or not isinstance(change, LowRank):

@@ -16,7 +16,6 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Shaped
 
-from ltx_jax.checkpoints import adapters
 from ltx_jax.checkpoints.adapters import Adapter
 from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.config import DType, ExecutionConfig, Linears, SamplingConfig
@@ -34,6 +33,7 @@ from ltx_jax.diffusion.sampler import Inputs, Progress
 from ltx_jax.inference import arguments, condition_media, encode_decode
 from ltx_jax.inference.arguments import Caption
 from ltx_jax.inference.encode_decode import NotFiniteError, first_not_finite
+from ltx_jax.inference.loras import Loras, Path
 from ltx_jax.inference.text_encoder import ByteTokenizer, TextEncoder
 from ltx_jax.inference.trained_range import warn_of_range
 from ltx_jax.models import convolution
@@ -83,7 +83,6 @@ class LTXPipeline:
       params: parameters of this form, made from the stored ones.
       options: default sampling options: those of the checkpoint, or `SamplingConfig()`.
       programs: the programs compiled so far.
-      loras: the adapters that are merged into the parameters, with their strengths.
       timings: seconds of loading, and of the parts of the last call: text, encode, denoise and
         decode, all without compilation, and compile.
     """
@@ -151,20 +150,20 @@ class LTXPipeline:
         self.mesh = mesh
         self.timings: dict[str, float] = {}
         self.programs = Programs()
-        self.loras: tuple[tuple[Adapter, float], ...] = ()
+        self._loras = Loras()
         self._fast = fast
         self._linears: Linears | None = linears
         self._stored_params: Callable[[], Any] = lambda: checkpoint.transformer_params
-        self._use(checkpoint.transformer_params)
+        self._use(checkpoint.transformer_params, fast)
 
-    def _use(self, stored: Any) -> None:
+    def _use(self, stored: Any, fast: bool | None) -> None:
         """Prepares stored parameters of the transformer for sampling."""
         self.denoiser, self.params = sampling_form(
             self.transformer,
             self.execution,
             stored,
             mesh=self.mesh,
-            fast=self._fast,
+            fast=fast,
             linears=self._linears,
         )
         if self._linears is not None:
@@ -227,50 +226,63 @@ class LTXPipeline:
         pipe.timings["load"] = time.perf_counter() - begin
         return pipe
 
-    def load_lora(self, path: str | os.PathLike[str], strength: float = 1.0) -> None:
-        """Merges an adapter (LoRA, DoRA, LoHa, LoKr) into the transformer, beside those loaded.
+    @property
+    def loras(self) -> tuple[tuple[Adapter, float], ...]:
+        """The loaded adapters with their strengths."""
+        return self._loras.merged + self._loras.apart
+
+    def load_lora(self, path: Path, strength: float = 1.0, *, merge: bool = True) -> None:
+        """Adds an adapter (LoRA, DoRA, LoHa, LoKr) of the transformer to those loaded.
 
         An adapter that is loaded already only changes its strength. Nothing is compiled anew.
 
         Args:
-          path: a safetensors file in any public layout, or a folder as peft writes it.
+          path: a safetensors file in any public layout, a folder as peft writes it, or a run that
+            trained an adapter.
           strength: 1 is the whole change; 0 is the transformer as it was, bit for bit. It does not
             apply to tensors that an adapter replaces (`.set_weight`).
+          merge: whether to change the parameters. If not, the adapter is kept beside them (LoRA
+            alone): a step takes longer, with the plain form of the transformer, and a change of the
+            strength takes no time.
 
         Raises:
-          ValueError: if the file is no adapter of this transformer; the message names the key.
+          ValueError: if the file is no adapter of this transformer, or cannot be kept apart; the
+            message names the key.
         """
-        self.load_loras([(path, strength)])
+        self.load_loras([(path, strength)], merge=merge)
 
-    def load_loras(self, loras: Sequence[tuple[str | os.PathLike[str], float]]) -> None:
-        """Does what `load_lora` does for several paths and strengths, and merges once.
+    def load_loras(self, loras: Sequence[tuple[Path, float]], *, merge: bool = True) -> None:
+        """Does what `load_lora` does for several paths and strengths at once.
 
         Raises:
           ValueError: as `load_lora`.
         """
-        new = [(adapters.read(path, self.transformer), float(s)) for path, s in loras]
-        replaced = {adapter.path for adapter, _ in new}
-        self._merge((*((a, s) for a, s in self.loras if a.path not in replaced), *new))
+        self._change(self._loras.loaded(loras, self.transformer, merge))
 
-    def unload_lora(self, path: str | os.PathLike[str] | None = None) -> None:
+    def unload_lora(self, path: Path | None = None) -> None:
         """Takes an adapter out again; None takes all of them out.
 
         Raises:
           ValueError: if this adapter is not loaded.
         """
-        left = [(a, s) for a, s in self.loras if path and a.path != adapters.file_of(path)]
-        if path and len(left) == len(self.loras):
-            names = ", ".join(str(a.path) for a, _ in self.loras) or "none"
-            raise ValueError(f"{path} is not loaded; loaded: {names}")
-        self._merge(tuple(left))
+        self._change(self._loras.unloaded(path))
 
-    def _merge(self, loras: tuple[tuple[Adapter, float], ...]) -> None:
-        """Replaces the merged adapters, always from the stored parameters."""
-        with _loading_device(self._linears):
-            self._use(adapters.merge(self._stored_params(), self.transformer, loras))
-        if self._linears == "int8":
-            self.params = jax.device_put(self.params, jax.devices()[0])
-        self.loras = loras
+    def _change(self, loras: Loras) -> None:
+        """Replaces the adapters, always from the stored parameters."""
+        if loras.apart and self._linears is not None:
+            raise ValueError(
+                f"{self._linears} linears need merged adapters: leave linears or merge=False out"
+            )
+        if loras.differ_in_strength_alone(self._loras):
+            self.params = loras.with_strengths(self.params, self.transformer, self.mesh)
+        else:
+            with _loading_device(self._linears):
+                stored = self._stored_params()
+                params = loras.parameters(stored, self.transformer, self.mesh)
+                self._use(params, fast=False if loras.apart else self._fast)
+            if self._linears == "int8":
+                self.params = jax.device_put(self.params, jax.devices()[0])
+        self._loras = loras
 
     def __call__(
         self,

@@ -140,5 +140,21 @@ def attach(
     return result
 
 
+def rescale(params: Mapping[str, Any], scales: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters with the same adapters at other strengths.
+
+    Args:
+      params: from `attach`.
+      scales: a tree with the "scale" of every layer of the adapter.
+    """
+    result = dict(params)
+    for name, value in scales.items():
+        if name == "scale":
+            result["adapter"] = {**result["adapter"], "scale": value}
+        else:
+            result[name] = rescale(result[name], value)
+    return result
+
+
 def _copy(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _copy(x) if isinstance(x, Mapping) else x for name, x in tree.items()}

@@ -1,0 +1,99 @@
+"""The adapters of a pipeline: which are loaded, how strongly, and what they make of parameters."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ltx_jax.checkpoints import adapter_trees, adapters
+from ltx_jax.checkpoints.adapters import Adapter
+from ltx_jax.config import TransformerConfig
+from ltx_jax.models import adapter
+
+Path = str | os.PathLike[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Loras:
+    """Adapters with their strengths.
+
+    Attributes:
+      merged: those that are merged into the parameters, in their order.
+      apart: those that are kept beside the parameters.
+    """
+
+    merged: tuple[tuple[Adapter, float], ...] = ()
+    apart: tuple[tuple[Adapter, float], ...] = ()
+
+    def loaded(
+        self, loras: Sequence[tuple[Path, float]], cfg: TransformerConfig, merge: bool
+    ) -> "Loras":
+        """These and others, whose paths replace equal ones.
+
+        Raises:
+          ValueError: if a file is no adapter of this transformer.
+        """
+        strengths = {adapters.file_of(path): float(strength) for path, strength in loras}
+        if not merge and strengths.keys() <= {a.path for a, _ in self.apart}:
+            apart = tuple((a, strengths.get(a.path, old)) for a, old in self.apart)
+            return dataclasses.replace(self, apart=apart)
+        new = tuple((adapters.read(path, cfg), strength) for path, strength in strengths.items())
+        left = self._without(set(strengths))
+        if merge:
+            return dataclasses.replace(left, merged=left.merged + new)
+        return dataclasses.replace(left, apart=left.apart + new)
+
+    def unloaded(self, path: Path | None) -> "Loras":
+        """These without one; None takes all of them out.
+
+        Raises:
+          ValueError: if it is not among them.
+        """
+        if path is None:
+            return Loras()
+        both = self.merged + self.apart
+        left = self._without({adapters.file_of(path)})
+        if left == self:
+            names = ", ".join(str(a.path) for a, _ in both) or "none"
+            raise ValueError(f"{path} is not loaded; loaded: {names}")
+        return left
+
+    def _without(self, paths: set[Any]) -> "Loras":
+        merged, apart = (
+            tuple((a, s) for a, s in loras if a.path not in paths)
+            for loras in (self.merged, self.apart)
+        )
+        return Loras(merged, apart)
+
+    def parameters(self, stored: Any, cfg: TransformerConfig, mesh: Mesh | None) -> Any:
+        """The stored parameters of a transformer with these adapters.
+
+        Raises:
+          ValueError: if one of `apart` cannot be kept apart.
+        """
+        tree = _placed(adapter_trees.beside(self.apart, cfg), mesh)
+        merged = adapters.merge(stored, cfg, self.merged)
+        return adapter.attach(merged, tree) if self.apart else merged
+
+    def differ_in_strength_alone(self, other: "Loras") -> bool:
+        """Whether the others differ only in strengths of those that are kept apart."""
+        mine, theirs = ([a for a, _ in loras.apart] for loras in (self, other))
+        same = len(mine) == len(theirs) and all(map(lambda a, b: a is b, mine, theirs))
+        return bool(mine) and self.merged == other.merged and same
+
+    def with_strengths(self, params: Any, cfg: TransformerConfig, mesh: Mesh | None) -> Any:
+        """Parameters with these adapters, from those with others that differ in strength alone."""
+        scales = _placed(adapter_trees.scales(self.apart, cfg), mesh)
+        return adapter.rescale(params, scales)
+
+
+def _placed(tree: Any, mesh: Mesh | None) -> Any:
+    """Adapters are small: on a mesh, every device has a copy."""
+    if mesh is None:
+        return jax.tree.map(jnp.asarray, tree)
+    return jax.device_put(tree, NamedSharding(mesh, P()))
