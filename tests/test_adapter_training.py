@@ -90,7 +90,9 @@ def test_only_the_adapter_is_trained_and_stored(folder, trained):
     old, new = (x["blocks"]["ff"]["linear_1"] for x in (base.transformer_params, merged))
     check_equal(new["bias"], old["bias"])
     assert np.abs(new["kernel"] - old["kernel"]).max() > 1e-3
+    assert adapter.metadata["ltx_jax.steps"] == whole.metadata["step"] == "4"
     earlier = load_checkpoint(output / "steps" / "2")
+    assert earlier.metadata == {"run": "lora", "step": "2", "weights": "ema"}
     assert earlier.source_hash != whole.source_hash
 
 

@@ -117,7 +117,9 @@ def read(path: str | os.PathLike[str], cfg: TransformerConfig) -> Adapter:
         message names the key.
     """
     if run_config.is_run(path):
-        return _of_run(path, cfg)
+        from ltx_jax.checkpoints import runs  # imports Orbax, which takes a second
+
+        return of_run(runs.load_adapter(path), path, cfg)
     path = file_of(path)
     file = tensors.open_file(path)
     shapes = keys.stored_shapes(keys.transformer_leaves(keys.transformer_boxed(cfg)))
@@ -165,15 +167,29 @@ def warn_of_base(adapter: Adapter, checkpoint: Checkpoint) -> None:
         )
 
 
-def _of_run(path: str | os.PathLike[str], cfg: TransformerConfig) -> Adapter:
-    """The averaged adapter of a run."""
-    from ltx_jax.checkpoints import runs  # imports Orbax, which takes a second
+def of_run(run: Any, path: str | os.PathLike[str], cfg: TransformerConfig) -> Adapter:
+    """The adapter of a run of ltx-train (`runs.RunAdapter`) by official names.
 
-    own, tree, source_hash = runs.load_adapter(path)
-    if own.model != cfg:
+    Args:
+      run: what was read of it.
+      path: the run, or a step of it.
+      cfg: the transformer.
+
+    Raises:
+      ValueError: if it was trained for another transformer.
+    """
+    if run.cfg.model != cfg:
         raise ValueError(f"the adapter of {path} was trained for another transformer")
-    metadata = {"run": Path(path).name, "hash": source_hash}
-    return adapter_trees.named(tree, cfg, own.adapter.scale, Path(path), metadata)
+    base = run_config.read_base(path)
+    origin = Origin(
+        base=Path(base.path).name,
+        base_hash=base.source_hash,
+        dataset=", ".join(Path(source.path).name for source in run.cfg.data.sources),
+        steps=run.step,
+        rank=run.cfg.adapter.rank,
+    )
+    scale = run.cfg.adapter.scale
+    return adapter_trees.named(run.adapter, cfg, scale, Path(path), origin.to_metadata())
 
 
 class _Names:

@@ -99,30 +99,33 @@ def _load_adapter_run(
     path: str | Path, networks: Collection[Network], mesh: Mesh | None, dtype: DType | None
 ) -> Checkpoint:
     """Loads the base of a run's adapter, and merges the adapter into it."""
-    base = run_config.read_base(path)
-    vae = _load(base.vae, ("vae",), None, mesh, dtype) if "vae" in networks else Checkpoint()
-    result = Checkpoint()
-    if "transformer" in networks:
-        result = _load(base.path, ("transformer",), vae.vae, mesh, dtype)
-        run_config.check_same_base(path, base._replace(source_hash=result.source_hash))
-        assert result.transformer is not None  # as the adapter was trained with it
-        adapter = adapters.read(path, result.transformer)
-        params = adapters.merge(result.transformer_params, result.transformer, [(adapter, 1.0)])
-        cfg = run_config.read_config(path)
-        result = dataclasses.replace(
-            result,
-            transformer_params=params,
-            scheduler=cfg.scheduler,
-            settings=cfg.sampling_settings(),
-            metadata={**adapter.metadata, "weights": "ema"},
-            names={},
-            tolerated={},
-            dtypes={},
-        )
-    parts = {name: getattr(vae, name) for name in _OF_THE_VAE}
-    hashes = result.source_hash + vae.source_hash + result.metadata.get("hash", "")
-    source_hash = hashlib.sha256(hashes.encode()).hexdigest()
-    return dataclasses.replace(result, **parts, source_hash=source_hash)
+    from ltx_jax.checkpoints import runs
+
+    base, vae = run_config.read_base(path), Checkpoint()
+    if "vae" in networks:
+        vae = _load(base.vae, ("vae",), None, mesh, dtype)
+    if "transformer" not in networks:
+        return vae
+    whole = _load(base.path, ("transformer",), vae.vae, mesh, dtype)
+    run_config.check_same_base(path, base._replace(source_hash=whole.source_hash))
+    assert whole.transformer is not None  # as the adapter was trained with it
+    run = runs.load_adapter(path)
+    adapter = adapters.of_run(run, path, whole.transformer)
+    folder = run_config.split(path)[0]
+    hashes = whole.source_hash + vae.source_hash + run.source_hash
+    return Checkpoint(
+        **{name: getattr(vae, name) for name in _OF_THE_VAE},
+        transformer=whole.transformer,
+        transformer_params=adapters.merge(
+            whole.transformer_params, whole.transformer, [(adapter, 1.0)]
+        ),
+        scheduler=run.cfg.scheduler,
+        allowed_inference_steps=whole.allowed_inference_steps,
+        settings=run.cfg.sampling_settings(),
+        text_encoder=whole.text_encoder,
+        metadata={"run": folder.name, "step": str(run.step), "weights": "ema"},
+        source_hash=hashlib.sha256(hashes.encode()).hexdigest(),
+    )
 
 
 def _only(networks: Collection[Network], checkpoint: Checkpoint) -> Checkpoint:

@@ -20,7 +20,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -454,17 +454,28 @@ def load_run(
     return checkpoint
 
 
-def load_adapter(
-    path: str | os.PathLike[str], *, ema: bool = True
-) -> tuple[TrainTransformer, Any, str]:
-    """Reads the adapter of a step of a run, onto the default device.
+class RunAdapter(NamedTuple):
+    """The adapter of a step of a run.
+
+    Attributes:
+      cfg: configuration of the run.
+      adapter: a tree as in `models/adapter.py`, on the default device.
+      step: the step.
+      source_hash: hash of its files.
+    """
+
+    cfg: TrainTransformer
+    adapter: Any
+    step: int
+    source_hash: str
+
+
+def load_adapter(path: str | os.PathLike[str], *, ema: bool = True) -> RunAdapter:
+    """Reads the adapter of a step of a run.
 
     Args:
       path: as in `load_run`.
       ema: as in `load_run`.
-
-    Returns:
-      The run's configuration; the adapter, a tree as in `models/adapter.py`; a hash of its files.
 
     Raises:
       ValueError: as `load_run`, or if the run trains no adapter.
@@ -476,10 +487,9 @@ def load_adapter(
     part = "ema" if ema else "params"
     boxed = keys.adapter_boxed(cfg.model, cfg.adapter, cfg.execution.param_dtype)
     with contextlib.closing(_manager(folder)) as manager:
-        used, parts = _restore_step(
-            manager, {part: _placed({"adapter": boxed}, None)}, folder, step
-        )
-    return cfg, parts[part]["adapter"], _fingerprint(folder / STEPS / str(used))
+        shapes = {part: _placed({"adapter": boxed}, None)}
+        used, parts = _restore_step(manager, shapes, folder, step)
+    return RunAdapter(cfg, parts[part]["adapter"], used, _fingerprint(folder / STEPS / str(used)))
 
 
 def _restore_step(
