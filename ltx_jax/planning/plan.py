@@ -20,7 +20,7 @@ from ltx_jax.planning import accelerators, hlo
 from ltx_jax.planning.accelerators import Target
 from ltx_jax.planning.hlo import Traffic
 from ltx_jax.runtime import sharding
-from ltx_jax.training.batches import check_batch_sizes
+from ltx_jax.training.batches import check_batch_sizes, frozen_shapes
 from ltx_jax.training.flops import count_traced
 from ltx_jax.training.optim import MAIN
 from ltx_jax.training.stage import stage_class
@@ -131,8 +131,11 @@ def plan(cfg: TrainConfig, name: str, log: Log = print) -> StepPlan | None:
     log(f"{name}: {mesh.size} x {target.devices[0].device_kind}, mesh {axes or 'of one device'}")
     count = sum(x.size for x in jax.tree.leaves(_main_params(shapes)))
     log(f"{count / 1e6:.1f} M parameters; bytes below are those of one device")
-    state = state_bytes(shapes)
+    frozen = frozen_shapes(mesh, dict(stage.frozen))
+    state = state_bytes(shapes) | {"frozen": device_bytes(frozen)}
     for kind, size in state.items():
+        if not size:
+            continue
         log(f"  {kind:<16}{_gb(size)}")
     with sharding.use_mesh(mesh):
         batches = [stage.abstract_batch(bucket) for bucket in cfg.data.sizes]
