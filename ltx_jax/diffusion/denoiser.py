@@ -6,6 +6,7 @@ its stored parameters; `Fast`, for one GPU; and `TeaCache`, which skips all laye
 Denoisers are pytrees: their static fields are part of the compiled program, the others are data.
 """
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -265,6 +266,14 @@ def sampling_form(
                 error,
             )
     return Plain(cfg, execution), stored
+
+
+def loading_device(linears: Linears | None) -> contextlib.AbstractContextManager[Any]:
+    """Where parameters are loaded and prepared: in host memory if they are to become int8, since
+    the stored ones may not fit on the device; else on the default device."""
+    if linears != "int8":
+        return contextlib.nullcontext()
+    return jax.default_device(jax.local_devices(backend="cpu")[0])
 
 
 def with_teacache(

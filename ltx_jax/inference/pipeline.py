@@ -25,6 +25,7 @@ from ltx_jax.diffusion.denoiser import (
     Denoiser,
     for_masks,
     for_references,
+    loading_device,
     sampling_form,
     with_teacache,
 )
@@ -211,7 +212,7 @@ class LTXPipeline:
             encoder = TextEncoder.load(path, dtype=param_dtype, mesh=mesh)
         path = os.fspath(checkpoint)
         vae = None if vae is None else os.fspath(vae)
-        with _loading_device(linears):
+        with loading_device(linears):
             loaded = load_checkpoint(path, vae=vae, mesh=mesh, dtype=param_dtype)
             pipe = cls(loaded, encoder, dtype=dtype, mesh=mesh, fast=fast, linears=linears)
         if pipe.params is not loaded.transformer_params:
@@ -252,11 +253,7 @@ class LTXPipeline:
         self.load_loras([(path, strength)], merge=merge)
 
     def load_loras(self, loras: Sequence[tuple[Path, float]], *, merge: bool = True) -> None:
-        """Does what `load_lora` does for several paths and strengths at once.
-
-        Raises:
-          ValueError: as `load_lora`.
-        """
+        """Does what `load_lora` does, for several paths and strengths at once."""
         self._change(self._loras.loaded(loras, self.transformer, merge))
 
     def unload_lora(self, path: Path | None = None) -> None:
@@ -276,7 +273,7 @@ class LTXPipeline:
         if loras.differ_in_strength_alone(self._loras):
             self.params = loras.with_strengths(self.params, self.transformer, self.mesh)
         else:
-            with _loading_device(self._linears):
+            with loading_device(self._linears):
                 stored = self._stored_params()
                 params = loras.parameters(stored, self.transformer, self.mesh)
                 self._use(params, fast=False if loras.apart else self._fast)
@@ -599,11 +596,3 @@ class LTXPipeline:
         running = time.perf_counter() - begin - compiling
         for part, seconds in ((name, running), ("compile", compiling)):
             self.timings[part] = self.timings.get(part, 0.0) + seconds
-
-
-def _loading_device(linears: Linears | None) -> contextlib.AbstractContextManager[Any]:
-    """Where parameters are loaded and prepared: in host memory if they are to become int8, since
-    the stored ones may not fit on the device; else on the default device."""
-    if linears != "int8":
-        return contextlib.nullcontext()
-    return jax.default_device(jax.local_devices(backend="cpu")[0])

@@ -65,9 +65,9 @@ def losses_at_times(
 class FlowValidator:
     """Computes losses at fixed times, and samples videos, for held-out clips.
 
-    Every validation uses the same noise. No frame of the clips is a
-    condition, except in the second sample of each with `run.validation_first_frames`. The
-    references of clips that have some are followed everywhere.
+    Every validation uses the same noise. No frame of the clips is a condition, except in the second
+    sample of each with `run.validation_first_frames`. The references of clips that have some are
+    followed everywhere.
 
     Args:
       cfg: the configuration of the run.
