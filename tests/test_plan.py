@@ -239,6 +239,31 @@ def test_a_plan_adds_up():
         assert part in text
 
 
+@pytest.mark.thorough
+def test_a_plan_of_an_adapter_counts_the_network_that_is_frozen(monkeypatch):
+    overrides = ["--model.num_layers", "2", "--data.batch_size", "1", "--execution.remat", "full"]
+    cfg = config.load("shapes_lora", overrides)
+    kernels = 2 * 16 * cfg.model.width**2  # of both attentions and the feed-forward layer
+    adapter = 2 * 8 * (8 * 2 + 2 * 5) * cfg.model.width
+    frozen = {}
+    small = Target("small", jax.devices()[:1], dataclasses.replace(CHIPS["h100"], memory=1e6), 1e12)
+    monkeypatch.setattr(plan.accelerators, "find", lambda name: small)
+    for form, advice in (("float32", "--adapter.base int8"), ("int8", "moment_dtype 8bit")):
+        one = dataclasses.replace(cfg, adapter=dataclasses.replace(cfg.adapter, base=form))
+        lines = []
+        planned = plan.plan(one, "small", lines.append)
+        assert any(line.startswith("  frozen") for line in lines)
+        assert advice in lines[-1]
+        stage = TransformerStage.describe(one, sharding.make_mesh(cfg.mesh, small.devices))
+        state = plan.state_bytes(Trainer(stage).plan.shapes, stage.frozen)
+        assert state["parameters"] == state["average"] == 4 * adapter
+        assert 8 * adapter < state["optimiser"] < 8 * adapter + 64
+        assert planned.total > sum(state.values()) + planned.temporary
+        frozen[form] = state["frozen"]
+    assert frozen["float32"] - frozen["int8"] > 3 * kernels
+    assert frozen["int8"] > kernels
+
+
 def test_a_plan_knows_the_vae_that_is_there():
     cfg = config.load(str(ROOT / "configs/shapes_transformer.py"), ["--vae", "embedded"])
     mesh = sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1])

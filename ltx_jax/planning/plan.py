@@ -10,12 +10,13 @@ import math
 import os
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import jax
 from jax.sharding import Mesh
 
 from ltx_jax.config import BucketConfig, TrainConfig
+from ltx_jax.models.eight_bit import EightBit
 from ltx_jax.planning import accelerators, hlo
 from ltx_jax.planning.accelerators import Target
 from ltx_jax.planning.hlo import Traffic
@@ -131,11 +132,8 @@ def plan(cfg: TrainConfig, name: str, log: Log = print) -> StepPlan | None:
     log(f"{name}: {mesh.size} x {target.devices[0].device_kind}, mesh {axes or 'of one device'}")
     count = sum(x.size for x in jax.tree.leaves(_main_params(shapes)))
     log(f"{count / 1e6:.1f} M parameters; bytes below are those of one device")
-    frozen = frozen_shapes(mesh, dict(stage.frozen))
-    state = state_bytes(shapes) | {"frozen": device_bytes(frozen)}
+    state = state_bytes(shapes, frozen_shapes(mesh, dict(stage.frozen)))
     for kind, size in state.items():
-        if not size:
-            continue
         log(f"  {kind:<16}{_gb(size)}")
     with sharding.use_mesh(mesh):
         batches = [stage.abstract_batch(bucket) for bucket in cfg.data.sizes]
@@ -163,8 +161,8 @@ def device_bytes(tree: Any) -> int:
     )
 
 
-def state_bytes(shapes: TrainState) -> dict[str, int]:
-    """Bytes on one device of each part of a training state."""
+def state_bytes(shapes: TrainState, frozen: Any = None) -> dict[str, int]:
+    """Bytes on one device of each part of a training state, and of frozen weights beside it."""
     apart = {
         name: (shapes.params[name], opt_state)
         for name, opt_state in shapes.opt_state.items()
@@ -176,6 +174,7 @@ def state_bytes(shapes: TrainState) -> dict[str, int]:
         "optimiser": shapes.opt_state[MAIN],
         **apart,
         "statistics": shapes.statistics,
+        "frozen": frozen,
     }
     return {name: size for name, part in parts.items() if (size := device_bytes(part))}
 
@@ -273,10 +272,13 @@ def _advice(cfg: Any, state: int, target: Target, mesh: Mesh, bucket: BucketConf
     limit = target.chip.memory if target.chip is not None else 0.0
     if state > limit / 2 and mesh.shape["data"] > 1:
         return "the state alone is large: raise --mesh.fsdp and lower --mesh.data"
+    adapter = getattr(cfg, "adapter", None)
+    if state > limit / 2 and adapter and adapter.rank and adapter.base not in get_args(EightBit):
+        return "the frozen transformer is large: set --adapter.base int8"
     if cfg.execution.remat != "full":
         return "set --execution.remat full"
     if bucket.batch_size > mesh.shape["data"] * mesh.shape["fsdp"] * cfg.optim.accumulate:
         return "raise --optim.accumulate, or lower the bucket's batch_size"
     if state > limit / 2:
-        return "the state alone is large: take more devices, or --optim.moment-dtype bfloat16"
+        return "the state alone is large: take more devices, or --optim.moment_dtype 8bit"
     return "split the tokens of a clip: raise --mesh.seq and lower --mesh.data"
