@@ -19,11 +19,20 @@ from ltx_jax.config import (
     RunConfig,
     TrainTransformer,
 )
+from ltx_jax.inference.pipeline import LTXPipeline
 from ltx_jax.models import adapter as adapter_model
 from ltx_jax.runtime import sharding
 from ltx_jax.training.loop import train
 from ltx_jax.training.step import Trainer
 from ltx_jax.training.transformer.stage import TransformerStage
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """These tests compile for longer than they run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TransformerStage, "compiler_options", lambda self: QUICK)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +99,10 @@ def test_only_the_adapter_is_trained_and_stored(folder, trained):
     old, new = (x["blocks"]["ff"]["linear_1"] for x in (base.transformer_params, merged))
     check_equal(new["bias"], old["bias"])
     assert np.abs(new["kernel"] - old["kernel"]).max() > 1e-3
+    pipe = LTXPipeline(base, dtype="float32")
+    adapters.check(output)
+    pipe.load_lora(output)
+    check_equal(pipe.params, merged)
     assert adapter.metadata["ltx_jax.steps"] == whole.metadata["step"] == "4"
     earlier = load_checkpoint(output / "steps" / "2")
     assert earlier.metadata == {"run": "lora", "step": "2", "weights": "ema"}

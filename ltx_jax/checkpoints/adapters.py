@@ -167,6 +167,18 @@ def warn_of_base(adapter: Adapter, checkpoint: Checkpoint) -> None:
         )
 
 
+def check(path: str | os.PathLike[str]) -> None:
+    """Opens an adapter without reading its values, so that a wrong path is reported early.
+
+    Raises:
+      ValueError: if there is no adapter, or its header is damaged.
+    """
+    if not run_config.is_run(path):
+        tensors.open_file(file_of(path))
+    elif not run_config.trains_adapter(run_config.read_config(path)):
+        raise ValueError(f"{path} is a run that trains no adapter: pass it as --checkpoint")
+
+
 def of_run(run: Any, path: str | os.PathLike[str], cfg: TransformerConfig) -> Adapter:
     """The adapter of a run of ltx-train (`runs.RunAdapter`) by official names.
 

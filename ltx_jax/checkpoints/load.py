@@ -107,7 +107,7 @@ def _load_adapter_run(
     if "transformer" not in networks:
         return vae
     whole = _load(base.path, ("transformer",), vae.vae, mesh, dtype)
-    run_config.check_same_base(path, base._replace(source_hash=whole.source_hash))
+    run_config.check_same_base(path, base._replace(source_hash=whole.base_hash))
     assert whole.transformer is not None  # as the adapter was trained with it
     run = runs.load_adapter(path)
     adapter = adapters.of_run(run, path, whole.transformer)

@@ -50,7 +50,7 @@ class StoredBase(NamedTuple):
 
     Attributes:
       path: what `run.init_from` named; absolute if it is a local file or folder.
-      source_hash: that of the checkpoint (`Checkpoint.source_hash`), whatever its path.
+      source_hash: that of the checkpoint (`Checkpoint.base_hash`), whatever its path.
       vae: what `vae` named, likewise.
     """
 

@@ -18,7 +18,7 @@ import rich.console
 import rich.progress
 
 from ltx_jax import config, pixels
-from ltx_jax.checkpoints import adapters, hub, tensors
+from ltx_jax.checkpoints import adapters, hub
 from ltx_jax.config import MeshConfig, SampleConfig, sampling_options
 from ltx_jax.data import inputs, preprocessors, video, writing
 from ltx_jax.data.contact_sheet import contact_sheet
@@ -171,7 +171,7 @@ def _check_media(cfg: SampleConfig) -> None:
     """Opens the media and finds the adapters, so that damaged files are reported before the
     networks are loaded."""
     for name in cfg.lora:
-        tensors.open_file(adapters.file_of(split_lora(name)[0]))
+        adapters.check(split_lora(name)[0])
     if cfg.reference_preprocessor is not None:
         preprocessors.preprocessor(cfg.reference_preprocessor)
     references = () if cfg.reference_media_path is None else (cfg.reference_media_path,)

@@ -31,7 +31,7 @@ def load_base(cfg: TrainTransformer, mesh: Mesh) -> tuple[StoredBase, Any]:
     checkpoint = load_checkpoint(path, networks=("transformer",), mesh=mesh, dtype=dtype)
     if checkpoint.transformer is None:
         raise ValueError(f"--run.init_from {path} holds no transformer")
-    stored = StoredBase(_absolute(path), checkpoint.source_hash, _absolute(cfg.vae))
+    stored = StoredBase(_absolute(path), checkpoint.base_hash, _absolute(cfg.vae))
     if runs.has_step(cfg.run.output):
         run_config.check_same_base(cfg.run.output, stored)
     params = matching_weights(
