@@ -1,9 +1,11 @@
 """Videos and pictures as files."""
 
+import io
+import itertools
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,11 +19,10 @@ from PIL import Image
 
 from ltx_jax import pixels
 from ltx_jax.config import MAX_FRAME_RATE
+from ltx_jax.data import level_shift
 from ltx_jax.runtime import files
 
-# These flags lower chroma by 0.03 to 0.07 of a level, and encoding by x264 at crf 18 raises it as
-# much. With exact rounding (ACCURATE_RND), blue would drift by a whole level in ten encodings.
-_CONVERT = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INP
+_CONVERT = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND
 
 
 class Encoding(NamedTuple):
@@ -49,6 +50,9 @@ WAYS = (
     "a video is .mp4, .webm (VP9), .mov (ProRes 4444) or .gif, a single frame .png, .jpg or .webp, "
     "and name_%04d.png is a sequence of 16-bit PNGs"
 )
+_BT709 = 1  # FFmpeg's number
+# Bytes of a video's first frames on which its shift of levels is measured; most videos are shorter.
+_MEASURED = 2**28
 _NUMBER = re.compile(r"%(?:0(\d+))?d")
 
 
@@ -128,7 +132,9 @@ def write_video(
         Levels of 16 bits are for MOV.
       fps: frames per second, at most 1000.
       crf: quality of an MP4, from 0 (lossless but for 4:2:0) to 51; 18 looks like the original.
-      repeatable: makes an MP4 the same each time and on every machine; takes a little longer.
+      repeatable: makes an MP4 the same each time and on every machine. It is encoded once, so its
+        mean levels may differ from those of the frames by 0.1; other MP4s are encoded twice, which
+        brings this below 0.02 (`level_shift`).
 
     Raises:
       ValueError: if the frames are not uint8 (t, h, w, 3) or the file cannot be written.
@@ -141,21 +147,42 @@ def write_video(
         raise ValueError(f"{path} must end in {', '.join(_ENCODINGS)} (write_gif writes a GIF)")
     if not 0 <= crf <= 51:
         raise ValueError(f"crf must lie between 0 and 51, got {crf}")
-    encoding = _ENCODINGS[ending]
+    encoding, shift = _ENCODINGS[ending], level_shift.NONE
     if encoding.codec not in av.codecs_available:
         raise ValueError(f"{path} needs FFmpeg's {encoding.codec}, which this PyAV lacks: use .mp4")
+    rate = Fraction(fps).limit_denominator(1001)
     if encoding is H264:
-        options = {"crf": str(crf)}
+        encoding = H264._replace(options={"crf": str(crf)})
         if repeatable:  # x264's faster sums differ from one call to the next
-            options |= {"threads": "1", "x264-params": "cpu-independent=1"}
-        encoding = H264._replace(options=options)
+            encoding.options.update({"threads": "1", "x264-params": "cpu-independent=1"})
     with files.atomic_write(path) as temporary:
+        if encoding.codec == "libx264" and not repeatable:
+            frames, shift = _with_shift(iter(frames), rate, encoding)
         flags = {"movflags": "+faststart"} if ending in (".mp4", ".mov") else {}
         with av.open(
             os.fspath(temporary), "w", format=encoding.container, options=flags
         ) as container:
-            rate = Fraction(fps).limit_denominator(1001)
-            encode(container, frames, rate, encoding, tagged=True)
+            encode(container, frames, rate, encoding, tagged=True, shift=shift)
+
+
+def _with_shift(
+    frames: Iterator[UInt8[np.ndarray, "h w 3"]], rate: Fraction, encoding: Encoding
+) -> tuple[Iterator[UInt8[np.ndarray, "h w 3"]], level_shift.Shift]:
+    """The frames, and the shift with which an encoding of them keeps their mean colour."""
+    first, size = [], 0
+    for frame in frames:
+        first.append(frame)
+        size += frame.nbytes
+        if size >= _MEASURED:
+            break
+    if not first:
+        return frames, level_shift.NONE
+    encoded = io.BytesIO()
+    with av.open(encoded, "w", format=encoding.container) as container:
+        encode(container, first, rate, encoding, tagged=True, shift=level_shift.USUAL)
+    planes = _converted(first, encoding, tagged=True)
+    shift = level_shift.corrected(level_shift.USUAL, planes, encoded)
+    return itertools.chain(first, frames), shift
 
 
 def is_whole_mp4(path: str | os.PathLike) -> bool:
@@ -180,30 +207,44 @@ def encode(
     rate: Fraction,
     encoding: Encoding,
     tagged: bool,
+    shift: level_shift.Shift = level_shift.NONE,
 ) -> None:
-    """Encodes frames into an open container: BT.709 with tags if `tagged`, else BT.601 without."""
+    """Encodes frames into an open container: BT.709 with tags if `tagged`, else BT.601 without.
+
+    `shift` is added to Y, Cb and Cr of 8 bits.
+    """
     stream: Any = container.add_stream(encoding.codec, rate=rate, options=encoding.options)
-    colours: dict[str, Any] = {}
     if tagged:
         context = stream.codec_context
-        context.color_primaries = context.color_trc = context.colorspace = 1  # BT.709
+        context.color_primaries = context.color_trc = context.colorspace = _BT709
         context.color_range = 1  # 16 to 235
-        colours = {"dst_colorspace": "ITU709", "dst_color_range": "MPEG", "interpolation": _CONVERT}
     stream.pix_fmt = encoding.pixel_format
+    for number, frame in enumerate(_converted(frames, encoding, tagged)):
+        if number == 0:
+            stream.height, stream.width = frame.height, frame.width
+        if any(shift):
+            level_shift.add(frame, shift)
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode())
+
+
+def _converted(
+    frames: Iterable[np.ndarray], encoding: Encoding, tagged: bool
+) -> Iterator[av.VideoFrame]:
+    """The frames in the pixel format of the encoding; colours as in `encode`."""
+    colours: dict[str, Any] = {}
+    if tagged:
+        colours = {"dst_colorspace": "ITU709", "dst_color_range": "MPEG", "interpolation": _CONVERT}
     halved = encoding.pixel_format == "yuv420p"
-    converter, begun = VideoReformatter(), False
+    converter = VideoReformatter()
     for picture in frames:
         picture = _even(picture) if halved else np.ascontiguousarray(picture)
-        if not begun:
-            begun, (stream.height, stream.width) = True, picture.shape[:2]
         form = "rgb24"
         if picture.dtype == np.uint16:  # white is 2**16 - 1; swscale takes 255 * 2**8 for it
             form = "rgb48le"
             picture = ((picture.astype(np.uint32) * 65280 + 32767) // 65535).astype(np.uint16)
         frame = av.VideoFrame.from_ndarray(picture, format=form)
-        converted = converter.reformat(frame, format=encoding.pixel_format, threads=1, **colours)
-        container.mux(stream.encode(converted))
-    container.mux(stream.encode())
+        yield converter.reformat(frame, format=encoding.pixel_format, threads=1, **colours)
 
 
 def write_sequence(
