@@ -23,13 +23,18 @@ SETTINGS = (
     *("--model.num_attention_heads", "4", "--run.output", "/none"),
 )
 ODD = BucketConfig(num_frames=5, height=20, width=12, batch_size=8)  # tokens that no axis divides
-SLOW = [pytest.param(shape, marks=pytest.mark.slow) for shape in SLOW_MESHES]
+SLOW = [pytest.param(shape, (), marks=pytest.mark.slow) for shape in SLOW_MESHES]
+REFERENCES = ("--data.reference", "canny")  # as many tokens again, at another time
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("shape", [QUICK_MESH, *SLOW], ids=str)
-def test_eight_devices_train_as_one(shape):
-    cfg = load("transformer", *SETTINGS)
+@pytest.mark.parametrize(
+    ("shape", "further"),
+    [(QUICK_MESH, ()), (QUICK_MESH, REFERENCES), *SLOW],
+    ids=str,
+)
+def test_eight_devices_train_as_one(shape, further):
+    cfg = load("transformer", *SETTINGS, *further)
     cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, buckets=(ODD,)))
 
     def open_stage(mesh):

@@ -60,7 +60,7 @@ class CompanionFiles:
 
     def of(self, path: Path) -> Companions:
         """The companions beside a medium."""
-        return Companions(**self._by_owner(path.parent).get(path.stem, {}))
+        return Companions()._replace(**self._by_owner(path.parent).get(path.stem, {}))
 
     def _list(self, folder: Path) -> Mapping[str, dict[str, inputs.Place]]:
         found = defaultdict[str, dict[str, inputs.Place]](dict)

@@ -359,7 +359,9 @@ def _packed(archive: Path, columns: Columns) -> Iterator[Medium]:
                 try:
                     texts, others = _packed_captions(f"{archive}/{name}", files, columns.captions)
                     row = json.dumps(others, ensure_ascii=False)
-                    yield Medium(best[0], texts, row=row, companions=Companions(**belonging))
+                    yield Medium(
+                        best[0], texts, row=row, companions=Companions()._replace(**belonging)
+                    )
                 except ValueError as error:
                     yield Medium(best[0], problem=str(error))
     except ValueError as error:

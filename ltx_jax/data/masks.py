@@ -30,6 +30,6 @@ def on_latents(
         *batch, t, h, w = part.shape
         sides: Sequence[int] = (t // frames, frames, h // spatial_factor, spatial_factor)
         boxes = part.reshape(*batch, *sides, w // spatial_factor, spatial_factor)
-        return boxes.any(axis=(-5, -3, -1))
+        return np.any(boxes, axis=(-5, -3, -1))
 
     return np.concatenate([any_of(first, 1), any_of(rest, temporal_factor)], axis=-3)

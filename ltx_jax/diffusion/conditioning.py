@@ -262,7 +262,8 @@ def prepare(
     def extra_tokens(number: int, item: Array, strength: Array, frame: Any) -> _Tokens:
         item = jnp.broadcast_to(item, (b, *item.shape[1:]))
         item = _lerp(noise.draw(f"condition/{number}", item.shape), item, strength)
-        coords = coords_of(item.shape[1:4])
+        frames, rows, columns = item.shape[1:4]
+        coords = coords_of((frames, rows, columns))
         coords = jnp.broadcast_to(coords, (*jnp.shape(frame), *coords.shape))
         coords = coords.at[..., 0].add(jnp.asarray(frame, jnp.int32)[..., None])
         return _Tokens(positions.patchify(item), coords, strength.reshape(b, -1))

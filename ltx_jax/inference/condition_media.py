@@ -219,7 +219,7 @@ def encoder_input(condition: Condition | Reference, size: Size, factor: int) -> 
     Raises:
       ValueError: if the sampled size is not a multiple of the reference's.
     """
-    clip = condition.media
+    clip: Any = condition.media
     if not isinstance(condition, Reference) or isinstance(clip, Posterior):
         return clip
     factor = condition.downscale_factor or factor
@@ -238,7 +238,7 @@ def kept_latents(
     condition: Condition | Reference, size: Size
 ) -> Float32[np.ndarray, "1 t h w"] | None:
     """1 for the latents that a prepared condition's mask keeps, else 0; None without a mask."""
-    mask = condition.mask if isinstance(condition, Condition) else None
+    mask: Any = condition.mask if isinstance(condition, Condition) else None
     if mask is None:
         return None
     free = masks.on_latents(mask, size.temporal_factor, size.spatial_factor)

@@ -391,8 +391,9 @@ class _Encoder:
 
     def _references(self, batch: Sequence[_Cut], where: NamedSharding) -> np.ndarray:
         """The posteriors of the references; empty without them."""
-        clips = [cut.example.reference for cut in batch]
-        if clips[0] is None:
+        every = (cut.example.reference for cut in batch)
+        clips = [clip for clip in every if clip is not None]
+        if not clips:
             return np.zeros(0, np.float16)
         placed = jax.device_put(np.stack(clips)[:, None], where)
         return jax.device_get(self._encode_items(self._params, placed))[:, 0]
