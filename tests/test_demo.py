@@ -118,6 +118,7 @@ def test_settings_that_no_page_can_use_are_refused(arguments, models, tmp_path):
     for name, option in (
         ("prompts_file", ["--prompts_file", "a.txt"]),
         ("conditioning_media_paths", pictures),
+        ("reference_media_path", ["--reference_media_path", "a.mp4"]),
     ):
         settings = sample.parse([*arguments, *option])
         with pytest.raises(ValueError, match=f"leave out {name}"):

@@ -134,7 +134,10 @@ class Studio:
           ValueError: if a model cannot be loaded, there are no adapters in the folder, or a setting
             makes no sense for a page.
         """
-        names = ("embeddings", "noise", "prompts_file", "conditioning_media_paths")
+        names = (
+            *("embeddings", "noise", "prompts_file", "conditioning_media_paths"),
+            "reference_media_path",
+        )
         if unusable := [name for name in names if getattr(settings, name)]:
             raise ValueError(
                 f"prompts and pictures are entered on the page: leave out {' and '.join(unusable)}"
