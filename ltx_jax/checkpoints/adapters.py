@@ -200,8 +200,11 @@ def of_run(run: Any, path: str | os.PathLike[str], cfg: TransformerConfig) -> Ad
         steps=run.step,
         rank=run.cfg.adapter.rank,
     )
-    scale = run.cfg.adapter.scale
-    return adapter_trees.named(run.adapter, cfg, scale, Path(path), origin.to_metadata())
+    scale, metadata = run.cfg.adapter.scale, origin.to_metadata()
+    data = run.cfg.data
+    if data.reference != "none":
+        metadata["reference_downscale_factor"] = str(data.reference_downscale_factor)
+    return adapter_trees.named(run.adapter, cfg, scale, Path(path), metadata)
 
 
 class _Names:
