@@ -9,9 +9,9 @@ OUT/diffusers/          what the model classes of diffusers load
 OUT is itself a checkpoint that every command reads; it does not need the last folder. To sample
 with a text encoder that has a vocabulary, name it: `--text_encoder OUT`.
 
---merge FILE:STRENGTH merges adapters into what is written. Adapters themselves are written by
---format (the adapter that RUN trained) and --extract_lora BASE (the difference of two checkpoints);
-OUT is one file then.
+--merge FILE:STRENGTH merges adapters into what is written. If OUT is a .safetensors file, an
+adapter is written: the one that RUN trained, or with --extract_lora BASE the difference of two
+checkpoints.
 """
 
 import argparse
@@ -152,29 +152,31 @@ def main(arguments: list[str]) -> None:
     )
     adapter.add_argument("--trigger", help="words that a prompt needs, for the metadata")
     options = vars(parser.parse_args(arguments))
-    own = {name: options.pop(name) for name in ("extract_lora", *_OF_ADAPTERS)}
+    own = {name: options.pop(name) for name in ("extract_lora", *_OF_EXTRACTION, *_OF_ADAPTERS)}
     if own["extract_lora"] is None:
-        _refuse(own, "is for --extract_lora BASE")
-        for path in export(**options):
-            print(path)
-        return
+        _refuse({name: own[name] for name in _OF_EXTRACTION}, "is for --extract_lora BASE")
+        if options["out"].suffix != ".safetensors":
+            _refuse({name: own[name] for name in _OF_ADAPTERS}, "is for an OUT.safetensors")
+            for path in export(**options):
+                print(path)
+            return
     _refuse({name: options[name] for name in _OF_CHECKPOINTS}, "is no option of adapters")
     from ltx_jax.checkpoints import adapter_export
 
-    adapter_export.extract(
-        options["source"],
-        options["out"],
-        base=own["extract_lora"],
-        rank=own["rank"],
-        energy=own["energy"],
-        naming=own["format"] or "comfy",
-        dtype=options["dtype"],
-        trigger=own["trigger"] or "",
+    source, out = options["source"], options["out"]
+    shared: dict[str, Any] = dict(
+        naming=own["format"] or "comfy", dtype=options["dtype"], trigger=own["trigger"] or ""
     )
-    print(options["out"])
+    if own["extract_lora"] is None:
+        adapter_export.write_trained(source, out, **shared)
+    else:
+        base, rank, energy = (own[name] for name in ("extract_lora", *_OF_EXTRACTION))
+        adapter_export.extract(source, out, base=base, rank=rank, energy=energy, **shared)
+    print(out)
 
 
-_OF_ADAPTERS = ("rank", "energy", "format", "trigger")
+_OF_EXTRACTION = ("rank", "energy")
+_OF_ADAPTERS = ("format", "trigger")
 _OF_CHECKPOINTS = ("layouts", "vae", "text_encoder", "settings", "merge")
 
 

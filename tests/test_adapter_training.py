@@ -9,6 +9,7 @@ import pytest
 import tiny_checkpoint
 from tiny_stages import QUICK, QUICK_MESH, assert_eight_devices_train_as_one, one_device
 
+from ltx_jax import export
 from ltx_jax.checkpoints import adapters
 from ltx_jax.checkpoints.load import load_checkpoint
 from ltx_jax.config import (
@@ -107,6 +108,23 @@ def test_only_the_adapter_is_trained_and_stored(folder, trained):
     earlier = load_checkpoint(output / "steps" / "2")
     assert earlier.metadata == {"run": "lora", "step": "2", "weights": "ema"}
     assert earlier.source_hash != whole.source_hash
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("naming", ["comfy", "diffusers"])
+def test_a_trained_adapter_is_exported_as_a_file(folder, trained, naming, tmp_path, capsys):
+    out, cfg = tmp_path / "own.safetensors", load_checkpoint(folder).transformer
+    options = ("--format", naming, "--trigger", "sks")
+    assert export.main([str(trained[0]), str(out), *options]) == 0
+    own, file = adapters.read(trained[0], cfg), adapters.read(out, cfg)
+    assert file.changes.keys() == own.changes.keys()
+    for name, change in own.changes.items():
+        for part in ("down", "up", "scale"):
+            np.testing.assert_array_equal(getattr(file.changes[name], part), getattr(change, part))
+    assert file.metadata["modelspec.trigger_phrase"] == "sks"
+    assert file.metadata["ltx_jax.base_hash"] == load_checkpoint(folder).base_hash
+    assert export.main([str(folder), str(tmp_path / "other.safetensors")]) == 2
+    assert "no run that trains an adapter" in capsys.readouterr().err
 
 
 @pytest.mark.thorough

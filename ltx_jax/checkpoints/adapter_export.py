@@ -5,7 +5,13 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from ltx_jax.checkpoints import adapter_extraction, adapter_writing, adapters, releases
+from ltx_jax.checkpoints import (
+    adapter_extraction,
+    adapter_writing,
+    adapters,
+    releases,
+    run_config,
+)
 from ltx_jax.checkpoints.adapter_changes import LowRank
 from ltx_jax.checkpoints.adapter_metadata import Origin
 from ltx_jax.checkpoints.checkpoint import Checkpoint
@@ -36,6 +42,38 @@ def merged(source: str, loaded: Checkpoint, loras: Sequence[tuple[str, float]]) 
         loaded,
         transformer_params=adapters.merge_lazily(loaded.transformer_params, cfg, read),
         metadata={**loaded.metadata, "modelspec.merged_from": names},
+    )
+
+
+def write_trained(
+    run: str,
+    out: Path,
+    *,
+    naming: AdapterNaming = "comfy",
+    dtype: DType | None = None,
+    trigger: str = "",
+) -> None:
+    """Writes the adapter that a run trained, its average.
+
+    Args:
+      run: a run of ltx-train that trains an adapter, or a step of one.
+      out: a safetensors file that does not exist.
+      naming: whose names: those that ComfyUI or diffusers reads.
+      dtype: of the matrices; None keeps that of the run.
+      trigger: words that a prompt needs for the adapter to act, for its metadata.
+
+    Raises:
+      ValueError: if the run trains no adapter, or the place cannot be written.
+    """
+    _check_adapter_path(out)
+    if not (run_config.is_run(run) and run_config.trains_adapter(run_config.read_config(run))):
+        raise ValueError(
+            f"{run} is no run that trains an adapter: only adapters are single files, name a folder"
+        )
+    adapter = adapters.read(run, run_config.read_config(run).model)
+    origin = dataclasses.replace(Origin.from_metadata(adapter.metadata), trigger=trigger)
+    adapter_writing.write(
+        out, adapter.changes, naming=naming, metadata=origin.to_metadata(), dtype=dtype
     )
 
 

@@ -117,7 +117,7 @@ def _load_adapter_run(
         **{name: getattr(vae, name) for name in _OF_THE_VAE},
         transformer=whole.transformer,
         transformer_params=adapters.merge(
-            whole.transformer_params, whole.transformer, [(adapter, 1.0)]
+            whole.transformer_params, whole.transformer, [(adapter, 1.0)], donate=True
         ),
         scheduler=run.cfg.scheduler,
         allowed_inference_steps=whole.allowed_inference_steps,
