@@ -66,8 +66,8 @@ def beside(adapters: Sequence[tuple[Adapter, float]], cfg: TransformerConfig) ->
         up = np.zeros((len(leaf.names), ranks, outputs), np.float32)
         for i, place, change, _ in _places(parts):
             down[i, :, place], up[i, place] = np.asarray(change.down).T, np.asarray(change.up).T
-        node = _node(tree, module)
-        node |= {"down": down, "up": up} if leaf.stacked else {"down": down[0], "up": up[0]}
+        matrices = {"down": down, "up": up} if leaf.stacked else {"down": down[0], "up": up[0]}
+        adapter_model.node(tree, module).update(matrices)
     return tree
 
 
@@ -78,7 +78,7 @@ def scales(adapters: Sequence[tuple[Adapter, float]], cfg: TransformerConfig) ->
         scale = np.zeros((len(leaf.names), sum(part.rank for part in parts)), np.float32)
         for i, place, change, strength in _places(parts):
             scale[i, place] = strength * change.scale
-        _node(tree, module)["scale"] = scale if leaf.stacked else scale[0]
+        adapter_model.node(tree, module)["scale"] = scale if leaf.stacked else scale[0]
     return tree
 
 
@@ -113,12 +113,6 @@ def _places(parts: Sequence[_Part]) -> Iterator[tuple[int, slice, LowRank, float
             if change is not None:
                 yield i, slice(first, first + len(change.down)), change, part.strength
         first += part.rank
-
-
-def _node(tree: dict[str, Any], path: keys.Path) -> dict[str, Any]:
-    for name in path:
-        tree = tree.setdefault(name, {})
-    return tree
 
 
 def _check_low_rank(adapters: Sequence[tuple[Adapter, float]], cfg: TransformerConfig) -> None:

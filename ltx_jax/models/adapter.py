@@ -78,11 +78,11 @@ def init(boxed: Any, cfg: AdapterConfig, key: Key[Array, ""], dtype: str) -> dic
         *stacked, rows, columns = kernel.names
         shapes = (*layers, inputs, cfg.rank), (*layers, cfg.rank, outputs)
         axes = (*stacked, rows, None), (*stacked, None, columns)
-        node = _node(tree, path)
-        node["down"] = param(axes[0], _down(cfg, inputs))(
-            jax.random.fold_in(key, i), shapes[0], dtype
+        down, up = _down(cfg, inputs), jax.nn.initializers.zeros
+        node(tree, path).update(
+            down=param(axes[0], down)(jax.random.fold_in(key, i), shapes[0], dtype),
+            up=param(axes[1], up)(key, shapes[1], dtype),
         )
-        node["up"] = param(axes[1], jax.nn.initializers.zeros)(key, shapes[1], dtype)
     return tree
 
 
@@ -94,7 +94,8 @@ def _down(cfg: AdapterConfig, inputs: int) -> Any:
     return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-def _node(tree: dict[str, Any], path: Path) -> dict[str, Any]:
+def node(tree: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The dictionary at a path of nested ones, which are made if they are missing."""
     for part in path:
         tree = tree.setdefault(part, {})
     return tree
@@ -136,7 +137,7 @@ def attach(
             if layers:
                 extra["key"] = jax.random.split(extra["key"], layers[0])
             extra["keep"] = jnp.full(layers, 1 - dropout, jnp.float32)
-        _node(result, path)["adapter"] = {**extra, **matrices}
+        node(result, path)["adapter"] = {**extra, **matrices}
     return result
 
 
