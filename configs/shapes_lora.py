@@ -33,11 +33,11 @@ config = dataclasses.replace(
     text_encoder_path="embedded",
     flow=FlowConfig(min_shift=2.05, max_shift=2.05, first_frame_probability=0.0),
     adapter=AdapterConfig(rank=8, targets=("attention+feed-forward",), base="float32"),
-    data=DataConfig(source="data/lime", num_frames=25, height=96, width=96, batch_size=16),
+    data=DataConfig(source="data/lime", num_frames=25, height=96, width=96, batch_size=8),
     optim=OptimConfig(
-        peak_lr=3e-3, warmup_steps=10, decay="linear", decay_fraction=0.8, ema_decay=0.97
+        peak_lr=1.5e-3, warmup_steps=10, decay="linear", decay_fraction=0.8, ema_decay=0.97
     ),
     run=RunConfig(
-        output="runs/shapes_lora", init_from="embedded", steps=400, log_every=20, save_every=100
+        output="runs/shapes_lora", init_from="embedded", steps=200, log_every=10, save_every=50
     ),
 )
