@@ -16,6 +16,7 @@ import json
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent)]
@@ -32,7 +33,7 @@ MOTIONS = (*DIRECTIONS, "still", "grow", "shrink")  # the model knows no rotatio
 FRAMES, SIDE, RATE = 25, 96, 24.0
 CLIPS = 48  # of each half
 WORDS = ("shape", "colour", "motion", "all")
-SAMPLING = dict(height=SIDE, width=SIDE, num_frames=FRAMES, frame_rate=RATE)
+SAMPLING: dict[str, Any] = dict(height=SIDE, width=SIDE, num_frames=FRAMES, frame_rate=RATE)
 
 
 @contextlib.contextmanager

@@ -48,10 +48,10 @@ def scale_by_adam_8bit(b1: float, b2: float, eps: float = 1e-8) -> optax.Gradien
         maxima = jax.tree.map(lambda x: jnp.zeros(_maxima_shape(x), jnp.float32), params)
         return Adam8BitState(jnp.zeros((), jnp.int32), codes, maxima, codes, maxima)
 
-    def update(grads: Any, state: Adam8BitState, params: Any = None) -> tuple[Any, Adam8BitState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Adam8BitState]:
         count = state.count + 1
         key = jax.random.fold_in(jax.random.key(0), count)
-        leaves, tree = jax.tree.flatten(grads)
+        leaves, tree = jax.tree.flatten(updates)
         moments = zip(*(jax.tree.leaves(part) for part in state[1:]), strict=True)
         results = []
         for i, (g, (m, m_max, v, v_max)) in enumerate(zip(leaves, moments, strict=True)):

@@ -78,7 +78,6 @@ class TransformerStage(Stage):
         self.vae, self._loader, self._captions = vae, loader, captions
         vae_cfg = self._vae_cfg
         check_fit(cfg, vae_cfg, mesh)
-        self.frozen = {}
         causal = cfg.model.causal_temporal_positioning
         self.model = FlowModel(
             Plain(cfg.model, cfg.execution),
@@ -118,7 +117,8 @@ class TransformerStage(Stage):
         captions = sources.open_captions(cfg, loader.encoding, mesh)
         stage = cls(cfg, mesh, vae, captions, loader)
         if cfg.adapter.rank:
-            stage.base, stage.frozen["transformer"] = load_base(cfg, mesh)
+            stage.base, base = load_base(cfg, mesh)
+            stage.frozen = {"transformer": base}
         if cfg.run.validate_every:
             stage._validator.prepare()  # so that errors in it appear before the first step
         return stage
@@ -129,7 +129,7 @@ class TransformerStage(Stage):
         vae = describe_frozen_vae(cfg.vae, cfg.model.in_channels)
         stage = cls(cfg, mesh, vae, sources.described_captions(cfg))
         if cfg.adapter.rank:
-            stage.frozen["transformer"] = describe_base(cfg, mesh)
+            stage.frozen = {"transformer": describe_base(cfg, mesh)}
         return stage
 
     def init(self, key: Array) -> dict[str, Any]:
