@@ -213,7 +213,7 @@ def _roofline(traffic: Traffic, executed: float, target: Target, mesh: Mesh) -> 
         compute=executed / len(target.devices) / peak,
         matmuls=traffic.matmuls / chip.bandwidth,
         rest=traffic.rest / chip.bandwidth,
-        interconnect=sum(target.seconds(x, mesh) for x in traffic.collectives),
+        interconnect=sum((target.seconds(x, mesh) for x in traffic.collectives), start=0.0),
     )
 
 
