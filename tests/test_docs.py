@@ -90,6 +90,7 @@ def recorded(monkeypatch, tmp_path):
     record("ltx_jax.inference.encode_dataset:encode")
     record("ltx_jax.export:export", [])
     record("ltx_jax.checkpoints.adapter_export:extract")
+    record("ltx_jax.checkpoints.adapter_export:write_trained")
     record("ltx_jax.prepare.__main__:prepare")
     record("ltx_jax.prepare.aesthetics:main")
     record("ltx_jax.prepare.emoji:prepare")
