@@ -70,7 +70,7 @@ def write_clips(folder: pathlib.Path) -> None:
     with known_colour():
         for i, (scene, caption) in enumerate(both):
             frames = render.render(scene, FRAMES, SIDE, SIDE, RATE)
-            writing.write(folder / f"{i:02}.mov", frames, RATE)  # ProRes: full colour
+            writing.write_video(folder / f"{i:02}.mov", frames, RATE)  # ProRes: full colour
             (folder / f"{i:02}.txt").write_text(caption + "\n")
 
 

@@ -108,6 +108,8 @@ def test_what_cannot_be_written_is_refused_by_name(moving, tmp_path):
     for name, message in [
         ("a.png", "a.png is one picture, and there are 6 frames; a video is .mp4"),
         ("a.avi", "a.avi must end in .mp4, .webm, .mov"),
+        ("a.mov", "a.mov holds more than 8 bits and takes float pixels"),
+        ("a_%02d.png", "takes float pixels"),
     ]:
         with pytest.raises(ValueError, match=message):
             writing.write(tmp_path / name, levels(moving), 24)

@@ -80,6 +80,11 @@ def write(path: str | os.PathLike, frames: Shaped[np.ndarray, "t h w 3"], fps: f
         file that cannot be written.
     """
     ending = Path(path).suffix.lower()
+    if is_deep(path) and not np.issubdtype(frames.dtype, np.floating):
+        raise ValueError(
+            f"{path} holds more than 8 bits and takes float pixels in [-1, 1], got {frames.dtype}: "
+            "convert them, or write bytes with write_video or as another format"
+        )
     if is_sequence(path):
         write_sequence(path, map(_words, frames))
     elif ending in PICTURES:
