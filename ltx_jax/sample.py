@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ltx_jax import config
-from ltx_jax.config import SampleConfig, sampling_options
+from ltx_jax.config import SampleConfig, command_line, sampling_options
 from ltx_jax.runtime import cli
 
 DESCRIPTION = """Makes videos with LTX-Video.
@@ -37,12 +37,11 @@ def parse(arguments: Sequence[str]) -> SampleConfig:
     """
     import tyro
 
-    options = tyro.cli(
-        _Unchecked,
+    options = command_line.parse(
+        arguments,
+        _Unchecked(**_fields(_defaults(arguments))),
         prog=cli.program_name("sample"),
         description=DESCRIPTION,
-        args=_joined(arguments, "--lora"),
-        default=_Unchecked(**_fields(_defaults(arguments))),
         use_underscores=True,
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
     )
@@ -73,23 +72,6 @@ def _defaults(arguments: Sequence[str]) -> SampleConfig:
     if stored is None:
         return SampleConfig()
     return SampleConfig(**dataclasses.asdict(sampling_options(stored)))
-
-
-def _joined(arguments: Sequence[str], option: str) -> list[str]:
-    """The arguments with all values of an option behind its last occurrence, as the parser drops
-    the others."""
-    values: list[str] = []
-    rest: list[str] = []
-    target = rest
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if argument.startswith("--"):
-            target = values if name == option else rest
-            if name == option:
-                values += [value] if equals else []
-                continue
-        target.append(argument)
-    return [*rest, option, *values] if values else list(arguments)
 
 
 def _value(arguments: Sequence[str], option: str) -> str:

@@ -192,3 +192,16 @@ def test_a_byte_order_mark_belongs_to_no_setting(tmp_path, ending):
     text = json.dumps({"settings": settings} if ending == ".json" else settings)
     file.write_text(text, encoding="utf-8-sig")
     assert config.load_sampling(str(file)).guidance_scale == 2.5
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--run.init_extra a b --run.steps 5 --run.init_redraw c",
+        "--run.init_extra a --run.steps 4 --run.init-extra=b --run.init_redraw c --run.steps 5",
+        "--run.init_extra=a --run.init_redraw=c --run.init_extra b --run.steps=5",
+    ],
+)
+def test_options_of_several_values_may_be_repeated(words):
+    run = config.load("shapes_tiny_vae", words.split()).run
+    assert (run.init_extra, run.init_redraw, run.steps) == (("a", "b"), ("c",), 5)

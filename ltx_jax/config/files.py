@@ -11,7 +11,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ltx_jax.config import adapters, networks, official_yaml, preparation, sampling, training
+from ltx_jax.config import (
+    adapters,
+    command_line,
+    networks,
+    official_yaml,
+    preparation,
+    sampling,
+    training,
+)
 from ltx_jax.config.from_json import build, nearest, parse_json
 from ltx_jax.config.sampling import SampleConfig
 
@@ -89,13 +97,12 @@ def load(name: str, overrides: Sequence[str] = (), *, program: str | None = None
     if not overrides:
         return default
     try:
-        import tyro  # only the command line needs it
+        return command_line.parse(overrides, default, prog=program)
     except ImportError as error:
         raise ValueError(
             f"settings on the command line ({overrides[0]}) need tyro, which is not installed: "
             "pip install tyro, or set them in a config file"
         ) from error
-    return tyro.cli(type(default), prog=program, default=default, args=list(overrides))
 
 
 def _split(name: str) -> tuple[str, str]:
