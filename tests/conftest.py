@@ -1,11 +1,30 @@
+import gc
 import itertools
 
 import jax
+import jaxtyping
 import pytest
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)  # every sharding test runs on a laptop
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Of the million objects that imports make, nearly all stay: looking for garbage among them takes
+# seconds, while the tests are collected and after.
+gc.disable()
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
+
+
+@pytest.fixture
+def no_type_checks():
+    """Leaves types unchecked in a test that reads thousands of small tensors: checking the
+    arguments of every call would take twice as long as all else."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

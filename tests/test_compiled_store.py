@@ -188,6 +188,7 @@ def test_the_least_recently_used_files_make_room(programs, tmp_path, monkeypatch
     assert len(left) == 2
 
 
+@pytest.mark.thorough
 def test_programs_that_were_called_long_ago_are_forgotten(monkeypatch):
     monkeypatch.setattr(compiled, "_MAX_PROGRAMS", 4)
     programs, kept = programs_in(None), []

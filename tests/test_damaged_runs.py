@@ -40,6 +40,7 @@ def notices(caplog):
     return [one.getMessage() for one in caplog.records if one.name == runs.__name__]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["cut", "flipped", "deleted"])
 def test_every_damage_of_the_newest_step_is_noticed(three_steps, kind, tmp_path, caplog):
     whole, parts = three_steps

@@ -24,7 +24,6 @@ from ltx_jax.demo.studio import Studio
 from ltx_jax.diffusion.sampler import Progress
 from ltx_jax.inference import make_videos
 
-gradio = pytest.importorskip("gradio", reason="the demo extra is not installed")
 SECRET = b"the content of another file"
 META = {"meta": {"_type": "gradio.FileData"}}
 CLIP = np.zeros((1, 9, 32, 64, 3), np.uint8)
@@ -33,6 +32,7 @@ CLIP = np.zeros((1, 9, 32, 64, 3), np.uint8)
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     """A page whose sampler records its conditions; folders, port, and the fields of a request."""
+    gradio = pytest.importorskip("gradio", reason="the demo extra is not installed")
     folder = tmp_path_factory.mktemp("guarded")
     (folder / "served").mkdir()
     (folder / "secret.txt").write_bytes(SECRET)

@@ -102,7 +102,7 @@ def write_latents(folder):
     return {example.caption: example.context["camera"] for example in examples}
 
 
-@pytest.mark.parametrize("processes", [0, 2])
+@pytest.mark.parametrize("processes", [0, pytest.param(2, marks=pytest.mark.thorough)])
 def test_stored_inputs_come_back_to_the_bit_in_threads_and_processes(tmp_path, processes):
     written = write_latents(tmp_path / "set")
     size = BucketConfig(9, 16, 16, 4)

@@ -52,7 +52,10 @@ def mutations(raw, part):
             yield f"{part}.{key} = {str(value)[:20]}", changed
 
 
-OFFICIAL = [pytest.param(part, id=part) for part in ("transformer", "vae", "scheduler", "allowed")]
+OFFICIAL = [
+    *(pytest.param(part, marks=pytest.mark.thorough) for part in ("transformer", "vae")),
+    *("scheduler", "allowed"),
+]
 
 
 @pytest.mark.parametrize("part", OFFICIAL)

@@ -1,6 +1,7 @@
 """The shape of the package: imports go down, Flax stays where it belongs, files stay small."""
 
 import ast
+import functools
 import pathlib
 import subprocess
 import sys
@@ -42,6 +43,7 @@ def module_name(path: pathlib.Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+@functools.cache
 def imports(path: pathlib.Path) -> set[str]:
     """Absolute names of all that a file imports, at module level or inside a function."""
     found = set()

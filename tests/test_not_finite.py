@@ -119,6 +119,7 @@ def test_the_command_writes_nothing(damaged, tmp_path, capsys):
     assert not list(tmp_path.glob("out/*"))
 
 
+@pytest.mark.thorough
 def test_the_page_writes_nothing(damaged, tmp_path):
     settings = sample.parse(["--checkpoint", str(damaged), "--dtype", "float32"])
     studio = Studio(settings, tmp_path / "page", models=make_videos.load_models(settings))
@@ -127,6 +128,7 @@ def test_the_page_writes_nothing(damaged, tmp_path):
     assert not list(tmp_path.glob("page/**/*.mp4"))
 
 
+@pytest.mark.thorough
 def test_validation_of_a_run_says_so_and_the_run_goes_on(caplog):
     stage = TransformerStage.open(
         load("transformer", "--run.output", "/none", "--run.validation_clips", "1"),

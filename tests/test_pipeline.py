@@ -78,6 +78,7 @@ def test_prompts_become_videos(pipe):
     np.testing.assert_array_equal(videos, (255 * (floats * 0.5 + 0.5)).astype(np.uint8))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("fast", [False, True])
 def test_float16_makes_the_video_of_a_vae_whose_activations_pass_its_range(
     fast, embeddings, picture

@@ -135,6 +135,7 @@ def changed_checkpoint(source, target, change):
     return target
 
 
+@pytest.mark.thorough
 def test_float16_writes_the_video_of_a_vae_whose_activations_pass_its_range(
     sample, folder, tmp_path
 ):
@@ -154,6 +155,7 @@ def test_float16_writes_the_video_of_a_vae_whose_activations_pass_its_range(
     assert np.abs(videos[1] - videos[0]).mean() < 10
 
 
+@pytest.mark.thorough
 def test_the_ending_of_the_output_decides_what_is_written(sample, tmp_path):
     from PIL import Image
 

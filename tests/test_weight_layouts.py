@@ -26,6 +26,8 @@ from ltx_jax.export import export
 from ltx_jax.inference.pipeline import LTXPipeline
 from ltx_jax.runtime.compiled import Programs
 
+pytestmark = pytest.mark.usefixtures("no_type_checks")
+
 OPTIONS = SamplingConfig(
     height=32,
     width=32,
@@ -88,6 +90,7 @@ def assert_same(ours, theirs, tolerance=0):
         )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("layout", layouts.LAYOUTS, ids=lambda layout: layout.__name__)
 def test_a_layout_means_what_its_writer_stored(tmp_path, base, vae, programs, layout):
     size, values = base
@@ -216,7 +219,7 @@ def test_the_vae_beside_tells_early_versions_from_later_ones(tmp_path):
 
 
 @pytest.mark.parametrize("family", ["0.9.0", "0.9.1", "0.9.5"])
-@pytest.mark.parametrize("prefix", ["", "vae."])
+@pytest.mark.parametrize("prefix", ["", pytest.param("vae.", marks=pytest.mark.thorough)])
 def test_a_vae_without_a_config_is_known_by_its_tensors(tmp_path, caplog, family, prefix):
     from ltx_jax.checkpoints import official_config, releases
 
@@ -234,6 +237,7 @@ def test_a_vae_without_a_config_is_known_by_its_tensors(tmp_path, caplog, family
     np.testing.assert_array_equal(kernel, np.einsum("oithw->thwio", stored))
 
 
+@pytest.mark.thorough
 def test_sampling_from_the_command_line_takes_parts(tmp_path, vae, capsys):
     from ltx_jax import sample
 
