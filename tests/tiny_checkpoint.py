@@ -1,6 +1,7 @@
 """A checkpoint and text encoders so small that a test makes them in a second."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 
@@ -44,9 +45,9 @@ def random_parameters(module, *arguments):
     return jax.tree.map(fill, jax.eval_shape(init, *arguments))
 
 
-def write_checkpoint(path, with_vae=True):
-    """Writes an official file, with a VAE of 32 x 32 x 8 pixels per latent or without one."""
-
+@functools.cache
+def tiny_checkpoint(with_vae):
+    """A checkpoint with a VAE of 32 x 32 x 8 pixels per latent, or without one."""
     cfg = TransformerConfig(
         num_layers=2,
         num_attention_heads=2,
@@ -77,7 +78,12 @@ def write_checkpoint(path, with_vae=True):
         checkpoint.vae = vae
         checkpoint.vae_params = random_parameters(VideoVAE(vae), pixels)
         checkpoint.statistics = LatentStatistics(np.zeros(CHANNELS, "f"), np.ones(CHANNELS, "f"))
-    official.write(path, checkpoint)
+    return checkpoint
+
+
+def write_checkpoint(path, with_vae=True):
+    """Writes the checkpoint as an official file."""
+    official.write(path, tiny_checkpoint(with_vae))
 
 
 def write_upsampler(path):
@@ -87,12 +93,17 @@ def write_upsampler(path):
         save_file(values, path, {"config": str(arrays["config"])})
 
 
-def write_text_encoder(path, width):
-    """Writes a T5 of a given width over bytes, in the layout of transformers."""
-
+@functools.cache
+def tiny_text_encoder(width):
+    """A T5 of a given width over bytes."""
     cfg = T5Config(vocab_size=384, d_model=width, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     ids = jnp.zeros((1, 4), jnp.int32)
-    TextEncoder(ByteTokenizer(), cfg, random_parameters(T5Encoder(cfg), ids, ids), 16).save(path)
+    return TextEncoder(ByteTokenizer(), cfg, random_parameters(T5Encoder(cfg), ids, ids), 16)
+
+
+def write_text_encoder(path, width):
+    """Writes the text encoder of a given width in the layout of transformers."""
+    tiny_text_encoder(width).save(path)
 
 
 SETTINGS = SamplingConfig(
