@@ -1,5 +1,6 @@
 import gc
 import itertools
+import time
 
 import jax
 import jaxtyping
@@ -13,9 +14,35 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 gc.disable()
 
 
+# Seconds of CPU time from which on a test without the mark `thorough` is named: well over the one
+# second of the rule, since machines differ and the first test of a process imports more.
+LONG = 3.0
+
+
 def pytest_collection_finish():
     gc.freeze()
     gc.enable()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    begin = time.process_time()
+    try:
+        return (yield)
+    finally:
+        item.user_properties.append(("seconds", time.process_time() - begin))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Names the tests of `make test-fast` that are no quick ones."""
+    if "not thorough" not in config.option.markexpr:
+        return
+    for report in terminalreporter.getreports("passed"):
+        seconds = dict(report.user_properties).get("seconds", 0.0)
+        if report.when == "call" and seconds > LONG:
+            terminalreporter.write_line(
+                f"{report.nodeid} took {seconds:.1f} s of CPU time: mark it thorough", yellow=True
+            )
 
 
 @pytest.fixture

@@ -305,6 +305,7 @@ def test_the_released_models_have_the_layers_that_released_adapters_change(
     assert tuple(2 * len(names) for names in (attention, blocks, modules)) == counts
 
 
+@pytest.mark.thorough
 def test_parameters_on_a_mesh_stay_where_they_are(base, lora, mesh, tmp_path):
     adapter = _read(tmp_path, base, lora)
     layout = sharding.shardings(keys.transformer_boxed(base.transformer), mesh)

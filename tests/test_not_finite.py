@@ -54,6 +54,7 @@ def golden_pipe(**changes):
     return made
 
 
+@pytest.mark.thorough
 def test_the_error_names_the_place_where_numbers_stopped_being_finite():
     checkpoint = golden_traces.checkpoint()
     transformer, vae = checkpoint.transformer_params, checkpoint.vae_params
@@ -83,6 +84,7 @@ def test_the_error_names_the_place_where_numbers_stopped_being_finite():
     assert whole(None, OPTIONS, **call).std() > 1
 
 
+@pytest.mark.thorough
 def test_a_damaged_upsampler_is_named(tmp_path):
     write_upsampler(tmp_path / "upsampler.safetensors")
     upsampler = Upsampler.load(tmp_path / "upsampler.safetensors")
@@ -108,6 +110,7 @@ def damaged(tmp_path):
     return folder
 
 
+@pytest.mark.thorough
 def test_the_command_writes_nothing(damaged, tmp_path, capsys):
     arguments = ["--checkpoint", str(damaged), "--prompt", "a star", "--dtype", "float32"]
     out, latents = tmp_path / "out", tmp_path / "latents.npy"

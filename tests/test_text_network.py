@@ -147,6 +147,7 @@ def test_a_run_goes_on_with_no_other_text_encoder(tmp_path):
         run_config.check_same(load("transformer"), training(), run_config.locate(tmp_path))
 
 
+@pytest.mark.thorough
 def test_it_trains_with_the_transformer():
     captions = sources.trained_captions(training())
     params = sharding.unbox(captions.init(jax.random.key(0)))

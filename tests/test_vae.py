@@ -371,6 +371,7 @@ def test_bfloat16_follows_float32():
         assert np.linalg.norm(a - b) <= 0.1 * np.linalg.norm(b)
 
 
+@pytest.mark.thorough
 def test_float16_survives_activations_beyond_its_range():
     """Those of trained decoders reach 8e5. The norms make the outputs those of other scales."""
     params = jax.tree.map(lambda x: x, drawn_parameters(SMALL))
