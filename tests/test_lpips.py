@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from ltx_jax.checkpoints import perceptual
-from ltx_jax.models import lpips
+from ltx_jax.models import frame_distance, lpips
 
 # torchvision's vgg16.features: the index of every convolution, and its channels.
 INDICES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
@@ -110,7 +110,9 @@ def test_equal_pictures_have_no_distance_and_a_finite_gradient(params):
     ).all()  # rounding: the two may be summed in another order
     assert np.isfinite(gradient(params, x, x)).all()
     # Features that are zero in every channel have no direction, and no gradient.
-    of_zero = jax.grad(lambda x: jnp.sum(lpips._normalize(x)[..., 0] ** 2))(jnp.zeros((2, 4)))
+    of_zero = jax.grad(lambda x: jnp.sum(frame_distance.unit_length(x)[..., 0] ** 2))(
+        jnp.zeros((2, 4))
+    )
     assert (np.asarray(of_zero) == 0).all()
 
 

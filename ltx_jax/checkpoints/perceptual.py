@@ -1,14 +1,17 @@
-"""Reads the weights of LPIPS and I3D, the networks that compare videos."""
+"""Reads the weights of LPIPS, EfficientNet and I3D, the networks that compare videos."""
 
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ltx_jax.checkpoints import tensors
-from ltx_jax.models import i3d
+from ltx_jax.models import efficientnet, i3d
 from ltx_jax.models.lpips import STAGES
 
+# Names of the files that `ltx-prepare networks` writes.
+EFFICIENTNET, I3D = "efficientnet_lite0.safetensors", "i3d_kinetics_400.safetensors"
 # Index of each convolution in torchvision's `features` and in the slices of the lpips package.
 _INDICES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
 _CONVERT = (
@@ -50,16 +53,40 @@ def read_i3d(path: str | Path) -> dict[str, Any]:
     """Parameters of `models.i3d`, float32 on the host.
 
     Args:
-      path: a .safetensors file with the names of piergiaj/pytorch-i3d ("Mixed_3b.b0.bn.weight"),
-        such as `i3d_pretrained_400.pt` converted.
+      path: a .safetensors file with the names of piergiaj/pytorch-i3d ("Mixed_3b.b0.bn.weight"):
+        that of `ltx-prepare networks`, or `i3d_pretrained_400.pt` converted.
 
     Raises:
       ValueError: naming the file if it cannot be used or lacks a tensor, or a shape that is wrong.
     """
-    file = _open(Path(path))
-    stored = {name: tensor.read() for name, tensor in file.tensors.items() if name in i3d.NAMES}
+    return _folded(Path(path), i3d.NAMES, i3d.fold)
+
+
+def read_efficientnet(path: str | Path) -> dict[str, Any]:
+    """Parameters of `models.efficientnet`, float32 on the host.
+
+    Args:
+      path: the .safetensors file that `ltx-prepare networks` writes.
+
+    Raises:
+      ValueError: naming the file if it cannot be used or lacks a tensor, or a shape that is wrong.
+    """
+    if not Path(path).is_file():
+        raise ValueError(
+            f"there are no weights of EfficientNet at {path}: write them with pip install "
+            f"'.[networks]' and ltx-prepare networks --output {Path(path).parent}"
+        )
+    return _folded(Path(path), efficientnet.NAMES, efficientnet.fold)
+
+
+def _folded(
+    path: Path, names: Container[str], fold: Callable[[dict[str, np.ndarray]], dict[str, Any]]
+) -> dict[str, Any]:
+    """Parameters that `fold` makes from the tensors with these names."""
+    file = _open(path)
+    stored = {name: tensor.read() for name, tensor in file.tensors.items() if name in names}
     try:
-        return i3d.fold(stored)
+        return fold(stored)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -183,6 +183,10 @@ class VAELossConfig:
     kl_warmup: int = 0  # updates after those, over which the KL term grows to its weight
     dwt_weight: float = 0.0  # weight of the video wavelet loss
     dwt_levels: int = 1  # levels of the wavelet transform
+    # Weight of a perceptual distance on features of EfficientNet-lite0.
+    efficientnet_weight: float = 0.0
+    # Its weights, written by `ltx-prepare networks`.
+    efficientnet: str = "data/networks/efficientnet_lite0.safetensors"
     lpips_weight: float = 0.0  # weight of LPIPS, a perceptual distance
     vgg: str = ""  # a file with VGG16's weights in torchvision's layout; LPIPS needs it
     lpips_heads: str = ""  # a file with LPIPS' linear heads; LPIPS needs it too
@@ -199,7 +203,7 @@ class VAELossConfig:
     statistics_decay: float = 0.999  # decay of the running mean and deviation of the latents
 
     def __post_init__(self):
-        for name in ("pixel", "mse", "kl", "dwt", "lpips", "gan"):
+        for name in ("pixel", "mse", "kl", "dwt", "efficientnet", "lpips", "gan"):
             weight = getattr(self, f"{name}_weight")
             require(weight >= 0, f"{name}_weight must not be negative, got {weight}")
         require(self.dwt_levels > 0, f"dwt_levels must be positive, got {self.dwt_levels}")

@@ -6,13 +6,12 @@ Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual M
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-Pictures = Float[Array, "b h w 3"]
+from ltx_jax.models.frame_distance import Pictures, mean_over_frames, unit_length
 
 # Channels of the convolutions of each stage; max pooling lies between stages.
 STAGES = ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3)
@@ -54,7 +53,7 @@ class LPIPS(nn.Module):
             for i, width in enumerate(widths):
                 x = nn.relu(nn.Conv(width, (3, 3), name=f"conv_{stage}_{i}")(x))
             head = self.param(f"head_{stage}", nn.initializers.constant(1.0), (widths[-1],))
-            a, b = jnp.unstack(_normalize(x).reshape(-1, 2, *x.shape[1:]), axis=1)
+            a, b = jnp.unstack(unit_length(x).reshape(-1, 2, *x.shape[1:]), axis=1)
             total += jnp.mean((a - b) ** 2 @ head, axis=(1, 2))
         return total
 
@@ -66,25 +65,12 @@ def _pool(x: Array) -> Array:
     return jnp.max(x.reshape(b, h // 2, 2, w // 2, 2, c), axis=(2, 4))
 
 
-def _normalize(x: Array) -> Array:
-    """Normalises the channels to unit length; zero stays zero, with a zero gradient."""
-    square = jnp.sum(x * x, axis=-1, keepdims=True)
-    return x / (jnp.sqrt(jnp.maximum(square, 1e-20)) + 1e-10)
-
-
 def lpips_of_frames(
     params: Any, reconstruction: Float[Array, "b t h w 3"], video: Float[Array, "b t h w 3"]
 ) -> Float[Array, ""]:
-    """The mean LPIPS over samples and frames.
+    """The mean LPIPS over samples and frames."""
 
-    Frames are processed one after the other, and recomputed for the gradient: their stored features
-    would need more memory than the autoencoder.
-    """
+    def distances(pictures: Pictures, others: Pictures) -> Array:
+        return LPIPS().apply({"params": params}, pictures, others)  # pyright: ignore[reportReturnType]
 
-    @jax.checkpoint
-    def frame_distance(pair: tuple[Array, Array]) -> Array:
-        distances: Any = LPIPS().apply({"params": params}, *pair)
-        return jnp.mean(distances)
-
-    frames = (jnp.swapaxes(reconstruction, 0, 1), jnp.swapaxes(video, 0, 1))
-    return jnp.mean(jax.lax.map(frame_distance, frames))
+    return mean_over_frames(distances, reconstruction, video)

@@ -8,7 +8,8 @@ reasons, DIR/report.html shows examples.
 The same command continues a run that was stopped. Options of Apache Beam follow after `--`.
 `ltx-prepare aesthetics-train --help` trains the head that scores pictures;
 `ltx-prepare emoji --help` fetches and writes a data set of animated emoji;
-`ltx-prepare references --help` draws edges or depth of clips, for training that follows them.
+`ltx-prepare references --help` draws edges or depth of clips, for training that follows them;
+`ltx-prepare networks --help` converts weights of networks that compare videos.
 """
 
 import argparse
@@ -133,6 +134,11 @@ def main(arguments: list[str]) -> None:
         from ltx_jax.prepare import references
 
         references.main(arguments[1:])
+        return
+    if arguments[:1] == ["networks"]:
+        from ltx_jax.prepare import networks
+
+        networks.main(arguments[1:])
         return
     at = arguments.index("--") if "--" in arguments else len(arguments)
     own, beam_options = arguments[:at], arguments[at + 1 :]

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from ltx_jax.config import VAELossConfig
 from ltx_jax.diffusion.flow import add_noise
 from ltx_jax.metrics import psnr
+from ltx_jax.models.efficientnet import feature_distance
 from ltx_jax.models.lpips import lpips_of_frames
 from ltx_jax.models.vae import LatentStatistics, Posterior, key_noise
 from ltx_jax.pixels import from_bytes
@@ -118,12 +119,16 @@ def reconstruction_loss(
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """The weighted sum of the terms that compare pixels, and each term as a metric.
 
-    A term with a frozen network (LPIPS) is computed if the weights of that network are in `frozen`.
+    LPIPS is computed if its weights are in `frozen`; EfficientNet's must be if its term is on.
     """
     terms: dict[str, tuple[float, Callable[[], Array]]] = {
         "pixel": (cfg.pixel_weight, lambda: losses.pixel_loss(reconstruction, video, cfg.pixel)),
         "mse": (cfg.mse_weight, lambda: losses.pixel_loss(reconstruction, video, "mse")),
         "dwt": (cfg.dwt_weight, lambda: losses.dwt_loss(reconstruction, video, cfg.dwt_levels)),
+        "efficientnet": (
+            cfg.efficientnet_weight,
+            lambda: feature_distance(frozen["efficientnet"], reconstruction, video),
+        ),
         "lpips": (
             cfg.lpips_weight if "lpips" in frozen else 0.0,
             lambda: lpips_of_frames(frozen["lpips"], reconstruction, video),
@@ -162,7 +167,7 @@ def vae_loss(
       params: "encoder" and "decoder", and "discriminator" if there is one.
       state: the training state, for its running statistics and its count of updates.
       batch: `frames`, uint8 (b, t, h, w, 3).
-      frozen: `lpips`, the weights of LPIPS; absent if that term is off.
+      frozen: weights of the frozen networks, `efficientnet` and `lpips`, whose terms are on.
       key: random key of this step.
       cfg: weights of the terms.
       disc_start: number of updates before the discriminator begins.

@@ -56,8 +56,7 @@ class VAEStage(ClipStage):
             clean = dataclasses.replace(cfg.loss, max_decode_time=0.0)
             cfg = dataclasses.replace(cfg, loss=clean)
         super().__init__(cfg, mesh, cfg.model, loader)
-        lpips = _read_lpips(cfg.loss)
-        self.frozen = {} if lpips is None else {"lpips": lpips}
+        self.frozen = _read_frozen(cfg.loss)
         self._vae = VideoVAE(cfg.model, cfg.execution)
         self._discriminator = Discriminator(cfg.discriminator, cfg.disc_execution)
         self._has_gan = cfg.loss.gan_weight > 0
@@ -161,6 +160,15 @@ class VAEStage(ClipStage):
         jax.eval_shape(lambda x: reconstruction_loss(x, x, self.frozen, self.cfg.loss), video)
         if self._has_gan:
             jax.eval_shape(self._discriminator.init, jax.random.key(0), video)
+
+
+def _read_frozen(cfg: VAELossConfig) -> dict[str, Any]:
+    """Reads the weights of the frozen networks whose terms are on."""
+    frozen = {}
+    if cfg.efficientnet_weight:
+        frozen["efficientnet"] = perceptual.read_efficientnet(cfg.efficientnet)
+    lpips = _read_lpips(cfg)
+    return frozen if lpips is None else {**frozen, "lpips": lpips}
 
 
 def _read_lpips(cfg: VAELossConfig) -> Any:

@@ -19,6 +19,7 @@ from ltx_jax.data.loader import Batch
 from ltx_jax.diffusion.flow import add_noise
 from ltx_jax.inference.encode_decode import all_finite
 from ltx_jax.models import convolution
+from ltx_jax.models.efficientnet import feature_distance
 from ltx_jax.models.lpips import lpips_of_frames
 from ltx_jax.models.vae import VideoVAE, key_noise
 from ltx_jax.pixels import from_bytes, to_nearest_bytes
@@ -40,15 +41,15 @@ class VAEValidator:
     """Reconstructs held-out clips with the averaged parameters and the same noise every time.
 
     The metrics are measured on latents without noise: the pixel term of the loss, PSNR (which is
-    also measured at each noise level of `TIMES`), SSIM, and LPIPS if its weights are loaded. There
-    are two videos of every clip: the original beside its reconstruction, and the reconstructions at
-    all noise levels side by side. Histograms show the distribution of the latents' running means
-    and deviations over the channels.
+    also measured at each noise level of `TIMES`), SSIM, and the perceptual distances that the loss
+    has. There are two videos of every clip: the original beside its reconstruction, and the
+    reconstructions at all noise levels side by side. Histograms show the distribution of the
+    latents' running means and deviations over the channels.
 
     Args:
       cfg: the configuration of the run.
       mesh: the devices to run on.
-      frozen: `lpips`, the weights of LPIPS, if that term is on.
+      frozen: weights of the frozen networks, as in `vae_loss`.
     """
 
     def __init__(self, cfg: TrainVAE, mesh: Mesh, frozen: Mapping[str, Any]):
@@ -119,6 +120,10 @@ class VAEValidator:
         }
         with contextlib.suppress(ValueError):  # frames smaller than its window have no SSIM
             values["val_ssim"] = metrics.ssim(clipped[:1], video)[0]
+        if "efficientnet" in frozen:
+            values["val_efficientnet"] = feature_distance(
+                frozen["efficientnet"], clipped[:1], video
+            )
         if "lpips" in frozen:
             values["val_lpips"] = lpips_of_frames(frozen["lpips"], clipped[:1], video)
         return to_nearest_bytes(decoded), all_finite(decoded), values
