@@ -99,6 +99,21 @@ def test_frechet_distance_is_the_closed_form_of_two_gaussians():
     assert metrics.frechet_distance(one, other) == pytest.approx(one.mean() ** 2 + spread**2)
 
 
+def test_extrapolation_removes_most_of_the_bias_of_few_clips():
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal((200, 20)) for _ in range(2))
+    for shift in (0.0, 1.0):  # the true distance is 20 shift^2
+        plain = metrics.frechet_distance(a, b + shift) - 20 * shift**2
+        extrapolated = metrics.extrapolated_frechet_distance(a, b + shift) - 20 * shift**2
+        assert plain > 0.8
+        assert abs(extrapolated) < 0.4 * plain
+    assert metrics.extrapolated_frechet_distance(a, a + 1) == pytest.approx(20, rel=0.05)
+    again = [metrics.extrapolated_frechet_distance(a, b) for _ in range(2)]
+    assert again[0] == again[1]
+    with pytest.raises(ValueError, match="eight clips or more, got 7"):
+        metrics.extrapolated_frechet_distance(a[:7], b)
+
+
 def test_frechet_distance_holds_with_fewer_clips_than_features():
     """The usual formula gives complex numbers for the square root of a singular matrix."""
     a = np.random.default_rng(0).normal(size=(5, 40)).astype(np.float32)

@@ -125,10 +125,27 @@ def reconstruction_metrics(
 def _summary(kind: str, name: str, values: list[Any]) -> list[MetricRow]:
     if name != "rFVD":
         return [mean(kind, name, values, "dB" if name == "PSNR" else "")]
-    if len(values) < 2:  # a Frechet distance needs two clips or more
-        return []
     decoded, originals = (np.stack(features) for features in zip(*values, strict=True))
-    return [MetricRow(kind, name, metrics.frechet_distance(decoded, originals), len(values))]
+    # Two halves of the originals give the smallest distance that can be expected.
+    halves = originals[::2], originals[1::2]
+    return [
+        *frechet_rows(kind, name, decoded, originals),
+        *frechet_rows(kind, "FVD of two halves of the originals", *halves),
+    ]
+
+
+def frechet_rows(
+    subject: str, name: str, features: np.ndarray, originals: np.ndarray
+) -> list[MetricRow]:
+    """The Frechet distance of two sets of clips, and the one extrapolated to infinitely many."""
+    count = min(len(features), len(originals))
+    rows = []
+    if count >= 2:
+        rows.append(MetricRow(subject, name, metrics.frechet_distance(features, originals), count))
+    if count >= 8:
+        value = metrics.extrapolated_frechet_distance(features, originals)
+        rows.append(MetricRow(subject, f"{name}, extrapolated", value, count))
+    return rows
 
 
 def _batches(clips: Iterable[EvaluationClip], size: int) -> Iterator[list[EvaluationClip]]:
