@@ -96,6 +96,9 @@ class Emoji:
       cfg: buckets and frame rates.
       seed: seed of the scenes.
 
+    Attributes:
+      catalogue: the emoji of the data set.
+
     Raises:
       ValueError: if there is no such split, or the folder contains no data set of emoji.
     """
@@ -105,7 +108,7 @@ class Emoji:
     def __init__(self, path: str, cfg: DataConfig, seed: int):
         self._cfg, self._seed = cfg, seed
         self._split: Split
-        self._reader, self._catalogue, self._split = _open(path)
+        self._reader, self.catalogue, self._split = _open(path)
 
     def count(self, bucket: BucketConfig) -> None:
         """None: scenes are endless at any size."""
@@ -129,8 +132,8 @@ class Emoji:
         """Clip number `index` of the split."""
         return render.clip(
             index,
-            self._catalogue,
-            self._artwork,
+            self.catalogue,
+            self.artwork,
             seed=self._seed,
             split=self._split,
             num_frames=num_frames,
@@ -139,7 +142,8 @@ class Emoji:
             fps=fps,
         )
 
-    def _artwork(self, number: int) -> UInt8[np.ndarray, "t n n 4"]:
+    def artwork(self, number: int) -> UInt8[np.ndarray, "t n n 4"]:
+        """The frames of an emoji of the catalogue, premultiplied RGBA."""
         return self._reader[number]["clip"]
 
 

@@ -46,16 +46,16 @@ _KIND_SHARES = (0.4, 0.18, 0.14, 0.07, 0.07, 0.07, 0.07)
 # Direction of a gradient, in degrees clockwise from the right.
 GRADIENTS = {"left to right": 0.0, "top to bottom": 90.0, "corner to corner": 45.0}
 MOTIONS = (*DIRECTIONS, "still", "grow", "shrink", "sway", "spin")
-# A moving camera moves emoji and background alike. Only backgrounds of `_CAMERA_KINDS` show that.
+# A moving camera moves emoji and background alike. Only backgrounds of `CAMERA_KINDS` show that.
 CAMERAS = ("pan left", "pan right", "pan up", "pan down", "zoom in", "zoom out")
-_CAMERA_KINDS = ("checkered", "dotted", "cloudy")
+CAMERA_KINDS = ("checkered", "dotted", "cloudy")
 PLAYBACKS = (0.5, 1.0, 2.0)  # speeds of the emoji's own animation
 _PLAYBACK_SHARES = (0.1, 0.8, 0.1)
 
 # Slow, normal and fast rates of each motion; a caption may say "slowly" or "quickly" for the outer
 # two. Directions and pans: shorter sides per second; grow, shrink and zooms: change of log(size)
 # per second; sway: swings per second; spin: degrees per second.
-_PACES = (
+PACES = (
     {name: (0.07, 0.12, 0.19) for name in DIRECTIONS}
     | {"still": (0.0, 0.0, 0.0), "sway": (0.4, 0.7, 1.1), "spin": (18.0, 32.0, 50.0)}
     | {name: (0.12, 0.2, 0.3) for name in ("grow", "shrink")}
@@ -101,7 +101,7 @@ class Actor:
     size: float  # longer side of its box (`Entry.box`) at time 0
     x: float  # centre of the box at time 0
     y: float
-    rate: float  # in the units of `_PACES`; spin: positive is clockwise
+    rate: float  # in the units of `PACES`; spin: positive is clockwise
     phase: int = 0  # frame of its animation at time 0
     playback: float = 1.0  # speed of its animation
     mirrored: bool = False
@@ -130,7 +130,7 @@ class Scene:
     actors: tuple[Actor, ...]
     backdrop: Backdrop
     camera: str | None = None  # one of `CAMERAS`
-    camera_rate: float = 0.0  # in the units of `_PACES`
+    camera_rate: float = 0.0  # in the units of `PACES`
 
     def motion(self, actor: Actor) -> str:
         """The motion of an actor, or that of the camera if it moves."""
@@ -141,7 +141,7 @@ class Scene:
         motion, rate = self.motion(actor), self.camera_rate if self.camera else actor.rate
         if motion == "still":
             return "normal"
-        nearest = min(range(3), key=lambda i: abs(abs(rate) - _PACES[motion][i]))
+        nearest = min(range(3), key=lambda i: abs(abs(rate) - PACES[motion][i]))
         return ("slow", "normal", "fast")[nearest]
 
     def split(self, actor: Actor) -> Split:
@@ -253,14 +253,14 @@ def _draw(
             actors += _place(rng, alone, seconds, spans).actors
         return Scene(tuple(actors), backdrop)
     number = _sample_entry(rng, catalogue, split, seconds, animated)
-    motions = (*MOTIONS, *CAMERAS) if backdrop.kind in _CAMERA_KINDS else MOTIONS
+    motions = (*MOTIONS, *CAMERAS) if backdrop.kind in CAMERA_KINDS else MOTIONS
     motion = choose(rng, motions)
     size = choose(rng, _SIZES)
     if motion in ("grow", "shrink", "zoom in", "zoom out"):
         size = _SIZES[0] if motion in ("grow", "zoom in") else _SIZES[2]
     camera = motion if motion in CAMERAS else None
     actor = _actor(rng, catalogue, number, "still" if camera else motion, size)
-    rate = choose(rng, _PACES[camera]) if camera else 0.0
+    rate = choose(rng, PACES[camera]) if camera else 0.0
     scene = Scene((actor,), backdrop, camera, rate)
     return _place(rng, scene, seconds, (_span(half[0]), _span(half[1])))
 
@@ -312,7 +312,7 @@ def _actor(
         size * (0.96 + 0.08 * rng.random()),
         0.0,
         0.0,
-        rate=sign * choose(rng, _PACES[motion]),
+        rate=sign * choose(rng, PACES[motion]),
         phase=int(rng.random() * entry.frames),
         playback=choose(rng, PLAYBACKS, _PLAYBACK_SHARES) if entry.animated else 1.0,
         mirrored=rng.random() < 0.5 and entry.mirrors,
@@ -334,7 +334,7 @@ def _place(
             break
         motion = scene.motion(actor)
         rate = scene.camera_rate if scene.camera else actor.rate
-        slower = [pace for pace in _PACES[motion] if pace < 0.99 * abs(rate)]
+        slower = [pace for pace in PACES[motion] if pace < 0.99 * abs(rate)]
         if not slower:
             actor = dataclasses.replace(actor, size=0.9 * actor.size)
         elif scene.camera:

@@ -1,9 +1,10 @@
-"""Measures a model: ltx-evaluate vae|transformer|shapes|judge ...
+"""Measures a model: ltx-evaluate vae|transformer|shapes|emoji|judge ...
 
 vae          PSNR, SSIM, LPIPS and rFVD of reconstructions, and the grid in flat colours
 transformer  the training loss on clips, at fixed times and with fixed noise
 shapes       how well a model of the procedural world follows its prompts, according to the judge
-judge        accuracy of the judge itself, on rendered clips
+emoji        how well a model of animated emoji follows its prompts
+judge        accuracy of the judge of the procedural world, on rendered clips
 
 Each prints a table and writes it to OUTPUT.json and OUTPUT.md.
 """
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ltx_jax.runtime import cli
 
 if TYPE_CHECKING:
+    from ltx_jax.evaluate.emoji_table import EmojiTable
     from ltx_jax.evaluate.metric_table import MetricRow
 
 
@@ -60,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         ("vae", _add_vae, _run_vae),
         ("transformer", _add_transformer, _run_transformer),
         ("shapes", _add_shapes, _run_shapes),
+        ("emoji", _add_emoji, _run_emoji),
         ("judge", _add_judge, _run_judge),
     ):
         kind = kinds.add_parser(name, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -138,6 +141,32 @@ def _add_shapes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompts", type=_positive, help="prompts per group, instead of its default"
     )
+    parser.add_argument("--batch_size", type=_positive, default=8, help="videos per batch")
+
+
+def _add_emoji(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint", help="any checkpoint that ltx-sample accepts; none: the judge is measured"
+    )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    _add_text_encoder(parser)
+    parser.add_argument("--data", default="emoji:data/emoji", help="the data set: emoji:DIR")
+    parser.add_argument("--networks", default="data/networks", help="of ltx-prepare networks")
+    parser.add_argument("--fvd", action="store_true", help="measure FVD too, which takes longer")
+    parser.add_argument("--samples", help="folder of the videos (default: beside the table)")
+    parser.add_argument(
+        "--parts", nargs="+", metavar="PART", help="parts of the table; default: all"
+    )
+    parser.add_argument("--prompts", type=_positive, default=300, help="prompts per part")
+    parser.add_argument(
+        "--training_clips",
+        type=_positive,
+        default=1000,
+        help="clips in which copies are looked for",
+    )
+    for name in ("num_inference_steps", "height", "width", "num_frames"):
+        parser.add_argument(f"--{name}", type=_positive, help="replaces the default")
+    parser.add_argument("--guidance_scale", type=float, help="replaces the default")
     parser.add_argument("--batch_size", type=_positive, default=8, help="videos per batch")
 
 
@@ -256,6 +285,76 @@ def _run_shapes(args: argparse.Namespace) -> Parts:
             rows = group.measure(benchmark, prompts)
             metric_table.show(name, rows)
             yield rows, about
+
+
+def _run_emoji(args: argparse.Namespace) -> Parts:
+    import rich.console
+    import rich.progress
+
+    from ltx_jax.evaluate import emoji_table, metric_table
+
+    parts = list(emoji_table.PARTS) if args.parts is None else args.parts
+    unknown = sorted(set(parts) - set(emoji_table.PARTS))
+    if unknown:
+        raise ValueError(
+            f"--parts: there is no {', '.join(unknown)}; known: {' '.join(emoji_table.PARTS)}"
+        )
+    columns = (
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+    )
+    console = rich.console.Console(stderr=True)
+    with rich.progress.Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("the judge")
+        table, about = _emoji_table(args)
+
+        def report(name: str, done: int, total: int) -> None:
+            progress.update(task, description=name, completed=done, total=total)
+
+        table = dataclasses.replace(table, report=report)
+        for part in parts:
+            rows = table.rows(part, args.prompts)
+            if rows:
+                metric_table.show(part, rows)
+            yield rows, about
+
+
+def _emoji_table(args: argparse.Namespace) -> tuple["EmojiTable", dict[str, Any]]:
+    """Opens data set, judge and model; returns also the settings to store."""
+    from ltx_jax.checkpoints import perceptual
+    from ltx_jax.config import DataConfig
+    from ltx_jax.data.emoji import Emoji
+    from ltx_jax.evaluate import autoencoder, emoji_benchmark, emoji_retrieval, emoji_table
+    from ltx_jax.inference.pipeline import LTXPipeline
+
+    names = ("num_inference_steps", "height", "width", "num_frames", "guidance_scale")
+    changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    options = dataclasses.replace(emoji_benchmark.OPTIONS, seed=args.seed, **changes)
+    networks = Path(args.networks)
+    weights = perceptual.read_efficientnet(networks / perceptual.EFFICIENTNET)
+    i3d_params = perceptual.read_i3d(networks / perceptual.I3D) if args.fvd else None
+    source = Emoji(args.data, DataConfig(), args.seed)
+    embed = emoji_retrieval.Embedder(weights)
+    gallery = emoji_retrieval.Gallery.make(
+        source.catalogue, source.artwork, embed, networks / "emoji_gallery.npz"
+    )
+    benchmark = emoji_benchmark.EmojiBenchmark(
+        source.catalogue, source.artwork, embed, gallery, options
+    )
+    training = emoji_benchmark.training_features(
+        benchmark, args.training_clips, networks / "emoji_training.npz"
+    )
+    model, about = None, dataclasses.asdict(options)
+    if args.checkpoint:
+        pipe = LTXPipeline.from_pretrained(args.checkpoint, args.text_encoder, dtype=args.dtype)
+        folder = Path(args.samples or f"{args.output or 'outputs/evaluate_emoji'}_samples")
+        samples = emoji_benchmark.SampledVideos(pipe, options, folder, args.batch_size)
+        samples.open(pipe.checkpoint.source_hash)
+        reconstruct = autoencoder.reconstructor(pipe.checkpoint, pipe.vae, pipe.execution)
+        model = emoji_table.EmojiModel(samples, reconstruct)
+        about |= {"checkpoint_hash": pipe.checkpoint.source_hash}
+    return emoji_table.EmojiTable(benchmark, training, model, i3d_params), about
 
 
 def _run_judge(args: argparse.Namespace) -> Parts:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,12 @@ import jax
 import numpy as np
 import rich.console
 import rich.table
+from jaxtyping import Int
 
 from ltx_jax import metrics
 from ltx_jax.runtime import files
 
+_RESAMPLES = 100
 _HEADER = ("subject", "metric", "value", "95 % interval", "count")
 
 
@@ -81,6 +83,31 @@ def mean(
         1.96 * float(samples.std(ddof=1)) / math.sqrt(len(samples)),
     )
     return MetricRow(subject, name, value, len(samples), value - reach, value + reach, unit)
+
+
+def bootstrapped(
+    subject: str,
+    name: str,
+    statistic: Callable[[Int[np.ndarray, " n"]], float],
+    count: int,
+    unit: str = "",
+) -> MetricRow:
+    """A statistic of clips with the interval of 100 resamples, drawn with replacement.
+
+    Args:
+      subject: the first column of the table.
+      name: the metric.
+      statistic: numbers of clips -> value; a clip may occur several times.
+      count: number of clips.
+      unit: of the value.
+
+    The interval is that of the resamples about their own mean, moved to the value: repeated clips
+    make a Frechet distance larger.
+    """
+    rng, value = np.random.default_rng(0), statistic(np.arange(count))
+    resampled = np.array([statistic(rng.integers(count, size=count)) for _ in range(_RESAMPLES)])
+    low, high = value + np.percentile(resampled, (2.5, 97.5)) - resampled.mean()
+    return MetricRow(subject, name, value, count, float(low), float(high), unit)
 
 
 def show(title: str, rows: Sequence[MetricRow]) -> None:
