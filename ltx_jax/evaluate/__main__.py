@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 from ltx_jax.runtime import cli
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from ltx_jax.evaluate.emoji_table import EmojiTable
     from ltx_jax.evaluate.metric_table import MetricRow
 
@@ -231,9 +233,6 @@ def _run_transformer(args: argparse.Namespace) -> Parts:
 
 
 def _run_shapes(args: argparse.Namespace) -> Parts:
-    import rich.console
-    import rich.progress
-
     from ltx_jax.config import load_sampling, sampling_options
     from ltx_jax.evaluate import autoencoder, metric_table, world_table
     from ltx_jax.inference.pipeline import LTXPipeline
@@ -253,14 +252,7 @@ def _run_shapes(args: argparse.Namespace) -> Parts:
     pipe = LTXPipeline.from_pretrained(args.checkpoint, args.text_encoder, dtype=args.dtype)
     reconstruct = autoencoder.reconstructor(pipe.checkpoint, pipe.vae, pipe.execution)
     about = {"checkpoint_hash": pipe.checkpoint.source_hash, **dataclasses.asdict(options)}
-    columns = (
-        rich.progress.TextColumn("{task.description}"),
-        rich.progress.BarColumn(),
-        rich.progress.MofNCompleteColumn(),
-        rich.progress.TimeRemainingColumn(),
-    )
-    console = rich.console.Console(stderr=True)
-    with rich.progress.Progress(*columns, console=console, transient=True) as progress:
+    with _progress() as progress:
         task = progress.add_task("")
 
         def count_progress(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -288,9 +280,6 @@ def _run_shapes(args: argparse.Namespace) -> Parts:
 
 
 def _run_emoji(args: argparse.Namespace) -> Parts:
-    import rich.console
-    import rich.progress
-
     from ltx_jax.evaluate import emoji_table, metric_table
 
     parts = list(emoji_table.PARTS) if args.parts is None else args.parts
@@ -299,13 +288,7 @@ def _run_emoji(args: argparse.Namespace) -> Parts:
         raise ValueError(
             f"--parts: there is no {', '.join(unknown)}; known: {' '.join(emoji_table.PARTS)}"
         )
-    columns = (
-        rich.progress.TextColumn("{task.description}"),
-        rich.progress.BarColumn(),
-        rich.progress.MofNCompleteColumn(),
-    )
-    console = rich.console.Console(stderr=True)
-    with rich.progress.Progress(*columns, console=console, transient=True) as progress:
+    with _progress() as progress:
         task = progress.add_task("the judge")
         table, about = _emoji_table(args)
 
@@ -362,6 +345,21 @@ def _run_judge(args: argparse.Namespace) -> Parts:
 
     size = judge_accuracy.ClipSize(args.num_frames, args.height, args.width, args.frame_rate)
     yield judge_accuracy.accuracy(args.clips, size, args.seed), {}
+
+
+def _progress() -> "Progress":
+    """A bar on stderr: what is done, how much of it, and the time left."""
+    import rich.console
+    import rich.progress
+
+    columns = (
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TimeRemainingColumn(),
+    )
+    console = rich.console.Console(stderr=True)
+    return rich.progress.Progress(*columns, console=console, transient=True)
 
 
 def _count_clips(clips: Iterator[Any]) -> Iterator[Any]:
