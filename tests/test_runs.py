@@ -385,6 +385,36 @@ def test_each_step_that_is_kept_is_a_checkpoint(tmp_path):
         runs.load_run(tmp_path / "run/steps/3")
 
 
+def test_a_run_whose_parameters_are_not_finite_is_not_loaded(tmp_path):
+    def with_nan(tree):
+        leaves, treedef = jax.tree.flatten(tree)
+        return jax.tree.unflatten(
+            treedef, [jnp.asarray(leaves[0]).at[(0,) * leaves[0].ndim].set(jnp.nan), *leaves[1:]]
+        )
+
+    whole = vae_plus(1)
+    moments = {"mean": jnp.zeros(4), "std": jnp.ones(4)}
+    run = begun(tmp_path, keep=3)
+    run.save(1, {"ema": whole.vae_params, "statistics": moments})
+    run.save(2, {"ema": with_nan(whole.vae_params), "statistics": moments})
+    run.close()
+    with pytest.raises(
+        ValueError, match=r"^step 2 of .*run is damaged: \['ema'\].* holds NaN or inf"
+    ):
+        load_checkpoint(tmp_path / "run")
+    assert same(load_checkpoint(tmp_path / "run/steps/1").vae_params, whole.vae_params)
+    shutil.rmtree(tmp_path / "run")
+    cfg = config.load(str(ROOT / "configs/shapes_tiny_transformer.py"))
+    run_cfg = dataclasses.replace(cfg.run, output=str(tmp_path / "run"))
+    run = runs.Run(dataclasses.replace(cfg, run=run_cfg))
+    run.begin(dataclasses.replace(whole, vae_params=with_nan(whole.vae_params)))
+    run.close()
+    with pytest.raises(
+        ValueError, match=r"^the VAE in .* is damaged: \['params'\].* holds NaN or inf"
+    ):
+        runs.load_vae(tmp_path / "run")
+
+
 def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("")
@@ -439,6 +469,33 @@ def test_a_run_whose_folder_is_gone_is_not_written_again(how, tmp_path):
         assert steps_of(tmp_path) == ["1"]
     else:
         assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("follows", [True, False])
+def test_a_run_that_is_renamed_during_a_save_leaves_nothing_at_its_old_place(
+    follows, tmp_path, monkeypatch, capfd
+):
+    if not follows:  # as where open folders have no path: the save makes the old place anew
+        monkeypatch.setattr(lock, "_DESCRIPTORS", str(tmp_path / "nowhere"))
+    noise = np.random.default_rng(0).standard_normal((40, 500, 500), np.float32)
+    arrays = {"params": {str(i): jnp.asarray(x) for i, x in enumerate(noise)}}
+    run = begun(tmp_path)
+    run.save(1, arrays)
+    run.wait()
+    run.save(2, arrays)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    with pytest.raises(ValueError, match=r"run has been moved or deleted: this run stops"):
+        run.wait()
+    run.close()
+    assert not (tmp_path / "run").exists()
+    if follows:
+        assert "Traceback" not in capfd.readouterr().err
+        (tmp_path / "moved").rename(tmp_path / "run")
+        run = begun(tmp_path)
+        assert run.latest_step == 2
+        restored = run.restore({"params": as_shapes(arrays["params"])})
+        assert same(restored, arrays)
+        run.close()
 
 
 def test_a_full_disk_is_one_line_and_no_traceback_of_a_thread(small_disk, capfd):

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from etils import epath
 
 _NAME = "lock"
+_DESCRIPTORS = "/proc/self/fd"  # Linux: open folders, under the numbers of their descriptors
 
 
 class Lock:
@@ -32,6 +33,7 @@ class Lock:
         self._file = folder / name
         self._owner = f"{os.getpid()} {socket.gethostname()} {uuid.uuid4()}"
         self._descriptor: int | None = None
+        self._directory: int | None = None
         if is_address(folder):
             self._file.write_text(self._owner)
             return
@@ -50,6 +52,15 @@ class Lock:
         os.truncate(descriptor, 0)
         os.write(descriptor, self._owner.encode())
         self._descriptor = descriptor
+        if os.path.isdir(_DESCRIPTORS):
+            self._directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+
+    @property
+    def pinned(self) -> epath.Path:
+        """The folder, on Linux by a path that stays right in this process when it is renamed."""
+        if self._directory is None:
+            return self._file.parent
+        return epath.Path(_DESCRIPTORS) / str(self._directory)
 
     def check(self) -> None:
         """Checks that this process still holds the folder.
@@ -86,6 +97,9 @@ class Lock:
         os.truncate(self._descriptor, 0)
         os.close(self._descriptor)
         self._descriptor = None
+        if self._directory is not None:
+            os.close(self._directory)
+            self._directory = None
 
 
 @contextlib.contextmanager

@@ -133,12 +133,28 @@ class StoredParameter:
 def _layer(leaf: Leaf, tensor: Tensor, dtype: np.dtype) -> np.ndarray:
     """Reads a tensor, checks it if it is small, and gives a view of it that is laid out as ours."""
     array = tensor.read_as(dtype)
+    _check_finite(array, str(tensor.path), tensor.name)
+    return leaf.from_stored(array)
+
+
+def check_finite(tree: Any, where: str) -> None:
+    """Checks arrays that are on devices already as `read` checks those that it reads.
+
+    Raises:
+      ValueError: naming `where` and the array, if a small one holds NaN or infinity.
+    """
+    for path, array in jax.tree.leaves_with_path(tree):
+        for shard in array.addressable_shards:
+            if shard.data.size <= _CHECKED:
+                _check_finite(np.asarray(shard.data), where, jax.tree_util.keystr(path))
+
+
+def _check_finite(array: np.ndarray, where: str, name: str) -> None:
     if array.size <= _CHECKED and not np.isfinite(array.astype(np.float32, copy=False)).all():
         raise ValueError(
-            f"{tensor.path} is damaged: {tensor.name} holds NaN or infinity, and so would "
-            "every video. Fetch the file again, or take an earlier step if it was trained here"
+            f"{where} is damaged: {name} holds NaN or infinity, and so would every video. Fetch "
+            "the file again, or take an earlier step if it was trained here"
         )
-    return leaf.from_stored(array)
 
 
 def parameter_dtype(leaf: Leaf, stored: Mapping[str, Tensor]) -> np.dtype:

@@ -30,7 +30,7 @@ from etils import epath
 from jax.sharding import Mesh, SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers
 
-from ltx_jax.checkpoints import keys, tensors
+from ltx_jax.checkpoints import keys, placement, tensors
 from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.checkpoints.checksums import checksums, first_difference
 from ltx_jax.checkpoints.lock import Lock, is_address
@@ -92,7 +92,12 @@ class Run:
         self._lock: Lock | None = None
         if jax.process_index() == 0:
             self._lock = self._take()
-        self._manager = _manager(self.folder, cfg.run)
+        # If the folder is renamed during a save, the save is completed in the folder, rather than
+        # in a new one at the old place. Processes that save together have to agree on a path.
+        self._pinned = self.folder
+        if self._lock is not None and jax.process_count() == 1:
+            self._pinned = self._lock.pinned
+        self._manager = _manager(self._pinned, cfg.run)
 
     def _take(self) -> Lock:
         if (self.folder / CONFIG).exists():
@@ -162,8 +167,7 @@ class Run:
             step.
         """
         self.wait()
-        if self._lock is not None:
-            self._lock.check()
+        self._check_place()
         args: dict[str, Any] = {name: ocp.args.StandardSave(x) for name, x in parts.items()}
         args[_CHECKSUMS] = ocp.args.JsonSave({name: checksums(x) for name, x in parts.items()})
         if loss is not None and math.isnan(loss):
@@ -186,11 +190,33 @@ class Run:
         """Waits until the last save is complete.
 
         Raises:
-          ValueError: if it has failed; names the last complete step.
+          ValueError: if it has failed, and names the last complete step; if the folder has been
+            moved or deleted.
         """
         with self._explained():
             self._manager.wait_until_finished()
-        self._saving = None
+        step, self._saving = self._saving, None
+        if step is not None:
+            self._check_place(step)
+
+    def _check_place(self, step: int | None = None) -> None:
+        """Checks the lock; of a folder that was moved, removes what saving a step made anew."""
+        if self._lock is None:
+            return
+        try:
+            self._lock.check()
+        except ValueError:
+            if step is not None and not (self.folder / CONFIG).exists():
+                for path in [
+                    *(self.folder / STEPS).glob(f"{step}.*"),
+                    self.folder / STEPS / str(step),
+                ]:
+                    if path.exists():
+                        path.rmtree()
+                for path in (self.folder / STEPS, self.folder):
+                    with contextlib.suppress(OSError):  # it holds other things, or is not there
+                        path.rmdir()
+            raise
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -198,9 +224,8 @@ class Run:
             yield
         except (ValueError, OSError) as error:
             step, self._saving = self._saving, None
-            if self._lock is not None:
-                self._lock.check()  # a folder that is gone is the reason of whatever failed in it
-            reason = str(error).strip().splitlines()[0]
+            self._check_place(step)  # a folder that is gone is the reason of whatever failed in it
+            reason = str(error).strip().splitlines()[0].replace(str(self._pinned), str(self.folder))
             if "No space left" in str(error):
                 reason = f"the disk is full ({reason})"
             self._discard_unfinished()
@@ -213,7 +238,7 @@ class Run:
     def _discard_unfinished(self) -> None:
         """Deletes what a failed save has written."""
         if jax.process_index() == 0:
-            for path in (self.folder / STEPS).glob("*.orbax-checkpoint-tmp*"):
+            for path in (self._pinned / STEPS).glob("*.orbax-checkpoint-tmp*"):
                 with contextlib.suppress(OSError):
                     path.rmtree()
 
@@ -399,7 +424,8 @@ def load_run(
       ema: the averaged parameters rather than those of the last step.
 
     Raises:
-      ValueError: if it is no run, has no such step, or does not fit its own configuration.
+      ValueError: if it is no run, has no such step, does not fit its own configuration, or a small
+        array of it holds NaN or infinity.
     """
     folder, step = split(path)
     cfg = read_config(folder)
@@ -413,6 +439,7 @@ def load_run(
             used, parts = _restore_step(manager, shapes, folder, step)
             checkpoint.metadata["step"] = str(used)
             checkpoint.source_hash = _fingerprint(folder / STEPS / str(used))
+            placement.check_finite(parts, f"step {used} of {folder}")
             return parts
 
         if isinstance(cfg.model, VAEConfig):
@@ -526,6 +553,7 @@ def load_vae(path: str | os.PathLike[str], *, mesh: Mesh | None = None) -> Check
         restored = checkpointer.restore(folder / "weights", shapes)
         if sums.exists():
             _check_sums(restored, json.loads(sums.read_text()), "")
+    placement.check_finite(restored, f"the VAE in {folder}")
     statistics = LatentStatistics(**restored["statistics"])
     return Checkpoint(
         vae=cfg,
