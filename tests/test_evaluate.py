@@ -271,6 +271,18 @@ def test_the_shapes_command_asks_a_checkpoint(tiny, tmp_path):
         ),
         (["shapes", "--checkpoint", "{tiny}", "--rows", "seen", "sean"], "there is no sean"),
         (["transformer", "--checkpoint", "{tiny}", "--data", "shapes"], "no text encoder"),
+        (
+            [
+                "transformer",
+                "--checkpoint",
+                "{tiny}",
+                "--data",
+                "shapes",
+                "--vae",
+                "{tmp}/none.gguf",
+            ],
+            "none.gguf",
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_one_line(tiny, tmp_path, capsys, arguments, message):

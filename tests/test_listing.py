@@ -287,6 +287,19 @@ def test_a_file_that_is_named_twice_is_one_example_with_both_captions(tmp_path, 
         assert "2 rows name a file again, and add their captions to it" in caplog.text
 
 
+def test_media_inside_a_table_or_an_archive_that_it_names_are_refused_in_a_sentence(tmp_path):
+    inside = {"video": [{"bytes": b"mp4", "path": "a.mp4"}], "text": ["a"]}
+    write_parquet(tmp_path / "mine.parquet", inside)
+    with pytest.raises(
+        ValueError, match=r"mine.parquet holds the media themselves, in its column vi"
+    ):
+        listing.list_source(tmp_path / "mine.parquet")
+    write_tar(tmp_path / "000.tar", {"a.mp4": b"mp4"})
+    (tmp_path / "mine.csv").write_text("file_name,text\n000.tar/a.mp4,a\n")
+    [medium] = listing.list_source(tmp_path / "mine.csv")
+    assert "mine.csv, line 2 names 000.tar/a.mp4, which lies in an archive" in medium.problem
+
+
 def test_columns_are_chosen_by_name(tmp_path):
     write_media(tmp_path)
     names = {"clip": ["a.mp4"], "Text": ["usual"], "long": ["chosen"], "stars": [5]}

@@ -331,6 +331,11 @@ def _path(folder: Path, value: object, where: str, column: str = "of media") -> 
     if "\0" in value:
         raise ValueError(f"{where} names a file with a null character")
     path = folder / value.strip()
+    if any(p.suffix == archives.ENDING and p.is_file() for p in path.parents):
+        raise ValueError(
+            f"{where} names {value[:200]}, which lies in an archive: unpack it, or name the "
+            "archive as the source, with the captions in it"
+        )
     if "\\" in value and not path.exists():
         path = folder / value.strip().replace("\\", "/")  # of a table from Windows
     return path

@@ -208,10 +208,18 @@ def _parquet(path: Path, columns: Columns) -> _Content:
     try:
         with parquet.ParquetFile(os.fspath(path)) as file:
             # Media that lie in the table itself would fill the memory.
-            names = [field.name for field in file.schema_arrow if not _holds_bytes(field.type)]
+            fields = list(file.schema_arrow)
+            names = [field.name for field in fields if not _holds_bytes(field.type)]
             values = file.read(columns=names).to_pylist()
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ValueError(f"{path} is no Parquet file, or damaged: {str(error)[:80]}") from error
+    contents = dict.fromkeys(field.name for field in fields if field.name not in names)
+    inside = captions.find_column(contents, columns.media, _MEDIA_COLUMNS)
+    if inside and not captions.find_column(dict.fromkeys(names), columns.media, _MEDIA_COLUMNS):
+        raise ValueError(
+            f"{path} holds the media themselves, in its column {inside}: save them as files, and "
+            "write a table with their paths"
+        )
     rows = [(f"row {number}", fields, "") for number, fields in enumerate(values, 1)]
     return dict.fromkeys(names), rows
 

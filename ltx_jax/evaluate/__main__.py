@@ -90,7 +90,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
 
 
-def _add_text_encoder(parser: argparse.ArgumentParser) -> None:
+def _add_other_networks(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--vae", help="a checkpoint whose VAE is used, if the checkpoint has none")
     parser.add_argument("--text_encoder", help="its folder, if the checkpoint contains none")
 
 
@@ -127,13 +128,13 @@ def _add_vae(parser: argparse.ArgumentParser) -> None:
 
 def _add_transformer(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
-    _add_text_encoder(parser)
+    _add_other_networks(parser)
     _add_data(parser)
 
 
 def _add_shapes(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
-    _add_text_encoder(parser)
+    _add_other_networks(parser)
     parser.add_argument("--config", help="sampling settings: of configs/sample, or a video's JSON")
     for name in ("height", "width", "num_frames", "num_inference_steps"):
         parser.add_argument(f"--{name}", type=_positive, help="replaces the value of the settings")
@@ -219,7 +220,9 @@ def _run_transformer(args: argparse.Namespace) -> Parts:
     from ltx_jax.evaluate import clip_reader, transformer
     from ltx_jax.inference.pipeline import LTXPipeline
 
-    pipe = LTXPipeline.from_pretrained(args.checkpoint, args.text_encoder, dtype=args.dtype)
+    pipe = LTXPipeline.from_pretrained(
+        args.checkpoint, args.text_encoder, vae=args.vae, dtype=args.dtype
+    )
     clip_format = clip_reader.ClipFormat(
         args.num_frames, args.height, args.width, pipe.vae.temporal_factor
     )
@@ -249,7 +252,9 @@ def _run_shapes(args: argparse.Namespace) -> Parts:
     names = ("height", "width", "num_frames", "num_inference_steps", "frame_rate", "guidance_scale")
     changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     options = dataclasses.replace(options, seed=args.seed, **changes)
-    pipe = LTXPipeline.from_pretrained(args.checkpoint, args.text_encoder, dtype=args.dtype)
+    pipe = LTXPipeline.from_pretrained(
+        args.checkpoint, args.text_encoder, vae=args.vae, dtype=args.dtype
+    )
     reconstruct = autoencoder.reconstructor(pipe.checkpoint, pipe.vae, pipe.execution)
     about = {"checkpoint_hash": pipe.checkpoint.source_hash, **dataclasses.asdict(options)}
     with _progress() as progress:
