@@ -23,6 +23,7 @@ from pathlib import Path
 from ltx_jax import config
 from ltx_jax.checkpoints import lock
 from ltx_jax.config import PrepareConfig, TrainTransformer
+from ltx_jax.prepare.worker_process import is_not_from_beam
 from ltx_jax.runtime import cli
 
 _USAGE = (
@@ -64,7 +65,7 @@ def prepare(
     plan = beam_pipeline.PreparationPlan.make(cfg, sources, output, work)
     if not plan.open().complete:
         with lock.locked(output, "--output"):
-            beam_pipeline.run(plan, sources, [*_runner(workers, beam_options), *beam_options])
+            beam_pipeline.run(plan, sources, workers, beam_options)
             clip_table.write_dropped(Path(output) / "dropped.csv", beam_pipeline.clips(plan))
             html_report.write(Path(output) / "report.html", cfg, beam_pipeline.clips(plan))
             beam_pipeline.finish(plan)
@@ -91,7 +92,7 @@ def _training(path: str, output: str | Path) -> TrainTransformer:
 def _installed() -> Iterator[None]:
     """Explains failed imports, and hides Beam's warnings about its optional dependencies."""
     root = logging.getLogger()  # Beam logs these warnings on the root logger
-    root.addFilter(_is_not_from_beam)
+    root.addFilter(is_not_from_beam)
     try:
         yield
     except ImportError as error:
@@ -99,21 +100,7 @@ def _installed() -> Iterator[None]:
             f"data preparation needs {error.name}: pip install '.[prepare]' in the repository"
         ) from error
     finally:
-        root.removeFilter(_is_not_from_beam)
-
-
-def _is_not_from_beam(record: logging.LogRecord) -> bool:
-    return "apache_beam" not in record.pathname
-
-
-def _runner(workers: int, options: Sequence[str]) -> list[str]:
-    """Options that select Beam's local runner, unless another runner is named."""
-    if any(option.partition("=")[0] == "--runner" for option in options):
-        return []
-    # The full name avoids Beam's DirectRunner, which first looks for another runner on the network.
-    name = "apache_beam.runners.portability.fn_api_runner.fn_runner.FnApiRunner"
-    mode = "in_memory" if workers == 1 else "multi_processing"
-    return [f"--runner={name}", f"--direct_num_workers={workers}", f"--direct_running_mode={mode}"]
+        root.removeFilter(is_not_from_beam)
 
 
 @cli.command("prepare", interrupted="run the same command again to continue")

@@ -13,6 +13,8 @@ import json
 import logging
 import os
 import re
+import shlex
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,20 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.pvalue import PCollection
+from apache_beam.runners.portability.fn_api_runner import fn_runner
+from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
+from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from ltx_jax.config.preparation import PrepareConfig
 from ltx_jax.data import dataset, inputs, listing, media
-from ltx_jax.prepare import clip_table, clip_video, duplicates, input_files, scoring
+from ltx_jax.prepare import (
+    clip_table,
+    clip_video,
+    duplicates,
+    input_files,
+    scoring,
+    worker_process,
+)
 from ltx_jax.prepare.examine import examine
 from ltx_jax.prepare.records import ClipRecord, Reason
 from ltx_jax.prepare.result_cache import ResultCache, cache_key, file_digest
@@ -115,19 +127,28 @@ class PreparationPlan:
         return Path(self.work) / "table" / f"{run}-{number:05}.jsonl"
 
 
-def run(plan: PreparationPlan, sources: Sequence[listing.Medium], options: Sequence[str]) -> None:
+def run(
+    plan: PreparationPlan,
+    sources: Sequence[listing.Medium],
+    workers: int,
+    options: Sequence[str],
+) -> None:
     """Runs the pipeline until every shard of the data set is written.
 
     Args:
       plan: the settings.
       sources: the source files.
+      workers: number of processes, unless the options name a runner.
       options: command-line options of Beam: `--runner` and the runner's own.
 
     Raises:
       ValueError: if a file cannot be written.
     """
+    runner = None
+    if not any(option.partition("=")[0] == "--runner" for option in options):
+        runner, options = _local_runner(workers), [*options, f"--direct_num_workers={workers}"]
     try:
-        with beam.Pipeline(options=PipelineOptions(list(options))) as p:
+        with beam.Pipeline(runner, options=PipelineOptions(list(options))) as p:
             build(p, plan, sources)
     except RuntimeError as error:
         # The error of another process arrives as the text of its traceback.
@@ -135,6 +156,16 @@ def run(plan: PreparationPlan, sources: Sequence[listing.Medium], options: Seque
         if reason is None:
             raise
         raise ValueError(reason[2]) from error
+
+
+def _local_runner(workers: int) -> FnApiRunner:
+    """The runner on this machine, by its class: Beam's DirectRunner looks for another one first."""
+    if workers == 1:
+        return FnApiRunner()
+    # It warns of processes that were not started by `direct_running_mode`.
+    logging.getLogger(fn_runner.__name__).setLevel(logging.ERROR)
+    command = shlex.join([sys.executable, "-m", worker_process.__name__])
+    return FnApiRunner(SubprocessSDKEnvironment.from_command_string(command))
 
 
 def build(p: beam.Pipeline, plan: PreparationPlan, sources: Sequence[listing.Medium]) -> None:
