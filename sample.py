@@ -2,7 +2,7 @@
 
 import sys
 
-from ltx_jax.sample import main
+from ltx_jax.commands import sample
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(sample())

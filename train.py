@@ -2,7 +2,7 @@
 
 import sys
 
-from ltx_jax.train import main
+from ltx_jax.commands import train
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(train())

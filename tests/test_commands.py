@@ -41,7 +41,9 @@ def test_there_are_seven_commands():
 @pytest.mark.thorough
 @pytest.mark.parametrize("script", sorted(SCRIPTS))
 def test_a_command_imports_nothing_heavy_before_it_can_answer_ctrl_c(script):
-    module = SCRIPTS[script].partition(":")[0]
+    module = "ltx_jax." + script.removeprefix("ltx-")
+    if script in ("ltx-prepare", "ltx-evaluate", "ltx-demo"):
+        module += ".__main__"
     program = f"import sys, {module}; print(*{{'jax', 'numpy', 'tyro', 'rich'}} & set(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True
@@ -132,3 +134,38 @@ def test_ctrl_c_while_importing_is_one_line(script, module, tmp_path):
     assert process.returncode == 130
     assert error.startswith(f"{script}: interrupted; ")
     assert error.count("\n") == 1
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("program", [*sorted(SCRIPTS), "train.py", "sample.py"])
+def test_ctrl_c_before_a_command_begins_is_quiet(program, tmp_path):
+    """While it imports what answers Ctrl-C later on."""
+    finder = """
+import sys, time
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "ltx_jax.runtime.cli":
+            print("here", flush=True)
+            time.sleep(60)
+sys.meta_path.insert(0, Finder())
+"""
+    (tmp_path / "sitecustomize.py").write_text(finder)
+    command = [str(ROOT / program)]
+    if program in SCRIPTS:
+        module, name = SCRIPTS[program].split(":")
+        command = ["-c", f"import sys\nfrom {module} import {name}\nsys.exit({name}())"]
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "here\n"
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGINT, error  # 130 in a shell
+    assert error == ""
