@@ -199,3 +199,16 @@ def test_every_config_that_ships_is_named_in_the_documentation():
     text = "".join((ROOT / page).read_text() for page in PAGES)
     for path in files.folder().glob("*.py"):
         assert path.stem in text, path
+
+
+def test_every_guarantee_names_tests_that_exist():
+    rows = [line.split("|") for line in (ROOT / "docs/robustness.md").read_text().splitlines()]
+    guarantees = [row[2] for row in rows if len(row) == 5 and not re.fullmatch("-+| Test ", row[2])]
+    assert len(guarantees) > 30
+    for cell in guarantees:
+        files = re.split(r"`(test_\w+)`: ", cell)[1:]
+        assert files, cell
+        for file, tests in zip(files[::2], files[1::2], strict=True):
+            content = (ROOT / "tests" / f"{file}.py").read_text()
+            for name in re.findall(r"`(test_\w+)`", tests):
+                assert f"def {name}(" in content, f"{file}: {name}"

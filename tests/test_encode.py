@@ -3,12 +3,17 @@
 import contextlib
 import dataclasses
 import hashlib
+import os
 import pathlib
+import subprocess
+import sys
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kills import number_of_kills
 
 from ltx_jax import config, encode
 from ltx_jax.checkpoints import official, runs
@@ -24,6 +29,7 @@ from ltx_jax.models.vae import LatentStatistics, VideoVAE
 from ltx_jax.runtime import sharding
 from ltx_jax.world import render
 
+ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = str(pathlib.Path(__file__).parents[1] / "configs/shapes_tiny_transformer.py")
 VAE = str(pathlib.Path(__file__).parents[1] / "configs/shapes_tiny_vae.py")
 TINY = "tiny.safetensors"
@@ -436,3 +442,38 @@ def test_settings_that_data_sets_had_before_describe_them_as_before():
     assert not {"reference", "reference_downscale_factor", "masks"} & set(described)
     described = encode_dataset._described(DataConfig(reference="canny", masks=True))
     assert (described["reference"], described["masks"]) == ("canny", True)
+
+
+@pytest.mark.slow
+def test_encoding_that_is_killed_at_any_moment_writes_the_same_files(tiny, clips, tmp_path):
+    official.write(tmp_path / TINY, tiny)
+    data = ["--data.source", str(clips), "--vae", str(tmp_path / TINY), "--shard_size", "1"]
+    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+
+    def start(name):
+        command = [sys.executable, "-m", "ltx_jax.encode", CONFIG, "--output", str(tmp_path / name)]
+        pipes = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        return subprocess.Popen([*command, *data], cwd=ROOT, env=environment, **pipes)
+
+    def finish(process):
+        error = process.communicate()[1]
+        assert process.returncode == 0, error
+
+    finish(start("once"))  # compiles, and fills the cache of programs
+    begin = time.monotonic()
+    finish(start("whole"))
+    whole = time.monotonic() - begin
+    seed = int.from_bytes(os.urandom(8))
+    print("seed of the moments:", seed)  # of a failure
+    draw, unfinished = np.random.default_rng(seed), 0
+    for _ in range(number_of_kills(5)):
+        process = start("killed")
+        time.sleep(whole * draw.uniform(0.5, 1))
+        process.kill()
+        process.communicate()
+        unfinished += (tmp_path / "killed").exists()
+    finish(start("killed"))
+    assert unfinished > 0
+    assert (
+        contents(tmp_path / "killed") == contents(tmp_path / "whole") == contents(tmp_path / "once")
+    )

@@ -18,6 +18,7 @@ from importlib.util import find_spec
 import av
 import numpy as np
 import pytest
+from kills import number_of_kills
 
 pytest.importorskip("apache_beam", reason="needs the extra `prepare`: pip install '.[prepare]'")
 
@@ -458,19 +459,37 @@ def finish(process):
 
 
 @pytest.mark.slow
-def test_kill_9_loses_and_doubles_nothing(films, prepared, tmp_path):
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_kill_9_loses_and_doubles_nothing(workers, films, prepared, tmp_path):
     begin = time.monotonic()
-    finish(start(films, tmp_path / "whole"))
+    finish(start(films, tmp_path / "whole", "--workers", workers))
     whole = time.monotonic() - begin
     rng = np.random.default_rng(0)
-    for _ in range(10):
-        process = start(films, tmp_path / "set")
+    for _ in range(number_of_kills(5)):
+        process = start(films, tmp_path / "set", "--workers", workers)
         time.sleep(whole * rng.uniform(0.3, 1))
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-    finish(start(films, tmp_path / "set"))
+    finish(start(films, tmp_path / "set", "--workers", workers))
     assert examples(tmp_path / "set") == examples(prepared) == examples(tmp_path / "whole")
     assert dropped(tmp_path / "set") == dropped(prepared)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_full_disk_is_one_line_from_any_number_of_workers(workers, films, tmp_path):
+    (tmp_path / "disk").mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(tmp_path / "disk")]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a file system")
+    try:
+        process = start(films, tmp_path / "disk/set", "--workers", workers)
+        error = process.communicate(timeout=500)[1].decode()
+    finally:
+        subprocess.run(["umount", "--lazy", str(tmp_path / "disk")], check=True)
+    assert process.returncode == 2
+    assert "No space left" in error
+    assert error.count("\n") == 1, error
 
 
 @pytest.mark.slow

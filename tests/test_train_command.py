@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from kills import number_of_kills
 
 from ltx_jax import config
 from ltx_jax.checkpoints.load import load_checkpoint
@@ -222,10 +223,10 @@ sys.exit(train.main([{str(tmp_path / "mine.py")!r}]))
 class Log:
     """A run of train.py that writes what it says to a file."""
 
-    def __init__(self, folder, steps, *more):
+    def __init__(self, folder, steps, file, *more):
         self.path = folder.with_suffix(f".{time.time_ns()}.log")
         self._file = self.path.open("w")
-        command = [sys.executable, str(ROOT / "train.py"), VAE, "--run.output", str(folder)]
+        command = [sys.executable, str(ROOT / "train.py"), file, "--run.output", str(folder)]
         command += ["--run.steps", str(steps), "--run.save_every", "7", "--run.log_every", "1"]
         command += ["--optim.name", "adamw", *more]
         self.process = subprocess.Popen(command, stdout=self._file, cwd=ROOT, env=QUICK)
@@ -257,7 +258,7 @@ def whole_state(folder):
     latest = max((folder / "steps").iterdir(), key=lambda path: int(path.name))
     names = ("params", "ema", "state", "statistics")
     with ocp.PyTreeCheckpointer() as reader:
-        return {name: reader.restore(latest / name) for name in names}
+        return {name: reader.restore(latest / name) for name in names if (latest / name).exists()}
 
 
 def unfinished(folder):
@@ -265,31 +266,35 @@ def unfinished(folder):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_at_any_moment_is_bitwise_one_that_was_not(tmp_path):
-    """Five kills, the third one while a step is being saved; all steps since are taken again."""
+@pytest.mark.parametrize("stage", ["vae", "transformer"])
+def test_a_run_that_is_killed_at_any_moment_is_bitwise_one_that_was_not(stage, trained, tmp_path):
+    """Five kills, each third one while a step is being saved; all steps since are taken again."""
     seed = int.from_bytes(os.urandom(8))
     print("seed of the moments:", seed)  # of a failure
     rng = np.random.default_rng(seed)
-    steps, whole, killed = 300, tmp_path / "whole", tmp_path / "killed"
-    uninterrupted = Log(whole, steps)
+    kills = number_of_kills(5)
+    steps, whole, killed = 60 * kills, tmp_path / "whole", tmp_path / "killed"
+    command = [VAE] if stage == "vae" else [TRANSFORMER, "--vae", str(trained / "vae")]
+    command += ["--data.processes", "2"]
+    uninterrupted = Log(whole, steps, *command)
     assert uninterrupted.process.wait() == 0
     expected = dict(uninterrupted.steps())
     assert sorted(expected) == list(range(1, steps + 1))
 
     told = []
-    for kill in range(5):
-        log = Log(killed, steps)
+    for kill in range(kills):
+        log = Log(killed, steps, *command)
         taken = int(rng.integers(1, 50))  # and a part of the next step
         assert log.wait_for(lambda log=log, taken=taken: log.read().count("\nstep ") >= taken)
         time.sleep(rng.uniform(0.0, 0.05))
-        if kill == 2:
+        if kill % 3 == 2:
             assert log.wait_for(lambda: unfinished(killed))
         log.kill()
-        if kill == 2:
+        if kill % 3 == 2:
             assert unfinished(killed), "the save was quicker than the signal"
         told.append(log.steps())
         assert told[-1][-1][0] < steps
-    last = Log(killed, steps)
+    last = Log(killed, steps, *command)
     assert last.process.wait() == 0
     told.append(last.steps())
 
