@@ -152,7 +152,7 @@ def _add_emoji(parser: argparse.ArgumentParser) -> None:
         "--checkpoint", help="any checkpoint that ltx-sample accepts; none: the judge is measured"
     )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    _add_text_encoder(parser)
+    _add_other_networks(parser)
     parser.add_argument("--data", default="emoji:data/emoji", help="the data set: emoji:DIR")
     parser.add_argument("--networks", default="data/networks", help="of ltx-prepare networks")
     parser.add_argument("--fvd", action="store_true", help="measure FVD too, which takes longer")
@@ -335,7 +335,9 @@ def _emoji_table(args: argparse.Namespace) -> tuple["EmojiTable", dict[str, Any]
     )
     model, about = None, dataclasses.asdict(options)
     if args.checkpoint:
-        pipe = LTXPipeline.from_pretrained(args.checkpoint, args.text_encoder, dtype=args.dtype)
+        pipe = LTXPipeline.from_pretrained(
+            args.checkpoint, args.text_encoder, vae=args.vae, dtype=args.dtype
+        )
         folder = Path(args.samples or f"{args.output or 'outputs/evaluate_emoji'}_samples")
         samples = emoji_benchmark.SampledVideos(pipe, options, folder, args.batch_size)
         samples.open(pipe.checkpoint.source_hash)
