@@ -1,6 +1,7 @@
 """ltx-export with adapters: merged into a checkpoint, extracted from two, exported from a run."""
 
 import dataclasses
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +13,20 @@ from safetensors.numpy import save_file
 from test_adapter_files import random_changes, random_differences
 
 from ltx_jax import export
-from ltx_jax.checkpoints import adapter_extraction, adapter_writing, adapters, keys, tensors
+from ltx_jax.checkpoints import (
+    adapter_extraction,
+    adapter_writing,
+    adapters,
+    keys,
+    official,
+    tensors,
+)
 from ltx_jax.checkpoints.adapter_changes import Difference, LowRank
 from ltx_jax.checkpoints.adapter_metadata import Origin
+from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.checkpoints.load import load_checkpoint
+from ltx_jax.config import TransformerConfig
+from ltx_jax.runtime import sharding
 
 DIFFERENCES = (".bias", "norm.weight", "scale_shift_table")
 
@@ -133,8 +144,6 @@ def test_parameters_left_in_the_file_are_those_that_are_loaded(base, tmp_path):
 
 
 def test_a_base_of_another_hash_is_named(base, cfg, tmp_path, caplog):
-    from ltx_jax.checkpoints.adapter_metadata import Origin
-
     loaded = load_checkpoint(base)
     change = {"proj_out.weight": LowRank(np.ones((1, 32), "f"), np.ones((8, 1), "f"))}
     for base_hash, warns in ((loaded.source_hash, False), ("f" * 64, True), ("", False)):
@@ -153,8 +162,6 @@ def tuned_checkpoint(base, changes, to):
     loaded = load_checkpoint(base)
     adapter = adapters.Adapter(to, changes, {})
     params = adapters.merge(loaded.transformer_params, loaded.transformer, [(adapter, 1.0)])
-    from ltx_jax.checkpoints import official
-
     official.write(to, dataclasses.replace(loaded, transformer_params=params))
     return to
 
@@ -254,6 +261,9 @@ def test_what_cannot_be_extracted_is_one_line(base, cfg, tmp_path, capsys):
         (tuned, out, (), "give a rank above 0 or an energy"),
         (tuned, out, (*rank, "--energy", "0.5"), "give a rank above 0 or an energy"),
         (tuned, out, ("--energy", "1.5"), "give a rank above 0 or an energy"),
+        (tuned, out, ("--energy", "0"), "give a rank above 0 or an energy"),
+        (tuned, out, ("--rank", "0"), "give a rank above 0 or an energy"),
+        (tuned, out, ("--rank", "2", "--energy", "2"), "give a rank above 0 or an energy"),
         (tuned, out, (*rank, "--settings", "x"), "--settings is no option of adapters"),
     ):
         assert run(source, to, "--extract_lora", base, *arguments) == 2
@@ -261,8 +271,13 @@ def test_what_cannot_be_extracted_is_one_line(base, cfg, tmp_path, capsys):
         assert message in error
         assert error.count("\n") == 1
         assert not out.exists()
-    assert run(base, tmp_path / "out", *rank) == 2
-    assert "--rank is for --extract_lora BASE" in capsys.readouterr().err
+    for arguments, message in (
+        (rank, "--rank is for --extract_lora BASE"),
+        ((*rank, "--format", "comfy"), "--rank is for --extract_lora BASE"),
+        (("--format", "comfy"), "is no run that trains an adapter"),
+    ):
+        assert run(base, tmp_path / "b.safetensors", *arguments) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_transformers_of_two_sizes_are_named(base, tmp_path, capsys):
@@ -275,3 +290,41 @@ def test_transformers_of_two_sizes_are_named(base, tmp_path, capsys):
     out = tmp_path / "a.safetensors"
     assert run(other, out, "--extract_lora", base, "--rank", "2") == 2
     assert "of different sizes: transformer_blocks.1." in capsys.readouterr().err
+
+
+@pytest.mark.thorough
+def test_merging_and_extracting_hold_one_tensor_at_a_time(tmp_path, capsys):
+    """A model of 67 MB whose largest matrix has 1 MB. Only what numpy allocates is traced: that is
+    what holds the parameters of a checkpoint that is loaded on a CPU."""
+    cfg = TransformerConfig(
+        num_layers=16,
+        num_attention_heads=8,
+        attention_head_dim=32,
+        in_channels=8,
+        out_channels=8,
+        caption_channels=16,
+    )
+    boxed = keys.transformer_boxed(cfg)
+    params = jax.tree.map(lambda x: np.full(x.shape, 0.5, x.dtype), sharding.unbox(boxed))
+    source, tuned = tmp_path / "base.safetensors", tmp_path / "tuned"
+    official.write(source, Checkpoint(transformer=cfg, transformer_params=params))
+    size = source.stat().st_size
+    assert size > 60e6
+    del params
+    name = "transformer_blocks.3.ff.net.0.proj.weight"
+    change = LowRank(np.ones((2, 256), "f"), np.ones((1024, 2), "f"))
+    adapter_writing.write(tmp_path / "a.safetensors", {name: change})
+    merge = (source, tuned, "--layouts", "official", "--merge", tmp_path / "a.safetensors")
+    extract = (tuned, tmp_path / "b.safetensors", "--extract_lora", source, "--rank", "2")
+    for arguments in (merge, extract):
+        tracemalloc.start()
+        try:
+            assert run(*arguments) == 0, capsys.readouterr().err
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak < size / 4
+    (found,) = adapters.read(tmp_path / "b.safetensors", cfg).changes.items()
+    assert found[0] == name
+    # Rounding of the decomposition in float32, relative to the norm of the matrix.
+    assert np.linalg.norm(found[1].up @ found[1].down - 2.0) < 1e-5 * 2 * (1024 * 256) ** 0.5

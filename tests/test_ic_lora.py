@@ -7,7 +7,7 @@ import pytest
 import tiny_checkpoint
 from test_adapter_training import check_equal, config, of_state, quick, quiet, steps  # noqa: F401
 
-from ltx_jax import Reference
+from ltx_jax import Reference, export
 from ltx_jax.checkpoints import adapters
 from ltx_jax.checkpoints.load import load_checkpoint
 from ltx_jax.config import DataConfig
@@ -42,7 +42,10 @@ def test_an_adapter_learns_to_follow_and_says_how_small_its_references_are(tmp_p
 
     base = load_checkpoint(folder)
     adapter = adapters.read(tmp_path / "whole", base.transformer)
-    assert adapter.metadata["reference_downscale_factor"] == "2"
+    own = tmp_path / "own.safetensors"
+    assert export.main([str(tmp_path / "whole"), str(own)]) == 0
+    for one in (adapter, adapters.read(own, base.transformer)):
+        assert one.metadata["reference_downscale_factor"] == "2"
     pipe = LTXPipeline(base, dtype="float32")
     clip = np.random.default_rng(0).integers(0, 255, (9, 64, 64, 3), np.uint8)
     options = dict(height=64, width=64, num_frames=9, guidance_scale=1.0)

@@ -8,12 +8,13 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, dataclass_transform, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+_Class = TypeVar("_Class")
 _matmul = functools.partial(jnp.matmul, precision="highest")
 
 
@@ -44,14 +45,17 @@ class Adapter:
       path: its file.
       changes: by official name of the tensor, without the prefix of files.
       metadata: that of the file.
+      stamp: time of change and size of the file when it was read; None for a run.
     """
 
     path: Path
     changes: Mapping[str, Change]
     metadata: Mapping[str, str]
+    stamp: tuple[int, int] | None = None
 
 
-def _pytree(cls: Any) -> Any:
+@dataclass_transform(frozen_default=True)
+def _pytree(cls: type[_Class]) -> type[_Class]:
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
 
 

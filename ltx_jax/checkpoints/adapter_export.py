@@ -72,9 +72,8 @@ def write_trained(
         )
     adapter = adapters.read(run, run_config.read_config(run).model)
     origin = dataclasses.replace(Origin.from_metadata(adapter.metadata), trigger=trigger)
-    adapter_writing.write(
-        out, adapter.changes, naming=naming, metadata=origin.to_metadata(), dtype=dtype
-    )
+    facts = {**adapter.metadata, **origin.to_metadata()}
+    adapter_writing.write(out, adapter.changes, naming=naming, metadata=facts, dtype=dtype)
 
 
 def extract(

@@ -66,7 +66,9 @@ def extract(
       ValueError: if the transformers have other tensors or shapes, do not differ at all, or hold
         values that are not finite.
     """
-    if (rank is None) == (energy is None) or not (rank or 1) > 0 or not 0 < (energy or 1) <= 1:
+    by_rank = energy is None and rank is not None and rank > 0
+    by_energy = rank is None and energy is not None and 0 < energy <= 1
+    if not by_rank and not by_energy:
         raise ValueError(
             f"give a rank above 0 or an energy in (0, 1], not rank {rank} and energy {energy}"
         )

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ltx_jax.checkpoints import adapter_trees, keys, run_config, tensors
+from ltx_jax.checkpoints import adapter_trees, keys, releases, run_config, tensors
 from ltx_jax.checkpoints.adapter_changes import (
     Adapter,
     Change,
@@ -121,7 +121,7 @@ def read(path: str | os.PathLike[str], cfg: TransformerConfig) -> Adapter:
 
         return of_run(runs.load_adapter(path), path, cfg)
     path = file_of(path)
-    file = tensors.open_file(path)
+    stamp, file = _stamp(path), tensors.open_file(path)
     shapes = keys.stored_shapes(keys.transformer_leaves(keys.transformer_boxed(cfg)))
     names = _Names(shapes)
     parts: dict[str, dict[str, tensors.StoredTensor]] = {}
@@ -149,7 +149,26 @@ def read(path: str | os.PathLike[str], cfg: TransformerConfig) -> Adapter:
                 f"{path} is for another transformer: it changes {name} as a tensor of shape "
                 f"{tuple(change.shape)}, and this model has {wanted}"
             )
-    return Adapter(path, changes, file.metadata)
+    return Adapter(path, changes, file.metadata, stamp)
+
+
+def read_again(adapter: Adapter, cfg: TransformerConfig) -> Adapter:
+    """An adapter, read again if its file has changed or it is that of a run.
+
+    Raises:
+      ValueError: as `read`.
+    """
+    is_current = adapter.stamp is not None and adapter.stamp == _stamp(adapter.path)
+    return adapter if is_current else read(adapter.path, cfg)
+
+
+def _stamp(file: Path) -> tuple[int, int] | None:
+    """Time of change and size of a file; None if there is none."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
 
 
 def warn_of_base(adapter: Adapter, checkpoint: Checkpoint) -> None:
@@ -194,7 +213,7 @@ def of_run(run: Any, path: str | os.PathLike[str], cfg: TransformerConfig) -> Ad
         raise ValueError(f"the adapter of {path} was trained for another transformer")
     base = run_config.read_base(path)
     origin = Origin(
-        base=Path(base.path).name,
+        base=releases.name_of(base.path),
         base_hash=base.source_hash,
         dataset=", ".join(Path(source.path).name for source in run.cfg.data.sources),
         steps=run.step,
@@ -293,15 +312,14 @@ class _Parts:
 
     def product(self, left: str, right: str) -> tuple[np.ndarray, np.ndarray] | None:
         """Two matrices that are multiplied with each other, or None if there is neither."""
-        matrices = self.take(left), self.take(right)
+        a, b = self.take(left), self.take(right)
         names = [self.roles[role].name for role in (left, right) if role in self.roles]
-        if matrices[0] is None and matrices[1] is None:
+        if a is None and b is None:
             return None
-        if matrices[0] is None or matrices[1] is None:
+        if a is None or b is None:
             raise ValueError(
                 f"{self.path}: {names[0]} lacks its other half: the file is incomplete"
             )
-        a, b = matrices
         if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0] or 0 in (*a.shape, *b.shape):
             raise ValueError(
                 f"{self.path}: {names[0]} {a.shape} and {names[1]} {b.shape} have no common rank"
@@ -336,9 +354,10 @@ def _changes(
     if (matrices := parts.product("up", "down")) is not None:
         up, down = matrices
         down = rotate(down.astype(np.float32)) if is_rotated else down
-        kinds.append(LowRank(down, up, scale(len(down))))
+        factor = scale(len(down))
+        kinds.append(LowRank(down, up, factor))
         if (up_bias := parts.take("up_bias")) is not None:
-            biases.append(Difference(up_bias, kinds[0].scale))
+            biases.append(Difference(up_bias, factor))
     first, second = (parts.product(f"hadamard_a{i}", f"hadamard_b{i}") for i in (1, 2))
     if first is not None and second is not None:
         kinds.append(HadamardProduct(*first, *second, scale(len(first[1]))))
@@ -383,7 +402,8 @@ def _kronecker(module: str, parts: _Parts, scale: Callable[[int], float]) -> Kro
         else:
             raise ValueError(f"{parts.path} lacks factor {i} of the product of {module}")
         factors.append(matrices)
-    return KroneckerProduct(*factors, 1.0 if rank is None else scale(rank))
+    first, second = factors
+    return KroneckerProduct(first, second, 1.0 if rank is None else scale(rank))
 
 
 def _tensor_names(module: str) -> tuple[str, str]:

@@ -57,6 +57,26 @@ def load_checkpoint(
     )
 
 
+def load_transformer(
+    path_or_hub_id: str | Path,
+    *,
+    vae: VAEConfig | None = None,
+    mesh: Mesh | None = None,
+    dtype: DType | None = None,
+) -> Any:
+    """The parameters of a checkpoint's transformer, without its other networks.
+
+    Args:
+      vae: the VAE that it is used with, by which its version is inferred if the file has no config.
+      mesh: as in `load_checkpoint`.
+      dtype: as in `load_checkpoint`.
+
+    Raises:
+      ValueError: as `load_checkpoint`.
+    """
+    return _load(path_or_hub_id, ("transformer",), vae, mesh, dtype).transformer_params
+
+
 _OF_THE_VAE = ("vae", "vae_params", "vae_dtype", "statistics")
 
 

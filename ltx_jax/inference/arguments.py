@@ -13,6 +13,7 @@ from jaxtyping import Array, Float32, Shaped
 
 from ltx_jax.config import SamplingConfig
 from ltx_jax.diffusion import flow
+from ltx_jax.inference.text_encoder import TextEncoder
 
 _log = logging.getLogger(__name__)
 
@@ -153,6 +154,28 @@ def embedded_captions(
     if not needs_negative:
         return [caption]
     return match_captions(caption, read("negative", ("negative_embeds", "negative_mask")))
+
+
+def encoded_captions(
+    prompt: str | Sequence[str], negative: str | None, encoder: TextEncoder | None
+) -> list[Caption]:
+    """Encodes the prompts, and the negative prompt unless it is None.
+
+    Raises:
+      ValueError: if there is no text encoder, or no prompt.
+    """
+    if encoder is None:
+        raise ValueError(
+            "this checkpoint has no text encoder of its own: name one (--text_encoder, or "
+            "text_encoder=...), or give embeddings"
+        )
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts:
+        raise ValueError("the list of prompts is empty")
+    caption = Caption(*encoder.encode(prompts))
+    if negative is None:
+        return [caption]
+    return match_captions(caption, Caption(*encoder.encode([negative])))
 
 
 def match_captions(caption: Caption, negative: Caption) -> list[Caption]:

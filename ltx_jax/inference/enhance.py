@@ -1,6 +1,7 @@
 """Rewrites prompts in more detail with a text-generation model of `transformers` (needs torch)."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -29,8 +30,8 @@ class PromptEnhancer:
         """
         self._name = name
         try:
-            self._tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-            model = transformers.AutoModelForCausalLM.from_pretrained(name, dtype="auto")
+            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(name)
+            model: Any = transformers.AutoModelForCausalLM.from_pretrained(name, dtype="auto")
         except (OSError, ValueError, KeyError, ImportError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             what = "folder" if Path(name).exists() else "model"

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from ltx_jax.checkpoints import adapter_trees, adapters
 from ltx_jax.checkpoints.adapters import Adapter
+from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.config import TransformerConfig
 from ltx_jax.models import adapter
 
@@ -31,18 +32,22 @@ class Loras:
     apart: tuple[tuple[Adapter, float], ...] = ()
 
     def loaded(
-        self, loras: Sequence[tuple[Path, float]], cfg: TransformerConfig, merge: bool
+        self, loras: Sequence[tuple[Path, float]], checkpoint: Checkpoint, merge: bool
     ) -> "Loras":
-        """These and others, whose paths replace equal ones.
+        """These and others, whose paths replace equal ones; a file is read again if it has changed.
 
         Raises:
-          ValueError: if a file is no adapter of this transformer.
+          ValueError: if a file is no adapter of the checkpoint's transformer.
         """
         strengths = {adapters.file_of(path): float(strength) for path, strength in loras}
         if not merge and strengths.keys() <= {a.path for a, _ in self.apart}:
             apart = tuple((a, strengths.get(a.path, old)) for a, old in self.apart)
             return dataclasses.replace(self, apart=apart)
-        new = tuple((adapters.read(path, cfg), strength) for path, strength in strengths.items())
+        before = {adapter.path: adapter for adapter, _ in self.merged + self.apart}
+        new = tuple(
+            (_read(path, before.get(path), checkpoint), strength)
+            for path, strength in strengths.items()
+        )
         left = self._without(set(strengths))
         if merge:
             return dataclasses.replace(left, merged=left.merged + new)
@@ -70,14 +75,22 @@ class Loras:
         )
         return Loras(merged, apart)
 
-    def parameters(self, stored: Any, cfg: TransformerConfig, mesh: Mesh | None) -> Any:
+    def parameters(
+        self, stored: Any, cfg: TransformerConfig, mesh: Mesh | None, *, donate: bool
+    ) -> Any:
         """The stored parameters of a transformer with these adapters.
+
+        Args:
+          stored: the stored parameters.
+          cfg: the transformer.
+          mesh: the devices.
+          donate: reuses the memory of the stored parameters, which are not used any more.
 
         Raises:
           ValueError: if one of `apart` cannot be kept apart.
         """
         tree = _placed(adapter_trees.beside(self.apart, cfg), mesh)
-        merged = adapters.merge(stored, cfg, self.merged)
+        merged = adapters.merge(stored, cfg, self.merged, donate=donate)
         return adapter.attach(merged, tree) if self.apart else merged
 
     def differ_in_strength_alone(self, other: "Loras") -> bool:
@@ -90,6 +103,16 @@ class Loras:
         """Parameters with these adapters, from those with others that differ in strength alone."""
         scales = _placed(adapter_trees.scales(self.apart, cfg), mesh)
         return adapter.rescale(params, scales)
+
+
+def _read(path: Path, before: Adapter | None, checkpoint: Checkpoint) -> Adapter:
+    """Reads an adapter, unless it is loaded already and its file has not changed."""
+    assert checkpoint.transformer is not None  # else there would be no pipeline
+    if before is not None:
+        return adapters.read_again(before, checkpoint.transformer)
+    adapter = adapters.read(path, checkpoint.transformer)
+    adapters.warn_of_base(adapter, checkpoint)
+    return adapter
 
 
 def _placed(tree: Any, mesh: Mesh | None) -> Any:

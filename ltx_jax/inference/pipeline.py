@@ -202,7 +202,7 @@ class LTXPipeline:
           fast: as in the constructor.
           linears: as in the constructor.
         """
-        from ltx_jax.checkpoints.load import load_checkpoint  # importing Orbax takes seconds
+        from ltx_jax.checkpoints.load import load_checkpoint, load_transformer  # takes seconds
 
         begin = time.perf_counter()
         param_dtype = param_dtype or dtype or "bfloat16"  # the dtype of the released weights
@@ -217,8 +217,8 @@ class LTXPipeline:
             pipe = cls(loaded, encoder, dtype=dtype, mesh=mesh, fast=fast, linears=linears)
         if pipe.params is not loaded.transformer_params:
             pipe.checkpoint = dataclasses.replace(pipe.checkpoint, transformer_params=None)
-            pipe._stored_params = lambda: (
-                load_checkpoint(path, mesh=mesh, dtype=param_dtype).transformer_params
+            pipe._stored_params = functools.partial(
+                load_transformer, path, vae=loaded.vae, mesh=mesh, dtype=param_dtype
             )
         if linears == "int8":
             parts = {name: getattr(pipe.checkpoint, name) for name in ("vae_params", "statistics")}
@@ -254,7 +254,7 @@ class LTXPipeline:
 
     def load_loras(self, loras: Sequence[tuple[Path, float]], *, merge: bool = True) -> None:
         """Does what `load_lora` does, for several paths and strengths at once."""
-        self._change(self._loras.loaded(loras, self.transformer, merge))
+        self._change(self._loras.loaded(loras, self.checkpoint, merge))
 
     def unload_lora(self, path: Path | None = None) -> None:
         """Takes an adapter out again; None takes all of them out.
@@ -265,21 +265,35 @@ class LTXPipeline:
         self._change(self._loras.unloaded(path))
 
     def _change(self, loras: Loras) -> None:
-        """Replaces the adapters, always from the stored parameters."""
+        """Replaces the adapters; if that fails, the old ones are there again."""
         if loras.apart and self._linears is not None:
             raise ValueError(
                 f"{self._linears} linears need merged adapters: leave linears or merge=False out"
             )
-        if loras.differ_in_strength_alone(self._loras):
+        before, self._loras = self._loras, loras
+        if loras.differ_in_strength_alone(before):
             self.params = loras.with_strengths(self.params, self.transformer, self.mesh)
-        else:
-            with loading_device(self._linears):
-                stored = self._stored_params()
-                params = loras.parameters(stored, self.transformer, self.mesh)
-                self._use(params, fast=False if loras.apart else self._fast)
-            if self._linears == "int8":
-                self.params = jax.device_put(self.params, jax.devices()[0])
-        self._loras = loras
+            return
+        try:
+            self._use_loras()
+        except BaseException:
+            self._loras = before
+            self._use_loras()
+            raise
+
+    def _use_loras(self) -> None:
+        """Prepares the stored parameters with the adapters, in the memory that loading took."""
+        self.params = None
+        is_read_anew = self.checkpoint.transformer_params is None
+        with loading_device(self._linears):
+            stored = self._stored_params()
+            params = self._loras.parameters(
+                stored, self.transformer, self.mesh, donate=is_read_anew
+            )
+            del stored
+            self._use(params, fast=False if self._loras.apart else self._fast)
+        if self._linears == "int8":
+            self.params = jax.device_put(self.params, jax.devices()[0])
 
     def __call__(
         self,
@@ -527,20 +541,8 @@ class LTXPipeline:
             return arguments.embedded_captions(embeddings, needs_negative, channels)
         if prompt is None:
             raise ValueError("there is nothing to sample: give a prompt, or embeddings")
-        if self.text_encoder is None:
-            raise ValueError(
-                "this checkpoint has no text encoder of its own: name one (--text_encoder, or "
-                "text_encoder=...), or give embeddings"
-            )
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not prompts:
-            raise ValueError("the list of prompts is empty")
-        caption = Caption(*self.text_encoder.encode(prompts))
-        if not needs_negative:
-            return [caption]
-        return arguments.match_captions(
-            caption, Caption(*self.text_encoder.encode([options.negative_prompt]))
-        )
+        negative = options.negative_prompt if needs_negative else None
+        return arguments.encoded_captions(prompt, negative, self.text_encoder)
 
     @property
     def _call(self) -> Callable[..., Any]:
