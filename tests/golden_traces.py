@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from golden_weights import golden_tensor
+from quick import QUICK
 
 from ltx_jax.checkpoints import keys
 from ltx_jax.checkpoints.checkpoint import Checkpoint
@@ -25,8 +26,6 @@ from ltx_jax.inference.pipeline import LTXPipeline
 from ltx_jax.models.vae import LatentStatistics
 from ltx_jax.runtime.compiled import Programs
 
-# The tests' time is that of LLVM.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 FOLDER = pathlib.Path(__file__).parent / "golden"
 NAMES = sorted(path.stem.removeprefix("pipe_") for path in FOLDER.glob("pipe_*.npz"))
 

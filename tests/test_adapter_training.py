@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 import tiny_checkpoint
-from tiny_stages import QUICK, QUICK_MESH, assert_eight_devices_train_as_one, one_device
+from quick import QUICK
+from tiny_stages import QUICK_MESH, assert_eight_devices_train_as_one, one_device
 
 from ltx_jax import export
 from ltx_jax.checkpoints import adapters

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import compiled
 from tiny_checkpoint import write_exported
 
 from benchmarks import harness, headline, loading, networks, run, shortcuts, sizes, training
@@ -160,7 +161,7 @@ def test_what_takes_too_long_to_make_is_given_up_and_the_rest_is_timed(tmp_path)
 def test_parameters_are_drawn_as_networks_draw_them():
     """Same shapes; kernels as large, to 5 % or what few values allow, and unlike."""
     net = networks.network(sizes.TINY.of("float32"))
-    want = sharding.unbox(jax.jit(net.model.init)(jax.random.key(0), *net.inputs)["params"])
+    want = sharding.unbox(compiled(net.model.init)(jax.random.key(0), *net.inputs)["params"])
     assert jax.tree.map(jnp.shape, net.params) == jax.tree.map(jnp.shape, want)
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(net.params))
     attention, drawn = net.params["blocks"]["attn1"], want["blocks"]["attn1"]

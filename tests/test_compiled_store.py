@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import QUICK
 
 from ltx_jax.config import TransformerConfig
 from ltx_jax.diffusion import sampler
@@ -18,8 +19,6 @@ from ltx_jax.diffusion.noise import seeded
 from ltx_jax.diffusion.solver import DPMSolverPP2M
 from ltx_jax.runtime import compiled, compiled_store
 from ltx_jax.runtime.compiled import Programs
-
-OPTIONS = {"xla_backend_optimization_level": 0}
 
 
 @functools.partial(jax.jit, static_argnames="cfg", donate_argnames="x")
@@ -37,7 +36,7 @@ def arguments():
 
 def programs_in(folder):
     """New programs that are stored in a folder; None: nowhere."""
-    programs = Programs(OPTIONS)
+    programs = Programs(QUICK)
     programs.folder = folder
     return programs
 
@@ -66,7 +65,7 @@ def test_what_was_compiled_once_is_read(programs, monkeypatch):
 @pytest.mark.parametrize("change", ["shape", "dtype", "setting", "options", "code", "precision"])
 def test_another_call_is_another_program(change, tmp_path, monkeypatch):
     x, noise = arguments()
-    static, options = {"cfg": CFG}, OPTIONS
+    static, options = {"cfg": CFG}, QUICK
 
     def place():
         return compiled_store.executable_path(tmp_path, scaled, (x, noise), static, options)
@@ -97,7 +96,7 @@ def test_every_denoiser_has_a_description(form, tmp_path):
     def place(cfg, **changes):
         call = (form(cfg), *arguments())
         settings = static | changes
-        return compiled_store.executable_path(tmp_path, sampler.step, call, settings, OPTIONS)
+        return compiled_store.executable_path(tmp_path, sampler.step, call, settings, QUICK)
 
     ours = place(CFG)
     assert ours is not None

@@ -17,6 +17,7 @@ from checkpoint_files import (
     read_all,
     write_official,
 )
+from quick import QUICK
 
 from ltx_jax.checkpoints import (
     diffusers,
@@ -54,10 +55,6 @@ def loaded(tmp_path_factory):
         diffusers.write(folder / "out", ours)
         made[family] = (ours, folder / "out")
     return made
-
-
-# Every program runs once.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def strictly(kind, path):

@@ -5,9 +5,10 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from quick import QUICK
 from random_networks import write_random_efficientnet
 from test_vae_stage import CLIPS, full
-from tiny_stages import QUICK, QUICK_MESH, assert_eight_devices_train_as_one, load, one_device
+from tiny_stages import QUICK_MESH, assert_eight_devices_train_as_one, load, one_device
 
 from ltx_jax.models import efficientnet
 from ltx_jax.runtime import sharding

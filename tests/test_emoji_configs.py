@@ -6,8 +6,8 @@ import re
 
 import pytest
 from emoji_files import write_set
+from quick import QUICK
 from random_networks import write_random_efficientnet
-from tiny_stages import QUICK
 
 from ltx_jax import config
 from ltx_jax.config import BucketConfig, DiscriminatorConfig

@@ -1,13 +1,13 @@
 """What the transformer gets in training and what it has to predict."""
 
 import dataclasses
-import functools
 from statistics import NormalDist
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import compiled
 
 from ltx_jax.config import FlowConfig
 from ltx_jax.diffusion import conditioning
@@ -18,8 +18,6 @@ from ltx_jax.training.transformer import loss as flow_loss
 from ltx_jax.training.transformer.conditions import ConditionItem, Conditions
 from ltx_jax.training.transformer.loss import Geometry
 
-# The bit generators of random draws cost seconds at a higher level.
-QUICK = {"xla_backend_optimization_level": 0}
 GEOMETRY = Geometry(temporal_factor=2, spatial_factor=4, causal=True)
 GRID = (4, 2, 3)  # 7 frames of 8 x 12
 ROW = GRID[1] * GRID[2]  # tokens of a latent frame
@@ -52,7 +50,7 @@ PATTERNS = {
 EXTRA = {"none": 0, "first_frame": 0, "prefix": 0, "keyframes": 2 * ROW, "clip": 2 * ROW}
 
 
-program = jax.jit(flow_loss.noise_batch, static_argnums=(3, 4, 5), compiler_options=QUICK)
+program = compiled(flow_loss.noise_batch, static_argnums=(3, 4, 5))
 
 
 def show(given=Conditions(), cfg=FlowConfig(), kept=COUNT, data=None, batch=BATCH):
@@ -107,7 +105,7 @@ def test_tokens_lie_as_the_sampler_lays_them(pattern):
     if given.prefix is not None:
         conditions.append(Encoded(jnp.asarray(data[i : i + 1, : given.prefix[i]]), 1.0, 0))
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @compiled
     def lay_out(start):
         return conditioning.prepare(start, conditions, seeded(0, 1), **dataclasses.asdict(GEOMETRY))
 
@@ -230,7 +228,7 @@ def test_an_empty_bin_of_the_time_leaves_the_gradient_finite():
         per_sample = error_of(shown, answer)
         return jnp.mean(per_sample), flow_loss.by_time(per_sample, shown.time)
 
-    gradient = jax.jit(jax.grad(loss, has_aux=True), compiler_options=QUICK)
+    gradient = compiled(jax.grad(loss, has_aux=True))
     assert np.isfinite(gradient(jnp.zeros(shown.target.shape))[0]).all()
 
 
@@ -238,7 +236,7 @@ def test_an_empty_bin_of_the_time_leaves_the_gradient_finite():
 def test_times_are_logit_normal_between_their_percentiles(tokens, mean):
     cfg = FlowConfig(uniform_fraction=0.0)
     count = 100_000
-    program = jax.jit(flow_loss.training_times, static_argnums=(1, 2, 3), compiler_options=QUICK)
+    program = compiled(flow_loss.training_times, static_argnums=(1, 2, 3))
     t = np.asarray(program(jax.random.key(0), count, tokens, cfg), np.float64)
     assert t.min() == pytest.approx(cfg.min_time)
     assert t.max() == 1
@@ -256,6 +254,6 @@ def test_times_are_logit_normal_between_their_percentiles(tokens, mean):
 
 
 def test_a_part_of_the_times_is_uniform():
-    program = jax.jit(flow_loss.training_times, static_argnums=(1, 2, 3), compiler_options=QUICK)
+    program = compiled(flow_loss.training_times, static_argnums=(1, 2, 3))
     t = program(jax.random.key(0), 100_000, 4096, FlowConfig(uniform_fraction=1.0))
     np.testing.assert_allclose(np.quantile(t, [0.1, 0.5, 0.9]), [0.1, 0.5, 0.9], atol=0.01)

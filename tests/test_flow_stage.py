@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import QUICK
 from test_dataset import write_latents
 from tiny_checkpoint import write_text_encoder
-from tiny_stages import QUICK, load, one_device, tiny_vae
+from tiny_stages import load, one_device, tiny_vae
 
 from ltx_jax.checkpoints import runs
 from ltx_jax.checkpoints.checkpoint import Checkpoint

@@ -208,7 +208,10 @@ def folder(tmp_path_factory):
     return path / "whole"
 
 
-@pytest.mark.parametrize("part", ["transformer", "vae", "scheduler"])
+@pytest.mark.parametrize(
+    "part",
+    ["scheduler", *(pytest.param(x, marks=pytest.mark.thorough) for x in ("transformer", "vae"))],
+)
 def test_every_key_of_diffusers_configs_is_checked(tmp_path, folder, part):
     copied = shutil.copytree(folder, tmp_path / "copy")
     if part != "scheduler":  # alone, for speed

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import QUICK
 
 from ltx_jax.checkpoints import keys, official
 from ltx_jax.config import MeshConfig, SamplingConfig, T5Config
@@ -93,7 +94,7 @@ def test_float16_makes_the_video_of_a_vae_whose_activations_pass_its_range(
     videos = []
     for dtype in ("float32", "float16"):
         pipe = LTXPipeline(loud, dtype=dtype, fast=fast)
-        pipe.programs = Programs(golden_traces.QUICK)
+        pipe.programs = Programs(QUICK)
         conditions = [Condition(picture)]
         video = pipe(None, options, embeddings=embeddings, conditions=conditions, output="float")
         videos.append(video)
@@ -364,7 +365,7 @@ def test_one_device_equals_eight(pipe, embeddings):
         ),
     )
     spread = LTXPipeline(placed, dtype="float32", mesh=mesh)
-    spread.programs = Programs(golden_traces.QUICK)
+    spread.programs = Programs(QUICK)
     ours = spread(**arguments, output="latents")
     assert spread.programs.count == 3, "one each to encode, to start and to step"
     np.testing.assert_allclose(ours, pipe(**arguments, output="latents"), atol=1e-5)
@@ -389,7 +390,7 @@ def test_the_time_of_each_part_is_reported(pipe):
 @pytest.mark.thorough
 def test_half_precision_keeps_float32_latents(text_encoder):
     half = LTXPipeline(golden_traces.checkpoint(), text_encoder, dtype="bfloat16")
-    half.programs = Programs(golden_traces.QUICK)
+    half.programs = Programs(QUICK)
     start = half.prepare(PROMPTS[0], FAST)
     assert start.inputs.start.dtype == jnp.float32
     latents = half(PROMPTS[0], FAST, output="latents")
@@ -434,7 +435,7 @@ def test_a_program_too_large_for_the_machine_is_refused_before_it_runs(pipe):
         pytest.raises(MemoryError, match=r"needs \S+ GB of .* lower height"),
         pipe.part("it", size),
     ):
-        Programs(golden_traces.QUICK)(square, rows)
+        Programs(QUICK)(square, rows)
 
 
 BAD = {

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_weights import golden_state_dict
+from quick import QUICK
 
 from ltx_jax.config import MeshConfig, SamplingConfig, UpsamplerConfig
 from ltx_jax.diffusion import conditioning
@@ -219,7 +220,7 @@ def test_every_form_samples_the_same_with_a_reference(pipe, form):
     if form != "fast":
         mesh = sharding.make_mesh(MeshConfig(**({"data": 1} | {form: 2})), jax.devices()[:2])
     other = LTXPipeline(golden_traces.checkpoint(), dtype="float32", mesh=mesh, fast=form == "fast")
-    other.programs = Programs(golden_traces.QUICK)
+    other.programs = Programs(QUICK)
     want, got = (one(None, options, **arguments) for one in (pipe, other))
     assert want.std() > 0.1
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 if form == "fast" else 1e-5)
@@ -234,9 +235,7 @@ def test_two_passes_follow_a_reference_at_their_own_sizes(pipe):
     def init(key):
         return sharding.unbox(LatentUpsampler(cfg).init(key, jnp.zeros((1, 2, 2, 2, 8))))["params"]
 
-    upsampler = Upsampler(
-        cfg, jax.jit(init, compiler_options=golden_traces.QUICK)(jax.random.key(0))
-    )
+    upsampler = Upsampler(cfg, jax.jit(init, compiler_options=QUICK)(jax.random.key(0)))
     clip = draw(9, 96, 96, 3).clip(-1, 1)
     options = dataclasses.replace(OPTIONS, height=96, width=96, num_frames=9, guidance_scale=1.0)
     second = dataclasses.replace(options, timesteps=(0.7,))

@@ -11,8 +11,8 @@ import types
 import jax
 import numpy as np
 import pytest
-from golden_traces import QUICK
 from jax.experimental.compilation_cache import compilation_cache
+from quick import QUICK
 from tiny_checkpoint import (
     CAPTION,
     CHANNELS,

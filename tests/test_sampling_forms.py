@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax import struct
+from quick import QUICK
 from test_pipeline import (  # noqa: F401
     FAST,
     PROMPTS,
@@ -35,7 +36,7 @@ pytestmark = pytest.mark.thorough
 
 def test_fast_sampling_gives_the_same_video(pipe, text_encoder, picture):
     fast = LTXPipeline(golden_traces.checkpoint(), text_encoder, dtype="float32", fast=True)
-    fast.programs = Programs(golden_traces.QUICK)
+    fast.programs = Programs(QUICK)
     condition = Condition(picture, frame=8, strength=0.8)
     got, want = (
         each(PROMPTS, SMALL, conditions=[condition], cfg_star_rescale=True, output="latents")
@@ -83,7 +84,7 @@ def test_a_network_that_the_fast_form_does_not_know_samples_by_the_plain_form(
 
     def sampled(checkpoint, **options):
         pipe = LTXPipeline(checkpoint, text_encoder, dtype="float32", **options)
-        pipe.programs = Programs(golden_traces.QUICK)
+        pipe.programs = Programs(QUICK)
         return pipe(PROMPTS[0], FAST, output="latents")
 
     want, got = (sampled(changed, fast=fast) for fast in (False, True))
@@ -177,7 +178,7 @@ def test_eight_bits_and_teacache_are_of_fast_sampling(pipe, text_encoder):
 
 def test_teacache_gives_the_same_video_at_zero_and_about_that_above(pipe, text_encoder):
     fast = LTXPipeline(golden_traces.checkpoint(), text_encoder, dtype="float32", fast=True)
-    fast.programs = Programs(golden_traces.QUICK)
+    fast.programs = Programs(QUICK)
     how = dataclasses.replace(FAST, num_inference_steps=6)
     want, tiny, large = (
         fast(PROMPTS, how, teacache=threshold, output="latents") for threshold in (0.0, 1e-6, 0.3)
@@ -195,7 +196,7 @@ def test_the_second_order_solver_takes_all_that_guides_and_conditions(
     """Branches that change from step to step, tokens that wait, and a cache: the memory of the
     solver outlives them, in both forms of the network alike."""
     fast = LTXPipeline(golden_traces.checkpoint(), text_encoder, dtype="float32", fast=True)
-    fast.programs = Programs(golden_traces.QUICK)
+    fast.programs = Programs(QUICK)
     options = dataclasses.replace(
         SMALL,
         solver="dpmpp_2m",

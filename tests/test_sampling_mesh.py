@@ -6,6 +6,7 @@ import golden_traces
 import jax
 import numpy as np
 import pytest
+from quick import QUICK
 
 from ltx_jax.config import MeshConfig, SamplingConfig
 from ltx_jax.diffusion import sampler
@@ -33,7 +34,7 @@ def pipeline(count=1, **axes):
     """The pipeline of the traces on so many devices."""
     mesh = sharding.make_mesh(MeshConfig(**{"data": 1} | axes), jax.devices()[:count])
     made = LTXPipeline(golden_traces.checkpoint(), dtype="float32", mesh=mesh)
-    made.programs = Programs(golden_traces.QUICK)
+    made.programs = Programs(QUICK)
     return made
 
 

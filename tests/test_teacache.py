@@ -2,10 +2,10 @@
 
 import itertools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import compiled
 from test_transformer_fast import CFG, NETWORK, draw, inputs, params, prepared  # noqa: F401
 
 from ltx_jax.models import teacache
@@ -19,14 +19,14 @@ POLYNOMIAL = np.poly1d(
 
 @pytest.fixture(scope="module")
 def derived(params):  # noqa: F811
-    return jax.jit(derive, static_argnames="cfg")(params, cfg=CFG)
+    return compiled(derive, static_argnames="cfg")(params, cfg=CFG)
 
 
 @pytest.fixture(scope="module")
 def run(derived):
     """Velocities of steps that all start from given tokens, and how often the layers ran."""
     context = prepared(derived, inputs())[2]
-    step = jax.jit(
+    step = compiled(
         lambda x, t, *rest: teacache.velocity(NETWORK, derived, x, t, context, None, *rest)
     )
 
@@ -52,7 +52,7 @@ def path():
 @pytest.fixture(scope="module")
 def exact(derived):
     context = prepared(derived, inputs())[2]
-    return jax.jit(lambda x, t: NETWORK(derived, x, jnp.full((2, 1), t), context))
+    return compiled(lambda x, t: NETWORK(derived, x, jnp.full((2, 1), t), context))
 
 
 @pytest.mark.thorough
@@ -121,11 +121,11 @@ def test_tokens_of_references_do_not_count(derived):
     )
     times = jnp.where(jnp.arange(60) < references, 0.0, 0.9)[None].repeat(2, 0)
 
-    @jax.jit
+    @compiled
     def inner(x):
         return NETWORK.first_input(derived, *NETWORK.embed(derived, x, times, context))
 
-    @jax.jit
+    @compiled
     def step(x, cache):
         limit, last = jnp.asarray(1e9), jnp.asarray(False)
         arguments = (derived, x, times, context, None, cache, limit, last)

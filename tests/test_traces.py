@@ -6,6 +6,7 @@ import golden_traces
 import jax
 import numpy as np
 import pytest
+from quick import QUICK
 from small_denoisers import Watching
 
 from ltx_jax.diffusion import sampler
@@ -19,7 +20,7 @@ TOLERANCE = dict(atol=1e-4, rtol=0)
 quick_step = jax.jit(
     sampler.step.__wrapped__,
     static_argnames=("branches", "mode"),
-    compiler_options=golden_traces.QUICK,
+    compiler_options=QUICK,
 )
 
 

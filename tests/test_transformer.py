@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_weights import golden_state_dict
+from quick import QUICK
 
 from ltx_jax.config import ExecutionConfig, TransformerConfig
 from ltx_jax.diffusion import positions
@@ -26,9 +27,6 @@ TINY = TransformerConfig(
 )
 LARGE = TransformerConfig(num_layers=48, attention_head_dim=128)  # the released 13B
 SMALLER = dataclasses.replace(TINY, num_layers=TINY.num_layers - 1)
-
-# The tests' time is that of compilation.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def arguments(latents, timestep, caption, caption_mask, rope, skip=None):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import struct
+from quick import compiled
 
 from ltx_jax.config import ExecutionConfig, TransformerConfig
 from ltx_jax.diffusion import positions
@@ -61,7 +62,7 @@ def inputs(per_token=False):
 
 
 def plain(params, arguments, skip=None, execution=ExecutionConfig()):
-    return jax.jit(Transformer(CFG, execution).apply)({"params": params}, *arguments, skip)
+    return compiled(Transformer(CFG, execution).apply)({"params": params}, *arguments, skip)
 
 
 def prepared(derived, arguments, network=NETWORK):
@@ -72,7 +73,7 @@ def prepared(derived, arguments, network=NETWORK):
 def fast(params, arguments, skip=None, execution=ExecutionConfig(), maxima=None):
     network = FastTransformer(CFG, execution)
 
-    @jax.jit
+    @compiled
     def run(params, arguments, skip):
         derived = derive(params, CFG, execution)
         if maxima is not None:
@@ -153,7 +154,7 @@ def test_whole_bytes_stay_within_their_rounding(params):
     add, 2 % is asserted."""
     arguments = inputs()
 
-    @jax.jit
+    @compiled
     def run(params):
         small = quantize(derive(params, CFG), "int8")
         return NETWORK(small, *prepared(small, arguments))
@@ -229,7 +230,7 @@ def test_biases_may_be_left_out(params):
         for linear in ("to_q", "to_k", "to_v"):
             bare = changed(bare, f"blocks/{name}/{linear}/bias", lambda x: None)
     cfg = dataclasses.replace(CFG, attention_bias=False)
-    want = jax.jit(Transformer(cfg).apply)({"params": bare}, *inputs())
+    want = compiled(Transformer(cfg).apply)({"params": bare}, *inputs())
     np.testing.assert_allclose(fast(bare, inputs()), want, rtol=0, atol=1e-4)
 
 

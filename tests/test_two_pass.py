@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import QUICK
 
 from ltx_jax.config import SamplingConfig, UpsamplerConfig
 from ltx_jax.diffusion.conditioning import Condition
@@ -39,7 +40,7 @@ def upsampler():
     def init(key):
         return sharding.unbox(LatentUpsampler(CFG).init(key, jnp.zeros((1, 2, 2, 2, 8))))["params"]
 
-    params = jax.jit(init, compiler_options=golden_traces.QUICK)(jax.random.key(0))
+    params = jax.jit(init, compiler_options=QUICK)(jax.random.key(0))
     return Upsampler(CFG, params)
 
 

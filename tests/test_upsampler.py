@@ -1,6 +1,5 @@
 """The latent upsampler, compared with outputs of the official code."""
 
-import functools
 import json
 import pathlib
 import re
@@ -10,15 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_weights import golden_state_dict
+from quick import compiled
 
 from ltx_jax.config import UpsamplerConfig
 from ltx_jax.models.upsampler import LatentUpsampler
 from ltx_jax.runtime import sharding
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
-
-# Almost all of these tests' time is compilation.
-compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def our_parameters(state):

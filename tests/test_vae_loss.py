@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny_stages import QUICK, load, one_device
+from quick import QUICK, compiled
+from tiny_stages import load, one_device
 
 from ltx_jax.config import VAELossConfig
 from ltx_jax.models.vae import Posterior
@@ -103,7 +104,7 @@ def test_gradients_are_those_of_the_plain_sum_of_the_terms(kind):
     params, rival = parameters(kind)
     rival["last"]["kernel"] *= 40  # so sure of itself that its gradient has to be scaled down
 
-    @jax.jit
+    @compiled
     def expected(params, rival):
         def part(index):
             return jax.grad(lambda p: plain_loss(p, rival, cfg, 1.0)[1][index])(params)
@@ -114,7 +115,7 @@ def test_gradients_are_those_of_the_plain_sum_of_the_terms(kind):
         of_rival = jax.grad(lambda r: plain_loss(params, r, cfg, scale)[1][2])(rival)
         return scale, total, of_params, of_rival
 
-    @jax.jit
+    @compiled
     def ours(params, rival):
         def both(p, r):
             value = loss(p, r, cfg)
@@ -132,8 +133,8 @@ def test_gradients_are_those_of_the_plain_sum_of_the_terms(kind):
 def test_a_fixed_weight_is_left_alone():
     params, rival = parameters()
     cfg = dataclasses.replace(FULL, gan_adaptive=False)
-    value = jax.jit(lambda p, r: loss(p, r, cfg))(params, rival)
-    expected, _ = jax.jit(lambda p, r: plain_loss(p, r, cfg, 1.0))(params, rival)
+    value = compiled(lambda p, r: loss(p, r, cfg))(params, rival)
+    expected, _ = compiled(lambda p, r: plain_loss(p, r, cfg, 1.0))(params, rival)
     assert value.metrics["gan_scale"] == 1
     assert value.loss == pytest.approx(float(expected), rel=1e-5)
 
@@ -179,7 +180,7 @@ def test_gradients_of_every_term_are_finite_at_one_frame_too(frames):
     weights = ("pixel_weight", "mse_weight", "dwt_weight")
     video = jnp.asarray(np.tanh(draw(2, frames, 8, 8, 3)))
 
-    @jax.jit
+    @compiled
     def each(y):
         def of(name):
             cfg = VAELossConfig(**(dict.fromkeys(weights, 0.0) | {name: 1.0}))
@@ -194,7 +195,7 @@ def test_gradients_of_every_term_are_finite_at_one_frame_too(frames):
     for kind in ("pair", "single"):
         params, rival = parameters(kind)
         cfg = dataclasses.replace(FULL, gan=kind, dwt_levels=1)
-        gradient = jax.jit(
+        gradient = compiled(
             jax.grad(lambda p, r, cfg=cfg: loss(p, r, cfg, frames=pixels(t=frames)).loss, (0, 1))
         )(params, rival)
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient))
@@ -224,14 +225,16 @@ def test_the_discriminator_rests_until_its_time():
 
         return jax.grad(value, has_aux=True)(rival)
 
-    program = jax.jit(gradient)
+    program = compiled(gradient)
     grads, value = program(6)
     metrics = value.metrics
     assert np.isnan([metrics[name] for name in ("gan", "gan_scale", "disc_accuracy")]).all()
     assert value.others["discriminator"] == 0
     assert all((np.asarray(x) == 0).all() for x in jax.tree.leaves(grads))
     without = dataclasses.replace(FULL, gan_weight=0.0)
-    alone = jax.jit(lambda: loss(params, rival, without, updates=6, networks=Networks(autoencoder)))
+    alone = compiled(
+        lambda: loss(params, rival, without, updates=6, networks=Networks(autoencoder))
+    )
     assert value.loss == pytest.approx(float(alone().loss), rel=1e-6)
     grads, value = program(7)
     assert value.metrics["disc_loss"] == value.others["discriminator"] > 0
@@ -372,7 +375,7 @@ def test_micro_batches_are_averaged_for_the_discriminator_too():
     current = state_of(params, rival, updates=10**9)
     results = {}
     for n in (1, 2):
-        run = jax.jit(
+        run = compiled(
             lambda p, n=n: step.gradients(
                 *(value, optimizers, p, current, {"frames": frames}, {}, jax.random.key(0)),
                 micro_batches=n,
@@ -387,7 +390,7 @@ def test_micro_batches_are_averaged_for_the_discriminator_too():
 
 def test_decode_times_are_uniform_with_a_clean_part():
     cfg = VAELossConfig(max_decode_time=0.2, clean_fraction=0.1)
-    program = jax.jit(vae_loss.decode_times, static_argnums=(1, 2), compiler_options=QUICK)
+    program = compiled(vae_loss.decode_times, static_argnums=(1, 2))
     t = np.asarray(program(jax.random.key(0), 20_000, cfg))
     assert abs(np.mean(t == 0) - 0.1) < 0.01
     np.testing.assert_allclose(
@@ -416,7 +419,7 @@ def test_the_decoder_sees_latents_noised_in_normalised_space(keys):
         vae_loss.autoencode(apply, params, running, 10**6, video, key, cfg)
         return seen
 
-    seen = jax.jit(run, compiler_options=QUICK)(next(keys))
+    seen = compiled(run)(next(keys))
     noise = np.asarray((seen["z"] - mean) / scale)
     t = np.asarray(seen["t"])
     # z_t - z = t (noise - z_norm) deviation: of the order of t in every channel alike.
@@ -428,7 +431,7 @@ def test_the_decoder_sees_latents_noised_in_normalised_space(keys):
 def test_running_statistics_are_those_of_the_data():
     data = np.asarray([0.5, -2.0, 10.0]) + draw(200, 4, 2, 3, 3, 3) * np.asarray([1.0, 0.1, 5.0])
     running = vae_loss.first_statistics(3)
-    update = jax.jit(vae_loss.update_statistics, static_argnums=3)
+    update = compiled(vae_loss.update_statistics, static_argnums=3)
     for n, batch in enumerate(data.astype(np.float32)):
         running = update(running, jnp.asarray(batch), n, 0.99)
     found = vae_loss.latent_statistics(running)

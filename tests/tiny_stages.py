@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from quick import QUICK
 
 from ltx_jax import config
 from ltx_jax.checkpoints.checkpoint import Checkpoint
@@ -17,8 +18,6 @@ from ltx_jax.runtime import sharding
 from ltx_jax.training.step import Trainer
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
-# The bit generators of random draws cost seconds at a higher level.
-QUICK = {"xla_backend_optimization_level": 0}
 
 
 def load(name, *overrides):

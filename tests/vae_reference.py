@@ -1,6 +1,5 @@
 """What the Video-VAE's tests share: configs, and the weights of other Video-VAEs as ours."""
 
-import functools
 import math
 import re
 
@@ -8,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from golden_weights import golden_tensor
+from quick import compiled
 
 from ltx_jax.config import BlockConfig, VAEConfig
 from ltx_jax.models.vae import VideoVAE
@@ -17,9 +17,6 @@ TIMES = np.array([0.05, 0.3], np.float32)
 # Outputs are of order 1 to 4, of networks of up to twenty float32 convolutions, summed in another
 # order by each library; differences of 7e-6 were seen.
 TOLERANCE = 3e-5
-
-# Almost all of these tests' time is compilation.
-compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def channels_last(x):
