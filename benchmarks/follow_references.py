@@ -48,7 +48,7 @@ def main() -> None:
         ways["reference and adapter"] = followed
     samples, scores = {}, {}
     for name, conditions in ways.items():
-        if name == "reference and adapter":
+        if args.lora is not None and name == "reference and adapter":
             pipe.load_lora(args.lora)
         videos = pipe(prompts, conditions=conditions, frame_rate=24.0, **shape)
         agreements = [
