@@ -250,12 +250,14 @@ class Studio:
 
     def _use(self, lora: PageLora | None) -> None:
         """Merges an adapter, and takes the one out that an earlier request chose."""
-        pipe, path = self._models.pipe, None if lora is None else self.loras[lora.name]
+        pipe = self._models.pipe
+        chosen = {} if lora is None else {self.loras[lora.name]: lora.strength}
         strengths = {adapter.path: strength for adapter, strength in pipe.loras}
-        for other in set(self.loras.values()) & strengths.keys() - {path}:
+        for other in set(self.loras.values()) & strengths.keys() - chosen.keys():
             pipe.unload_lora(other)
-        if lora is not None and strengths.get(path) != lora.strength:
-            pipe.load_lora(path, lora.strength)
+        for path, strength in chosen.items():
+            if strengths.get(path) != strength:
+                pipe.load_lora(path, strength)
 
     def _new_path(self) -> Path:
         """The path of a new video; the oldest video is deleted if there are too many."""
