@@ -10,7 +10,7 @@ the change is measured on one encoding, and subtracted before the next.
 import functools
 import io
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -40,7 +40,8 @@ def add(frame: av.VideoFrame, shift: Shift) -> None:
     changed from frame to frame would cost bits.
     """
     for plane, levels in zip(frame.planes, shift, strict=True):
-        rows = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
+        buffer: Any = plane
+        rows = np.frombuffer(buffer, np.uint8).reshape(plane.height, plane.line_size)
         # Limited range leaves 16 levels on both sides, so nothing wraps around.
         rows[:, : plane.width] += _dithered(plane.height, plane.width, levels).view(np.uint8)
 
@@ -66,7 +67,7 @@ def corrected(shift: Shift, frames: Iterable[av.VideoFrame], encoded: io.BytesIO
       encoded: a video file of them.
     """
     encoded.seek(0)
-    with av.open(encoded) as container:
+    with av.open(encoded, "r") as container:
         decoded = _mean(container.decode(video=0))
     red, green, blue = decoded - _mean(frames)
     # ITU-R BT.709, section 3: luma from 16 to 235, chroma from 16 to 240.

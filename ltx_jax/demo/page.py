@@ -195,7 +195,9 @@ def _handler(
             unknown = grammar.unknown_words(prompt) if is_world else ()
             if unknown:
                 gr.Warning(f"This model does not know {', '.join(unknown)}.")
-            changes = {name: _number(studio, name, inputs[name]) for name in numbers}
+            changes: dict[str, Any] = {
+                name: _number(studio, name, inputs[name]) for name in numbers
+            }
             seed = None if inputs["new_seed"] else inputs["seed"]
             changes["seed"] = secrets.randbelow(2**32) if seed is None else int(seed)
             places = ((inputs["first"], 0), (inputs["later"], inputs["frame"]))
@@ -207,7 +209,7 @@ def _handler(
             progress(0.0, desc="Preparing; the first video of a size takes longer")
             name = inputs.get("lora") or NO_LORA
             lora = None if name == NO_LORA else PageLora(name, float(inputs["strength"]))
-            extras = {"lora": lora, "enhance": bool(inputs.get("enhance"))}
+            extras: dict[str, Any] = {"lora": lora, "enhance": bool(inputs.get("enhance"))}
             video = studio.make(prompt, pictures, **extras, progress=show_progress, **changes)
         except (ValueError, OSError, MemoryError) as error:
             raise gr.Error(str(error), duration=None, print_exception=False) from error

@@ -290,8 +290,8 @@ def with_teacache(
         return denoiser
     if not isinstance(denoiser, Fast):
         raise ValueError("teacache needs fast sampling: make the pipeline with fast=True")
-    limits = (jnp.asarray(x, jnp.float32) for x in (threshold, last_time))
-    return TeaCache(denoiser.cfg, denoiser.execution, *limits)
+    least, last = (jnp.asarray(x, jnp.float32) for x in (threshold, last_time))
+    return TeaCache(denoiser.cfg, denoiser.execution, least, last)
 
 
 def for_references(denoiser: Plain | Fast, tokens: int) -> Plain | Fast:
