@@ -14,6 +14,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import queue
 import random
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 SECONDS = 30
 SLACK = 64 << 20  # bytes by which the peak memory of one and the same program varies
@@ -382,6 +384,7 @@ def _run(case: Case, root: Path, seed: int) -> Outcome:
         copy = Path(folder) / "copy"
         shutil.copytree(source, copy)
         (copy / name).write_bytes(damaged(content, name, draw))
+        claimed = _claimed(copy / name)
         outcome = Outcome("read", "", name)
 
         def read() -> None:
@@ -400,9 +403,22 @@ def _run(case: Case, root: Path, seed: int) -> Outcome:
         return Outcome("failed", f"a long message: {outcome.text[:300]}", name)
     if outcome.verdict == "refused" and not outcome.text.strip():
         return Outcome("failed", "a refusal without a message", name)
+    honest = max(honest, claimed)
     if used > 2 * honest + SLACK:
-        return Outcome("failed", f"{used >> 20} MB, undamaged {honest >> 20} MB", name)
+        return Outcome("failed", f"{used >> 20} MB, honest would be {honest >> 20} MB", name)
     return outcome
+
+
+def _claimed(path: Path) -> int:
+    """Bytes of the frames of a picture by its header; 0 if it has none.
+
+    Damage may make a size larger that no other part of the file contradicts.
+    """
+    try:
+        with Image.open(path) as image:
+            return 3 * math.prod(image.size) * getattr(image, "n_frames", 1)
+    except Exception:  # whatever Pillow raises for a damaged file
+        return 0
 
 
 def _peak(work: Callable[[], object]) -> int:
