@@ -8,7 +8,7 @@
 
 Any pairs of videos will do: clip_reference.mp4 is what the model is shown, clip.mp4 what it has to
 make of it. For edges, leave the first command out and add `--data.reference canny` to the others.
-References double the tokens: 61 frames here take what 121 take without. A few hundred pairs are
+References double the tokens: 57 frames here take what 121 take without. A few hundred pairs are
 usual. This config has not been run with released weights.
 """
 
@@ -35,7 +35,7 @@ config = dataclasses.replace(
     data=DataConfig(
         source="data/pairs",
         reference="files",
-        buckets=(BucketConfig(61, 512, 768, 1), BucketConfig(61, 768, 512, 1)),
+        buckets=(BucketConfig(57, 512, 768, 1), BucketConfig(57, 768, 512, 1)),
     ),
     run=dataclasses.replace(
         _lora.run,

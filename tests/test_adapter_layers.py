@@ -262,12 +262,12 @@ def test_the_gradient_keeps_a_kernel_in_eight_bits():
     assert kinds <= {jnp.dtype("int8")}
 
 
-def test_an_adapter_is_sharded_as_its_kernel(mesh):
+def test_an_adapter_is_sharded_as_its_kernel_or_else_by_its_rank(mesh):
     boxed = keys.adapter_boxed(
         dataclasses.replace(CFG, num_attention_heads=4), AdapterConfig(rank=4), "float32"
     )
     layout = sharding.shardings(boxed, mesh)["blocks"]["attn1"]
     assert layout["to_q"]["down"].spec == P(None, "fsdp", None)
-    assert layout["to_q"]["up"].spec == P(None, None, "tensor")
-    assert layout["to_out"]["down"].spec == P(None, "tensor", None)
+    assert layout["to_q"]["up"].spec == P(None, "fsdp", "tensor")
+    assert layout["to_out"]["down"].spec == P(None, "tensor", "fsdp")
     assert layout["to_out"]["up"].spec == P(None, None, "fsdp")

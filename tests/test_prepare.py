@@ -403,7 +403,7 @@ def test_black_stretches_take_no_memory(tmp_path, monkeypatch):
 @pytest.mark.thorough
 def test_a_caption_is_no_input_of_its_own(odd, tmp_path, monkeypatch):
     found = []
-    monkeypatch.setattr(beam_pipeline, "run", lambda plan, media, options: found.extend(media))
+    monkeypatch.setattr(beam_pipeline, "run", lambda plan, media, *how: found.extend(media))
     monkeypatch.setattr(beam_pipeline, "finish", lambda plan: None)
     command.prepare(CFG, [str(odd / "*")], tmp_path / "set")
     names = {medium.place.name for medium in found}

@@ -18,6 +18,7 @@ import json
 import logging
 import math
 import os
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -211,8 +212,7 @@ class Run:
                     *(self.folder / STEPS).glob(f"{step}.*"),
                     self.folder / STEPS / str(step),
                 ]:
-                    if path.exists():
-                        path.rmtree()
+                    _remove(path)
                 for path in (self.folder / STEPS, self.folder):
                     with contextlib.suppress(OSError):  # it holds other things, or is not there
                         path.rmdir()
@@ -344,6 +344,16 @@ def _restore(
 def _check_sums(tree: Any, stored: Mapping[str, str], name: str) -> None:
     if array := first_difference(tree, stored):
         raise ValueError(f"{name}{array} is not what was saved: its checksum differs")
+
+
+def _remove(folder: epath.Path) -> None:
+    """Deletes a folder into which threads of a failed save may still write, if it is there."""
+    for _ in range(50):
+        if not folder.exists():
+            return
+        with contextlib.suppress(OSError):  # a file came in meanwhile
+            folder.rmtree()
+        time.sleep(0.1)
 
 
 def _restore_latest(

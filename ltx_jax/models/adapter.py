@@ -77,7 +77,9 @@ def init(boxed: Any, cfg: AdapterConfig, key: Key[Array, ""], dtype: str) -> dic
             )
         *stacked, rows, columns = kernel.names
         shapes = (*layers, inputs, cfg.rank), (*layers, cfg.rank, outputs)
-        axes = (*stacked, rows, None), (*stacked, None, columns)
+        # FSDP splits the model's width, which is on one side of a layer, and on the other the rank.
+        narrow = [None if side == "embed" else "embed" for side in (rows, columns)]
+        axes = (*stacked, rows, narrow[0]), (*stacked, narrow[1], columns)
         down, up = _down(cfg, inputs), jax.nn.initializers.zeros
         node(tree, path).update(
             down=param(axes[0], down)(jax.random.fold_in(key, i), shapes[0], dtype),

@@ -4,17 +4,19 @@ import copy
 import dataclasses
 import functools
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
 from ltx_jax.checkpoints import perceptual
 from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.config import BucketConfig, TrainVAE, VAELossConfig
-from ltx_jax.models import convolution
+from ltx_jax.models import convolution, efficientnet
 from ltx_jax.models.discriminator import Discriminator
 from ltx_jax.models.vae import VideoVAE
 from ltx_jax.training import batches
@@ -41,22 +43,28 @@ class VAEStage(ClipStage):
     Args:
       cfg: the configuration of the run.
       mesh: the devices to run on.
+      frozen: weights of the networks that the loss needs.
       loader: source of the clips; None for a stage that is only described.
 
     Raises:
-      ValueError: if the sizes of clips do not fit the networks, or a file of weights cannot be
-        read.
+      ValueError: if the sizes of clips do not fit the networks.
     """
 
     cfg: TrainVAE
 
-    def __init__(self, cfg: TrainVAE, mesh: Mesh, loader: BatchSource | None = None):
+    def __init__(
+        self,
+        cfg: TrainVAE,
+        mesh: Mesh,
+        frozen: Mapping[str, Any],
+        loader: BatchSource | None = None,
+    ):
         if not cfg.model.timestep_conditioning:
             # A decoder without the noise level as an input is trained on clean latents.
             clean = dataclasses.replace(cfg.loss, max_decode_time=0.0)
             cfg = dataclasses.replace(cfg, loss=clean)
         super().__init__(cfg, mesh, cfg.model, loader)
-        self.frozen = _read_frozen(cfg.loss)
+        self.frozen = frozen
         self._vae = VideoVAE(cfg.model, cfg.execution)
         self._discriminator = Discriminator(cfg.discriminator, cfg.disc_execution)
         self._has_gan = cfg.loss.gan_weight > 0
@@ -66,16 +74,20 @@ class VAEStage(ClipStage):
 
     @classmethod
     def open(cls, cfg: TrainVAE, mesh: Mesh, *, loader: BatchSource | None = None) -> "VAEStage":
-        """Makes the stage with its data, from `cfg.data` or another loader."""
-        stage = cls(cfg, mesh, loader or batches.open_loader(cfg, mesh))
+        """Makes the stage with its data, from `cfg.data` or another loader.
+
+        Raises:
+          ValueError: also if a file of weights cannot be read.
+        """
+        stage = cls(cfg, mesh, _read_frozen(cfg.loss), loader or batches.open_loader(cfg, mesh))
         if cfg.run.validate_every:
             stage._validator.prepare()  # so that errors in it appear before the first step
         return stage
 
     @classmethod
     def describe(cls, cfg: TrainVAE, mesh: Mesh) -> "VAEStage":
-        """Makes the stage without its data."""
-        return cls(cfg, mesh)
+        """Makes the stage without its data, and with zeros as EfficientNet's weights."""
+        return cls(cfg, mesh, _read_frozen(cfg.loss, described=True))
 
     def init(self, key: Array) -> dict[str, Any]:
         """Initialises "encoder" and "decoder", and "discriminator" if there is one."""
@@ -162,10 +174,14 @@ class VAEStage(ClipStage):
             jax.eval_shape(self._discriminator.init, jax.random.key(0), video)
 
 
-def _read_frozen(cfg: VAELossConfig) -> dict[str, Any]:
-    """Reads the weights of the frozen networks whose terms are on."""
-    frozen = {}
-    if cfg.efficientnet_weight:
+def _read_frozen(cfg: VAELossConfig, *, described: bool = False) -> dict[str, Any]:
+    """Reads the weights of the frozen networks whose terms are on; zeros will do to describe
+    EfficientNet, whose file need not be there then."""
+    frozen: dict[str, Any] = {}
+    if cfg.efficientnet_weight and described:
+        zeros = {name: np.zeros(x, np.float32) for name, x in efficientnet.shapes().items()}
+        frozen["efficientnet"] = efficientnet.fold(zeros)
+    elif cfg.efficientnet_weight:
         frozen["efficientnet"] = perceptual.read_efficientnet(cfg.efficientnet)
     lpips = _read_lpips(cfg)
     return frozen if lpips is None else {**frozen, "lpips": lpips}
