@@ -12,6 +12,7 @@ from ltx_jax import LTXPipeline
 from ltx_jax.checkpoints import adapter_writing, adapters, keys, tensors
 from ltx_jax.checkpoints.adapter_metadata import Origin
 from ltx_jax.checkpoints.load import load_checkpoint
+from ltx_jax.inference.loras import Loras
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,15 @@ def test_a_merge_reads_the_transformer_alone_and_an_adapter_once(pipe, lora, rea
     read_names.clear()
     pipe.load_lora(lora, 0.25)
     assert any("lora_A" in name for name in read_names)
+
+
+def test_a_file_that_was_read_again_is_another_adapter(folder, lora):
+    cfg = load_checkpoint(folder).transformer
+    first, again = adapters.read(lora, cfg), adapters.read(lora, cfg)
+    apart = ((first, 1.0),)
+    loras = Loras(merged=((first, 1.0),), apart=apart)
+    assert not Loras(merged=((again, 1.0),), apart=apart).differ_in_strength_alone(loras)
+    assert Loras(loras.merged, ((first, 0.5),)).differ_in_strength_alone(loras)
 
 
 @pytest.mark.thorough

@@ -37,9 +37,9 @@ class Change(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # arrays have no equality of their own
 class Adapter:
-    """An adapter in memory.
+    """An adapter in memory. Two are equal only if they are one object.
 
     Attributes:
       path: its file.

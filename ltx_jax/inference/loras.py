@@ -96,8 +96,7 @@ class Loras:
     def differ_in_strength_alone(self, other: "Loras") -> bool:
         """Whether the others differ only in strengths of those that are kept apart."""
         mine, theirs = ([a for a, _ in loras.apart] for loras in (self, other))
-        same = len(mine) == len(theirs) and all(map(lambda a, b: a is b, mine, theirs))
-        return bool(mine) and self.merged == other.merged and same
+        return bool(mine) and mine == theirs and self.merged == other.merged
 
     def with_strengths(self, params: Any, cfg: TransformerConfig, mesh: Mesh | None) -> Any:
         """Parameters with these adapters, from those with others that differ in strength alone."""
