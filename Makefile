@@ -32,8 +32,8 @@ check_newer_python = @test -n "$(NEWER_PYTHON)" \
 help:
 	@echo "make sample     a video from the small model that ships: PROMPT='a small red star moves left'"
 	@echo "make demo       a web page that makes videos, at http://127.0.0.1:7860"
-	@echo "make test-fast  the quick tests of every package, about 4 minutes on 2 cores"
-	@echo "make test       the tests, about 17 minutes on 2 cores"
+	@echo "make test-fast  the quick tests of every package, a few minutes on 2 cores"
+	@echo "make test       the tests, about 20 minutes on 2 cores"
 	@echo "make test-slow  the tests that kill processes, run several of them or need gigabytes"
 	@echo "make test-newest  the tests that need no torch, with the newest jax on Python 3.12 or newer"
 	@echo "make test-compile  compile for GPUs and TPUs without having them (5 GB of compilers)"

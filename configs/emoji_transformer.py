@@ -59,7 +59,7 @@ config = TrainTransformer(
         source="emoji:data/emoji",
         buckets=(
             BucketConfig(25, 96, 96, batch_size=32, weight=0.75),
-            # As many tokens as the clips, and four times as many different emoji.
+            # A picture has a quarter of the tokens of a clip.
             BucketConfig(1, 96, 96, batch_size=128, weight=0.25),
         ),
         frame_rates=(12.0,),

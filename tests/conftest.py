@@ -9,8 +9,8 @@ import pytest
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)  # every sharding test runs on a laptop
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Of the million objects that imports make, nearly all stay: looking for garbage among them takes
-# seconds, while the tests are collected and after.
+# Imports make a million objects, and nearly all of them stay. Looking for garbage among them would
+# take seconds, while the tests are collected and after.
 gc.disable()
 
 

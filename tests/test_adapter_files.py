@@ -2,6 +2,7 @@
 
 import json
 
+import diffusers_reference
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -161,18 +162,9 @@ def our_velocity(cfg, params, inputs):
 
 
 def diffusers_network(base):
-    diffusers = pytest.importorskip("diffusers")
     torch = pytest.importorskip("torch")
     cfg = base.transformer
-    network = diffusers.LTXVideoTransformer3DModel(
-        in_channels=cfg.in_channels,
-        out_channels=cfg.out_channels,
-        num_attention_heads=cfg.num_attention_heads,
-        attention_head_dim=cfg.attention_head_dim,
-        cross_attention_dim=cfg.width,
-        num_layers=cfg.num_layers,
-        caption_channels=cfg.caption_channels,
-    )
+    network = diffusers_reference.transformer(cfg)
     weights = {}
     for leaf in keys.transformer_leaves(keys.transformer_boxed(cfg)):
         value = base.transformer_params
@@ -182,7 +174,7 @@ def diffusers_network(base):
             array = np.array(leaf.to_stored(np.asarray(value[i] if leaf.stacked else value)))
             weights[keys.diffusers_transformer_name(name)] = torch.from_numpy(array)
     network.load_state_dict(weights)
-    return network.eval()
+    return network
 
 
 def their_velocity(network, inputs):

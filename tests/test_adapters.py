@@ -2,6 +2,7 @@
 
 import json
 
+import diffusers_reference
 import jax
 import ml_dtypes
 import numpy as np
@@ -459,17 +460,8 @@ def test_what_does_not_fit_is_refused_by_name(base, lora, tmp_path, kind):
 def test_diffusers_merges_a_lora_of_peft_to_the_same_outputs(base, tmp_path):
     torch = pytest.importorskip("torch")
     peft = pytest.importorskip("peft")
-    diffusers = pytest.importorskip("diffusers")
     cfg = base.transformer
-    network = diffusers.LTXVideoTransformer3DModel(
-        in_channels=cfg.in_channels,
-        out_channels=cfg.out_channels,
-        num_attention_heads=cfg.num_attention_heads,
-        attention_head_dim=cfg.attention_head_dim,
-        cross_attention_dim=cfg.width,
-        num_layers=cfg.num_layers,
-        caption_channels=cfg.caption_channels,
-    )
+    network = diffusers_reference.transformer(cfg)
     weights = by_name(base.transformer_params, cfg)
     network.load_state_dict(
         {keys.diffusers_transformer_name(n): torch.tensor(x).float() for n, x in weights.items()}

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 
+import diffusers_reference
 import golden_traces
 import jax
 import jax.numpy as jnp
@@ -109,17 +110,8 @@ def exactly(latents):
 def oracle():
     """The network of the pipeline in diffusers."""
     torch = pytest.importorskip("torch")
-    diffusers = pytest.importorskip("diffusers")
     cfg = golden_traces.TRANSFORMER
-    network = diffusers.LTXVideoTransformer3DModel(
-        in_channels=cfg.in_channels,
-        out_channels=cfg.out_channels,
-        num_attention_heads=cfg.num_attention_heads,
-        attention_head_dim=cfg.attention_head_dim,
-        cross_attention_dim=cfg.width,
-        num_layers=cfg.num_layers,
-        caption_channels=cfg.caption_channels,
-    ).eval()
+    network = diffusers_reference.transformer(cfg)
     renames = {"proj_in": "patchify_proj", "time_embed": "adaln_single"}
     renames |= {"norm_q": "q_norm", "norm_k": "k_norm"}
     names = {}

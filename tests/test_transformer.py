@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 
+import diffusers_reference
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -166,7 +167,6 @@ def test_time_modulation_matches_the_released_code(golden, variables):
 )
 def test_velocity_matches_diffusers(heads, head_dim, grid):
     torch = pytest.importorskip("torch")
-    diffusers = pytest.importorskip("diffusers")
     cfg = dataclasses.replace(
         TINY,
         num_layers=2,
@@ -174,16 +174,7 @@ def test_velocity_matches_diffusers(heads, head_dim, grid):
         attention_head_dim=head_dim,
         norm_eps=1e-2,  # large enough to tell the three epsilons apart
     )
-    oracle = diffusers.LTXVideoTransformer3DModel(
-        in_channels=cfg.in_channels,
-        out_channels=cfg.out_channels,
-        num_attention_heads=heads,
-        attention_head_dim=head_dim,
-        cross_attention_dim=cfg.width,
-        num_layers=cfg.num_layers,
-        caption_channels=cfg.caption_channels,
-        norm_eps=cfg.norm_eps,
-    ).eval()
+    oracle = diffusers_reference.transformer(cfg, norm_eps=cfg.norm_eps)
     renames = {
         "proj_in": "patchify_proj",
         "time_embed": "adaln_single",

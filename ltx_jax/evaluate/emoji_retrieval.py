@@ -150,7 +150,7 @@ class Gallery:
         return len({self._entries[n].tone for n in self._numbers if self._entries[n].base == base})
 
     def _similarity(self, looks: Looks) -> Float32[np.ndarray, " n"]:
-        """Of each emoji: the mean over the best looks of the similarity to its nearest pose."""
+        """Similarity to the nearest pose of each emoji, averaged over the looks that fit best."""
         of_poses = looks.features @ self._poses.features.T
         of_poses += _SMALL_WEIGHT * looks.small @ self._poses.small.T
         of_emoji = np.maximum.reduceat(of_poses, self._first, axis=1)
