@@ -114,6 +114,18 @@ def test_odd_sizes_gain_a_repeated_row_and_column(tmp_path, textured):
     assert np.abs(frames[:, -1].astype(float) - frames[:, -2]).mean() < 4
 
 
+def test_equal_frames_give_an_equal_file_wherever_they_lie_in_memory(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (9, 240, 426, 3)).astype(np.uint8)
+    frames = frames // 16 * 4 + np.arange(426, dtype=np.uint8)[:, None] // 4  # noise on a ramp
+    files = set()
+    for size in range(1, 40_000, 5_000):
+        hold = np.empty(size, np.uint8)
+        writing.write_video(tmp_path / "clip.mp4", frames, 24)
+        files.add((tmp_path / "clip.mp4").read_bytes())
+        del hold
+    assert len(files) == 1
+
+
 def test_a_higher_crf_makes_a_smaller_file(tmp_path, textured):
     for crf in (10, 40):
         writing.write_video(tmp_path / f"{crf}.mp4", textured, 24, crf=crf)

@@ -64,7 +64,9 @@ def _compressed(picture: np.ndarray, crf: int) -> np.ndarray:
     """One picture after an H.264 encoder and decoder, with the official encoder's settings."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
-        encoding = writing.H264._replace(options={"crf": str(crf), "preset": "veryfast"})
+        encoding = writing.H264._replace(
+            options={**writing.H264.options, "crf": str(crf), "preset": "veryfast"}
+        )
         writing.encode(container, [picture], Fraction(1), encoding, tagged=False)
     file.seek(0)
     with av.open(file, "r") as container:
