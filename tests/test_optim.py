@@ -6,6 +6,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from ltx_jax import config
@@ -290,3 +291,32 @@ def test_the_optimiser_lies_as_the_parameters_do():
             grouped += x.ndim == 6
     assert seen == split
     assert grouped  # the widest kernel, whose columns Muon takes in groups
+
+
+def test_an_optimiser_may_take_part_in_every_third_update_alone():
+    """Its parameters, state and average are those of a run with a third of the updates."""
+    gradient = {"slow": jnp.ones(2), "quick": jnp.ones(2)}
+
+    def run(count, every):
+        optimizers = {
+            MAIN: Optimizer(optax.adam(0.1), ema_decay=0.9, every=every),
+            "quick": Optimizer(optax.adam(0.1)),
+        }
+        start = state.plan_state(
+            lambda key: {"slow": jnp.zeros(2), "quick": jnp.zeros(2)}, optimizers, one_device(), 0
+        )
+        current = start.make()
+        advance = jax.jit(lambda old: step.advance(old, gradient, optimizers, {}))
+        history = []
+        for _ in range(count + 1):
+            slow = current.params["slow"], current.ema, current.opt_state[MAIN]
+            history.append(jax.device_get((slow, current.params["quick"])))
+            current = dataclasses.replace(advance(current), updates=current.updates + 1)
+        return history
+
+    always = [slow for slow, _ in run(2, 1)]
+    thirds = run(7, 3)
+    for count, (slow, quick) in enumerate(thirds):
+        jax.tree.map(np.testing.assert_array_equal, slow, always[count // 3])
+        np.testing.assert_allclose(quick, -0.1 * count, rtol=1e-5)
+    assert (always[1][0] < always[0][0]).all()

@@ -34,19 +34,30 @@ class Optimizer(NamedTuple):
       freeze: regular expressions; parameters whose path matches one get no gradient.
       ema_decay: decay of the exponential average of these parameters; None keeps no average.
       start: number of updates of the run after which this optimiser begins; None means at once.
-      metrics: names of the metrics that are NaN until this optimiser begins.
+      every: it takes part in every so many updates of the run, the last ones of each such number.
+      metrics: names of the metrics that are NaN in updates without this optimiser.
     """
 
     tx: optax.GradientTransformation
     freeze: tuple[str, ...] = ()
     ema_decay: float | None = None
     start: int | None = None
+    every: int = 1
     metrics: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, cfg: OptimConfig, steps: int) -> "Optimizer":
         """Makes the optimiser of a configuration, for a run of `steps` steps."""
         return cls(make_optimizer(cfg, steps), cfg.freeze, cfg.ema_decay)
+
+    @property
+    def learns_always(self) -> bool:
+        """Whether this optimiser takes part in every update."""
+        return self.start is None and self.every == 1
+
+    def learns(self, updates: Any) -> Any:
+        """Whether this optimiser takes part in the update after `updates` others, a boolean."""
+        return (updates >= (self.start or 0)) & ((updates + 1) % self.every == 0)
 
 
 def make_schedule(cfg: OptimConfig, steps: int) -> optax.Schedule:

@@ -112,9 +112,8 @@ class Trainer:
         return new, {"loss": value.loss, **value.metrics, **norms, **counts}
 
     def pending_metrics(self, state: TrainState) -> set[str]:
-        """Names of the metrics that are NaN on purpose, since their optimiser has not begun."""
-        updates = int(state.updates)
-        pending = (x for x in self.optimizers.values() if x.start is not None and updates < x.start)
+        """Names of the metrics that are NaN on purpose, as their optimiser takes no part now."""
+        pending = (x for x in self.optimizers.values() if not x.learns(int(state.updates)))
         return {name for optimizer in pending for name in optimizer.metrics}
 
     def work(self, batch: Any, step: int) -> Work:
@@ -220,7 +219,7 @@ def _gradient_norms(
     """Global norms of the gradients as metrics, and whether all of them are finite.
 
     The metrics are the norm of the main optimiser's whole gradient, the norm of each part's
-    gradient (NaN if its optimiser has not begun), and under `GRADIENTS` that of each tensor's.
+    gradient (NaN if its optimiser takes no part), and under `GRADIENTS` that of each tensor's.
     """
     groups = by_optimizer(grads, optimizers)
     squares = jax.tree.map(lambda x: jnp.sum(jnp.square(x.astype(jnp.float32))), groups)
@@ -231,15 +230,11 @@ def _gradient_norms(
     totals = {name: norm(group) for name, group in squares.items()}
     metrics = {f"grad_norm/{name}": norm(part) for name, part in squares[MAIN].items()}
     for name in totals.keys() - {MAIN}:
-        begun = _has_begun(optimizers[name], updates)
-        metrics[f"grad_norm/{name}"] = jnp.where(begun, totals[name], jnp.nan)
+        learns = optimizers[name].learns(updates)
+        metrics[f"grad_norm/{name}"] = jnp.where(learns, totals[name], jnp.nan)
     finite = jnp.isfinite(jnp.stack([*totals.values()])).all()
     tensors = jax.tree.map(jnp.sqrt, joined(squares))
     return {"grad_norm": totals[MAIN], **metrics, GRADIENTS: tensors}, finite
-
-
-def _has_begun(optimizer: Optimizer, updates: Array) -> Bool[Array, ""]:
-    return updates >= (optimizer.start or 0)
 
 
 def advance(
@@ -257,7 +252,9 @@ def advance(
             optimizer, grad_groups[name], old_groups[name], state.opt_state[name], state.updates
         )
         if optimizer.ema_decay is not None:
-            keep = ema_decay(state.updates, optimizer.ema_decay)
+            keep = ema_decay(state.updates // optimizer.every, optimizer.ema_decay)
+            if not optimizer.learns_always:
+                keep = jnp.where(optimizer.learns(state.updates), keep, 1.0)
             ema[name] = jax.tree.map(
                 lambda old, new, keep=keep: old + (1 - keep).astype(old.dtype) * (new - old),
                 averages[name],
@@ -271,16 +268,15 @@ def advance(
 def _descend(
     optimizer: Optimizer, grads: Any, params: Any, opt_state: Any, updates: Array
 ) -> tuple[Any, Any]:
-    """Parameters and optimiser state after the step; unchanged if the optimiser has not begun."""
+    """Parameters and optimiser state after the step; unchanged if the optimiser takes no part."""
 
     def learn(params: Any, opt_state: Any) -> tuple[Any, Any]:
         changes, opt_state = optimizer.tx.update(grads, opt_state, params)
         return optax.apply_updates(params, changes), opt_state
 
-    if optimizer.start is None:
+    if optimizer.learns_always:
         return learn(params, opt_state)
-    begun = _has_begun(optimizer, updates)
-    return jax.lax.cond(begun, learn, lambda *both: both, params, opt_state)
+    return jax.lax.cond(optimizer.learns(updates), learn, lambda *both: both, params, opt_state)
 
 
 def keep_if_finite(old: TrainState, new: TrainState, finite: Bool[Array, ""]) -> TrainState:
