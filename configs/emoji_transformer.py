@@ -2,8 +2,8 @@
 
     ltx-train emoji_transformer
 
-Needs the run of configs/emoji_vae_refined.py (or another: `--vae runs/emoji_vae`). 144 tokens for
-25 frames of 96x96. A third of the batches is conditioned: on the first frame, the beginning, single
+Needs the run of configs/emoji_vae_refined.py (or another: `--vae runs/emoji_vae`). 64 tokens for
+25 frames of 64x64. A third of the batches is conditioned: on the first frame, the beginning, single
 frames or short clips; a tenth of the captions is left out, for classifier-free guidance. Scenes are
 rendered and encoded as the training runs. Encoding them once instead saves both, at the cost of
 repeating them:
@@ -30,10 +30,10 @@ config = TrainTransformer(
         num_layers=10,
         num_attention_heads=8,
         attention_head_dim=32,
-        in_channels=64,
-        out_channels=64,
+        in_channels=128,
+        out_channels=128,
         caption_channels=128,
-        # The frequencies of the released models would not distinguish six columns.
+        # The frequencies of the released models would not distinguish four columns.
         positional_embedding_max_pos=(4.0, 256.0, 256.0),
         positional_embedding_theta=16.0,
         causal_temporal_positioning=True,
@@ -58,9 +58,9 @@ config = TrainTransformer(
     data=DataConfig(
         source="emoji:data/emoji",
         buckets=(
-            BucketConfig(25, 96, 96, batch_size=32, weight=0.75),
+            BucketConfig(25, 64, 64, batch_size=64, weight=0.75),
             # A picture has a quarter of the tokens of a clip.
-            BucketConfig(1, 96, 96, batch_size=128, weight=0.25),
+            BucketConfig(1, 64, 64, batch_size=256, weight=0.25),
         ),
         frame_rates=(12.0,),
     ),

@@ -1,10 +1,11 @@
-"""The VAE of animated emoji: scenes at 96x96, 25 frames, 12 fps.
+"""The VAE of animated emoji: scenes at 64x64, 25 frames, 12 fps.
 
     ltx-prepare emoji --output data/emoji
     ltx-train emoji_vae
 
-16x16x8 pixels per latent of 64 channels, like the VAE of shapes, with more blocks at the low
-resolutions, where they are cheap: few latents have to represent faces and limbs. Trained to a
+The VAE of shapes, from whose weights it starts, with 128 channels of latents instead of 64: faces
+and limbs need them. The best linear code of 16x16x8 pixels gives 24.5 dB with 64 channels and 26.1
+dB with 128; 16x16x4 pixels with 64 channels give 25.5 dB and cost twice the tokens. Trained to a
 plateau with pixel, wavelet and KL losses only, in float32, which is as fast as bfloat16 on a CPU
 without matrix units.
 """
@@ -24,22 +25,21 @@ config = TrainVAE(
     model=VAEConfig(
         encoder_blocks=(
             BlockConfig("compress_all_res"),
-            BlockConfig("res_x", num_layers=2),
+            BlockConfig("res_x"),
             BlockConfig("compress_all_res"),
-            BlockConfig("res_x", num_layers=3),
+            BlockConfig("res_x"),
             BlockConfig("compress_time_res", multiplier=1),
-            BlockConfig("res_x", num_layers=2),
         ),
         decoder_blocks=(
             BlockConfig("res_x", inject_noise=True),
             BlockConfig("compress_all", multiplier=2, residual=True),
-            BlockConfig("res_x", num_layers=2, inject_noise=True),
+            BlockConfig("res_x", inject_noise=True),
             BlockConfig("compress_all", multiplier=2, residual=True),
-            BlockConfig("res_x", num_layers=3, inject_noise=True),
+            BlockConfig("res_x", inject_noise=True),
             BlockConfig("compress_time"),
-            BlockConfig("res_x", num_layers=2),
+            BlockConfig("res_x"),
         ),
-        latent_channels=64,
+        latent_channels=128,
         encoder_base_channels=32,
         decoder_base_channels=32,
         timestep_conditioning=True,
@@ -55,14 +55,14 @@ config = TrainVAE(
     data=DataConfig(
         source="emoji:data/emoji",
         buckets=(
-            BucketConfig(25, 96, 96, batch_size=4, weight=0.85),
-            BucketConfig(1, 96, 96, batch_size=24, weight=0.15),
+            BucketConfig(25, 64, 64, batch_size=4, weight=0.85),
+            BucketConfig(1, 64, 64, batch_size=24, weight=0.15),
         ),
         frame_rates=(12.0,),
     ),
     optim=OptimConfig(
         name="muon",
-        peak_lr=2e-3,
+        peak_lr=1e-3,
         warmup_steps=50,
         decay="linear",
         decay_fraction=0.4,
@@ -72,7 +72,10 @@ config = TrainVAE(
     ),
     run=RunConfig(
         output="runs/emoji_vae",
-        steps=30_000,
+        init_from="embedded",
+        init_settings=("latent_channels",),
+        init_redraw=(r"encoder/conv_out/.*", r"decoder/conv_in/.*"),
+        steps=16_000,
         log_every=20,
         save_every=250,
         validate_every=1_000,

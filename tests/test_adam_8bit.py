@@ -98,6 +98,7 @@ def test_it_trains_as_adam_does():
     assert sum(sizes) < 2.5 * 2 * 16 * 512  # 8 bytes in float32; blocks of 16 here cost 0.5
 
 
+@pytest.mark.thorough
 def test_the_second_moment_follows_gradients_that_shrink():
     """Rounding to the nearest would keep it where it is, as a step changes it by 0.1 %."""
     tx = adam_8bit.scale_by_adam_8bit(0.9, 0.999)

@@ -32,6 +32,8 @@ def small(name, output, source, **changes):
     kind = "transformer" if name == "emoji_transformer" else "vae"
     tiny = config.load(str(CONFIGS / f"shapes_tiny_{kind}.py"))
     run = {"output": str(output), "steps": 2, "save_every": 2, "log_every": 1, "validate_every": 0}
+    if name == "emoji_vae":  # whose weights belong to larger networks
+        run |= {"init_from": None, "init_redraw": (), "init_settings": ()}
     return dataclasses.replace(
         cfg,
         model=tiny.model,

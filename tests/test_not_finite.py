@@ -158,6 +158,7 @@ def test_validation_of_a_vae_shows_no_black_reconstruction(caplog):
     assert "reconstruction 0: the pixels hold NaN or infinity" in caplog.text
 
 
+@pytest.mark.thorough
 def test_a_reconstruction_that_is_no_number_is_not_measured(tmp_path):
     write_checkpoint(tmp_path / "tiny.safetensors")
     checkpoint = load_checkpoint(str(tmp_path / "tiny.safetensors"))

@@ -385,6 +385,7 @@ def test_each_step_that_is_kept_is_a_checkpoint(tmp_path):
         runs.load_run(tmp_path / "run/steps/3")
 
 
+@pytest.mark.thorough
 def test_a_run_whose_parameters_are_not_finite_is_not_loaded(tmp_path):
     def with_nan(tree):
         leaves, treedef = jax.tree.flatten(tree)

@@ -330,6 +330,7 @@ def test_conditions_reach_the_video(sample, folder):
     assert np.abs(pictures[0] - pictures[1]).mean() > 1
 
 
+@pytest.mark.thorough
 def test_a_condition_clip_that_is_too_long_is_trimmed_and_the_log_says_so(sample, folder, caplog):
     clip = condition(f"{folder / 'clip17.mp4'}@0.5s")
     result = sample("--seed", 1, *clip)

@@ -114,6 +114,7 @@ def test_odd_sizes_gain_a_repeated_row_and_column(tmp_path, textured):
     assert np.abs(frames[:, -1].astype(float) - frames[:, -2]).mean() < 4
 
 
+@pytest.mark.thorough
 def test_equal_frames_give_an_equal_file_wherever_they_lie_in_memory(tmp_path):
     frames = np.random.default_rng(0).integers(0, 256, (9, 240, 426, 3)).astype(np.uint8)
     frames = frames // 16 * 4 + np.arange(426, dtype=np.uint8)[:, None] // 4  # noise on a ramp

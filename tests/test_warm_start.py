@@ -251,6 +251,17 @@ def test_tensors_are_drawn_again_whatever_their_shape(channels, source, written,
     assert drawn == (1 if channels == 8 else len([n for n in fresh if n.startswith("decoder")]))
 
 
+def test_a_vae_of_other_latent_channels_begins_with_its_own_statistics(written):
+    layers = (r"encoder/conv_out/.*", r"decoder/conv_in/.*")
+    cfg = load("vae", "--run.init_from", str(written / "model.safetensors"))
+    channels = cfg.model.latent_channels * 2
+    run = dataclasses.replace(cfg.run, init_redraw=layers, init_settings=("latent_channels",))
+    model = dataclasses.replace(cfg.model, latent_channels=channels)
+    cfg = dataclasses.replace(cfg, run=run, model=model)
+    _, begun = begin(VAEStage, cfg, mesh_of(data=1))
+    assert {x.shape for x in jax.tree.leaves(begun.statistics)} == {(channels,)}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -24,8 +24,8 @@ from ltx_jax.runtime import files
 
 OPTIONS = SamplingConfig(
     negative_prompt="",
-    height=96,
-    width=96,
+    height=64,
+    width=64,
     num_frames=25,
     frame_rate=FRAME_RATE,
     num_inference_steps=16,

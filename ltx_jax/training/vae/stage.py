@@ -151,11 +151,13 @@ class VAEStage(ClipStage):
         return {"mean": value.mean, "std": value.std}
 
     def initial_weights(self, checkpoint: Checkpoint) -> InitialWeights:
-        """The VAE of a checkpoint; its latent statistics initialise the running ones."""
+        """The VAE of a checkpoint; its latent statistics initialise the running ones, unless the
+        latents have other channels now."""
         if checkpoint.vae is None:
             raise ValueError("--run.init_from names a checkpoint without a VAE")
         running = None
-        if checkpoint.statistics is not None:
+        same_channels = checkpoint.vae.latent_channels == self.cfg.model.latent_channels
+        if checkpoint.statistics is not None and same_channels:
             moments = checkpoint.statistics.mean, checkpoint.statistics.std
             mean, std = (jnp.asarray(x) for x in moments)
             running = {"mean": mean, "square": std**2 + mean**2}
