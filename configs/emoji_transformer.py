@@ -5,8 +5,8 @@
 Needs the run of configs/emoji_vae_refined.py (or another: `--vae runs/emoji_vae`). 64 tokens for
 25 frames of 64x64. A third of the batches is conditioned: on the first frame, the beginning, single
 frames or short clips; a tenth of the captions is left out, for classifier-free guidance. Scenes are
-rendered and encoded as the training runs. Encoding them once instead saves both, at the cost of
-repeating them:
+rendered and encoded during training. These commands render and encode them once instead; then they
+are repeated:
 
     ltx-encode emoji_transformer --output data/emoji_latents --examples 40000
     ltx-train emoji_transformer --data.source data/emoji_latents

@@ -3,8 +3,8 @@
     ltx-prepare emoji --output data/emoji
     ltx-train emoji_vae
 
-The VAE of shapes, from whose weights it starts, with 128 channels of latents instead of 64: faces
-and limbs need them. The best linear code of 16x16x8 pixels gives 24.5 dB with 64 channels and 26.1
+Starts from the weights of the VAE of shapes, but has 128 latent channels instead of 64: faces and
+limbs need them. The best linear code of 16x16x8 pixels gives 24.5 dB with 64 channels and 26.1
 dB with 128; 16x16x4 pixels with 64 channels give 25.5 dB and cost twice the tokens. Trained to a
 plateau with pixel, wavelet and KL losses only, in float32, which is as fast as bfloat16 on a CPU
 without matrix units.

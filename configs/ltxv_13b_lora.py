@@ -6,7 +6,7 @@
         PixArt-alpha/PixArt-XL-2-1024-MS --prompt "..."
 
 The same as configs/ltxv_2b_lora.py, with ltxv-13b-0.9.8-dev.safetensors. The frozen transformer
-takes 26 GB in bfloat16. `--adapter.base int8` halves that, for the space of longer clips.
+takes 26 GB in bfloat16. `--adapter.base int8` halves that, which leaves memory for longer clips.
 """
 
 import dataclasses

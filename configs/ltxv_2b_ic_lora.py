@@ -8,8 +8,8 @@
 
 Any pairs of videos will do: clip_reference.mp4 is what the model is shown, clip.mp4 what it has to
 make of it. For edges, leave the first command out and add `--data.reference canny` to the others.
-References double the tokens: 57 frames here take what 121 take without. A few hundred pairs are
-usual. This config has not been run with released weights.
+References double the tokens: 57 frames with a reference are as many tokens as 121 without. A few
+hundred pairs are usual. This config has not been run with released weights.
 """
 
 import dataclasses

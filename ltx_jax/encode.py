@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--examples", type=int, help="examples per source and bucket, at most")
     parser.add_argument("--keyframes", type=int, default=4, help="single frames per clip to encode")
     parser.add_argument("--shard_size", type=int, default=256, help="examples per file")
-    parser.add_argument("--worker", type=int, default=0, help="number of this process, from 0")
+    parser.add_argument("--worker", type=int, default=0, help="index of this process, from 0")
     parser.add_argument("--workers", type=int, default=1, help="processes that share the work")
     options, overrides = parser.parse_known_args(arguments)
     cfg = config.load(options.config, overrides, program=program)

@@ -6,8 +6,8 @@ OUT/text_encoder/, OUT/tokenizer/   its own text encoder, as transformers has it
 OUT/settings.json       how it is sampled
 OUT/diffusers/          what the model classes of diffusers load
 
-OUT is itself a checkpoint that every command reads; it does not need the last folder. To sample
-with a text encoder that has a vocabulary, name it: `--text_encoder OUT`.
+OUT is itself a checkpoint that every command reads; OUT/diffusers is not needed for that. If its
+text encoder has a vocabulary, name it when you sample: `--text_encoder OUT`.
 
 --merge FILE:STRENGTH merges adapters into what is written. If OUT is a .safetensors file, an
 adapter is written: the one that RUN trained, or with --extract_lora BASE the difference of two
@@ -43,8 +43,8 @@ def export(
 ) -> list[Path]:
     """Exports a checkpoint; returns the paths that were written.
 
-    Tensors are read, changed and written one by one, so that a model need not fit into memory
-    (those of a run are loaded).
+    Tensors of files are read, changed and written one by one, so that a model need not fit into
+    memory. The tensors of a run are loaded all at once.
 
     Args:
       source: anything that `--checkpoint` of ltx-sample takes.
@@ -54,7 +54,7 @@ def export(
         None writes both, but leaves out that of diffusers, with a warning, if diffusers has no
         class for the model.
       vae: a checkpoint whose VAE is exported, with a source that holds a transformer alone.
-      text_encoder: file or folder of a text encoder to export with a model that has none.
+      text_encoder: file or folder of a text encoder that is exported too; for a model without one.
       settings: a file of configs/sample, or a video's JSON, in place of the source's settings.
       merge: adapters that are merged into the transformer, as FILE or FILE:STRENGTH.
 
@@ -115,7 +115,7 @@ def main(arguments: list[str]) -> None:
         prog=cli.program_name("export"), description=(__doc__ or "").partition(":")[0]
     )
     parser.add_argument("source", help="a training run, or anything that --checkpoint takes")
-    parser.add_argument("out", type=Path, help="a folder that is empty or does not exist")
+    parser.add_argument("out", type=Path, help="a new or empty folder, or a new .safetensors file")
     parser.add_argument(
         "--dtype", choices=get_args(DType), help="dtype of the weights; default: kept"
     )
@@ -126,9 +126,9 @@ def main(arguments: list[str]) -> None:
         help="default: official, and diffusers if it has classes for the model",
     )
     parser.add_argument("--vae", help="a checkpoint with a VAE, if the source has none")
-    parser.add_argument("--text_encoder", help="its folder, if the source has none of its own")
+    parser.add_argument("--text_encoder", help="a text encoder, if the source has none")
     parser.add_argument(
-        "--settings", help="how to sample it: a sampling config, or the JSON beside a video"
+        "--settings", help="sampling settings to store: a config, or the JSON beside a video"
     )
     parser.add_argument(
         "--merge",
@@ -141,14 +141,14 @@ def main(arguments: list[str]) -> None:
     adapter.add_argument(
         "--extract_lora", metavar="BASE", help="writes the difference of SOURCE and this checkpoint"
     )
-    adapter.add_argument("--rank", type=int, help="of the extracted adapter's matrices")
+    adapter.add_argument("--rank", type=int, help="rank of the extracted matrices")
     adapter.add_argument(
-        "--energy", type=float, help="instead: the part of each difference that is kept, as 0.95"
+        "--energy", type=float, help="instead of a rank: part of each difference to keep, as 0.95"
     )
     adapter.add_argument(
         "--format",
         choices=get_args(AdapterNaming),
-        help="whose names the adapter has; default: comfy",
+        help="program whose tensor names are written; default: comfy",
     )
     adapter.add_argument("--trigger", help="words that a prompt needs, for the metadata")
     options = vars(parser.parse_args(arguments))

@@ -83,7 +83,7 @@ def _centred(video: Array | np.ndarray) -> Array:
 def edge_agreement(
     edges: Bool[np.ndarray, "t h w"], others: Bool[np.ndarray, "t h w"], distance: int = 1
 ) -> float:
-    """How far the edges of two clips lie at the same places, from 0 to 1: the F-measure of boundary
+    """How well the edges of two clips agree in place, from 0 to 1: the F-measure of boundary
     detection (Martin et al. 2004), over all frames.
 
     It is the harmonic mean of two shares: edges that have one of the other clip within `distance`
@@ -144,10 +144,11 @@ def extrapolated_frechet_distance(
 ) -> float:
     """The Frechet distance that infinitely many clips would have, without the bias of few.
 
-    The bias is about inversely proportional to the number of clips N: the value at 1/N = 0 of a
-    line through the distances of random subsets, from half of the clips to all. (Chong and Forsyth,
-    arXiv 1911.07023, vary the size of one set only.) It may be slightly negative. The bias is
-    proportional to 1/N for sets larger than d; for smaller ones a part of it remains.
+    The bias is about inversely proportional to the number of clips N. The result is the value at
+    1/N = 0 of a line through the distances of random subsets, from half of the clips to all. (Chong
+    and Forsyth, arXiv 1911.07023, vary the size of one set only.) The result may be slightly
+    negative. The bias is proportional to 1/N for sets larger than d; for smaller ones a part of it
+    remains.
 
     Raises:
       ValueError: for sets of fewer than eight features.

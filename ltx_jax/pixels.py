@@ -15,15 +15,15 @@ def from_bytes(pixels: UInt8[Any, "*shape"]) -> Float[Any, "*shape"]:
 
 
 def to_bytes(pixels: Float[Any, "*shape"]) -> UInt8[Array, "*shape"]:
-    """Numbers, cut to [-1, 1], as bytes. Fractions are cut off, as in the released pipeline."""
+    """Numbers, clipped to [-1, 1], as bytes; truncates fractions, as the released pipeline does."""
     return (255 * jnp.clip(pixels * 0.5 + 0.5, 0, 1)).astype(jnp.uint8)
 
 
 def to_nearest_bytes(pixels: Float[Any, "*shape"]) -> UInt8[Array, "*shape"]:
-    """Numbers, cut to [-1, 1], as the nearest bytes: the inverse of `from_bytes`."""
+    """Numbers, clipped to [-1, 1], as the nearest bytes: the inverse of `from_bytes`."""
     return jnp.round((jnp.clip(pixels, -1, 1) + 1) * 127.5).astype(jnp.uint8)
 
 
 def to_nearest_words(pixels: Float[Any, "*shape"]) -> UInt16[Array, "*shape"]:
-    """Numbers, cut to [-1, 1], as the nearest of 65536 levels."""
+    """Numbers, clipped to [-1, 1], as the nearest of 65536 levels."""
     return jnp.round((jnp.clip(pixels, -1, 1) + 1) * 32767.5).astype(jnp.uint16)

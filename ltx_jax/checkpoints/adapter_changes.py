@@ -39,13 +39,13 @@ class Change(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)  # arrays have no equality of their own
 class Adapter:
-    """An adapter in memory. Two are equal only if they are one object.
+    """An adapter in memory. Adapters are compared by identity.
 
     Attributes:
       path: its file.
-      changes: by official name of the tensor, without the prefix of files.
-      metadata: that of the file.
-      stamp: time of change and size of the file when it was read; None for a run.
+      changes: official name of a tensor, without the prefix of files -> its change.
+      metadata: metadata of the file.
+      stamp: modification time and size of the file when it was read; None for a run.
     """
 
     path: Path

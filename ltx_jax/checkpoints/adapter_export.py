@@ -1,4 +1,4 @@
-"""Adapters from and into whole checkpoints: what `ltx-export` does with them."""
+"""What `ltx-export` does with adapters: merges them into checkpoints, and writes them as files."""
 
 import dataclasses
 import math
@@ -21,10 +21,10 @@ from ltx_jax.runtime import files
 
 
 def merged(source: str, loaded: Checkpoint, loras: Sequence[tuple[str, float]]) -> Checkpoint:
-    """A checkpoint with adapters merged in, which is computed when it is written.
+    """A checkpoint with adapters merged in; each tensor is computed when it is written.
 
     Args:
-      source: what it was loaded from, for messages.
+      source: what the checkpoint was loaded from, for messages.
       loaded: the checkpoint.
       loras: paths and strengths of the adapters.
 
@@ -53,7 +53,7 @@ def write_trained(
     dtype: DType | None = None,
     trigger: str = "",
 ) -> None:
-    """Writes the adapter that a run trained, its average.
+    """Writes the EMA of the adapter that a run trained.
 
     Args:
       run: a run of ltx-train that trains an adapter, or a step of one.
@@ -94,7 +94,7 @@ def extract(
       out: a safetensors file that does not exist.
       base: the checkpoint that the adapter will change.
       rank: of the change of every matrix.
-      energy: instead, the part of the sum of squares of every matrix's difference that is kept.
+      energy: instead of a rank, the part of each difference's sum of squares that is kept.
       naming: whose names: those that ComfyUI or diffusers reads.
       dtype: of the matrices; None keeps that of the tuned checkpoint.
       trigger: words that a prompt needs for the adapter to act, for its metadata.

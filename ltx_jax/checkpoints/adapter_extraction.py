@@ -52,7 +52,7 @@ def extract(
     energy: float | None = None,
     dtype: Any = None,
 ) -> Iterator[Extracted]:
-    """Finds the changes that make one transformer of the other; first those not of low rank.
+    """Computes the changes that turn `base` into `tuned`, those that are not of low rank first.
 
     Args:
       base: the transformer that the adapter will change.
@@ -104,7 +104,8 @@ def low_rank(
 ) -> tuple[Float[Array, "m r"], Float[Array, "r n"]]:
     """The two matrices whose product is the best approximation of a matrix.
 
-    Each takes the square roots of the singular values, so that both have entries of one size.
+    Each is scaled by the square roots of the singular values, so that both have entries of similar
+    size.
 
     Args:
       matrix: the matrix.

@@ -26,14 +26,14 @@ def named(
     path: Path,
     metadata: Mapping[str, str],
 ) -> Adapter:
-    """An adapter that was trained here, by official names.
+    """Converts an adapter that was trained here to official names.
 
     Args:
       tree: the adapter, with the modules of the transformer's parameters.
       cfg: the transformer.
       scale: its factor, alpha / rank.
       path: where it comes from.
-      metadata: what to keep with it.
+      metadata: entries of the adapter's metadata.
     """
     layers = dict(adapter_model.modules(tree))
     changes = {}
@@ -48,7 +48,7 @@ def named(
 
 
 def beside(adapters: Sequence[tuple[Adapter, float]], cfg: TransformerConfig) -> dict[str, Any]:
-    """A tree that does what several adapters do, with their strengths as data.
+    """Joins several adapters to one tree with the same effect, whose strengths are arrays in it.
 
     The ranks of a layer's adapters lie one after the other: sum_i s_i down_i up_i is the product of
     all columns with all rows. "scale" (*layers, r) holds the strength times alpha / rank of each.

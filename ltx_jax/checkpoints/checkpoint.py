@@ -24,8 +24,8 @@ NETWORKS: tuple[Network, ...] = get_args(Network)
 class Checkpoint:
     """Configurations and parameters of one model, and the other contents of its files.
 
-    Any network may be absent: a VAE alone is a checkpoint too. The fields from `tolerated` on
-    allow an official file that was read to be written again bit by bit; all may be left empty.
+    Any network may be absent: a VAE alone is a checkpoint too. With the fields from `tolerated` on,
+    an official file that was read can be written again with the same bytes; all may be left empty.
     """
 
     transformer: TransformerConfig | None = None

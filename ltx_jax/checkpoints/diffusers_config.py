@@ -52,7 +52,7 @@ _SCHEDULER_FIXED: dict[str, tuple[tuple[Any, ...], Any]] = {
 
 
 def transformer(raw: Raw, where: str) -> TransformerConfig:
-    """The transformer's config.json; whether positions are causal is not in it.
+    """Converts the transformer's config.json, which does not say whether positions are causal.
 
     Raises:
       ValueError: naming a value that our transformer does not support.
@@ -70,7 +70,7 @@ def transformer(raw: Raw, where: str) -> TransformerConfig:
 
 
 def dump_transformer(cfg: TransformerConfig) -> dict[str, Any]:
-    """config.json of LTXVideoTransformer3DModel.
+    """The inverse of `transformer`: the config.json of LTXVideoTransformer3DModel.
 
     Raises:
       ValueError: naming a value that diffusers cannot express.
@@ -95,7 +95,7 @@ def dump_transformer(cfg: TransformerConfig) -> dict[str, Any]:
 
 
 def upsampler(raw: Raw, where: str) -> UpsamplerConfig:
-    """The config.json of LTXLatentUpsamplerModel, which has our fields and defaults.
+    """Converts the config.json of LTXLatentUpsamplerModel, which has our fields and defaults.
 
     Raises:
       ValueError: naming a value that our upsampler does not support.
@@ -106,7 +106,7 @@ def upsampler(raw: Raw, where: str) -> UpsamplerConfig:
 
 
 def scheduler(raw: Raw, where: str, pipeline: str | None) -> SchedulerConfig:
-    """scheduler_config.json, as the pipeline class reads it.
+    """Converts scheduler_config.json to the schedule that the pipeline class makes of it.
 
     Without a dynamic shift, LTXPipeline spaces times evenly. LTXConditionPipeline, which is also
     assumed if no class is named, spaces them linearly, then quadratically.
@@ -131,7 +131,7 @@ def scheduler(raw: Raw, where: str, pipeline: str | None) -> SchedulerConfig:
 
 
 def dump_scheduler(cfg: SchedulerConfig) -> dict[str, Any]:
-    """config of FlowMatchEulerDiscreteScheduler.
+    """The inverse of `scheduler`: the config of FlowMatchEulerDiscreteScheduler.
 
     Raises:
       ValueError: naming a shift that diffusers' scheduler does not have.

@@ -151,7 +151,7 @@ def _split_mid_block(groups: list[Group]) -> GroupedNetwork:
 
 
 def vae(raw: Raw, where: str) -> tuple[VAEConfig, dict[str, str]]:
-    """The VAE's config.json, and the names of its blocks: official -> diffusers.
+    """Converts the VAE's config.json; also returns the names of its blocks: official -> diffusers.
 
     Raises:
       ValueError: naming a value that our VAE does not support, or that cannot work in diffusers.
@@ -326,7 +326,7 @@ def _walk(
 
 
 def dump_vae(cfg: VAEConfig) -> dict[str, Any]:
-    """config.json of AutoencoderKLLTXVideo.
+    """The inverse of `vae`: the config.json of AutoencoderKLLTXVideo.
 
     Raises:
       ValueError: naming what diffusers cannot express.

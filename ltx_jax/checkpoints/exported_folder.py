@@ -27,7 +27,7 @@ SETTINGS = "settings.json"
 
 
 def is_exported(folder: Path) -> bool:
-    """Whether `ltx-export` wrote a folder; a text encoder's also holds a config.json."""
+    """Whether `ltx-export` wrote a folder. (A text encoder's folder also holds a config.json.)"""
     return (folder / MODEL).is_file() and not (folder / "config.json").is_file()
 
 

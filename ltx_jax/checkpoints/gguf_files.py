@@ -1,7 +1,8 @@
 """GGUF files: their header, and their tensors as blocks that are dequantised when they are read.
 
 Format: docs/gguf.md of ggml. The header is read here, within limits, and the blocks by the package
-gguf, whose own reader maps the file: its pages would count as memory beside the parameters.
+gguf, whose own reader maps the file into memory: its pages would count in addition to the
+parameters.
 """
 
 import functools

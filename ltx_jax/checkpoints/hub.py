@@ -60,8 +60,8 @@ _FILES = (*_WEIGHTS, ".sft", ".json", ".py", ".yaml", ".pt", ".pth", ".ckpt", ".
 def _is_path(repository: str, file: str | None) -> bool:
     """Whether a name that could be a repository is a mistyped path, so that the hub is not asked.
 
-    Such a name begins with a folder that exists here, or has the ending of a file in place of a
-    repository, or names a file in a repository that holds no weights.
+    Such a name begins with a folder that exists here, or has the ending of a file where the
+    repository's name should be, or names a file whose ending is not that of weights.
     """
     if Path(repository).parent.is_dir():
         return True

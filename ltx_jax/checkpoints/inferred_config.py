@@ -30,7 +30,7 @@ def transformer(stored: Mapping[str, Tensor], vae: VAEConfig | None, path: Path)
 
     Args:
       stored: its tensors by official name.
-      vae: the VAE that comes with it, which distinguishes the early versions from the later ones.
+      vae: the VAE that comes with the transformer; it tells the early versions from later ones.
       path: the file; its name may hold the version ("ltxv-2b-0.9.6-distilled").
 
     Raises:

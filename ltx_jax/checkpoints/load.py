@@ -67,7 +67,7 @@ def load_transformer(
     """The parameters of a checkpoint's transformer, without its other networks.
 
     Args:
-      vae: the VAE that it is used with, by which its version is inferred if the file has no config.
+      vae: the VAE that the transformer is used with; tells the version if the file has no config.
       mesh: as in `load_checkpoint`.
       dtype: as in `load_checkpoint`.
 

@@ -138,7 +138,7 @@ def parse_object(text: str, what: str) -> dict[str, Any]:
 
 
 def transformer(raw: Raw, where: str = "config") -> TransformerConfig:
-    """`config.transformer` as our configuration.
+    """Converts `config.transformer` to our configuration.
 
     Raises:
       ValueError: naming the key that is missing or has a value we do not have.
@@ -179,7 +179,7 @@ def transformer(raw: Raw, where: str = "config") -> TransformerConfig:
 
 
 def vae(raw: Raw, where: str = "config") -> VAEConfig:
-    """`config.vae` as our configuration.
+    """Converts `config.vae` to our configuration.
 
     Raises:
       ValueError: naming the key that is missing or has a value we do not have.
@@ -223,7 +223,7 @@ def _block(raw: Any, where: str) -> BlockConfig:
 
 
 def scheduler(raw: Raw, where: str = "config") -> SchedulerConfig:
-    """`config.scheduler` as our configuration.
+    """Converts `config.scheduler` to our configuration.
 
     Raises:
       ValueError: naming a value that none of our samplers supports.
@@ -234,7 +234,7 @@ def scheduler(raw: Raw, where: str = "config") -> SchedulerConfig:
 
 
 def upsampler(raw: Raw, where: str = "config") -> UpsamplerConfig:
-    """The flat config of a latent upsampler's file.
+    """Converts the flat config of a latent upsampler's file to our configuration.
 
     Raises:
       ValueError: naming a value that our upsampler does not support.

@@ -1,4 +1,4 @@
-"""Reads the weights of LPIPS, EfficientNet and I3D, the networks that compare videos."""
+"""Reads the weights of LPIPS, EfficientNet and I3D, whose features losses and metrics compare."""
 
 from collections.abc import Callable, Container
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""Quantised weights: values of few bits, joined with the scales that other tensors hold.
+"""Quantised weights: values of few bits, and their scales, which other tensors hold.
 
-Each becomes a tensor that is computed when it is read, some rows at a time, so that loading
+Each pair becomes a tensor that is computed when it is read, some rows at a time, so that loading
 takes no more memory than plain weights do. Layouts of the files:
 
 plain        8-bit floats without scales. They do not need this module, unless the weights are

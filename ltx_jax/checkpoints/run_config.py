@@ -50,8 +50,8 @@ class StoredBase(NamedTuple):
 
     Attributes:
       path: what `run.init_from` named; absolute if it is a local file or folder.
-      source_hash: that of the checkpoint (`Checkpoint.base_hash`), whatever its path.
-      vae: what `vae` named, likewise.
+      source_hash: hash of the checkpoint (`Checkpoint.base_hash`), whatever its path.
+      vae: what `vae` named, in the same form as `path`.
     """
 
     path: str
@@ -168,10 +168,10 @@ def read_base(path: str | os.PathLike[str]) -> StoredBase:
 
 
 def check_same_base(path: str | os.PathLike[str], base: StoredBase) -> None:
-    """Refuses another base than the one that the run in a folder was started with.
+    """Checks that a base is the one that the run in a folder was started with.
 
     Raises:
-      ValueError: if it is another one; names both.
+      ValueError: if it is not; names both.
     """
     stored = read_base(path)
     if stored.source_hash != base.source_hash:

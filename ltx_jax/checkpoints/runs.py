@@ -160,8 +160,8 @@ class Run:
         Args:
           step: how many steps the state has been trained for.
           parts: trees of arrays, by name.
-          loss: validation loss at this step; None if there was no validation. The steps with the
-            lowest losses are kept.
+          loss: validation loss at this step; None if there was no validation. The `run.keep_best`
+            steps with the lowest losses are kept.
 
         Raises:
           ValueError: if this save cannot start or the previous one failed; names the last whole

@@ -136,7 +136,7 @@ class ComputedTensor(NamedTuple):
 
     @property
     def dtype(self) -> np.dtype:
-        """The dtype of its values, if no other is asked for: that of the released weights."""
+        """The dtype of its values unless another is asked for: bfloat16, as in released weights."""
         return DTYPES["BF16"]
 
     def read_as(self, dtype: np.dtype) -> np.ndarray:

@@ -6,14 +6,14 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 
 def parse(arguments: Sequence[str], default: Any, **options: Any) -> Any:
-    """Changes the fields of a dataclass that the arguments name.
+    """Returns `default` with the fields changed that the arguments name.
 
-    An option of several values (`--lora A B`) may also be repeated (`--lora A --lora B`); of an
-    option of one value, the last one counts.
+    An option that takes several values (`--lora A B`) may also be repeated (`--lora A --lora B`).
+    If an option that takes one value is repeated, its last value counts.
 
     Args:
-      default: holds the values of the other fields.
-      options: those of `tyro.cli`.
+      default: a dataclass with the values of the other fields.
+      options: keyword arguments of `tyro.cli`.
 
     Raises:
       ImportError: without tyro.

@@ -195,7 +195,7 @@ def _count(cfg: VAEConfig, *names: str) -> int:
 
 
 class TextEncoderConfig:
-    """The base of the text encoders' configurations, dataclasses with the names of transformers.
+    """The base of the text encoders' configurations, whose fields are named as in transformers.
 
     Attributes:
       network: "module:name" of the network, an `ltx_jax.models.text_network.TextNetwork`.

@@ -58,7 +58,7 @@ class CaptionsConfig:
 
     model: str = ""  # name or folder of an image-text-to-text model of transformers; empty: none
     prompt: str = "Describe this video in one detailed paragraph."
-    max_tokens: int = 200  # of a caption
+    max_tokens: int = 200  # largest number of tokens of a caption
 
     def __post_init__(self):
         require(self.max_tokens > 0, f"max_tokens must be positive, got {self.max_tokens}")
@@ -68,9 +68,8 @@ class CaptionsConfig:
 class StoreConfig:
     """How clips are stored: H.264 in MP4."""
 
-    crf: int = (
-        18  # H.264 quality: 0 is lossless except for 4:2:0 chroma; 18 looks like the original
-    )
+    # H.264 quality: 0 is lossless except for 4:2:0 chroma; 18 looks like the original.
+    crf: int = 18
     max_side: int = 1920  # pixels; larger pictures are scaled down
     min_side: int = 128  # pixels; smaller pictures are dropped
     # Files with a constant frame rate in this range keep it. Variable rates are resampled to their

@@ -51,7 +51,7 @@ class SamplingConfig:
     # How a step moves along the flow: "euler", or "dpmpp_2m", the second-order DPM-Solver++(2M).
     solver: SolverName = "euler"
     stochastic_sampling: bool = False  # every step adds new noise; needs the euler solver
-    image_cond_noise_scale: float = 0.15  # noise added to conditions, new in every step
+    image_cond_noise_scale: float = 0.15  # noise added to conditions, drawn anew in every step
     prepare_conditions: bool = True  # blur and H.264-compress condition images, as in training
     decode_timestep: float = 0.05  # the decoder's timestep: the noise level it assumes, in [0, 1]
     # Noise level added to the latents before decoding, in [0, 1]; None: the decode timestep.
@@ -116,20 +116,20 @@ class SampleConfig(SamplingConfig):
     noise: str | None = None  # an .npy (b, t, h, w, c) with the initial noise, in place of the seed
     # Images and clips that the video must contain; "clip.mp4@2.5s" begins 2.5 s into the clip.
     conditioning_media_paths: tuple[str, ...] = ()
-    conditioning_start_frames: tuple[int, ...] = ()  # the frame at which each of them begins
+    conditioning_start_frames: tuple[int, ...] = ()  # the frame at which each medium begins
     conditioning_strengths: tuple[float, ...] = ()  # in [0, 1], one per path; empty: all 1
     # Masks of the media at frame 0, one per path, "" for none: pictures or clips, white where the
     # model may paint. Empty: no masks.
     conditioning_mask_paths: tuple[str, ...] = ()
-    # A clip that the video follows, as an adapter (IC-LoRA) or the model was trained to; written as
-    # the media of conditions are.
+    # A clip that the video follows, as an adapter (IC-LoRA) or the model was trained to do;
+    # "clip.mp4@2.5s" begins 2.5 s into the clip.
     reference_media_path: str | None = None
     reference_strength: float = 1.0  # in [0, 1]
-    # How many times smaller than the video's the reference's sides are; None: as adapters say, or
-    # 1.
+    # How many times smaller than the video the reference is, in height and in width; None: what the
+    # adapters' metadata say, or 1.
     reference_downscale_factor: int | None = None
-    # What to draw from that clip first: "canny" (edges), or "depth:MODEL" by a model of
-    # transformers. None: the clip is the reference.
+    # What to draw from the reference clip first: "canny" (edges), or "depth:MODEL" by a model of
+    # transformers. None: the clip itself is the reference.
     reference_preprocessor: str | None = None
     # A video to change: noise is added to it up to the first time of the schedule, which
     # skip_initial_inference_steps lowers.

@@ -33,7 +33,8 @@ class OptimConfig:
     name: Literal["adamw", "muon"] = "adamw"
     peak_lr: float = 1e-4  # learning rate after the warm-up
     warmup_steps: int = 1000  # steps in which the learning rate rises linearly
-    decay: Literal["constant", "linear", "cosine"] = "constant"  # the learning rate after that
+    # How the learning rate changes after the warm-up.
+    decay: Literal["constant", "linear", "cosine"] = "constant"
     decay_fraction: float = 0.4  # fraction of the run, at its end, in which a linear decay happens
     b1: float = 0.9  # decay of the first moment
     b2: float = 0.95  # decay of the second moment
@@ -103,16 +104,16 @@ class DataConfig:
     # clip.
     reference: ReferenceSource = "none"
     reference_column: str | None = None  # column of a table; None: the usual names
-    reference_downscale_factor: int = 1  # how many times smaller than the clips' their sides are
-    # Masks of the clips, white where something is meant: clip_mask.mp4 or .png beside clip.mp4, or
-    # a column of its table. What they do: flow.mask_probability, flow.outside_weight.
+    reference_downscale_factor: int = 1  # how many times smaller than the clips references are
+    # Masks that mark a part of each clip in white: clip_mask.mp4 or .png beside clip.mp4, or a
+    # column of its table. flow.mask_probability and flow.outside_weight say what they do.
     masks: bool = False
     mask_column: str | None = None  # column of a table; None: the usual names
     num_frames: int = 25
     height: int = 128
     width: int = 128
     batch_size: int = 8  # examples per step, over all devices
-    buckets: tuple[BucketConfig, ...] = ()  # several sizes, in place of the one above
+    buckets: tuple[BucketConfig, ...] = ()  # several sizes, in place of the size above
     # Frame rates of rendered clips: each clip takes one of them at random.
     frame_rates: tuple[float, ...] = (24.0,)
     # Frames per second that files are resampled to; None keeps the rate of each file.
@@ -163,7 +164,7 @@ class DataConfig:
 
     @property
     def companions(self) -> tuple[Literal["reference", "mask"], ...]:
-        """The files that every clip needs beside its own."""
+        """The kinds of files that every clip needs in addition to its own."""
         kinds: dict[Literal["reference", "mask"], bool] = {
             "reference": self.reference == "files",
             "mask": self.masks,
@@ -180,12 +181,12 @@ class VAELossConfig:
     mse_weight: float = 0.0  # weight of a mean squared error beside the pixel term
     kl_weight: float = 1e-6  # weight of the KL divergence of the latents
     kl_start: int = 0  # updates without the KL term
-    kl_warmup: int = 0  # updates after those, over which the KL term grows to its weight
+    kl_warmup: int = 0  # updates after kl_start, over which the KL term grows to its weight
     dwt_weight: float = 0.0  # weight of the video wavelet loss
     dwt_levels: int = 1  # levels of the wavelet transform
     # Weight of a perceptual distance on features of EfficientNet-lite0.
     efficientnet_weight: float = 0.0
-    # Its weights, written by `ltx-prepare networks`.
+    # A file with EfficientNet's weights, written by `ltx-prepare networks`.
     efficientnet: str = "data/networks/efficientnet_lite0.safetensors"
     lpips_weight: float = 0.0  # weight of LPIPS, a perceptual distance
     vgg: str = ""  # a file with VGG16's weights in torchvision's layout; LPIPS needs it
@@ -284,23 +285,23 @@ class RunConfig:
     steps: int = 10_000  # number of steps of the whole run
     seed: int = 0  # of the initialisation, the data and the noise
     init_from: str | None = None  # a checkpoint of any kind, for the initial weights
-    # Regular expressions that say how that checkpoint's network may differ from the one that is
+    # Regular expressions that say how the network of `init_from` may differ from the one that is
     # trained. A tensor is named by its path ("transformer/blocks/attn1/to_q/kernel"), and each that
     # differs is logged.
     init_missing: tuple[str, ...] = ()  # tensors that the checkpoint may lack: initialised anew
     init_extra: tuple[str, ...] = ()  # tensors of the checkpoint that may be left out
     init_redraw: tuple[str, ...] = ()  # tensors to initialise anew though the checkpoint has them
     init_settings: tuple[str, ...] = ()  # settings of the network that may differ ("norm_eps")
-    log_every: int = 50  # steps
-    save_every: int = 1000  # steps
+    log_every: int = 50  # steps between lines of the log
+    save_every: int = 1000  # steps between checkpoints
     keep: int = 2  # latest checkpoints that are kept
-    keep_best: int = 0  # checkpoints with the lowest validation loss that are kept beside those
-    validate_every: int = 0  # steps; 0: never
+    keep_best: int = 0  # checkpoints with the lowest validation loss that are kept too
+    validate_every: int = 0  # steps between validations; 0: there are none
     # Where validation clips come from, as in data.source; None: held-out clips of the procedural
     # world.
     validation_source: str | None = None
     validation_clips: int = 4  # number of clips
-    # Samples each of them a second time, with its first frame as a condition (transformer).
+    # Samples each validation clip a second time, with its first frame as a condition (transformer).
     validation_first_frames: bool = False
     tensorboard: bool = True  # scalars, pictures and videos, under the run
     wandb: str | None = None  # a Weights & Biases project to report to as well
@@ -360,10 +361,10 @@ class TrainConfig:
 
 @settings
 class TrainVAE(TrainConfig):
-    """The first stage: `ltx-train NAME`.
+    """The first stage: the Video-VAE, and its discriminator if the loss has an adversarial term.
 
     The discriminator has an optimiser of its own, whose schedule begins when its training begins.
-    It uses as many micro-batches as `optim.accumulate` says, and has no parameter average.
+    Both networks use `optim.accumulate` micro-batches. No average of the discriminator is kept.
     """
 
     stage: ClassVar[str] = "ltx_jax.training.vae.stage:VAEStage"
@@ -409,7 +410,7 @@ class TrainTransformer(TrainConfig):
     captions: Literal["train", "frozen", "cached"] = "train"
     text_encoder: TextEncoderConfig = T5Config()
     text_execution: ExecutionConfig = ExecutionConfig()  # dtypes of a text encoder that trains
-    text_encoder_path: str | None = None  # its folder or repository, for frozen captions
+    text_encoder_path: str | None = None  # folder or repository, for frozen captions
     max_caption_tokens: int = 128
     scheduler: SchedulerConfig = SchedulerConfig()
     flow: FlowConfig = FlowConfig()

@@ -50,8 +50,8 @@ def samples(archive: Path) -> Iterator[tuple[str, dict[str, inputs.Part]]]:
     Endings are in lower case: "mp4", "caption.txt".
 
     Raises:
-      ValueError: naming the archive, at its end, if it is damaged there or cut off, or a sample
-        holds two files with one ending; what was yielded before is whole.
+      ValueError: naming the archive, if it is damaged or cut off, or a sample holds two files with
+        one ending. All samples before that place have been yielded then.
     """
     found: dict[str, dict[str, inputs.Part]] = {}
     problem = ""

@@ -22,7 +22,7 @@ def from_value(value: Any) -> tuple[str, ...]:
     and nulls in it are passed over.
 
     Raises:
-      ValueError: if nothing is left, or anything is neither text nor null; the message continues
+      ValueError: if no caption is left, or an entry is neither text nor null; the message continues
         a sentence: "is a number: 5".
     """
     values = value if isinstance(value, list | tuple) else [value]

@@ -1,4 +1,4 @@
-"""Clips that belong to a clip: the reference that it follows, and the mask of what is meant in it.
+"""Companions of a clip: its reference, and the mask that marks a part of it.
 
 They lie beside it (`clip_reference.mp4`, `clip_mask.png` for `clip.mp4`), in columns of its table
 (`reference_path`, `mask_path`), or in its sample of an archive (`0001.reference.mp4`).
@@ -23,7 +23,7 @@ COLUMNS: dict[Kind, tuple[str, ...]] = {
 
 
 class Companions(NamedTuple):
-    """The companions of a medium, and why those are missing that something is wrong with."""
+    """The companions of a medium; `problem` says why one that is named cannot be used."""
 
     reference: inputs.Place | None = None
     mask: inputs.Place | None = None

@@ -67,7 +67,7 @@ Place = Path | Part
 
 
 def loaded(place: str | os.PathLike | Part) -> File:
-    """What the readers of media open: a part of an archive is read into memory.
+    """Makes what the readers of media open: reads a part of an archive into memory.
 
     Raises:
       ValueError: as `Part.read`.
@@ -76,7 +76,7 @@ def loaded(place: str | os.PathLike | Part) -> File:
 
 
 def handle(path: File) -> str | io.BytesIO:
-    """The argument with which a library opens a file."""
+    """Makes what libraries open: a path, or a stream of the bytes of a file in memory."""
     return io.BytesIO(path.content) if isinstance(path, Stored) else os.fspath(path)
 
 

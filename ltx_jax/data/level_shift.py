@@ -20,7 +20,7 @@ from ltx_jax.data.frames import Converter
 
 
 class Shift(NamedTuple):
-    """What is added to Y, Cb and Cr, in levels of 8 bits; parts of a level by dithering."""
+    """What is added to Y, Cb and Cr, in levels of 8 bits; fractions of a level by dithering."""
 
     y: float
     cb: float
@@ -36,8 +36,8 @@ USUAL = Shift(-0.03, -0.04, -0.04)
 def add(frame: av.VideoFrame, shift: Shift) -> None:
     """Adds a shift to the planes of a YUV frame of 8 bits and limited range, in place.
 
-    Of a part of a level, as many pixels get a whole level, always the same ones: a pattern that
-    changed from frame to frame would cost bits.
+    For a fraction of a level, that fraction of the pixels gets a whole level. These are the same
+    pixels in every frame, since a pattern that changes would cost bits.
     """
     for plane, levels in zip(frame.planes, shift, strict=True):
         buffer: Any = plane

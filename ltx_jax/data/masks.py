@@ -1,4 +1,4 @@
-"""Masks: which parts of a clip are meant, as clips in black and white.
+"""Masks: black and white clips that mark a part of a clip.
 
 White is what a model has to paint, or what counts in the loss; black is what stays.
 """

@@ -1,7 +1,7 @@
 """Makes references of clips: edges by OpenCV, depth by a model of `transformers`.
 
-Adapters that follow references (IC-LoRAs) are trained on one kind of them each, so what a video
-follows is drawn from a clip by the same means.
+An adapter that follows references (an IC-LoRA) is trained on one kind of them. In sampling, the
+reference is drawn from a clip by the method of its training data.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""References that are drawn from the clips of a source themselves."""
+"""References that are drawn from the clips of a source."""
 
 import dataclasses
 

@@ -62,7 +62,7 @@ class Listeners:
 
 
 class Guard:
-    """ASGI middleware that refuses what the page's own requests are not.
+    """ASGI middleware that refuses requests which the page itself does not make:
 
     - A `Host` that is neither an IP address nor a name of the page: the name of another site may
       lead to this machine (DNS rebinding).

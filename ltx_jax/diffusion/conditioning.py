@@ -8,8 +8,8 @@ become extra tokens before those of the video, with the positions of the frames 
 rest of the clip replaces the video's latent frames.
 
 A reference is not shown: all its latents are extra tokens, before those of other conditions, with
-the positions of the video's own tokens. What the video takes from it, such as edges, is what the
-network was trained to take: mostly an adapter, an IC-LoRA ("in-context").
+the positions of the video's own tokens. What the video takes from it, such as edges, depends on
+the training of the network, usually of an adapter called IC-LoRA ("in-context").
 
 Every token has a strength, which is 0 for tokens without a condition. A token of strength s starts
 at noise level 1 - s, and does not change until the time of the other tokens has fallen to 1 - s.
@@ -71,10 +71,10 @@ class Condition:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reference:
-    """A clip that a video has to follow, beside what it has to show.
+    """A clip that a video has to follow without showing it.
 
     Attributes:
-      media: as in `Condition`; it belongs to the first frames of the video.
+      media: as in `Condition`; the clip begins at the first frame of the video.
       strength: as in `Condition`.
       downscale_factor: k, a whole number: the reference is encoded at 1/k of the video's height and
         width. None: as the loaded adapters say in their metadata, or 1.

@@ -78,7 +78,7 @@ def stochastic_step(
     target: Float[Array, "b n2"],
     noise: Float[Array, "b n c"],
 ) -> Float[Array, "b n c"]:
-    """Goes to the predicted data, and back to time `target` with new noise."""
+    """Goes to the predicted data, then adds new noise to go back to time `target`."""
     return add_noise(data_of(x, velocity, t), noise, target)
 
 

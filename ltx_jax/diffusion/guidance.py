@@ -21,7 +21,7 @@ from ltx_jax.models.transformer import Skip
 
 
 class Branches(NamedTuple):
-    """Which branches a step has in addition to that of the caption."""
+    """Which branches a step has in addition to the caption's branch."""
 
     negative: bool
     perturbed: bool

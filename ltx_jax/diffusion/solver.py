@@ -86,8 +86,8 @@ class Euler:
 
 @dataclasses.dataclass(frozen=True)
 class Stochastic:
-    """Goes to the predicted data, and back to the target time with new noise. Distilled models are
-    sampled this way."""
+    """Goes to the predicted data, then adds new noise to go back to the target time. Distilled
+    models are sampled this way."""
 
     def init_memory(self, x: Float[Array, "b n c"]) -> None:
         """No memory."""

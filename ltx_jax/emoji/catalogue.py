@@ -60,7 +60,7 @@ class Entry:
 
     @property
     def mirrors(self) -> bool:
-        """Whether the emoji may be shown mirrored, since that makes nothing in it wrong."""
+        """Whether the emoji may be shown mirrored: its name still fits the mirror image."""
         return self.subgroup in _MIRRORED and not _SIDES.search(self.label)
 
     @property

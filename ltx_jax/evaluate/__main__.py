@@ -92,21 +92,21 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 def _add_other_networks(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vae", help="a checkpoint whose VAE is used, if the checkpoint has none")
-    parser.add_argument("--text_encoder", help="its folder, if the checkpoint contains none")
+    parser.add_argument("--text_encoder", help="a text encoder, if the checkpoint contains none")
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="a folder, shapes, or emoji:DIR@SPLIT")
     parser.add_argument(
-        "--height", type=_positive, default=256, help="clips are scaled and cropped to it"
+        "--height", type=_positive, default=256, help="clips are scaled and cropped to this"
     )
     parser.add_argument(
-        "--width", type=_positive, default=256, help="clips are scaled and cropped to it"
+        "--width", type=_positive, default=256, help="clips are scaled and cropped to this"
     )
     parser.add_argument(
         "--num_frames", type=_positive, default=17, help="frames per clip, at most; cut to 8k+1"
     )
-    parser.add_argument("--limit", type=_positive, help="at most this many clips, and pictures")
+    parser.add_argument("--limit", type=_positive, help="largest number of clips, and of pictures")
 
 
 def _add_vae(parser: argparse.ArgumentParser) -> None:
@@ -149,12 +149,12 @@ def _add_shapes(parser: argparse.ArgumentParser) -> None:
 
 def _add_emoji(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--checkpoint", help="any checkpoint that ltx-sample accepts; none: the judge is measured"
+        "--checkpoint", help="as for ltx-sample; without one, the judge alone is measured"
     )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     _add_other_networks(parser)
     parser.add_argument("--data", default="emoji:data/emoji", help="the data set: emoji:DIR")
-    parser.add_argument("--networks", default="data/networks", help="of ltx-prepare networks")
+    parser.add_argument("--networks", default="data/networks", help="from ltx-prepare networks")
     parser.add_argument("--fvd", action="store_true", help="measure FVD too, which takes longer")
     parser.add_argument("--samples", help="folder of the videos (default: beside the table)")
     parser.add_argument(
@@ -165,7 +165,7 @@ def _add_emoji(parser: argparse.ArgumentParser) -> None:
         "--training_clips",
         type=_positive,
         default=1000,
-        help="clips in which copies are looked for",
+        help="training clips of which samples might be copies",
     )
     for name in ("num_inference_steps", "height", "width", "num_frames"):
         parser.add_argument(f"--{name}", type=_positive, help="replaces the default")

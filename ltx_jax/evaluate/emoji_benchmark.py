@@ -69,8 +69,8 @@ class Verdict(NamedTuple):
     """What the judge says of a video.
 
     Attributes:
-      emoji: whether it shows the emoji of the prompt, in any skin tone.
-      family: whether it shows it, or the same in another gender.
+      emoji: whether the video shows the emoji of the prompt, in any skin tone.
+      family: the same, but another gender of the emoji counts too.
       tone: whether the skin tone is right, if the emoji is; None if the emoji has one tone only.
       background: whether the background is right; None if the caption does not name it.
       motion: whether the motion of the whole is right.
@@ -197,10 +197,10 @@ def training_features(
 
 
 def loop_closure(features: Float32[np.ndarray, "k c"]) -> float:
-    """How near an emoji comes to its first look again, after it went farthest from it.
+    """How similar an emoji becomes to its first frame again, after the frame that differs most.
 
-    The distance of features at the nearest later look, over that of the farthest: 0 for an
-    animation that returns, 1 for one that does not. Also 1 for one that does not move.
+    The smallest later distance of features from the first frame, over the largest distance: 0 for
+    an animation that returns, 1 for one that does not. Also 1 for one that does not move.
     """
     distances = np.linalg.norm(features - features[:1], axis=1)
     farthest = int(np.argmax(distances))

@@ -1,4 +1,4 @@
-"""The motion of an emoji as a whole, or of the camera, told from a video by optical flow.
+"""The motion of an emoji as a whole, or of the camera, in a video, by optical flow.
 
 An emoji's own animation moves too: limbs wave, faces turn. The judge therefore looks for what most
 pixels do, over the whole clip, and is wrong where the animation itself drifts, grows or turns.

@@ -1,7 +1,7 @@
 """Names the emoji in a video: the nearest of all animated emoji of a data set.
 
 Pictures of the emoji alone, on grey, are compared by features of EfficientNet-lite0, and by their
-colours in a small picture, since those features hardly see skin tones.
+colours in a small picture, since the features hardly depend on skin tones.
 """
 
 import hashlib

@@ -2,7 +2,7 @@
 
 Each part of the table judges the same prompts several times: the real clips (what the judge can
 tell at all), the VAE's reconstructions of them (the best that a transformer on its latents can
-reach), samples, and samples of other prompts' captions (chance).
+reach), the samples, and the samples compared with other prompts than their own (chance).
 """
 
 import dataclasses

@@ -107,7 +107,7 @@ def _batch_of(clip: Any) -> int:
 
 
 def _length(clip: Any, size: Size, is_reference: bool) -> int:
-    """The number of frames of a clip, or of one that has such a posterior."""
+    """The number of frames of a clip, or of the clip that a posterior encodes."""
     if not isinstance(clip, Posterior):
         return clip.shape[1]
     shape, grid = clip.mean.shape[1:4], size.grid

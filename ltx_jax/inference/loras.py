@@ -1,4 +1,4 @@
-"""The adapters of a pipeline: which are loaded, how strongly, and what they make of parameters."""
+"""The adapters of a pipeline: which are loaded, how strongly, and the parameters with them."""
 
 import dataclasses
 import os
@@ -34,7 +34,7 @@ class Loras:
     def loaded(
         self, loras: Sequence[tuple[Path, float]], checkpoint: Checkpoint, merge: bool
     ) -> "Loras":
-        """These and others, whose paths replace equal ones; a file is read again if it has changed.
+        """Adds adapters, or replaces those of equal paths; a file is read again if it has changed.
 
         Raises:
           ValueError: if a file is no adapter of the checkpoint's transformer.
@@ -54,10 +54,10 @@ class Loras:
         return dataclasses.replace(left, apart=left.apart + new)
 
     def unloaded(self, path: Path | None) -> "Loras":
-        """These without one; None takes all of them out.
+        """Takes the adapter of a path out; None takes all of them out.
 
         Raises:
-          ValueError: if it is not among them.
+          ValueError: if it is not loaded.
         """
         if path is None:
             return Loras()

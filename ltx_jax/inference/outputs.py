@@ -149,7 +149,7 @@ def _unused(path: Path) -> Path:
 
 @contextlib.contextmanager
 def claimed(item: Video) -> Iterator[Video]:
-    """Takes a video's path, so that no other process does; gives the video with its final path.
+    """Reserves a video's path for this process; gives the video with its final path.
 
     If another process has written to the path since the run began, the next free one is taken, with
     a notice. An empty file holds the path until the video is written.

@@ -3,8 +3,9 @@
 Sources: the README of LTX-Video ("works best on resolutions under 720 x 1280 and number of frames
 below 257", where 257 is its example of a number of frames), and its maintainers in the issues of
 that repository: sizes of up to 12K latents (#132), no portrait formats in the first versions (#49,
-where one fades to a pale colour), several frame rates (#149). Its settings have 24 to 30 frames per
-second; users report 10 to be unstable (LTX-Video-Trainer#27).
+where a portrait video fades to a pale colour), several frame rates (#149). The settings in that
+repository have 24 to 30 frames per second; users report that 10 are unstable
+(LTX-Video-Trainer#27).
 """
 
 import logging

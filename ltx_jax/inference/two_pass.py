@@ -60,7 +60,7 @@ class Upsampler:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, mesh: Any = None) -> "Upsampler":
-        """Loads a released file (ltxv-spatial-upscaler-0.9.8.safetensors), or the run of one."""
+        """Loads a released file (ltxv-spatial-upscaler-0.9.8.safetensors), or a training run."""
         from ltx_jax.checkpoints.load import load_upsampler  # importing Orbax takes seconds
 
         return cls(*load_upsampler(os.fspath(path), mesh=mesh, dtype="float32"))

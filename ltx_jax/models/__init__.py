@@ -4,7 +4,7 @@
   `transformer_fast_parameters`), `teacache`: its faster forms for sampling.
 - `vae`, `vae_blocks`: the Video-VAE; `discriminator`: the discriminator of its adversarial loss.
 - `t5`: the text encoder; `upsampler`: the latent upsampler of two-pass sampling.
-- `lpips`, `efficientnet`, `i3d`: feature networks of losses and metrics.
+- `lpips`, `efficientnet`, `i3d`: networks whose features losses and metrics compare.
 - `layers`, `attention`, `convolution`: layers that these networks are built from.
 """
 

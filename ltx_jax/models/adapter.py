@@ -97,7 +97,7 @@ def _down(cfg: AdapterConfig, inputs: int) -> Any:
 
 
 def node(tree: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The dictionary at a path of nested ones, which are made if they are missing."""
+    """The dictionary at a path of nested dictionaries, which are made if they are missing."""
     for part in path:
         tree = tree.setdefault(part, {})
     return tree
@@ -120,7 +120,7 @@ def attach(
     dropout: float = 0.0,
     key: Key[Array, ""] | None = None,
 ) -> dict[str, Any]:
-    """Puts an adapter beside the kernels of a network's parameters, which are shared.
+    """Returns a network's parameters, arrays shared, with an adapter beside their kernels.
 
     Args:
       params: the network's parameters.

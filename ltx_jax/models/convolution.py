@@ -230,7 +230,7 @@ def _sum_of_frames(x: Array, kernel: Array, *, stride: Stride, pad: Pad) -> Arra
 
 
 def _over_cells(x: Array, kernel: Array, *, stride: Stride, pad: Pad) -> Array:
-    """A strided convolution as one of stride 1 on space-to-depth cells of the stride's size."""
+    """A strided convolution, computed as one of stride 1 after space-to-depth by the stride."""
     window = kernel.shape[:3]
     before = (0, *pad)
     outputs = [

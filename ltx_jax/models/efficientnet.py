@@ -152,8 +152,8 @@ def logits(params: Any, pictures: Pictures) -> Float[Array, "b 1000"]:
 def statistics(params: Any, pictures: Pictures) -> Float[Array, "b c"]:
     """Mean and deviation of each channel at four resolutions: a description of each picture.
 
-    On pictures of single emoji these 384 numbers tell 734 things apart better than `embed`, which
-    knows what a picture shows but less how it looks.
+    On pictures of single emoji, these 384 numbers distinguish 734 emoji better than `embed` does,
+    which describes what a picture shows rather than how it looks.
     """
     maps = feature_maps(params, pictures, _COMPARED[-1])
     parts = [
@@ -168,7 +168,7 @@ def feature_distance(
     """A perceptual distance of videos with pixels in [-1, 1]; 0 for equal videos.
 
     The mean over samples, frames and four resolutions of the squared distance of features of unit
-    length. It is no LPIPS, whose channels have weights learned from people's judgements.
+    length. Unlike in LPIPS, channels have no weights learned from people's judgements.
     """
 
     def distances(pictures: Pictures, others: Pictures) -> Array:

@@ -61,7 +61,7 @@ def quantized_blocks(params: Any, form: EightBit) -> dict[str, Any]:
 
 
 def _quantized_beside(kernel: Any, form: EightBit) -> dict[str, Any]:
-    """A kernel in eight bits and its scales, sharded as it is, or their shapes."""
+    """Both results of `quantized`, sharded like the kernel; for a shape, their shapes."""
     where = kernel.sharding
     axes = where.spec if isinstance(where, NamedSharding) else ()
     scales, spec = where, (*axes, *(None,) * (kernel.ndim - len(axes)))

@@ -20,7 +20,7 @@ def mean_over_frames(
     reconstruction: Float[Array, "b t h w 3"],
     video: Float[Array, "b t h w 3"],
 ) -> Float[Array, ""]:
-    """The mean over samples and frames of a distance of pictures.
+    """The mean over samples and frames of a distance between pictures.
 
     Frames are processed one after the other, and recomputed for the gradient: their stored features
     would need more memory than the autoencoder.

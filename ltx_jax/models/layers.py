@@ -122,8 +122,8 @@ def _matmul_in_eight_bits(
 ) -> Float[Array, "*b o"]:
     """x (kernel * scale), with a gradient for x alone.
 
-    The gradient keeps the kernel in eight bits. JAX's own would keep the converted one, that is,
-    those of all layers at once.
+    For the gradient, the kernel is kept in eight bits. JAX's own gradient would keep the converted
+    kernels of all layers at once.
     """
     return dot_general(x, _converted(x, kernel, scale), _last_axis(x))
 

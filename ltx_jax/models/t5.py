@@ -170,7 +170,7 @@ class T5Encoder(TextNetwork):
 
     @classmethod
     def file_extras(cls, cfg: T5Config) -> dict[str, Any]:
-        """What transformers writes for an encoder alone."""
+        """The entries that transformers writes for a T5 encoder without its decoder."""
         return {
             "architectures": ["T5EncoderModel"],
             "num_decoder_layers": cfg.num_layers,

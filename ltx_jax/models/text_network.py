@@ -27,8 +27,8 @@ class TextNetwork(nn.Module):
       execution: how it is computed; embeddings are in `execution.dtype`.
       identity_parameters: paths of small parameters that any training changes; a hash of them tells
         encoders of the same architecture apart.
-      file_settings: what `config.json` of transformers must say for this network to be the one that
-        it describes, by name: the accepted values, and what it means if there is no such entry.
+      file_settings: entries that `config.json` of transformers must have for this network: name ->
+        (accepted values, the value that a missing entry stands for).
       file_optional: fields of the configuration that `config.json` may lack.
       file_prefix: beginning of tensor names that a file may have or lack.
       file_ignored: regular expression of the names of tensors that the network does not use.

@@ -1,8 +1,8 @@
 """A process of Beam that works on a pipeline: python -m ltx_jax.prepare.worker_process
 
-Beam's own such process logs each of its actions, and prints the traceback of an error in every
-worker. Here only what others log is shown; errors reach the main process, which reports them in a
-line.
+Beam's own worker program logs each of its actions, and every worker prints the traceback of an
+error. This program shows only the log of other packages; errors reach the main process, which
+reports them in one line.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import os
 
 
 def is_not_from_beam(record: logging.LogRecord) -> bool:
-    """Whether a record of the root logger is not one of Beam's warnings about what it lacks."""
+    """False for Beam's warnings on the root logger about missing optional packages."""
     return "apache_beam" not in record.pathname
 
 

@@ -2,7 +2,7 @@
 
 Each moment is stored in blocks along the last axis, as a float32 maximum and one byte per value.
 The bytes are logarithmic: neighbouring values differ by 9 %, down to a 2^16th of the maximum (first
-moment, with a sign) or a 2^32nd (second). Rounding is random and right on average. Rounding to the
+moment, with a sign) or a 2^32nd (second). Rounding is stochastic and unbiased. Rounding to the
 nearest would stall the averages, since b2 = 0.999 changes them by less than 9 % per step.
 """
 

@@ -34,7 +34,7 @@ class Optimizer(NamedTuple):
       freeze: regular expressions; parameters whose path matches one get no gradient.
       ema_decay: decay of the exponential average of these parameters; None keeps no average.
       start: number of updates of the run after which this optimiser begins; None means at once.
-      every: it takes part in every so many updates of the run, the last ones of each such number.
+      every: n, to take part in every n-th update of the run.
       metrics: names of the metrics that are NaN in updates without this optimiser.
     """
 

@@ -112,7 +112,7 @@ def _connect(cfg: DistributedConfig) -> dict[int, socket.socket]:
 
 
 def _watch(process: int, link: socket.socket, end: Callable[[int], None]) -> None:
-    """Waits for the last number from another process; calls `end` unless that is `_ENDED`."""
+    """Waits for the last number that another process sends; calls `end` unless it is `_ENDED`."""
     try:
         last = _receive(link)
     except OSError:

@@ -284,7 +284,7 @@ class TransformerStage(Stage):
         return InitialWeights(params, (*configs, (text_cfg, self.cfg.text_encoder)))
 
     def compiler_options(self) -> dict[str, Any] | None:
-        """The options for fast matmuls on CPUs."""
+        """The XLA options for fast matmuls on CPUs."""
         return onednn_options()
 
     @property

@@ -66,8 +66,8 @@ class FlowValidator:
     """Computes losses at fixed times, and samples videos, for held-out clips.
 
     Every validation uses the same noise. No frame of the clips is a condition, except in the second
-    sample of each with `run.validation_first_frames`. The references of clips that have some are
-    followed everywhere.
+    sample of each clip with `run.validation_first_frames`. If clips have references, the losses and
+    the samples use them.
 
     Args:
       cfg: the configuration of the run.

@@ -119,7 +119,8 @@ def reconstruction_loss(
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """The weighted sum of the terms that compare pixels, and each term as a metric.
 
-    LPIPS is computed if its weights are in `frozen`; EfficientNet's must be if its term is on.
+    LPIPS is computed if its weights are in `frozen`. If the term of EfficientNet is on, its weights
+    must be there.
     """
     terms: dict[str, tuple[float, Callable[[], Array]]] = {
         "pixel": (cfg.pixel_weight, lambda: losses.pixel_loss(reconstruction, video, cfg.pixel)),

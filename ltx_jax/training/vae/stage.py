@@ -165,7 +165,7 @@ class VAEStage(ClipStage):
         return InitialWeights(checkpoint.vae_params, configs, running)
 
     def compiler_options(self) -> dict[str, Any] | None:
-        """The options for fast convolutions."""
+        """The XLA options for fast convolutions."""
         return convolution.compiler_options()
 
     def _check(self, bucket: BucketConfig) -> None:
@@ -177,8 +177,8 @@ class VAEStage(ClipStage):
 
 
 def _read_frozen(cfg: VAELossConfig, *, described: bool = False) -> dict[str, Any]:
-    """Reads the weights of the frozen networks whose terms are on; zeros will do to describe
-    EfficientNet, whose file need not be there then."""
+    """Reads the weights of the frozen networks whose terms are on. If the stage is only described,
+    zeros stand for EfficientNet's weights, whose file may be missing then."""
     frozen: dict[str, Any] = {}
     if cfg.efficientnet_weight and described:
         zeros = {name: np.zeros(x, np.float32) for name, x in efficientnet.shapes().items()}
