@@ -1,8 +1,8 @@
 """Adapters of the transformer (LoRA and similar ones): reads them, merges them into its weights.
 
-A key of an adapter's file is PREFIX + MODULE + SUFFIX. The prefix tells who wrote it (ComfyUI,
-diffusers, peft, kohya); modules are named as in official files or as in diffusers, also flattened
-(`_` for `.`); the suffix says what the tensor is. An unknown key is an error.
+A key of an adapter's file is PREFIX + MODULE + SUFFIX. The prefix tells which program wrote it
+(ComfyUI, diffusers, peft, kohya); modules are named as in official files or as in diffusers, also
+flattened (`_` for `.`); the suffix says what the tensor is. An unknown key is an error.
 """
 
 import difflib

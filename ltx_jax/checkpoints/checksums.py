@@ -17,7 +17,7 @@ from jaxtyping import Array, Shaped, UInt32
 
 
 def checksums(tree: Any) -> dict[str, str]:
-    """Dtype and checksum of each array, by the name of its place in the tree."""
+    """Dtype and checksum of each array, by its path in the tree."""
     named = {jax.tree_util.keystr(path): x for path, x in jax.tree.leaves_with_path(tree)}
     # In one program, since loading a compiled one for each shape would take as long as some
     # trainings take to start.

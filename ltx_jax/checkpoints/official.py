@@ -54,7 +54,7 @@ def read(
       vae: the VAE of another file that the transformer of this file is used with. It helps to infer
         the version of a transformer whose file holds no config.
       mesh: lays the parameters out by their logical axes; None puts them on the default device.
-      dtype: of the parameters; None keeps that of the file, and bfloat16 for quantised ones.
+      dtype: of the parameters; None keeps the file's dtype, but quantised weights become bfloat16.
       in_memory: as in `placement.read`.
 
     Raises:

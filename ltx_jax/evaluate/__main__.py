@@ -1,6 +1,6 @@
 """Measures a model: ltx-evaluate vae|transformer|shapes|emoji|judge ...
 
-vae          PSNR, SSIM, LPIPS and rFVD of reconstructions, and the grid in flat colours
+vae          PSNR, SSIM, LPIPS and rFVD of reconstructions, and the grid left in flat colours
 transformer  the training loss on clips, at fixed times and with fixed noise
 shapes       how well a model of the procedural world follows its prompts, according to the judge
 emoji        how well a model of animated emoji follows its prompts

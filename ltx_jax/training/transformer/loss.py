@@ -115,7 +115,7 @@ def noise_batch(
       key: random key of this step.
       cfg: distribution of the times.
       geometry: how latents map to pixels.
-      kept: number of the video's own tokens that the network sees; drawn anew for each sample.
+      kept: number of the video's own tokens that the network sees, a random choice per sample.
       weight: weight of each latent in the loss; None if all count equally.
     """
     b, t, h, w, _ = latents.shape
