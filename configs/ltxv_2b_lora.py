@@ -6,7 +6,7 @@
         PixArt-alpha/PixArt-XL-2-1024-MS --prompt "..."
 
 docs/finetuning.md goes through it step by step. The transformer is frozen and in bfloat16: it
-takes 3.9 GB, and the adapter (rank 32 in all attention layers, 29 M parameters) with its optimiser
+takes 3.8 GB, and the adapter (rank 32 in all attention layers, 29 M parameters) with its optimiser
 half a gigabyte. 20 to 100 clips are enough for a style, a motion or a character. On less than 16 GB
 add `--adapter.base int8`. This config has not been run with released weights.
 """

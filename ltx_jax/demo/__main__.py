@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
         "--names",
         nargs="+",
         default=(),
-        help="host names under which browsers reach the page, if not by address or localhost",
+        help="host names under which browsers reach the page, besides IP addresses and localhost",
     )
     parser.add_argument(
         "--loras", type=Path, help="a folder of adapters, of which visitors may choose one"
@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         "--limit",
         type=float,
         default=4.0,
-        help="most pixels of a video, as a multiple of the default size",
+        help="most pixels of a video, as a multiple of a video with the initial settings",
     )
     return parser
 
