@@ -458,7 +458,7 @@ def merge_lazily(params: Mapping[str, Any], cfg: TransformerConfig, adapters: Lo
     """Does what `merge` does when a parameter is read, one layer at a time.
 
     Args:
-      params: arrays, or `placement.StoredParameter`s. They must not change any more.
+      params: arrays, or `placement.StoredParameter`s, which must not change afterwards.
       cfg: the transformer.
       adapters: adapters and their strengths.
     """

@@ -99,7 +99,7 @@ def reconstruction_metrics(
       batch_size: number of clips of the same length that are reconstructed together.
       lpips: parameters of LPIPS (`checkpoints.perceptual.read_lpips`); None leaves it out.
       features: parameters of I3D (`checkpoints.perceptual.read_i3d`); None leaves rFVD out. Clips
-        that are too short for I3D are left out of it too.
+        that are too short for I3D are left out of rFVD too.
     """
     lpips_distance = jax.jit(lpips_of_frames)
     i3d_features = jax.jit(i3d.features, compiler_options=convolution.compiler_options())

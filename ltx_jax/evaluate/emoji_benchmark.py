@@ -113,7 +113,7 @@ class EmojiBenchmark:
     options: SamplingConfig = OPTIONS
 
     def draw_prompts(self, count: int, split: Split, *, first: int = 0) -> list[EmojiPrompt]:
-        """The prompts of a split from number `first` on. Their captions name their emoji."""
+        """The prompts of a split from number `first` on. Every caption names its emoji."""
         options, prompts, index = self.options, [], 0
         while len(prompts) < first + count:
             rng = np.random.default_rng([_SEED, index])

@@ -126,7 +126,7 @@ def background_is_right(frames: Frames, found: Masks, backdrop: Backdrop) -> boo
 
     The colour of an area is the median of its pixels that no emoji covers in any frame, and is
     called by the nearest of `scenes.COLOURS`. A gradient may lie in any direction that captions
-    know, since few of them say which.
+    know, since few captions name its direction.
     """
     if len(backdrop.colours) == 1:
         free = frames[np.logical_not(grown(found, 2))]

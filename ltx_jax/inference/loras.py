@@ -34,7 +34,7 @@ class Loras:
     def loaded(
         self, loras: Sequence[tuple[Path, float]], checkpoint: Checkpoint, merge: bool
     ) -> "Loras":
-        """Adds adapters, or replaces those of equal paths; a file is read again if it has changed.
+        """Adds adapters, or replaces those with equal paths; reads a file again if it has changed.
 
         Raises:
           ValueError: if a file is no adapter of the checkpoint's transformer.

@@ -39,7 +39,7 @@ def quantized_blocks(params: Any, form: EightBit) -> dict[str, Any]:
     """Quantises the kernels of a transformer's blocks, for `layers.Dense`.
 
     Each kernel gets a "kernel_scale" (layers, o) beside it. Kernels are converted one by one and
-    taken out of `params["blocks"]`, so that both forms of all of them are never in memory.
+    taken out of `params["blocks"]`, so that memory never holds both forms of all kernels.
 
     Args:
       params: the parameters of `Transformer`, or their shapes with shardings.

@@ -139,7 +139,7 @@ def explain_memory_errors(advice: str) -> Iterator[None]:
 def use_compilation_cache() -> None:
     """Stores compiled programs in JAX_COMPILATION_CACHE_DIR, by default ~/.cache/ltx_jax.
 
-    They are not stored where another user may write, who could put programs of his own there.
+    They are not stored where another user may write, who could put other programs there.
     """
     folder = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
     if folder is None:

@@ -19,7 +19,7 @@ def load_base(cfg: TrainTransformer, mesh: Mesh) -> tuple[StoredBase, Any]:
     """Loads the transformer of `run.init_from` in the form that `adapter.base` names, sharded.
 
     Returns:
-      Its path and hash, and its parameters.
+      Path and hash of the transformer, and its parameters.
 
     Raises:
       ValueError: if it is no such transformer, or not the one that the run in `run.output` was
