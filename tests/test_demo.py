@@ -7,10 +7,10 @@ import pytest
 from tiny_checkpoint import SETTINGS, write_exported
 
 from ltx_jax import sample
-from ltx_jax.data import video
+from ltx_jax.data import video, writing
 from ltx_jax.demo import studio as studio_module
 from ltx_jax.demo.__main__ import main
-from ltx_jax.demo.studio import PageImage, PageLora, Studio
+from ltx_jax.demo.studio import PageImage, PageLora, PageReference, Studio
 from ltx_jax.inference import make_videos
 
 
@@ -80,6 +80,24 @@ def test_pictures_are_put_at_their_frames(studio, monkeypatch):
         (0, 128, 1.0),
         (8, 255, 1.0),
     ]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("draws_edges", [False, True])
+def test_a_clip_is_followed_as_by_its_command(studio, tmp_path, monkeypatch, draws_edges):
+    """A clip of another length and frame rate than the video's."""
+    if draws_edges:
+        pytest.importorskip("cv2", reason="the prepare extra is not installed")
+    frames = np.random.default_rng(0).integers(0, 255, (20, 48, 64, 3), np.uint8)
+    writing.write_video(tmp_path / "clip.mp4", frames, 2 * SETTINGS.frame_rate)
+    reference = PageReference(studio.clip(str(tmp_path / "clip.mp4")), draws_edges)
+    result = studio.make("a red star", reference=reference, seed=5)
+    monkeypatch.chdir(tmp_path)  # the command names the file without its folder
+    command = shlex.split(result.command)[1:]
+    assert sample.main([*command, "--output_path", str(tmp_path / "again.mp4")]) == 0
+    np.testing.assert_array_equal(frames_of(tmp_path / "again.mp4"), frames_of(result.path))
+    alone = studio.make("a red star", seed=5)
+    assert np.abs(frames_of(alone.path).astype(int) - frames_of(result.path)).mean() > 1
 
 
 @pytest.mark.parametrize(

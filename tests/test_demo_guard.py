@@ -318,13 +318,14 @@ def test_routes_and_lengths_that_it_does_not_use_are_refused(served, method, pat
     ],
     ids=str,
 )
-def test_pictures_that_were_not_uploaded_are_refused(served, value):
+@pytest.mark.parametrize("field", ["first", "clip"])
+def test_files_that_were_not_uploaded_are_refused(served, field, value):
     data = "data:image/png;base64," + base64.b64encode(picture(served)).decode()
     with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as other:
         text = json.dumps(value).replace("{folder}", str(served.folder))
         text = text.replace("{other}", str(other.server_port)).replace("{data}", data)
         before = len(served.calls)
-        done, said = outcome(served, first=json.loads(text))
+        done, said = outcome(served, **{field: json.loads(text)})
         other.socket.setblocking(False)
         with pytest.raises(BlockingIOError):
             other.socket.accept()
@@ -374,6 +375,40 @@ def test_uploads_that_are_no_pictures_are_refused(served, name, content, message
     assert not done
     assert message in said
     assert len(served.calls) == before
+
+
+def clip(served, height, width):
+    path = served.folder / "clip.mp4"
+    writing.write_video(path, np.zeros((2, height, width, 3), np.uint8), 8.0)
+    return path.read_bytes()
+
+
+def test_a_clip_becomes_a_reference(served):
+    path = upload(served, "clip.mp4", clip(served, 32, 64))
+    for use, preprocessor in (("The clip as it is", None), ("Its edges", "canny")):
+        done, said = outcome(served, clip={"path": path, **META}, clip_use=use)
+        assert done, said
+        [reference] = served.calls[-1]
+        assert reference.media.content == (served.folder / "clip.mp4").read_bytes()
+        assert reference.preprocessor == preprocessor
+    assert outcome(served, clip={"path": path, **META}, clip_use="depth:/etc")[0] is False
+
+
+def test_uploads_that_are_no_clips_are_refused(served):
+    cases = (
+        ("large.mp4", clip(served, 1088, 1920), "frames of 1920 x 1088: a clip may have 2073600"),
+        ("cut.mp4", clip(served, 32, 64)[:400], "cut.mp4"),
+        ("text.mp4", b"text", "text.mp4"),
+        ("list.m3u8", b"#EXTM3U\n/etc/hostname\n", "list.m3u8"),
+    )
+    for name, content, message in cases:
+        before = len(served.calls)
+        path = upload(served, name, content)
+        done, said = outcome(served, clip={"path": path, **META})
+        assert not done, name
+        assert message in said
+        assert SECRET.decode() not in said
+        assert len(served.calls) == before
 
 
 def test_uploads_end_where_the_folder_is_full(served, monkeypatch):

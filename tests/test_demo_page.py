@@ -174,6 +174,26 @@ def test_pictures_are_taken(page, folder):
     assert np.abs(plain.astype(int) - with_picture).mean() > 1
 
 
+def test_a_clip_is_followed(page, folder):
+    frames = np.random.default_rng(0).integers(0, 255, (9, 32, 64, 3), np.uint8)
+    writing.write_video(folder / "followed.mp4", frames, SETTINGS.frame_rate)
+    open_part(page, "Settings")
+    page.get_by_label("A new seed every time").uncheck()
+    plain, _ = make(page)
+    open_part(page, "A clip that the video has to follow")
+    page.set_input_files("#clip input[type=file]", folder / "followed.mp4")
+    page.wait_for_selector("#clip video")
+    whole, _ = make(page)
+    page.get_by_label("Its edges").check()
+    edges, _ = make(page)
+    for one, other in ((plain, whole), (whole, edges)):
+        assert np.abs(one.astype(int) - other).mean() > 0.5
+    open_part(page, "The same on the command line")
+    command = page.locator(".cm-content").inner_text().replace("\n", " ")
+    assert "--reference_media_path followed.mp4 --reference_preprocessor canny" in command
+    assert all(url.startswith(("http://127.0.0.1", "data:", "blob:")) for url in page.requests)
+
+
 def test_an_adapter_is_chosen_with_its_strength(page, folder):
     open_part(page, "Settings")
     page.get_by_label("A new seed every time").uncheck()

@@ -8,7 +8,6 @@ import contextlib
 import itertools
 import logging
 import math
-import os
 from collections.abc import Generator
 
 import numpy as np
@@ -145,7 +144,7 @@ def probe(path: inputs.File, *, any_picture: bool = False) -> Facts:
 
 
 def read_media(
-    path: str | os.PathLike, *, num_frames: int | None = None, frame_rate: float | int | None = None
+    path: inputs.File, *, num_frames: int | None = None, frame_rate: float | int | None = None
 ) -> UInt8[np.ndarray, "t h w 3"]:
     """Reads a picture as a clip of one frame, or a clip (`read_video`).
 
@@ -158,7 +157,7 @@ def read_media(
     Raises:
       ValueError: as `read_video` and `read_image`, and for a time in a still picture.
     """
-    file, start = inputs.split_start(path)
+    file, start = (path, 0.0) if isinstance(path, inputs.Stored) else inputs.split_start(path)
     if pictures.is_image(file):
         if start:
             raise ValueError(f"{file} is a still image: it does not begin at {start:g} s")

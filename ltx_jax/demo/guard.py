@@ -140,7 +140,7 @@ class Guard:
         stored = sum(path.stat().st_size + _BLOCK for path in files)
         if stored + self._arriving + size > _MAX_STORED:
             raise RefusedError(
-                HTTPStatus.INSUFFICIENT_STORAGE, "there is no room for pictures: try again later"
+                HTTPStatus.INSUFFICIENT_STORAGE, "there is no room for uploads: try again later"
             )
 
     async def _listen(self, scope: Scope, receive: Receive, send: Send) -> None:

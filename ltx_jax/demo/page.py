@@ -12,7 +12,7 @@ from starlette.middleware import Middleware  # pyright: ignore[reportMissingImpo
 
 from ltx_jax.checkpoints import hub
 from ltx_jax.demo.guard import MAX_UPLOAD, Guard, Listeners
-from ltx_jax.demo.studio import MAX_PROMPT, PageImage, PageLora, Studio
+from ltx_jax.demo.studio import MAX_PROMPT, PageImage, PageLora, PageReference, Studio
 from ltx_jax.diffusion.sampler import Progress
 from ltx_jax.world import grammar
 
@@ -40,6 +40,7 @@ _PATIENCE = 10  # seconds in which a visitor has to ask for the progress of a re
 # Uploaded pictures older than the second number are deleted every so often, in seconds.
 _CLEANUP_INTERVAL, _UPLOAD_AGE = 600, 3600
 NO_LORA = "No adapter"
+WHOLE, EDGES = "The clip as it is", "Its edges"  # what of a reference clip the video follows
 EXAMPLES = (
     "a small red star moves left",
     "A large blue circle moves down quickly on a beige dotted background.",
@@ -116,6 +117,8 @@ def build(studio: Studio, listeners: Listeners) -> gr.Blocks:
                         gr.Markdown(_known_words())
                 with gr.Accordion("Pictures that the video has to show", open=False):
                     pictures = _pictures(studio)
+                with gr.Accordion("A clip that the video has to follow", open=False):
+                    clip = _clip()
                 with gr.Accordion("Settings", open=False, elem_id="settings"):
                     sliders = _sliders(studio)
                     with gr.Row():
@@ -149,7 +152,7 @@ def build(studio: Studio, listeners: Listeners) -> gr.Blocks:
                         lines=1,
                     )
         fields = {"prompt": prompt, "seed": seed, "new_seed": new_seed}
-        fields |= {**extras, **pictures, **sliders}
+        fields |= {**extras, **pictures, **clip, **sliders}
         gr.on(
             [button.click, prompt.submit],
             _handler(studio, listeners, fields, tuple(sliders), is_world),
@@ -206,11 +209,15 @@ def _handler(
                 for path, frame in places
                 if path is not None
             ]
+            reference, path = None, inputs["clip"]
+            if path is not None:
+                reference = PageReference(studio.clip(path), inputs["clip_use"] == EDGES)
             progress(0.0, desc="Preparing; the first video of a size takes longer")
             name = inputs.get("lora") or NO_LORA
             lora = None if name == NO_LORA else PageLora(name, float(inputs["strength"]))
             extras: dict[str, Any] = {"lora": lora, "enhance": bool(inputs.get("enhance"))}
-            video = studio.make(prompt, pictures, **extras, progress=show_progress, **changes)
+            extras |= {"reference": reference, "progress": show_progress}
+            video = studio.make(prompt, pictures, **extras, **changes)
         except (ValueError, OSError, MemoryError) as error:
             raise gr.Error(str(error), duration=None, print_exception=False) from error
         settings = video.settings
@@ -258,25 +265,31 @@ def _pictures(studio: Studio) -> dict[str, Any]:
     fields = {}
     with gr.Row():
         for name, label in (("first", "First frame"), ("later", "A later frame")):
-            fields[name] = _picture(
-                label=label,
-                sources=["upload", "clipboard"],
-                height=220,
-                buttons=[],
-                elem_id=name,
+            sources: Any = ["upload", "clipboard"]
+            fields[name] = _upload(
+                gr.Image(label=label, sources=sources, height=220, buttons=[], elem_id=name)
             )
     label = "Number of the later frame; the first is 0"
     fields["frame"] = gr.Slider(1, max(last, 2), last, step=1, label=label, elem_id="frame")
     return fields
 
 
-def _picture(**options: Any) -> gr.Image:
-    """A field for a picture whose value is the path that a request names.
+def _clip() -> dict[str, Any]:
+    """Fields for a reference clip, and for what of it the video follows."""
+    return {
+        "clip": _upload(
+            gr.Video(label="Clip", sources=["upload"], height=220, buttons=[], elem_id="clip")
+        ),
+        "clip_use": gr.Radio([WHOLE, EDGES], value=WHOLE, label="Follow", elem_id="clip_use"),
+    }
 
-    Gradio would open any file and fetch any address that a client names; `Studio.picture` reads
-    uploads alone. (Gradio would write a .pyi file beside this one for a subclass.)
+
+def _upload(field: Any) -> Any:
+    """Makes the path that a request names the value of a field for a picture or a clip.
+
+    Gradio would open any file and fetch any address that a client names; the studio reads uploads
+    alone. (Gradio would write a .pyi file beside this one for a subclass.)
     """
-    field = gr.Image(**options)
 
     async def stay(url_or_file_path: Any) -> Any:
         return url_or_file_path  # uploads are in Gradio's folder already

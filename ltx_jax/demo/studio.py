@@ -19,10 +19,10 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ltx_jax.config import SampleConfig, SamplingConfig
-from ltx_jax.data import inputs, writing
+from ltx_jax.data import inputs, preprocessors, video, writing
 from ltx_jax.data.pictures import read_image
 from ltx_jax.demo.guard import contains
-from ltx_jax.diffusion.conditioning import Condition
+from ltx_jax.diffusion.conditioning import Condition, Reference
 from ltx_jax.diffusion.sampler import Progress
 from ltx_jax.inference import make_videos
 
@@ -31,6 +31,7 @@ MAX_STEPS = 50
 MAX_VIDEOS = 32  # older videos are deleted
 MAX_STRENGTH = 4.0  # of an adapter, up or down
 MAX_PICTURE = 50_000_000  # pixels of an uploaded picture: 10 MB can hold thousands of megapixels
+MAX_FRAME = 1920 * 1080  # pixels of a frame of an uploaded clip
 
 
 class PageImage(NamedTuple):
@@ -38,6 +39,13 @@ class PageImage(NamedTuple):
 
     pixels: UInt8[np.ndarray, "h w 3"]
     frame: int
+
+
+class PageReference(NamedTuple):
+    """A clip that the video has to follow, as it is or by its edges."""
+
+    clip: inputs.Stored
+    draws_edges: bool
 
 
 class PageLora(NamedTuple):
@@ -140,7 +148,8 @@ class Studio:
         )
         if unusable := [name for name in names if getattr(settings, name)]:
             raise ValueError(
-                f"prompts and pictures are entered on the page: leave out {' and '.join(unusable)}"
+                "prompts, pictures and clips are entered on the page: leave out "
+                f"{' and '.join(unusable)}"
             )
         self.loras = {} if loras is None else _adapters(loras)
         name = settings.enhance
@@ -171,16 +180,35 @@ class Studio:
           ValueError: if the path is no file in the studio's folder, or the file is no picture or
             too large.
         """
+        return read_image(self._upload(path), max_pixels=MAX_PICTURE)
+
+    def clip(self, path: str) -> inputs.Stored:
+        """Reads an uploaded clip, or a picture.
+
+        Raises:
+          ValueError: if the path is no file in the studio's folder, or the file is no clip or its
+            frames are too large.
+        """
+        upload = self._upload(path)
+        facts = video.probe(upload)
+        if facts.height * facts.width > MAX_FRAME:
+            raise ValueError(
+                f"{upload} has frames of {facts.width} x {facts.height}: a clip may have "
+                f"{MAX_FRAME} pixels a frame here"
+            )
+        return upload
+
+    def _upload(self, path: str) -> inputs.Stored:
         if not contains(self.folder, path):
-            raise ValueError("this picture was not uploaded, or long ago: upload it again")
-        upload = inputs.Stored(Path(path).name, Path(path).read_bytes())
-        return read_image(upload, max_pixels=MAX_PICTURE)
+            raise ValueError("this file was not uploaded, or long ago: upload it again")
+        return inputs.Stored(Path(path).name, Path(path).read_bytes())
 
     def make(
         self,
         prompt: str,
         pictures: Sequence[PageImage] = (),
         *,
+        reference: PageReference | None = None,
         lora: PageLora | None = None,
         enhance: bool = False,
         progress: Callable[[Progress], None] = lambda step: None,
@@ -191,6 +219,7 @@ class Studio:
         Args:
           prompt: the prompt, which may be empty.
           pictures: image conditions.
+          reference: a clip to follow.
           lora: an adapter, beside those of the settings.
           enhance: whether to rewrite the prompt first.
           progress: called after every step.
@@ -212,7 +241,11 @@ class Studio:
                     f"there is no frame {picture.frame}: the last of {settings.num_frames} is "
                     f"frame {settings.num_frames - 1}"
                 )
-        conditions = [Condition(picture.pixels, picture.frame) for picture in pictures]
+        conditions: list[Condition | Reference] = [
+            Condition(picture.pixels, picture.frame) for picture in pictures
+        ]
+        if reference is not None:
+            conditions.append(self._condition(reference))
         start = time.perf_counter()
         with self._lock:
             if enhance and prompt and self.enhancer is not None:
@@ -230,8 +263,16 @@ class Studio:
             path = self._new_path()
             writing.write_video(path, clips[0], settings.frame_rate)
         seconds = time.perf_counter() - start
-        command = self._command(prompt, pictures, lora, changes)
+        command = self._command(prompt, pictures, reference, lora, changes)
         return SampledVideo(path, settings, seconds, command)
+
+    def _condition(self, reference: PageReference) -> Reference:
+        return Reference(
+            reference.clip,
+            self.settings.reference_strength,
+            self.settings.reference_downscale_factor,
+            preprocessors.CANNY if reference.draws_edges else None,
+        )
 
     def _option(self, lora: PageLora) -> str:
         """The value of `--lora` for an adapter of the folder.
@@ -270,6 +311,7 @@ class Studio:
         self,
         prompt: str,
         pictures: Sequence[PageImage],
+        reference: PageReference | None,
         lora: PageLora | None,
         changes: dict[str, Any],
     ) -> str:
@@ -285,6 +327,10 @@ class Studio:
             words += ["--conditioning_media_paths"]
             words += [f"picture{i + 1}.png" for i in range(len(pictures))]
             words += ["--conditioning_start_frames", *(str(one.frame) for one in pictures)]
+        if reference is not None:
+            words += ["--reference_media_path", reference.clip.name]
+            if reference.draws_edges:
+                words += ["--reference_preprocessor", preprocessors.CANNY]
         return shlex.join(words)
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import logging
 import math
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from jaxtyping import Bool, Float32, Shaped
 
 from ltx_jax import pixels
 from ltx_jax.config import SamplingConfig
-from ltx_jax.data import masks
+from ltx_jax.data import inputs, masks
 from ltx_jax.diffusion import conditioning
 from ltx_jax.diffusion.conditioning import Condition, Reference
 from ltx_jax.inference.arguments import Size
@@ -52,7 +51,7 @@ def load_conditions(
     for i, condition in enumerate(conditions):
         # Reads one frame more than the video has, to notice clips that are too long.
         clip = _read(condition.media, size.frames + 1, options.frame_rate)
-        if isinstance(condition.media, str | os.PathLike):
+        if isinstance(condition.media, inputs.File):
             clip = _trimmed(clip, condition, size)
         if batch is not None and _batch_of(clip) not in (1, batch):
             raise ValueError(
@@ -137,7 +136,7 @@ def _read_mask(
 ) -> Bool[np.ndarray, "1 t h2 w2"]:
     """The mask of a clip at the sampled size, False in what padding adds."""
     length, is_prepared = clip.shape[1], clip.dtype != np.uint8
-    if isinstance(media, str | os.PathLike):
+    if isinstance(media, inputs.File):
         frames = _read(media, length, frame_rate)[0]
     else:
         frames = np.asarray(media)
@@ -292,7 +291,7 @@ def _read(media: Any, num_frames: int, frame_rate: float | None = None) -> Any:
     `frame_rate` unless that is None. A posterior as it is."""
     if isinstance(media, Posterior):
         return media
-    if isinstance(media, str | os.PathLike):
+    if isinstance(media, inputs.File):
         from ltx_jax.data import video  # imports PyAV, which only media files need
 
         return video.read_media(media, num_frames=num_frames, frame_rate=frame_rate)[None]
