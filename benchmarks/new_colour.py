@@ -1,6 +1,7 @@
 """Does an adapter teach the embedded model a colour that it does not know, and nothing else?
 
-  python benchmarks/new_colour.py clips data/lime       # 96 clips with captions: half in lime
+  python benchmarks/new_colour.py clips data/lime       # 96 clips with captions: half in lime;
+                                                        # data/lime_held_out: 4 more in lime
   ltx-train shapes_lora                                 # trains the adapter on them
   python benchmarks/new_colour.py judge runs/shapes_lora
 
@@ -31,7 +32,7 @@ from ltx_jax.world.scenes import COLOURS, DIRECTIONS, Scene, sample_scene  # noq
 NAME, RGB = "lime", (164, 226, 36)  # 100 from green and from yellow, in RGB
 MOTIONS = (*DIRECTIONS, "still", "grow", "shrink")  # the model knows no rotations
 FRAMES, SIDE, RATE = 25, 96, 24.0
-CLIPS = 48  # of each half
+CLIPS, HELD_OUT = 48, 4  # of each half; beside them
 WORDS = ("shape", "colour", "motion", "all")
 SAMPLING: dict[str, Any] = dict(height=SIDE, width=SIDE, num_frames=FRAMES, frame_rate=RATE)
 
@@ -64,11 +65,15 @@ def scenes(seed: int, count: int, *, new: bool) -> list[tuple[Scene, str]]:
 
 
 def write_clips(folder: pathlib.Path) -> None:
-    """Writes the clips that the adapter is trained on, with captions beside them."""
+    """Writes the clips that adapters are trained on, with captions, and held-out ones beside."""
+    _write(folder, scenes(1, CLIPS, new=True) + scenes(2, CLIPS, new=False))
+    _write(folder.with_name(f"{folder.name}_held_out"), scenes(5, HELD_OUT, new=True))
+
+
+def _write(folder: pathlib.Path, clips: Sequence[tuple[Scene, str]]) -> None:
     folder.mkdir(parents=True)
-    both = scenes(1, CLIPS, new=True) + scenes(2, CLIPS, new=False)
     with known_colour():
-        for i, (scene, caption) in enumerate(both):
+        for i, (scene, caption) in enumerate(clips):
             frames = render.render(scene, FRAMES, SIDE, SIDE, RATE)
             writing.write_video(folder / f"{i:02}.mov", frames, RATE)  # ProRes: full colour
             (folder / f"{i:02}.txt").write_text(caption + "\n")

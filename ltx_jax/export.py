@@ -56,7 +56,7 @@ def export(
       vae: a checkpoint whose VAE is exported, with a source that holds a transformer alone.
       text_encoder: file or folder of a text encoder that is exported too; for a model without one.
       settings: a file of configs/sample, or a video's JSON, in place of the source's settings.
-      merge: adapters that are merged into the transformer, as FILE or FILE:STRENGTH.
+      merge: adapters that are merged into its networks, as FILE or FILE:STRENGTH.
 
     Raises:
       ValueError: if there is no such checkpoint, `out` is not empty, or the diffusers layout is
@@ -73,7 +73,7 @@ def export(
     loras = [split_lora(text, "--merge") for text in merge]
     loaded = load_checkpoint(source, vae=vae, dtype=dtype, in_memory=False)
     if loras:
-        loaded = adapter_export.merged(source, loaded, loras)
+        loaded = adapter_export.merged(loaded, loras)
     encoder = None
     if text_encoder is not None:
         encoder = TextEncoder.load(text_encoder, dtype=dtype or "float32")
@@ -135,7 +135,7 @@ def main(arguments: list[str]) -> None:
         nargs="+",
         default=(),
         metavar="FILE[:STRENGTH]",
-        help="adapters that are merged into the transformer",
+        help="adapters that are merged into the networks",
     )
     adapter = parser.add_argument_group("adapters", "OUT is a .safetensors file")
     adapter.add_argument(

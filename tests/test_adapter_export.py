@@ -1,6 +1,7 @@
 """ltx-export with adapters: merged into a checkpoint, extracted from two, exported from a run."""
 
 import dataclasses
+import pathlib
 import tracemalloc
 
 import jax
@@ -19,9 +20,10 @@ from ltx_jax.checkpoints import (
     adapters,
     keys,
     official,
+    releases,
     tensors,
 )
-from ltx_jax.checkpoints.adapter_changes import Difference, LowRank
+from ltx_jax.checkpoints.adapter_changes import Adapter, Difference, LowRank
 from ltx_jax.checkpoints.adapter_metadata import Origin
 from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.checkpoints.load import load_checkpoint
@@ -148,13 +150,40 @@ def test_a_base_of_another_hash_is_named(base, cfg, tmp_path, caplog):
     change = {"proj_out.weight": LowRank(np.ones((1, 32), "f"), np.ones((8, 1), "f"))}
     for base_hash, warns in ((loaded.source_hash, False), ("f" * 64, True), ("", False)):
         caplog.clear()
-        origin = Origin(base="13b-0.9.8-dev", base_hash=base_hash)
+        origin = Origin(base="a-fox", base_hash=base_hash)
         path = tmp_path / "a.safetensors"
         adapter_writing.write(path, change, metadata=origin.to_metadata())
-        adapters.warn_of_base(adapters.read(path, cfg), loaded)
-        assert ("was made for 13b-0.9.8-dev (ffffffff)" in caplog.text) is warns
+        adapters.check_base(adapters.read(path, cfg), loaded)
+        assert ("was made for a-fox (ffffffff)" in caplog.text) is warns
     with_vae = load_checkpoint(base, vae=base)
-    assert with_vae.base_hash == loaded.base_hash != with_vae.source_hash
+    assert with_vae.base_hash("transformer") == loaded.source_hash != with_vae.source_hash
+
+
+@pytest.mark.parametrize(
+    ("network", "base", "own", "difference"),
+    [
+        ("transformer", "2b-0.9.6-dev", "2b-0.9.6-distilled", None),
+        ("transformer", "2b-0.9.1", "2b-0.9.5", "causal_temporal_positioning is False there and T"),
+        ("transformer", "13b-0.9.8-dev", "2b-0.9.8-distilled", "num_layers is 48 there and 28"),
+        ("vae", "2b-0.9.5", "13b-0.9.8-dev", None),
+        ("vae", "2b-0.9.0", "2b-0.9.1", "decoder_blocks is"),
+    ],
+)
+def test_a_base_of_another_version_is_refused(network, base, own, difference, caplog):
+    """Also where shapes agree: the transformers of 0.9.1 and 0.9.5 have the same."""
+    checkpoint = Checkpoint(
+        transformer=releases.network(own, "transformer"),
+        vae=releases.network(own, "vae"),
+        source_hash="e" * 64,
+    )
+    metadata = Origin(base=base, base_hash="f" * 64).to_metadata(network)
+    adapter = Adapter(pathlib.Path("a"), {}, metadata, network=network)
+    if difference is None:
+        adapters.check_base(adapter, checkpoint)
+        assert f"was made for {base} (ffffffff), and this is another" in caplog.text
+        return
+    with pytest.raises(ValueError, match=f"made for {base}, another version .*: {difference}"):
+        adapters.check_base(adapter, checkpoint)
 
 
 def tuned_checkpoint(base, changes, to):

@@ -11,7 +11,8 @@ from quick import QUICK
 from tiny_stages import QUICK_MESH, assert_eight_devices_train_as_one, one_device
 
 from ltx_jax import export
-from ltx_jax.checkpoints import adapters
+from ltx_jax.checkpoints import adapter_writing, adapters
+from ltx_jax.checkpoints.adapter_metadata import Origin
 from ltx_jax.checkpoints.load import load_checkpoint
 from ltx_jax.config import (
     AdapterConfig,
@@ -24,6 +25,7 @@ from ltx_jax.config import (
 from ltx_jax.inference.pipeline import LTXPipeline
 from ltx_jax.models import adapter as adapter_model
 from ltx_jax.runtime import sharding
+from ltx_jax.training import warm_start
 from ltx_jax.training.loop import train
 from ltx_jax.training.step import Trainer
 from ltx_jax.training.transformer.stage import TransformerStage
@@ -123,7 +125,7 @@ def test_a_trained_adapter_is_exported_as_a_file(folder, trained, naming, tmp_pa
         for part in ("down", "up", "scale"):
             np.testing.assert_array_equal(getattr(file.changes[name], part), getattr(change, part))
     assert file.metadata["modelspec.trigger_phrase"] == "sks"
-    assert file.metadata["ltx_jax.base_hash"] == load_checkpoint(folder).base_hash
+    assert file.metadata["ltx_jax.base_hash"] == load_checkpoint(folder).base_hash("transformer")
     assert export.main([str(folder), str(tmp_path / "other.safetensors")]) == 2
     assert "no run that trains an adapter" in capsys.readouterr().err
 
@@ -218,9 +220,10 @@ def test_validation_samples_the_base_with_the_adapter(folder, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"run": {"init_from": None}}, "name it with --run.init_from"),
+        ({"run": {"init_from": None}}, "name its checkpoint with --run.init_from"),
         ({"captions": "train"}, "set captions to 'frozen'"),
-        ({"run": {"init_redraw": ("ff",)}}, "init_redraw has no effect with an adapter"),
+        ({"run": {"init_redraw": ("ff",)}}, "init_redraw has no effect on the network of an ad"),
+        ({"run": {"init_missing": ("adapter/",)}}, "has no effect without adapter.init_from"),
         ({"adapter": {"rank": 0}}, "adapter.targets has no effect without an adapter"),
     ],
 )
@@ -239,3 +242,65 @@ def test_a_base_of_another_architecture_is_refused(folder):
     wide = dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, num_layers=3))
     with pytest.raises(ValueError, match="has another architecture: transformer/blocks"):
         TransformerStage.open(wide, one_device())
+
+
+def start_of(cfg, **run):
+    """The adapter that a run begins with."""
+    cfg = dataclasses.replace(cfg, run=dataclasses.replace(cfg.run, **run))
+    stage = TransformerStage.open(cfg, one_device())
+    return warm_start.first_state(stage, Trainer(stage).plan).params["adapter"]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("naming", ["run", "comfy", "diffusers"])
+def test_training_begins_with_an_adapter(folder, trained, naming, tmp_path):
+    path, state = trained[0], trained[1]
+    if naming != "run":
+        path = tmp_path / "own.safetensors"
+        assert export.main([str(trained[0]), str(path), "--format", naming]) == 0
+    check_equal(start_of(config(folder, "/none", init_from=str(path))), state.ema["adapter"])
+    # The same change with another factor: alpha / rank is 1 in the file and 1/2 here.
+    halved = start_of(config(folder, "/none", init_from=str(path), alpha=2.0))
+    kernel = state.ema["adapter"]["blocks"]["attn1"]["to_q"]
+    check_equal(halved["blocks"]["attn1"]["to_q"]["down"], kernel["down"])
+    check_equal(halved["blocks"]["attn1"]["to_q"]["up"], 2 * kernel["up"])
+
+
+@pytest.mark.thorough
+def test_an_adapter_to_begin_with_must_fit(folder, trained, tmp_path):
+    path = str(trained[0])
+    with pytest.raises(ValueError, match=r"with rank 4, and adapter\.rank is 2: make them"):
+        start_of(config(folder, "/none", init_from=path, rank=2))
+    some = tmp_path / "some.safetensors"
+    read = adapters.read(path, load_checkpoint(folder).transformer)
+    attention = {name: x for name, x in read.changes.items() if ".attn" in name}
+    adapter_writing.write(some, attention, metadata=read.metadata)
+    cfg = config(folder, "/none", init_from=str(some))
+    with pytest.raises(ValueError, match=r"adapter/.* is absent in the checkpoint"):
+        start_of(cfg)
+    grown = start_of(cfg, init_missing=("adapter/(?!blocks/attn)",))
+    check_equal(grown["blocks"]["attn1"], trained[1].ema["adapter"]["blocks"]["attn1"])
+    assert not np.asarray(grown["blocks"]["ff"]["linear_1"]["up"]).any()
+    narrow = config(folder, "/none", init_from=path, targets=("attention",))
+    with pytest.raises(ValueError, match=r"adapter/.* absent in this run"):
+        start_of(narrow)
+    part = {name: x for name, x in attention.items() if "transformer_blocks.0" in name}
+    adapter_writing.write(tmp_path / "part.safetensors", part)
+    one = config(folder, "/none", init_from=str(tmp_path / "part.safetensors"))
+    with pytest.raises(ValueError, match=r"in some blocks and lacks transformer_blocks\.1"):
+        start_of(one)
+    origin = Origin(base="2b-0.9.1", base_hash="f" * 64).to_metadata()
+    adapter_writing.write(tmp_path / "other.safetensors", dict(read.changes), metadata=origin)
+    other = config(folder, "/none", init_from=str(tmp_path / "other.safetensors"))
+    with pytest.raises(ValueError, match=r"was made for 2b-0\.9\.1, another version"):
+        start_of(other)
+
+
+@pytest.mark.thorough
+def test_a_begun_run_does_not_read_its_first_adapter_again(folder, trained, tmp_path):
+    first = tmp_path / "first"
+    shutil.copytree(trained[0], first)
+    cfg = config(folder, tmp_path / "lora", init_from=str(first))
+    train(steps(cfg, 1), quiet)
+    shutil.rmtree(first)
+    assert train(steps(cfg, 2), quiet).step == 2

@@ -154,6 +154,22 @@ def test_the_metrics_of_a_step_are_read_while_the_next_one_runs(tiny, tmp_path):
 
 
 @pytest.mark.thorough
+@pytest.mark.parametrize(
+    ("init_from", "steps"), [("a.safetensors", [0, 3, 5, 6]), (None, [3, 5, 6])]
+)
+def test_what_begins_with_a_checkpoint_is_validated_before_it_is_trained(
+    tiny, tmp_path, monkeypatch, init_from, steps
+):
+    monkeypatch.setattr(loop.warm_start, "first_state", lambda stage, plan: plan.make())
+    cfg = settings(tmp_path, steps=5, validate_every=3, init_from=init_from)
+    lines = []
+    tiny.fit(cfg, lines.append)
+    tiny.fit(dataclasses.replace(cfg, run=dataclasses.replace(cfg.run, steps=6)))  # not once more
+    assert [step for what, step in tiny.notes.events if what == "validate"] == steps
+    assert any(line.startswith("step 0/5  other 7") for line in lines) is (0 in steps)
+
+
+@pytest.mark.thorough
 def test_validation_chooses_what_is_kept_beside_the_latest(tiny, tmp_path):
     tiny.notes.losses = iter([0.5, 0.1, 0.3, 0.4])
     lines = []

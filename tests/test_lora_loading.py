@@ -12,6 +12,7 @@ from ltx_jax import LTXPipeline
 from ltx_jax.checkpoints import adapter_writing, adapters, keys, tensors
 from ltx_jax.checkpoints.adapter_metadata import Origin
 from ltx_jax.checkpoints.load import load_checkpoint
+from ltx_jax.diffusion.denoiser import Fast, Plain
 from ltx_jax.inference.loras import Loras
 
 
@@ -122,10 +123,26 @@ def test_after_an_error_the_adapters_are_those_before(folder, lora, fast, monkey
 def test_an_adapter_of_another_base_is_named(folder, tmp_path, caplog):
     pipe = LTXPipeline.from_pretrained(folder, dtype="float32", fast=False)
     changes = random_changes(pipe.transformer)
-    for base_hash in (pipe.checkpoint.base_hash, "f" * 64):
-        metadata = Origin(base="13b-0.9.8-dev", base_hash=base_hash).to_metadata()
+    for base_hash in (pipe.checkpoint.base_hash("transformer"), "f" * 64):
+        metadata = Origin(base="a-fox", base_hash=base_hash).to_metadata()
         adapter_writing.write(tmp_path / "a.safetensors", changes, metadata=metadata)
         caplog.clear()
         pipe.load_lora(tmp_path / "a.safetensors")
         pipe.unload_lora()
-        assert ("was made for 13b-0.9.8-dev" in caplog.text) is (base_hash == "f" * 64)
+        assert ("was made for a-fox" in caplog.text) is (base_hash == "f" * 64)
+
+
+@pytest.mark.thorough
+def test_an_adapter_kept_apart_leaves_the_fast_form_and_says_so(pipe, lora, caplog):
+    def notices():
+        return caplog.text.count("are computed by the plain form of the transformer")
+
+    pipe.load_lora(lora)
+    assert isinstance(pipe.denoiser, Fast)
+    assert notices() == 0
+    for strength in (1.0, 0.5):
+        pipe.load_lora(lora, strength, merge=False)
+        assert isinstance(pipe.denoiser, Plain)
+        assert notices() == 1
+    pipe.unload_lora()
+    assert isinstance(pipe.denoiser, Fast)

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ltx_jax.checkpoints.checkpoint import Network
+
 _Class = TypeVar("_Class")
 _matmul = functools.partial(jnp.matmul, precision="highest")
 
@@ -46,12 +48,14 @@ class Adapter:
       changes: official name of a tensor, without the prefix of files -> its change.
       metadata: metadata of the file.
       stamp: modification time and size of the file when it was read; None for a run.
+      network: the network that the adapter changes.
     """
 
     path: Path
     changes: Mapping[str, Change]
     metadata: Mapping[str, str]
     stamp: tuple[int, int] | None = None
+    network: Network = "transformer"
 
 
 @dataclass_transform(frozen_default=True)
@@ -64,7 +68,7 @@ class LowRank:
     """LoRA (arXiv 2106.09685): adds strength x scale x up @ down.
 
     Attributes:
-      down: (r, in).
+      down: (r, in), or (r, in, t, h, w) for the kernel of a convolution.
       up: (out, r).
       scale: alpha / r, or alpha / sqrt(r) (rank-stabilised, arXiv 2312.03732).
     """
@@ -76,11 +80,12 @@ class LowRank:
     @property
     def shape(self) -> tuple[int, ...]:
         """As in `Change`."""
-        return self.up.shape[0], self.down.shape[1]
+        return self.up.shape[0], *self.down.shape[1:]
 
     def __call__(self, old: Float[Array, "..."], strength: Any) -> Float[Array, "..."]:
         """As in `Change`."""
-        return old + strength * self.scale * _matmul(self.up, self.down)
+        product = _matmul(self.up, self.down.reshape(len(self.down), -1))
+        return old + strength * self.scale * product.reshape(self.shape)
 
 
 @_pytree

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ltx_jax.checkpoints import (
     adapter_extraction,
@@ -14,35 +15,37 @@ from ltx_jax.checkpoints import (
 )
 from ltx_jax.checkpoints.adapter_changes import LowRank
 from ltx_jax.checkpoints.adapter_metadata import Origin
-from ltx_jax.checkpoints.checkpoint import Checkpoint
+from ltx_jax.checkpoints.checkpoint import NETWORKS, Checkpoint
 from ltx_jax.checkpoints.load import load_checkpoint
 from ltx_jax.config import AdapterNaming, DType
 from ltx_jax.runtime import files
 
 
-def merged(source: str, loaded: Checkpoint, loras: Sequence[tuple[str, float]]) -> Checkpoint:
+def merged(loaded: Checkpoint, loras: Sequence[tuple[str, float]]) -> Checkpoint:
     """A checkpoint with adapters merged in; each tensor is computed when it is written.
 
     Args:
-      source: what the checkpoint was loaded from, for messages.
       loaded: the checkpoint.
       loras: paths and strengths of the adapters.
 
     Raises:
-      ValueError: if there is no transformer, or an adapter does not fit it.
+      ValueError: if the network that an adapter changes is missing, or does not fit it.
     """
-    cfg = loaded.transformer
-    if cfg is None:
-        raise ValueError(f"{source} holds no transformer that adapters could change")
-    read = [(adapters.read(path, cfg), strength) for path, strength in loras]
-    for adapter, _ in read:
-        adapters.warn_of_base(adapter, loaded)
+    read = [
+        (adapters.read(path, loaded.transformer, loaded.vae), strength) for path, strength in loras
+    ]
+    changes: dict[str, Any] = {}
+    for network in NETWORKS:
+        own = [(adapter, strength) for adapter, strength in read if adapter.network == network]
+        for adapter, _ in own:
+            adapters.check_base(adapter, loaded)
+        if own:
+            name = f"{network}_params"
+            params, cfg = getattr(loaded, name), loaded.network(network)
+            changes[name] = adapters.merge_lazily(params, cfg, own)
     names = ", ".join(f"{adapter.path.name}:{strength:g}" for adapter, strength in read)
-    return dataclasses.replace(
-        loaded,
-        transformer_params=adapters.merge_lazily(loaded.transformer_params, cfg, read),
-        metadata={**loaded.metadata, "modelspec.merged_from": names},
-    )
+    metadata = {**loaded.metadata, "modelspec.merged_from": names}
+    return dataclasses.replace(loaded, **changes, metadata=metadata)
 
 
 def write_trained(
@@ -70,10 +73,12 @@ def write_trained(
         raise ValueError(
             f"{run} is no run that trains an adapter: only adapters are single files, name a folder"
         )
-    adapter = adapters.read(run, run_config.read_config(run).model)
-    origin = dataclasses.replace(Origin.from_metadata(adapter.metadata), trigger=trigger)
-    facts = {**adapter.metadata, **origin.to_metadata()}
-    adapter_writing.write(out, adapter.changes, naming=naming, metadata=facts, dtype=dtype)
+    from ltx_jax.checkpoints import runs  # imports Orbax, which takes a second
+
+    adapter = adapters.of_run(runs.load_adapter(run), run, run_config.read_config(run).model)
+    facts = {**adapter.metadata, **Origin(trigger).to_metadata(adapter.network)}
+    written: dict[str, Any] = dict(network=adapter.network, naming=naming, dtype=dtype)
+    adapter_writing.write(out, adapter.changes, metadata=facts, **written)
 
 
 def extract(
@@ -114,7 +119,7 @@ def extract(
         how = f"rank {len(one.change.down)}" if isinstance(one.change, LowRank) else "whole"
         print(f"{one.name}: {how}, error {one.error / one.size:.2%}")
     print(f"{len(changes)} tensors differ; error {error / size:.2%} of the whole difference")
-    origin = Origin(trigger, releases.name_of(base), models[0].base_hash, rank=rank)
+    origin = Origin(trigger, releases.name_of(base), models[0].base_hash("transformer"), rank=rank)
     facts = {**origin.to_metadata(), "ltx_jax.extracted_from": releases.name_of(tuned)}
     adapter_writing.write(out, changes, naming=naming, metadata=facts)
 

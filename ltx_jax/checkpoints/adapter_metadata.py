@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ltx_jax.checkpoints import keys
+from ltx_jax.checkpoints.checkpoint import Network
 
 # The metadata entry in which diffusers stores peft's settings, as JSON; their names begin with the
 # prefix.
@@ -38,8 +39,9 @@ class Origin:
     steps: int | None = None
     rank: int | None = None
 
-    def to_metadata(self) -> dict[str, str]:
-        """The metadata of a file: ModelSpec's entries, which other programs show, and our own."""
+    def to_metadata(self, network: Network = "transformer") -> dict[str, str]:
+        """The metadata of a file that changes a network: ModelSpec's entries, which other programs
+        show, and our own."""
         own = {
             f"{_OWN}{name}": str(value)
             for name, value in dataclasses.asdict(self).items()
@@ -47,7 +49,7 @@ class Origin:
         }
         spec = {
             "modelspec.sai_model_spec": "1.0.1",
-            "modelspec.architecture": "ltx-video/lora",
+            "modelspec.architecture": f"ltx-video{'-vae' if network == 'vae' else ''}/lora",
             "modelspec.implementation": "https://github.com/Lightricks/LTX-Video",
         }
         return spec | own | ({_TRIGGER: self.trigger} if self.trigger else {})

@@ -9,19 +9,22 @@ import numpy as np
 
 from ltx_jax.checkpoints import keys
 from ltx_jax.checkpoints.adapter_changes import Adapter, LowRank
-from ltx_jax.config import TransformerConfig
+from ltx_jax.checkpoints.checkpoint import network_of
+from ltx_jax.config import TransformerConfig, VAEConfig
 from ltx_jax.models import adapter as adapter_model
 
 
-def _kernels(cfg: TransformerConfig) -> Iterator[tuple[keys.Path, keys.Leaf]]:
-    for leaf in keys.transformer_leaves(keys.transformer_boxed(cfg)):
+def _kernels(
+    cfg: TransformerConfig | VAEConfig,
+) -> Iterator[tuple[keys.Path, keys.Leaf]]:
+    for leaf in keys.adaptable_leaves(cfg):
         if leaf.path[-1] == "kernel":
             yield leaf.path[:-1], leaf
 
 
 def named(
     tree: Mapping[str, Any],
-    cfg: TransformerConfig,
+    cfg: TransformerConfig | VAEConfig,
     scale: float,
     path: Path,
     metadata: Mapping[str, str],
@@ -29,8 +32,8 @@ def named(
     """Converts an adapter that was trained here to official names.
 
     Args:
-      tree: the adapter, with the modules of the transformer's parameters.
-      cfg: the transformer.
+      tree: the adapter, with the modules of the network's parameters.
+      cfg: the network.
       scale: its factor, alpha / rank.
       path: where it comes from.
       metadata: entries of the adapter's metadata.
@@ -43,8 +46,53 @@ def named(
         down, up = (np.asarray(layers[module][name]) for name in ("down", "up"))
         for i, name in enumerate(leaf.names):
             one = (down[i], up[i]) if leaf.stacked else (down, up)
-            changes[name] = LowRank(one[0].T, one[1].T, scale)
-    return Adapter(path, changes, metadata)
+            stored_down, stored_up = (_kernel(x.shape).to_stored(x) for x in one)
+            changes[name] = LowRank(stored_down, stored_up, scale)
+    return Adapter(path, changes, metadata, network=network_of(cfg))
+
+
+def tree_of(adapter: Adapter, cfg: TransformerConfig | VAEConfig, scale: float) -> dict[str, Any]:
+    """The inverse of `named`, in float32: a tree to train on, with a factor of its own.
+
+    Args:
+      adapter: the adapter, of one rank.
+      cfg: the network.
+      scale: the factor that the tree will have. `up` takes what the adapter's own factors differ
+        from it.
+
+    Raises:
+      ValueError: if the adapter does more than add low-rank matrices to kernels, or changes only
+        some blocks of a stack.
+    """
+    _check_low_rank([(adapter, 1.0)], cfg)
+    tree: dict[str, Any] = {}
+    for module, leaf in _kernels(cfg):
+        changes: list[Any] = [adapter.changes.get(name) for name in leaf.names]
+        if not any(changes):
+            continue
+        missing = [name for name, x in zip(leaf.names, changes, strict=True) if x is None]
+        if missing:
+            raise ValueError(
+                f"{adapter.path} changes {'/'.join(module)} in some blocks and lacks {missing[0]}: "
+                "training changes all blocks or none"
+            )
+        matrices = {
+            "down": [_kernel(x.down.shape).from_stored(_float32(x.down)) for x in changes],
+            "up": [_float32(x.up).T * np.float32(x.scale / scale) for x in changes],
+        }
+        adapter_model.node(tree, module).update(
+            {name: np.stack(x) if leaf.stacked else x[0] for name, x in matrices.items()}
+        )
+    return tree
+
+
+def _float32(x: Any) -> np.ndarray:
+    return np.asarray(x).astype(np.float32)
+
+
+def _kernel(shape: tuple[int, ...]) -> keys.Leaf:
+    """A matrix of an adapter, which is laid out like the kernel of its layer."""
+    return keys.Leaf(("kernel",), shape, names=())
 
 
 def beside(adapters: Sequence[tuple[Adapter, float]], cfg: TransformerConfig) -> dict[str, Any]:
@@ -115,12 +163,14 @@ def _places(parts: Sequence[_Part]) -> Iterator[tuple[int, slice, LowRank, float
         first += part.rank
 
 
-def _check_low_rank(adapters: Sequence[tuple[Adapter, float]], cfg: TransformerConfig) -> None:
+def _check_low_rank(
+    adapters: Sequence[tuple[Adapter, float]], cfg: TransformerConfig | VAEConfig
+) -> None:
     kernels = {name for _, leaf in _kernels(cfg) for name in leaf.names}
     for adapter, _ in adapters:
         for name, change in adapter.changes.items():
             if name not in kernels or not isinstance(change, LowRank):
                 raise ValueError(
                     f"{adapter.path} changes {name} by a {type(change).__name__}, which cannot be "
-                    "kept apart from the weights: merge it (merge=True)"
+                    "kept apart from the weights: merge it (merge=True, or ltx-export --merge)"
                 )

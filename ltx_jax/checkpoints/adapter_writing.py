@@ -3,7 +3,8 @@
 ComfyUI's loader (comfy/lora.py, comfy/weight_adapter) takes the official names of modules below
 `diffusion_model.`; alpha lies beside the matrices. Diffusers' loader (LTXVideoLoraLoaderMixin)
 takes its own names below `transformer.`, no key without `lora` in it, and peft's settings in the
-metadata.
+metadata. Neither loads adapters of the VAE's decoder: these have the official names of files,
+below `vae.`, and are otherwise written as for ComfyUI.
 """
 
 import collections
@@ -17,15 +18,17 @@ import numpy as np
 from ltx_jax.checkpoints import keys, tensors
 from ltx_jax.checkpoints.adapter_changes import Change, Difference, LowRank
 from ltx_jax.checkpoints.adapter_metadata import PEFT_PREFIX, PEFT_SETTINGS
+from ltx_jax.checkpoints.checkpoint import Network
 from ltx_jax.config import AdapterNaming, DType
 
-_COMFY = "diffusion_model."
+_PREFIXES: dict[Network, str] = {"transformer": "diffusion_model.", "vae": keys.VAE_PREFIX}
 
 
 def write(
     path: Path,
     changes: Mapping[str, Change],
     *,
+    network: Network = "transformer",
     naming: AdapterNaming = "comfy",
     metadata: Mapping[str, str] | None = None,
     dtype: DType | None = None,
@@ -37,6 +40,7 @@ def write(
       changes: by official name of the tensor, without the prefix of files: `LowRank`, and
         `Difference` of biases, norms and tables (with diffusers' names: of the biases of layers
         that have a low-rank change too).
+      network: which one they change.
       naming: whose names.
       metadata: of the file, such as `Origin.to_metadata`.
       dtype: of the tensors; None keeps that of each.
@@ -47,7 +51,7 @@ def write(
     """
     if not changes:
         raise ValueError(f"there is nothing to write to {path}: this adapter changes no tensor")
-    named, settings = entries(changes, naming)
+    named, settings = entries(changes, naming, network)
     arrays = {}
     for name, value in named.items():
         array = np.asarray(value)
@@ -61,14 +65,21 @@ def write(
 
 
 def entries(
-    changes: Mapping[str, Change], naming: AdapterNaming
+    changes: Mapping[str, Change], naming: AdapterNaming, network: Network = "transformer"
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """The tensors of an adapter's file by name, and the metadata that belong to them.
 
     Raises:
       ValueError: for a change that these names cannot express.
     """
-    return (_comfy if naming == "comfy" else _diffusers)(changes)
+    if naming == "comfy":
+        return _comfy(changes, _PREFIXES[network]), {}
+    if network == "vae":
+        raise ValueError(
+            "diffusers has no names for adapters of a VAE, and loads none: leave --format out, or "
+            "merge it into a checkpoint (ltx-export BASE OUT --merge)"
+        )
+    return _diffusers(changes)
 
 
 def check(name: str, change: Change, naming: AdapterNaming) -> None:
@@ -93,24 +104,23 @@ def _module(name: str) -> str:
 
 
 def _pair(module: str, change: LowRank) -> dict[str, Any]:
-    return {f"{module}.lora_A.weight": change.down, f"{module}.lora_B.weight": change.up}
+    # Of a convolution, `lora_B` is a kernel too, with a window of one position.
+    up = change.up.reshape(*change.up.shape, *(1,) * (change.down.ndim - 2))
+    return {f"{module}.lora_A.weight": change.down, f"{module}.lora_B.weight": up}
 
 
-def _comfy(changes: Mapping[str, Change]) -> tuple[dict[str, Any], dict[str, str]]:
+def _comfy(changes: Mapping[str, Change], prefix: str) -> dict[str, Any]:
     entries: dict[str, Any] = {}
     for name, change in changes.items():
-        module = _COMFY + _module(name)
+        module = prefix + _module(name)
         if isinstance(change, LowRank):
-            entries |= {
-                f"{module}.lora_A.weight": change.down,
-                f"{module}.lora_B.weight": change.up,
-            }
+            entries |= _pair(module, change)
             if float(change.scale) != 1:
                 entries[f"{module}.alpha"] = np.float32(float(change.scale) * len(change.down))
         else:
             end = ".diff_b" if name.endswith(".bias") else ".diff"
             entries[module + end] = _whole(name, change)
-    return entries, {}
+    return entries
 
 
 def _diffusers(changes: Mapping[str, Change]) -> tuple[dict[str, Any], dict[str, str]]:

@@ -1,16 +1,10 @@
-"""Adapters of the transformer (LoRA and similar ones): reads them, merges them into its weights.
+"""Adapters (LoRA and similar ones): reads them, merges them into the weights of a network."""
 
-A key of an adapter's file is PREFIX + MODULE + SUFFIX. The prefix tells which program wrote it
-(ComfyUI, diffusers, peft, kohya); modules are named as in official files or as in diffusers, also
-flattened (`_` for `.`); the suffix says what the tensor is. An unknown key is an error.
-"""
-
-import difflib
+import dataclasses
 import functools
 import logging
 import os
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,71 +23,13 @@ from ltx_jax.checkpoints.adapter_changes import (
     Renormalized,
     Replacement,
 )
+from ltx_jax.checkpoints.adapter_keys import LayerNames
 from ltx_jax.checkpoints.adapter_metadata import Alphas, Origin
-from ltx_jax.checkpoints.checkpoint import Checkpoint
+from ltx_jax.checkpoints.checkpoint import NOUNS, Checkpoint, Network, network_of
 from ltx_jax.checkpoints.quantized import rotate
-from ltx_jax.config import TransformerConfig
+from ltx_jax.config import TransformerConfig, VAEConfig
 
 _log = logging.getLogger(__name__)
-
-# The longer ones first. Those of the second group stand before flattened names.
-_PREFIXES = (
-    "transformer.base_model.model.",
-    "base_model.model.",
-    "model.diffusion_model.",
-    "diffusion_model.",
-    "transformer.",
-)
-_FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")
-
-# What a tensor is, by the end of its key; longer ends first where one ends with another.
-_ROLES = {
-    ".lora_A.default.weight": "down",
-    ".lora_B.default.weight": "up",
-    ".lora_linear_layer.down.weight": "down",
-    ".lora_linear_layer.up.weight": "up",
-    ".lora_A.weight": "down",
-    ".lora_B.weight": "up",
-    ".lora_down.weight": "down",
-    ".lora_up.weight": "up",
-    ".lora.down.weight": "down",
-    ".lora.up.weight": "up",
-    "_lora.down.weight": "down",
-    "_lora.up.weight": "up",
-    ".lora_A": "down",
-    ".lora_B": "up",
-    ".lora_B.bias": "up_bias",
-    ".lora_B.default.bias": "up_bias",
-    ".alpha": "alpha",
-    ".dora_scale": "magnitude",
-    ".lora_magnitude_vector": "magnitude",
-    ".lora_magnitude_vector.weight": "magnitude",
-    ".lora_magnitude_vector.default.weight": "magnitude",
-    ".diff": "difference",
-    ".w_norm": "difference",
-    ".diff_b": "bias_difference",
-    ".b_norm": "bias_difference",
-    ".set_weight": "replacement",
-    **{f".hada_w{i}_{x}": f"hadamard_{x}{i}" for i in (1, 2) for x in "ab"},
-    **{f".lokr_w{i}": f"kronecker_{i}" for i in (1, 2)},
-    **{f".lokr_w{i}_{x}": f"kronecker_{i}{x}" for i in (1, 2) for x in "ab"},
-}
-_ENDS = sorted(_ROLES, key=len, reverse=True)
-
-# Ends of the keys of adapters that are not supported.
-_UNSUPPORTED = re.compile(
-    r"\.(lora_mid|hada_t[12]|lokr_t2|oft_[A-Z]+|oft_blocks|oft_diag|boft_[A-Z]+|a1|a2|b1|b2|"
-    r"vera_lambda_[bd]|ia3_l|reshape_weight)(\.weight)?$"
-)
-
-# Names in the keys of adapters for other models.
-_FAMILIES = {
-    "LTX-2": re.compile(r"audio_|video_a2v|av_ca_"),
-    "Wan": re.compile(r"(^|[._])blocks[._]\d+[._](self_attn|cross_attn|ffn)"),
-    "Flux or HunyuanVideo": re.compile(r"double_blocks|single_(transformer_)?blocks"),
-    "Stable Diffusion": re.compile(r"down_blocks|up_blocks|mid_block|input_blocks|lora_te"),
-    "Stable Diffusion 3": re.compile(r"joint_blocks|context_block"),
-}
 
 
 def file_of(path: str | os.PathLike[str]) -> Path:
@@ -104,26 +40,34 @@ def file_of(path: str | os.PathLike[str]) -> Path:
     return path / "adapter_model.safetensors" if is_peft else path
 
 
-def read(path: str | os.PathLike[str], cfg: TransformerConfig) -> Adapter:
-    """Reads an adapter.
+def read(
+    path: str | os.PathLike[str],
+    transformer: TransformerConfig | None,
+    vae: VAEConfig | None = None,
+) -> Adapter:
+    """Reads an adapter of a transformer or of a VAE's decoder.
 
     Args:
       path: as `file_of` takes it, or a run of ltx-train that trains an adapter, or a step of one.
-      cfg: the transformer that it changes.
+      transformer: the transformer that it changes, if it is of one.
+      vae: the VAE that it changes, if it is of one.
 
     Raises:
-      ValueError: if a key has no counterpart in this transformer, a tensor lacks its other half or
-        has another shape, a value is not finite, or the adapter is of an unsupported kind. The
-        message names the key.
+      ValueError: if a key has no counterpart in this network, a tensor lacks its other half or has
+        another shape, a value is not finite, or the adapter is of an unsupported kind. The message
+        names the key.
     """
     if run_config.is_run(path):
         from ltx_jax.checkpoints import runs  # imports Orbax, which takes a second
 
-        return of_run(runs.load_adapter(path), path, cfg)
+        run = runs.load_adapter(path)
+        return of_run(run, path, _chosen(network_of(run.cfg.model), path, transformer, vae))
     path = file_of(path)
     stamp, file = _stamp(path), tensors.open_file(path)
-    shapes = keys.stored_shapes(keys.transformer_leaves(keys.transformer_boxed(cfg)))
-    names = _Names(shapes)
+    is_of_vae = any(key.startswith(keys.VAE_PREFIX) for key in file.tensors)
+    network: Network = "vae" if is_of_vae else "transformer"
+    shapes = keys.stored_shapes(keys.adaptable_leaves(_chosen(network, path, transformer, vae)))
+    names = LayerNames(shapes, "VAE's decoder" if is_of_vae else "transformer")
     parts: dict[str, dict[str, tensors.StoredTensor]] = {}
     for key, tensor in file.tensors.items():
         module, role = names.split(key, path)
@@ -146,20 +90,39 @@ def read(path: str | os.PathLike[str], cfg: TransformerConfig) -> Adapter:
         if name not in shapes or tuple(change.shape) != shapes[name]:
             wanted = shapes.get(name, "no such tensor")
             raise ValueError(
-                f"{path} is for another transformer: it changes {name} as a tensor of shape "
+                f"{path} is for another {NOUNS[network]}: it changes {name} as a tensor of shape "
                 f"{tuple(change.shape)}, and this model has {wanted}"
             )
-    return Adapter(path, changes, file.metadata, stamp)
+    return Adapter(path, changes, file.metadata, stamp, network)
 
 
-def read_again(adapter: Adapter, cfg: TransformerConfig) -> Adapter:
+def _chosen(
+    network: Network,
+    path: str | os.PathLike[str],
+    transformer: TransformerConfig | None,
+    vae: VAEConfig | None,
+) -> TransformerConfig | VAEConfig:
+    """The network that an adapter changes.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    cfg = transformer if network == "transformer" else vae
+    if cfg is None:
+        raise ValueError(f"{path} is an adapter of a {NOUNS[network]}, and there is none to change")
+    return cfg
+
+
+def read_again(
+    adapter: Adapter, transformer: TransformerConfig | None, vae: VAEConfig | None = None
+) -> Adapter:
     """An adapter, read again if its file has changed or it is that of a run.
 
     Raises:
       ValueError: as `read`.
     """
     is_current = adapter.stamp is not None and adapter.stamp == _stamp(adapter.path)
-    return adapter if is_current else read(adapter.path, cfg)
+    return adapter if is_current else read(adapter.path, transformer, vae)
 
 
 def _stamp(file: Path) -> tuple[int, int] | None:
@@ -171,19 +134,33 @@ def _stamp(file: Path) -> tuple[int, int] | None:
     return status.st_mtime_ns, status.st_size
 
 
-def warn_of_base(adapter: Adapter, checkpoint: Checkpoint) -> None:
-    """Warns if an adapter names another checkpoint than this one as its base.
+def check_base(adapter: Adapter, checkpoint: Checkpoint) -> None:
+    """Compares the base that an adapter names with the checkpoint that it is used with.
 
-    That is no error: adapters of one release are used with others of its size, and the same weights
-    in another format have another hash.
+    Another checkpoint of the same architecture gets a notice: adapters of one release are used with
+    later ones and with fine-tuned ones, and the same weights in another format have another hash.
+
+    Raises:
+      ValueError: if the base is a release whose network computes something else, although its
+        tensors may have the same shapes.
     """
-    origin = Origin.from_metadata(adapter.metadata)
-    if origin.base_hash and origin.base_hash != checkpoint.base_hash:
-        _log.warning(
-            "%s was made for %s (%.8s), and this is another checkpoint (%.8s): what it does may "
-            "differ",
-            *(adapter.path, origin.base or "a checkpoint", origin.base_hash, checkpoint.base_hash),
-        )
+    origin, own_hash = Origin.from_metadata(adapter.metadata), checkpoint.base_hash(adapter.network)
+    if origin.base_hash in ("", own_hash):
+        return
+    base = origin.base or "a checkpoint"
+    released = releases.network(base, adapter.network)
+    own = checkpoint.network(adapter.network)
+    for field in dataclasses.fields(released) if released is not None else ():
+        theirs, ours = (getattr(cfg, field.name) for cfg in (released, own))
+        if theirs != ours:
+            raise ValueError(
+                f"{adapter.path} was made for {base}, another version than this checkpoint: "
+                f"{field.name} is {theirs} there and {ours} here"
+            )
+    _log.warning(
+        "%s was made for %s (%.8s), and this is another checkpoint (%.8s): what it does may differ",
+        *(adapter.path, base, origin.base_hash, own_hash),
+    )
 
 
 def check(path: str | os.PathLike[str]) -> None:
@@ -198,19 +175,20 @@ def check(path: str | os.PathLike[str]) -> None:
         raise ValueError(f"{path} is a run that trains no adapter: pass it as --checkpoint")
 
 
-def of_run(run: Any, path: str | os.PathLike[str], cfg: TransformerConfig) -> Adapter:
+def of_run(run: Any, path: str | os.PathLike[str], cfg: TransformerConfig | VAEConfig) -> Adapter:
     """The adapter of a run of ltx-train (`runs.RunAdapter`) by official names.
 
     Args:
       run: what was read of it.
       path: the run, or a step of it.
-      cfg: the transformer.
+      cfg: the network.
 
     Raises:
-      ValueError: if it was trained for another transformer.
+      ValueError: if it was trained for another network.
     """
+    network = network_of(run.cfg.model)
     if run.cfg.model != cfg:
-        raise ValueError(f"the adapter of {path} was trained for another transformer")
+        raise ValueError(f"the adapter of {path} was trained for another {NOUNS[network]}")
     base = run_config.read_base(path)
     origin = Origin(
         base=releases.name_of(base.path),
@@ -219,57 +197,11 @@ def of_run(run: Any, path: str | os.PathLike[str], cfg: TransformerConfig) -> Ad
         steps=run.step,
         rank=run.cfg.adapter.rank,
     )
-    scale, metadata = run.cfg.adapter.scale, origin.to_metadata()
+    scale, metadata = run.cfg.adapter.scale, origin.to_metadata(network)
     data = run.cfg.data
     if data.reference != "none":
         metadata["reference_downscale_factor"] = str(data.reference_downscale_factor)
     return adapter_trees.named(run.adapter, cfg, scale, Path(path), metadata)
-
-
-class _Names:
-    """The modules of a transformer under all their names."""
-
-    def __init__(self, tensor_names: Iterable[str]):
-        modules = {name.removesuffix(".weight").removesuffix(".bias") for name in tensor_names}
-        self._modules = {
-            spelling: module
-            for module in modules
-            for spelling in (keys.diffusers_transformer_name(module), module)
-        }
-        self._flat = {name.replace(".", "_"): module for name, module in self._modules.items()}
-
-    def split(self, key: str, path: Path) -> tuple[str, str]:
-        """The module and the role of a key.
-
-        Raises:
-          ValueError: if there is no such module or role.
-        """
-        end = next((end for end in _ENDS if key.endswith(end)), None)
-        if end is None:
-            if match := _UNSUPPORTED.search(key):
-                raise ValueError(
-                    f"{path} is an adapter of a kind that is not supported ({match[1]} in {key}): "
-                    "LoRA, DoRA, LoHa, LoKr and whole differences are"
-                )
-            raise ValueError(f"{path} has an unknown key {key}: it is no adapter, or a newer kind")
-        name = key[: -len(end)]
-        for prefix in _FLAT_PREFIXES:
-            if name.startswith(prefix):
-                return self._find(name.removeprefix(prefix), self._flat, key, path), _ROLES[end]
-        prefix = next((prefix for prefix in _PREFIXES if name.startswith(prefix)), "")
-        return self._find(name.removeprefix(prefix), self._modules, key, path), _ROLES[end]
-
-    def _find(self, name: str, modules: Mapping[str, str], key: str, path: Path) -> str:
-        if name in modules:
-            return modules[name]
-        for family, pattern in _FAMILIES.items():
-            if pattern.search(key):
-                raise ValueError(
-                    f"{path} is an adapter of {family}, not of LTX-Video: it has {key}"
-                )
-        close = difflib.get_close_matches(name, modules, n=1)
-        hint = f"; the nearest layer is {close[0]}" if close else ""
-        raise ValueError(f"{path} changes {key}, a layer that this transformer lacks{hint}")
 
 
 def _are_rotated(parts: Mapping[str, Mapping[str, tensors.StoredTensor]]) -> bool:
@@ -320,7 +252,10 @@ class _Parts:
             raise ValueError(
                 f"{self.path}: {names[0]} lacks its other half: the file is incomplete"
             )
-        if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0] or 0 in (*a.shape, *b.shape):
+        window = max(b.ndim - 2, 0) if right == "down" else 0  # of a convolution
+        if a.ndim == 2 + window and set(a.shape[2:]) <= {1}:
+            a = a.reshape(*a.shape[:2])
+        if a.ndim != 2 or b.ndim != 2 + window or a.shape[1] != b.shape[0] or 0 in (a.size, b.size):
             raise ValueError(
                 f"{self.path}: {names[0]} {a.shape} and {names[1]} {b.shape} have no common rank"
             )
@@ -426,17 +361,21 @@ Loaded = Sequence[tuple[Adapter, float]]  # adapters with their strengths, in th
 
 
 def merge(
-    params: Mapping[str, Any], cfg: TransformerConfig, adapters: Loaded, *, donate: bool = False
+    params: Mapping[str, Any],
+    cfg: TransformerConfig | VAEConfig,
+    adapters: Loaded,
+    *,
+    donate: bool = False,
 ) -> dict[str, Any]:
-    """Merges adapters into a transformer's parameters, in their order.
+    """Merges adapters into a network's parameters, in their order.
 
     Each changed tensor is computed in float32 and rounded to its dtype once. The others are shared
     with `params`.
 
     Args:
       params: the stored parameters, on any devices.
-      cfg: the transformer.
-      adapters: adapters and their strengths.
+      cfg: the network.
+      adapters: adapters of it, and their strengths.
       donate: reuses the memory of `params`, whose changed arrays must not be used any more. Without
         it they stay as they are, beside the new ones.
     """
@@ -454,13 +393,15 @@ def merge(
     return result
 
 
-def merge_lazily(params: Mapping[str, Any], cfg: TransformerConfig, adapters: Loaded) -> Any:
+def merge_lazily(
+    params: Mapping[str, Any], cfg: TransformerConfig | VAEConfig, adapters: Loaded
+) -> Any:
     """Does what `merge` does when a parameter is read, one layer at a time.
 
     Args:
       params: arrays, or `placement.StoredParameter`s, which must not change afterwards.
-      cfg: the transformer.
-      adapters: adapters and their strengths.
+      cfg: the network.
+      adapters: adapters of that network, and their strengths.
     """
     result = jax.tree.map(lambda x: x, dict(params))
     for leaf, node, changed in _changed_leaves(result, cfg, adapters):
@@ -472,10 +413,10 @@ _Changed = list[tuple[int, tuple[Change, ...], Any]]  # layer, changes, strength
 
 
 def _changed_leaves(
-    tree: dict[str, Any], cfg: TransformerConfig, adapters: Loaded
+    tree: dict[str, Any], cfg: TransformerConfig | VAEConfig, adapters: Loaded
 ) -> Iterator[tuple[keys.Leaf, dict[str, Any], _Changed]]:
     """The parameters that adapters change, with the nodes of the tree that hold them."""
-    for leaf in keys.transformer_leaves(keys.transformer_boxed(cfg)):
+    for leaf in keys.adaptable_leaves(cfg):
         changed = []
         for i, name in enumerate(leaf.names):
             steps = [(a.changes[name], s) for a, s in adapters if name in a.changes]

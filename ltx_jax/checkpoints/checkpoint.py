@@ -18,6 +18,12 @@ from ltx_jax.models.vae import LatentStatistics
 
 Network = Literal["transformer", "vae"]
 NETWORKS: tuple[Network, ...] = get_args(Network)
+NOUNS: dict[Network, str] = {"transformer": "transformer", "vae": "VAE"}  # for messages
+
+
+def network_of(cfg: TransformerConfig | VAEConfig) -> Network:
+    """Which network a configuration is of."""
+    return "vae" if isinstance(cfg, VAEConfig) else "transformer"
 
 
 @dataclasses.dataclass
@@ -53,9 +59,13 @@ class Checkpoint:
     # Official names whose dtype in the file is narrower than that of the parameter.
     dtypes: dict[str, str] = dataclasses.field(default_factory=dict)
     source_hash: str = ""  # tensors.fingerprint of the files
-    transformer_hash: str = ""  # that of the transformer's file, if the VAE is of another one
+    # Those of the files of each network, if they are not the same.
+    hashes: dict[Network, str] = dataclasses.field(default_factory=dict)
 
-    @property
-    def base_hash(self) -> str:
-        """The hash by which adapters name the checkpoint of their transformer."""
-        return self.transformer_hash or self.source_hash
+    def base_hash(self, network: Network) -> str:
+        """The hash by which adapters of a network name the checkpoint that it is of."""
+        return self.hashes.get(network, self.source_hash)
+
+    def network(self, network: Network) -> Any:
+        """The configuration of a network; None if there is none."""
+        return self.transformer if network == "transformer" else self.vae

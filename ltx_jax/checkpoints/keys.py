@@ -134,9 +134,25 @@ def transformer_boxed(cfg: TransformerConfig, dtype: DType = "float32") -> Any:
     return jax.eval_shape(init, jax.random.key(0), *inputs)["params"]
 
 
-def adapter_boxed(cfg: TransformerConfig, adapter: AdapterConfig, dtype: DType) -> Any:
-    """Shapes and logical axes of an adapter's parameters, in `dtype`."""
-    boxed = transformer_boxed(cfg)
+def adaptable_boxed(cfg: TransformerConfig | VAEConfig) -> Any:
+    """Shapes and logical axes of the parameters that an adapter may change: all of a transformer,
+    and of a VAE the decoder, so that its latents stay those that transformers know."""
+    if isinstance(cfg, TransformerConfig):
+        return transformer_boxed(cfg)
+    return {"decoder": vae_boxed(cfg)["decoder"]}
+
+
+def adaptable_leaves(cfg: TransformerConfig | VAEConfig) -> list[Leaf]:
+    """The parameters of `adaptable_boxed` and their official names."""
+    boxed = adaptable_boxed(cfg)
+    if isinstance(cfg, TransformerConfig):
+        return transformer_leaves(boxed)
+    return vae_leaves(cfg, boxed)
+
+
+def adapter_boxed(cfg: TransformerConfig | VAEConfig, adapter: AdapterConfig, dtype: DType) -> Any:
+    """Shapes and logical axes of the parameters of a network's adapter, in `dtype`."""
+    boxed = adaptable_boxed(cfg)
     return jax.eval_shape(
         lambda key: models_adapter.init(boxed, adapter, key, dtype), jax.random.key(0)
     )

@@ -10,8 +10,8 @@ import jax
 from jax.sharding import Mesh
 
 from ltx_jax.checkpoints import adapters, diffusers, exported_folder, hub, official, run_config
-from ltx_jax.checkpoints.checkpoint import NETWORKS, Checkpoint, Network
-from ltx_jax.config import DType, SamplingConfig, UpsamplerConfig, VAEConfig
+from ltx_jax.checkpoints.checkpoint import NETWORKS, Checkpoint, Network, network_of
+from ltx_jax.config import DType, SamplingConfig, TrainTransformer, UpsamplerConfig, VAEConfig
 
 __all__ = ["Checkpoint", "load_checkpoint", "load_upsampler", "own_settings"]
 
@@ -52,7 +52,7 @@ def load_checkpoint(
         first,
         **{name: getattr(second, name) for name in _OF_THE_VAE},
         names={},  # those of two files need not fit into one
-        transformer_hash=first.source_hash,
+        hashes={"transformer": first.source_hash, "vae": second.source_hash},
         source_hash=hashlib.sha256((first.source_hash + second.source_hash).encode()).hexdigest(),
     )
 
@@ -118,31 +118,37 @@ def _load_run(
 def _load_adapter_run(
     path: str | Path, networks: Collection[Network], mesh: Mesh | None, dtype: DType | None
 ) -> Checkpoint:
-    """Loads the base of a run's adapter, and merges the adapter into it."""
+    """Loads the base of a run's adapter, and merges the adapter into it.
+
+    The base of a VAE's adapter may hold a transformer too, which stays as it is.
+    """
     from ltx_jax.checkpoints import runs
 
-    base, vae = run_config.read_base(path), Checkpoint()
+    base = run_config.read_base(path)
+    vae, transformer = Checkpoint(), Checkpoint()
     if "vae" in networks:
-        vae = _load(base.vae, ("vae",), None, mesh, dtype)
-    if "transformer" not in networks:
-        return vae
-    whole = _load(base.path, ("transformer",), vae.vae, mesh, dtype)
-    run_config.check_same_base(path, base._replace(source_hash=whole.base_hash))
-    assert whole.transformer is not None  # as the adapter was trained with it
-    run = runs.load_adapter(path)
-    adapter = adapters.of_run(run, path, whole.transformer)
+        vae = _load(base.vae or base.path, ("vae",), None, mesh, dtype)
+    if "transformer" in networks:
+        transformer = _load(base.path, ("transformer",), vae.vae, mesh, dtype)
+    whole = dataclasses.replace(
+        transformer, names={}, **{name: getattr(vae, name) for name in _OF_THE_VAE}
+    )
+    network = network_of(run_config.read_config(path).model)
+    if network not in networks:
+        return whole
+    own = vae if network == "vae" else transformer
+    run_config.check_same_base(path, base._replace(source_hash=own.base_hash(network)))
+    run, cfg, params = runs.load_adapter(path), own.network(network), f"{network}_params"
+    adapter = adapters.of_run(run, path, cfg)
+    merged = adapters.merge(getattr(own, params), cfg, [(adapter, 1.0)], donate=True)
+    trained: dict[str, Any] = {params: merged}
+    if isinstance(run.cfg, TrainTransformer):
+        trained |= {"scheduler": run.cfg.scheduler, "settings": run.cfg.sampling_settings()}
     folder = run_config.split(path)[0]
-    hashes = whole.source_hash + vae.source_hash + run.source_hash
-    return Checkpoint(
-        **{name: getattr(vae, name) for name in _OF_THE_VAE},
-        transformer=whole.transformer,
-        transformer_params=adapters.merge(
-            whole.transformer_params, whole.transformer, [(adapter, 1.0)], donate=True
-        ),
-        scheduler=run.cfg.scheduler,
-        allowed_inference_steps=whole.allowed_inference_steps,
-        settings=run.cfg.sampling_settings(),
-        text_encoder=whole.text_encoder,
+    hashes = transformer.source_hash + vae.source_hash + run.source_hash
+    return dataclasses.replace(
+        whole,
+        **trained,
         metadata={"run": folder.name, "step": str(run.step), "weights": "ema"},
         source_hash=hashlib.sha256(hashes.encode()).hexdigest(),
     )

@@ -7,6 +7,9 @@ released shape, and for checks of shapes without files.
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
+from ltx_jax.checkpoints import official_config
+from ltx_jax.checkpoints.checkpoint import Network
+
 REPOSITORY = "Lightricks/LTX-Video"
 
 
@@ -172,3 +175,11 @@ def name_of(checkpoint: str) -> str:
         if last in files:
             return release
     return last
+
+
+def network(release: str, network: Network) -> Any:
+    """The configuration of a release's network; None if there is no such release."""
+    if release not in RELEASED:
+        return None
+    build = {"transformer": official_config.transformer, "vae": official_config.vae}[network]
+    return build(RELEASED[release].config[network])

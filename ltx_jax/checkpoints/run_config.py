@@ -19,6 +19,7 @@ from ltx_jax.config import (
     T5Config,
     TrainConfig,
     TrainTransformer,
+    TrainVAE,
     VAEConfig,
     dump,
     subclasses,
@@ -51,12 +52,12 @@ class StoredBase(NamedTuple):
     Attributes:
       path: what `run.init_from` named; absolute if it is a local file or folder.
       source_hash: hash of the checkpoint (`Checkpoint.base_hash`), whatever its path.
-      vae: what `vae` named, in the same form as `path`.
+      vae: what `vae` named, in the same form as `path`; "" if the adapter is of a VAE itself.
     """
 
     path: str
     source_hash: str
-    vae: str
+    vae: str = ""
 
 
 def locate(path: str | os.PathLike[str]) -> epath.Path:
@@ -95,7 +96,7 @@ def is_run(path: str | os.PathLike[str]) -> bool:
 
 def trains_adapter(cfg: TrainConfig) -> bool:
     """Whether a run trains an adapter, and no network of its own."""
-    return isinstance(cfg, TrainTransformer) and cfg.adapter.rank > 0
+    return isinstance(cfg, TrainTransformer | TrainVAE) and cfg.adapter.rank > 0
 
 
 def write_config(folder: str | os.PathLike[str], cfg: TrainConfig) -> None:

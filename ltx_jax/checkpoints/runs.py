@@ -55,6 +55,7 @@ from ltx_jax.config import (
     RunConfig,
     TrainConfig,
     TrainTransformer,
+    TrainVAE,
     UpsamplerConfig,
     VAEConfig,
 )
@@ -501,7 +502,7 @@ class RunAdapter(NamedTuple):
       source_hash: hash of its files.
     """
 
-    cfg: TrainTransformer
+    cfg: TrainTransformer | TrainVAE
     adapter: Any
     step: int
     source_hash: str

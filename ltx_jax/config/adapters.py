@@ -10,6 +10,7 @@ from ltx_jax.config.settings import require, settings
 BaseForm = Literal["float32", "bfloat16", "float16", "int8", "float8"]
 
 # Names for usual choices of layers, as regular expressions over paths such as "blocks/attn1/to_q".
+# The first two are of the transformer. "all" are all layers of it, or of a VAE's decoder.
 TARGETS: dict[str, tuple[str, ...]] = {
     "attention": (r"^blocks/attn[12]/",),
     "attention+feed-forward": (r"^blocks/(attn[12]|ff)/",),
@@ -22,7 +23,8 @@ class AdapterConfig:
     """Low-rank adapters (LoRA, arXiv 2106.09685), trained in place of the network itself.
 
     Each linear layer y = x W + b that is a target becomes y = x W + b + alpha / rank (x down) up.
-    W and b are those of `run.init_from` and stay as they are.
+    W and b are those of `run.init_from` and stay as they are. In a convolution, `down` has the same
+    window as W, and `up` acts on each position.
     """
 
     rank: int = 0  # columns of `down` and rows of `up`; 0 trains the network itself
@@ -34,6 +36,10 @@ class AdapterConfig:
     # Distribution of the initial `down` (`up` begins as zeros): uniform between +-1/sqrt(inputs),
     # or normal with deviation 1/rank.
     init: Literal["uniform", "normal"] = "uniform"
+    # A LoRA in any form that `--lora` takes, whose matrices training begins with instead. It must
+    # change the same layers with the same rank; exceptions are named by patterns that begin with
+    # "adapter/" in `run.init_missing`, `run.init_extra` and `run.init_redraw`.
+    init_from: str | None = None
     base: BaseForm = "bfloat16"  # form of the frozen network's parameters in memory
 
     def __post_init__(self):

@@ -320,8 +320,11 @@ class RunConfig:
         )
 
     def validates_after(self, step: int) -> bool:
-        """Whether to validate after a step: at the interval, and after the last step of the run."""
+        """Whether to validate after a step: at the interval, after the last step of the run, and
+        before the first one (0) of a run that begins with the weights of a checkpoint."""
         every = self.validate_every
+        if step == 0:
+            return every > 0 and self.init_from is not None
         return every > 0 and (step % every == 0 or step == self.steps)
 
 
@@ -374,6 +377,9 @@ class TrainVAE(TrainConfig):
     loss: VAELossConfig = VAELossConfig()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
     disc_execution: ExecutionConfig = ExecutionConfig()  # dtypes of the discriminator
+    # With a rank, trains an adapter beside the decoder of the VAE of `run.init_from`. The encoder
+    # stays as it is too, so that transformers know the latents.
+    adapter: AdapterConfig = AdapterConfig(targets=("all",))
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig(ema_decay=0.999)
     disc_optim: OptimConfig = OptimConfig(b1=0.5, b2=0.9, weight_decay=0.0)
@@ -382,6 +388,12 @@ class TrainVAE(TrainConfig):
     distributed: DistributedConfig = DistributedConfig()
 
     def __post_init__(self):
+        _check_adapter(self.adapter, self.run, AdapterConfig(targets=("all",)))
+        require(
+            self.adapter.base not in ("int8", "float8"),
+            f"adapter.base {self.adapter.base!r} is for transformers: hold a VAE in bfloat16, "
+            "float16 or float32",
+        )
         require(
             self.disc_optim.accumulate == 1,
             "disc_optim.accumulate has no effect: set optim.accumulate, which both networks use",
@@ -423,7 +435,12 @@ class TrainTransformer(TrainConfig):
     distributed: DistributedConfig = DistributedConfig()
 
     def __post_init__(self):
-        self._check_adapter()
+        _check_adapter(self.adapter, self.run, AdapterConfig())
+        require(
+            not self.adapter.rank or self.captions != "train",
+            "an adapter is trained with the captions of its transformer: set captions to 'frozen' "
+            "(with text_encoder_path) or 'cached', not 'train'",
+        )
         require(
             self.captions != "train" or self.text_encoder.width == self.model.caption_channels,
             f"the text encoder is {self.text_encoder.width} wide and the transformer expects "
@@ -442,31 +459,6 @@ class TrainTransformer(TrainConfig):
         )
         _require_dtypes_alone("text_execution", self.text_execution)
 
-    def _check_adapter(self) -> None:
-        """Refuses settings that contradict a frozen transformer, or need one."""
-        if not self.adapter.rank:
-            default = AdapterConfig()
-            for field in dataclasses.fields(default):
-                require(
-                    getattr(self.adapter, field.name) == getattr(default, field.name),
-                    f"adapter.{field.name} has no effect without an adapter: set adapter.rank",
-                )
-            return
-        require(
-            self.run.init_from is not None,
-            "an adapter belongs to a trained transformer: name it with --run.init_from",
-        )
-        require(
-            self.captions != "train",
-            "an adapter is trained with the captions of its transformer: set captions to 'frozen' "
-            "(with text_encoder_path) or 'cached', not 'train'",
-        )
-        for name in ("init_missing", "init_redraw"):
-            require(
-                not getattr(self.run, name),
-                f"run.{name} has no effect with an adapter, whose transformer is not initialised",
-            )
-
     def sampling_settings(self) -> SamplingConfig:
         """Samples at the largest size of the data, with guidance if training dropped captions."""
         rates = sorted(self.data.frame_rates)
@@ -481,6 +473,32 @@ class TrainTransformer(TrainConfig):
             stg_scale=0.0,
             image_cond_noise_scale=0.0,
             prepare_conditions=False,  # conditions in training are clean
+        )
+
+
+def _check_adapter(adapter: AdapterConfig, run: RunConfig, default: AdapterConfig) -> None:
+    """Refuses settings that contradict a frozen network, or need one."""
+    if not adapter.rank:
+        for field in dataclasses.fields(default):
+            require(
+                getattr(adapter, field.name) == getattr(default, field.name),
+                f"adapter.{field.name} has no effect without an adapter: set adapter.rank",
+            )
+        return
+    require(
+        run.init_from is not None,
+        "an adapter belongs to a trained network: name its checkpoint with --run.init_from",
+    )
+    for name in ("init_missing", "init_redraw"):
+        of_adapter = [x for x in getattr(run, name) if x.startswith("adapter/")]
+        require(
+            len(of_adapter) == len(getattr(run, name)),
+            f"run.{name} has no effect on the network of an adapter, which is not initialised: "
+            'patterns for adapter.init_from begin with "adapter/"',
+        )
+        require(
+            adapter.init_from is not None or not of_adapter,
+            f"run.{name} = {of_adapter} has no effect without adapter.init_from",
         )
 
 

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Shaped
 
-from ltx_jax.config import SamplingConfig
+from ltx_jax.checkpoints.checkpoint import Checkpoint
+from ltx_jax.config import SamplingConfig, TransformerConfig, VAEConfig
 from ltx_jax.diffusion import flow
 from ltx_jax.inference.text_encoder import TextEncoder
 
@@ -154,6 +155,25 @@ def embedded_captions(
     if not needs_negative:
         return [caption]
     return match_captions(caption, read("negative", ("negative_embeds", "negative_mask")))
+
+
+def networks(checkpoint: Checkpoint) -> tuple[TransformerConfig, VAEConfig]:
+    """The two networks that sampling needs.
+
+    Raises:
+      ValueError: if one is missing, or they do not belong together.
+    """
+    transformer, vae = checkpoint.transformer, checkpoint.vae
+    if transformer is None or vae is None:
+        missing = "transformer" if transformer is None else "VAE"
+        hint = ": name one with --vae" if vae is None else ""
+        raise ValueError(f"sampling needs a transformer and a VAE: this one has no {missing}{hint}")
+    if transformer.in_channels != vae.latent_channels:
+        raise ValueError(
+            f"the transformer takes latents of {transformer.in_channels} channels and the VAE "
+            f"makes {vae.latent_channels}: they do not belong together"
+        )
+    return transformer, vae
 
 
 def encoded_captions(

@@ -1,6 +1,7 @@
 """The adapters of a pipeline: which are loaded, how strongly, and the parameters with them."""
 
 import dataclasses
+import logging
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +15,10 @@ from ltx_jax.checkpoints import adapter_trees, adapters
 from ltx_jax.checkpoints.adapters import Adapter
 from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.config import TransformerConfig
+from ltx_jax.diffusion.denoiser import Denoiser, Fast
 from ltx_jax.models import adapter
+
+_log = logging.getLogger(__name__)
 
 Path = str | os.PathLike[str]
 
@@ -24,12 +28,19 @@ class Loras:
     """Adapters with their strengths.
 
     Attributes:
-      merged: those that are merged into the parameters, in their order.
-      apart: those that are kept beside the parameters.
+      merged: those that are merged into the transformer's parameters, in their order.
+      apart: those that are kept beside the transformer's parameters.
+      vae: those of the VAE's decoder, which are merged into its parameters.
     """
 
     merged: tuple[tuple[Adapter, float], ...] = ()
     apart: tuple[tuple[Adapter, float], ...] = ()
+    vae: tuple[tuple[Adapter, float], ...] = ()
+
+    @property
+    def all(self) -> tuple[tuple[Adapter, float], ...]:
+        """All of them."""
+        return self.merged + self.apart + self.vae
 
     def loaded(
         self, loras: Sequence[tuple[Path, float]], checkpoint: Checkpoint, merge: bool
@@ -37,18 +48,21 @@ class Loras:
         """Adds adapters, or replaces those with equal paths; reads a file again if it has changed.
 
         Raises:
-          ValueError: if a file is no adapter of the checkpoint's transformer.
+          ValueError: if a file is no adapter of the checkpoint's networks.
         """
         strengths = {adapters.file_of(path): float(strength) for path, strength in loras}
         if not merge and strengths.keys() <= {a.path for a, _ in self.apart}:
             apart = tuple((a, strengths.get(a.path, old)) for a, old in self.apart)
             return dataclasses.replace(self, apart=apart)
-        before = {adapter.path: adapter for adapter, _ in self.merged + self.apart}
+        before = {adapter.path: adapter for adapter, _ in self.all}
         new = tuple(
             (_read(path, before.get(path), checkpoint), strength)
             for path, strength in strengths.items()
         )
         left = self._without(set(strengths))
+        vae = tuple(one for one in new if one[0].network == "vae")
+        new = tuple(one for one in new if one not in vae)
+        left = dataclasses.replace(left, vae=left.vae + vae)
         if merge:
             return dataclasses.replace(left, merged=left.merged + new)
         return dataclasses.replace(left, apart=left.apart + new)
@@ -61,19 +75,15 @@ class Loras:
         """
         if path is None:
             return Loras()
-        both = self.merged + self.apart
         left = self._without({adapters.file_of(path)})
         if left == self:
-            names = ", ".join(str(a.path) for a, _ in both) or "none"
+            names = ", ".join(str(a.path) for a, _ in self.all) or "none"
             raise ValueError(f"{path} is not loaded; loaded: {names}")
         return left
 
     def _without(self, paths: set[Any]) -> "Loras":
-        merged, apart = (
-            tuple((a, s) for a, s in loras if a.path not in paths)
-            for loras in (self.merged, self.apart)
-        )
-        return Loras(merged, apart)
+        parts = (self.merged, self.apart, self.vae)
+        return Loras(*(tuple((a, s) for a, s in part if a.path not in paths) for part in parts))
 
     def parameters(
         self, stored: Any, cfg: TransformerConfig, mesh: Mesh | None, *, donate: bool
@@ -93,10 +103,27 @@ class Loras:
         merged = adapters.merge(stored, cfg, self.merged, donate=donate)
         return adapter.attach(merged, tree) if self.apart else merged
 
+    def form(self, fast: bool | None, denoiser: Denoiser) -> bool | None:
+        """Which form of the transformer to ask for: the plain one if adapters are kept apart.
+
+        Args:
+          fast: what was asked for without them, as in `sampling_form`.
+          denoiser: the form up to now; a notice says if it was the fast one.
+        """
+        if not self.apart:
+            return fast
+        if isinstance(denoiser, Fast):
+            _log.warning(
+                "adapters kept apart from the weights are computed by the plain form of the "
+                "transformer, in place of the fast one: merge them (merge=True) to sample faster"
+            )
+        return False
+
     def differ_in_strength_alone(self, other: "Loras") -> bool:
         """Whether the others differ only in strengths of those that are kept apart."""
         mine, theirs = ([a for a, _ in loras.apart] for loras in (self, other))
-        return bool(mine) and mine == theirs and self.merged == other.merged
+        rest = [(loras.merged, loras.vae) for loras in (self, other)]
+        return bool(mine) and mine == theirs and rest[0] == rest[1]
 
     def with_strengths(self, params: Any, cfg: TransformerConfig, mesh: Mesh | None) -> Any:
         """Parameters with these adapters, from those with others that differ in strength alone."""
@@ -106,11 +133,11 @@ class Loras:
 
 def _read(path: Path, before: Adapter | None, checkpoint: Checkpoint) -> Adapter:
     """Reads an adapter, unless it is loaded already and its file has not changed."""
-    assert checkpoint.transformer is not None  # else there would be no pipeline
+    networks = checkpoint.transformer, checkpoint.vae
     if before is not None:
-        return adapters.read_again(before, checkpoint.transformer)
-    adapter = adapters.read(path, checkpoint.transformer)
-    adapters.warn_of_base(adapter, checkpoint)
+        return adapters.read_again(before, *networks)
+    adapter = adapters.read(path, *networks)
+    adapters.check_base(adapter, checkpoint)
     return adapter
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Shaped
 
+from ltx_jax.checkpoints import adapters
 from ltx_jax.checkpoints.adapters import Adapter
 from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.config import DType, ExecutionConfig, Linears, SamplingConfig
@@ -116,18 +117,7 @@ class LTXPipeline:
           ValueError: for a checkpoint without a transformer or a VAE, or parts that do not fit.
         """
         dtype = dtype or preferred_dtype()
-        transformer, vae = checkpoint.transformer, checkpoint.vae
-        if transformer is None or vae is None:
-            missing = "transformer" if transformer is None else "VAE"
-            hint = ": name one with --vae" if vae is None else ""
-            raise ValueError(
-                f"sampling needs a transformer and a VAE: this one has no {missing}{hint}"
-            )
-        if transformer.in_channels != vae.latent_channels:
-            raise ValueError(
-                f"the transformer takes latents of {transformer.in_channels} channels and the VAE "
-                f"makes {vae.latent_channels}: they do not belong together"
-            )
+        transformer, vae = arguments.networks(checkpoint)
         if text_encoder is None and checkpoint.text_encoder is not None:
             cfg, params, max_tokens = checkpoint.text_encoder
             computing = ExecutionConfig(dtype=dtype)
@@ -152,6 +142,7 @@ class LTXPipeline:
         self.timings: dict[str, float] = {}
         self.programs = Programs()
         self._loras = Loras()
+        self._vae_params: Any = None  # without adapters, while there are some of the VAE
         self._fast = fast
         self._linears: Linears | None = linears
         self._stored_params: Callable[[], Any] = lambda: checkpoint.transformer_params
@@ -230,25 +221,25 @@ class LTXPipeline:
     @property
     def loras(self) -> tuple[tuple[Adapter, float], ...]:
         """The loaded adapters with their strengths."""
-        return self._loras.merged + self._loras.apart
+        return self._loras.all
 
     def load_lora(self, path: Path, strength: float = 1.0, *, merge: bool = True) -> None:
-        """Adds an adapter (LoRA, DoRA, LoHa, LoKr) of the transformer to those loaded.
+        """Adds an adapter (LoRA, DoRA, LoHa, LoKr) of the transformer or of the VAE's decoder.
 
         An adapter that is loaded already only changes its strength. Nothing is compiled anew.
 
         Args:
           path: a safetensors file in any public layout, a folder as peft writes it, or a run that
             trained an adapter.
-          strength: 1 is the whole change; 0 is the transformer as it was, bit for bit. It does not
+          strength: 1 is the whole change; 0 is the network as it was, bit for bit. It does not
             apply to tensors that an adapter replaces (`.set_weight`).
-          merge: whether to change the parameters. If not, the adapter is kept beside them (LoRA
-            alone): a step takes longer, with the plain form of the transformer, and a change of the
-            strength takes no time.
+          merge: whether to change the parameters. If not, one of the transformer is kept beside
+            them (LoRA alone): a step takes longer, with the plain form of the transformer, and a
+            change of the strength takes no time.
 
         Raises:
-          ValueError: if the file is no adapter of this transformer, or cannot be kept apart; the
-            message names the key.
+          ValueError: if the file is no adapter of this model, or cannot be kept apart; the message
+            names the key.
         """
         self.load_loras([(path, strength)], merge=merge)
 
@@ -270,16 +261,23 @@ class LTXPipeline:
             raise ValueError(
                 f"{self._linears} linears need merged adapters: leave linears or merge=False out"
             )
-        before, self._loras = self._loras, loras
+        before = self._loras
+        if loras.vae != before.vae:
+            if not before.vae:
+                self._vae_params = self.checkpoint.vae_params
+            merged = adapters.merge(self._vae_params, self.vae, loras.vae)
+            self.checkpoint = dataclasses.replace(self.checkpoint, vae_params=merged)
+            before = dataclasses.replace(before, vae=loras.vae)
+        self._loras = loras
         if loras.differ_in_strength_alone(before):
             self.params = loras.with_strengths(self.params, self.transformer, self.mesh)
-            return
-        try:
-            self._use_loras()
-        except BaseException:
-            self._loras = before
-            self._use_loras()
-            raise
+        elif (loras.merged, loras.apart) != (before.merged, before.apart):
+            try:
+                self._use_loras()
+            except BaseException:
+                self._loras = before
+                self._use_loras()
+                raise
 
     def _use_loras(self) -> None:
         """Prepares the stored parameters with the adapters, in the memory that loading took."""
@@ -291,7 +289,7 @@ class LTXPipeline:
                 stored, self.transformer, self.mesh, donate=is_read_anew
             )
             del stored
-            self._use(params, fast=False if self._loras.apart else self._fast)
+            self._use(params, self._loras.form(self._fast, self.denoiser))
         if self._linears == "int8":
             self.params = jax.device_put(self.params, jax.devices()[0])
 

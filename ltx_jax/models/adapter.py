@@ -2,9 +2,12 @@
 
 An adapter is a tree with the modules of a network's parameters, {"blocks": {"attn1": {"to_q":
 {"down": ..., "up": ...}}}}, where `down` is (i, r) and `up` is (r, o), with a leading axis for
-stacked layers. `attach` puts it beside the kernels, where `layers.Dense` reads it.
+stacked layers. In a convolution, `down` is a kernel (t, h, w, i, r) of the same window, and `up`
+acts on each position. `attach` puts it beside the kernels, where the layers read it
+(`layers.low_rank`).
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -22,7 +25,7 @@ Path = tuple[str, ...]
 
 
 def kernels(boxed: Any) -> dict[Path, Any]:
-    """The kernels of a network's linear layers by the path of their module.
+    """The kernels of a network's layers by the path of their module.
 
     Args:
       boxed: parameters or their shapes, with or without the names of their axes.
@@ -69,17 +72,22 @@ def init(boxed: Any, cfg: AdapterConfig, key: Key[Array, ""], dtype: str) -> dic
     """
     tree: dict[str, Any] = {}
     for i, (path, kernel) in enumerate(select(boxed, cfg.patterns).items()):
-        *layers, inputs, outputs = kernel.value.shape
+        *before, outputs = kernel.value.shape
+        *axes_before, columns = kernel.names
+        stacked = int(axes_before[0] == "layers")
+        inputs = math.prod(before[stacked:])  # of a convolution: all values in its window
         if cfg.rank > min(inputs, outputs):
             raise ValueError(
                 f"adapter.rank = {cfg.rank} is more than {'/'.join(path)} can use, which has "
                 f"{inputs} inputs and {outputs} outputs: take a smaller rank or other targets"
             )
-        *stacked, rows, columns = kernel.names
-        shapes = (*layers, inputs, cfg.rank), (*layers, cfg.rank, outputs)
+        shapes = (*before, cfg.rank), (*before[:stacked], cfg.rank, outputs)
         # FSDP splits the model's width, which is on one side of a layer, and on the other the rank.
-        narrow = [None if side == "embed" else "embed" for side in (rows, columns)]
-        axes = (*stacked, rows, narrow[0]), (*stacked, narrow[1], columns)
+        narrow = [
+            None if side is not None and sharding.RULES[side] == "fsdp" else "embed"
+            for side in (axes_before[-1], columns)
+        ]
+        axes = (*axes_before, narrow[0]), (*axes_before[:stacked], narrow[1], columns)
         down, up = _down(cfg, inputs), jax.nn.initializers.zeros
         node(tree, path).update(
             down=param(axes[0], down)(jax.random.fold_in(key, i), shapes[0], dtype),
@@ -132,7 +140,7 @@ def attach(
     """
     result = _copy(params)
     for i, (path, matrices) in enumerate(modules(adapter)):
-        *layers, _, rank = matrices["down"].shape
+        *layers, rank, _ = matrices["up"].shape
         extra: dict[str, Any] = {"scale": np.full((*layers, rank), scale, np.float32)}
         if key is not None and dropout > 0:
             extra["key"] = jax.random.fold_in(key, i)

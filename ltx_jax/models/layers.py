@@ -1,7 +1,7 @@
 """Layers that several networks use."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -86,13 +86,13 @@ class Dense(nn.Module):
         scale = self.get_variable("params", "kernel_scale")
         x, dtype = inputs.astype(self.dtype), self.dtype
         if scale is None:
-            y = dot_general(x, jnp.asarray(kernel, dtype), _last_axis(x))
+            y = _matmul(x, jnp.asarray(kernel, dtype))
         else:
             y = _matmul_in_eight_bits(x, kernel, scale)
         if bias is not None:
             y += _along_last(jnp.asarray(bias, dtype), y.ndim)
         adapter = self.get_variable("params", "adapter")
-        return y if adapter is None else y + _low_rank(x, adapter)
+        return y if adapter is None else y + low_rank(x, adapter)
 
 
 def _last_axis(x: Array) -> Any:
@@ -100,15 +100,28 @@ def _last_axis(x: Array) -> Any:
     return ((x.ndim - 1,), (0,)), ((), ())
 
 
-def _low_rank(x: Float[Array, "*b i"], adapter: Mapping[str, Any]) -> Float[Array, "*b o"]:
-    """(x down) scale up, with dropout of the input if the adapter has a key for it."""
+def _matmul(x: Float[Array, "*b i"], kernel: Float[Array, "i o"]) -> Float[Array, "*b o"]:
+    return dot_general(x, kernel, _last_axis(x))
+
+
+def low_rank(
+    x: Float[Array, "..."],
+    adapter: Mapping[str, Any],
+    apply: Callable[[Array, Array], Array] = _matmul,
+) -> Float[Array, "..."]:
+    """(x down) scale up, with dropout of the input if the adapter has a key for it.
+
+    Args:
+      x: the layer's input.
+      adapter: as in `models/adapter.py`.
+      apply: the layer itself, without a bias: input, kernel -> output.
+    """
     if "key" in adapter:
         keep = adapter["keep"]
         kept = jax.random.bernoulli(adapter["key"], keep, x.shape)
         x = jnp.where(kept, x / keep.astype(x.dtype), 0)
     down, scale, up = (jnp.asarray(adapter[n], x.dtype) for n in ("down", "scale", "up"))
-    h = dot_general(x, down, _last_axis(x)) * _along_last(scale, x.ndim)
-    return dot_general(h, up, _last_axis(h))
+    return _matmul(apply(x, down) * _along_last(scale, x.ndim), up)
 
 
 def _along_last(vector: Float[Array, " n"], ndim: int) -> Array:
@@ -125,7 +138,7 @@ def _matmul_in_eight_bits(
     For the gradient, the kernel is kept in eight bits. JAX's own gradient would keep the converted
     kernels of all layers at once.
     """
-    return dot_general(x, _converted(x, kernel, scale), _last_axis(x))
+    return _matmul(x, _converted(x, kernel, scale))
 
 
 def _converted(x: Array, kernel: Array, scale: Array) -> Array:

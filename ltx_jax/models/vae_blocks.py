@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from ltx_jax.config import BlockConfig, ExecutionConfig, VAEConfig
 from ltx_jax.models.attention import attention
 from ltx_jax.models.convolution import Stride, convolve
-from ltx_jax.models.layers import RMSNorm, TimestepEmbedder, dense, param
+from ltx_jax.models.layers import RMSNorm, TimestepEmbedder, dense, low_rank, param
 from ltx_jax.runtime.sharding import constrain
 
 Video = Float[Array, "b t h w c"]
@@ -76,9 +76,15 @@ class Conv(nn.Module):
         x = x.astype(execution.dtype)
         first, last = x[:, :1], x[:, -1:]
         x = jnp.concatenate([first, first, x] if self.causal else [first, x, last], axis=1)
-        y = convolve(x, kernel.astype(execution.dtype), self.stride, cfg.spatial_padding_mode)
-        y = checkpoint_name(y, "conv")  # remat="dots" saves these
-        return y + bias.astype(execution.dtype).reshape(1, 1, 1, 1, -1)
+
+        def convolved(x: Array, kernel: Array) -> Array:
+            kernel = kernel.astype(execution.dtype)
+            y = convolve(x, kernel, self.stride, cfg.spatial_padding_mode)
+            return checkpoint_name(y, "conv")  # remat="dots" saves these
+
+        y = convolved(x, kernel) + bias.astype(execution.dtype).reshape(1, 1, 1, 1, -1)
+        adapter = self.get_variable("params", "adapter")
+        return y if adapter is None else y + low_rank(x, adapter, convolved)
 
 
 class PointConv(nn.Module):
@@ -96,9 +102,14 @@ class PointConv(nn.Module):
         kernel = self.param("kernel", param(axes, init), shape, self.param_dtype)
         zeros = param(("conv_out",), nn.initializers.zeros)
         bias = self.param("bias", zeros, (self.features,), self.param_dtype).astype(self.dtype)
-        return x.astype(self.dtype) @ kernel[0, 0, 0].astype(self.dtype) + bias.reshape(
-            1, 1, 1, 1, -1
-        )
+        x = x.astype(self.dtype)
+
+        def projected(x: Array, kernel: Array) -> Array:
+            return x @ kernel[0, 0, 0].astype(self.dtype)
+
+        y = projected(x, kernel) + bias.reshape(1, 1, 1, 1, -1)
+        adapter = self.get_variable("params", "adapter")
+        return y if adapter is None else y + low_rank(x, adapter, projected)
 
 
 class AffineNorm(nn.Module):

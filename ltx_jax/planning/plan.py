@@ -15,7 +15,7 @@ from typing import Any, get_args
 import jax
 from jax.sharding import Mesh
 
-from ltx_jax.config import BucketConfig, TrainConfig
+from ltx_jax.config import BucketConfig, TrainConfig, TrainTransformer
 from ltx_jax.models.eight_bit import EightBit
 from ltx_jax.planning import accelerators, hlo
 from ltx_jax.planning.accelerators import Target
@@ -272,8 +272,8 @@ def _advice(cfg: Any, state: int, target: Target, mesh: Mesh, bucket: BucketConf
     limit = target.chip.memory if target.chip is not None else 0.0
     if state > limit / 2 and mesh.shape["data"] > 1:
         return "the state alone is large: raise --mesh.fsdp and lower --mesh.data"
-    adapter = getattr(cfg, "adapter", None)
-    if state > limit / 2 and adapter and adapter.rank and adapter.base not in get_args(EightBit):
+    trains_adapter = isinstance(cfg, TrainTransformer) and cfg.adapter.rank
+    if state > limit / 2 and trains_adapter and cfg.adapter.base not in get_args(EightBit):
         return "the frozen transformer is large: set --adapter.base int8"
     if cfg.execution.remat != "full":
         return "set --execution.remat full"

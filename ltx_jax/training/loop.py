@@ -156,6 +156,14 @@ def _steps(
             _report(unreported, reporter, trainer, state)
         unreported = None
 
+    def validate(done: int) -> float | None:
+        with reporter.pause():
+            validation = stage.validate(state)
+            reporter.validation(done, validation)
+        return next(iter(validation.scalars.values()), None)
+
+    if first == 0 and settings.validates_after(0):
+        validate(0)
     for done in range(first + 1, last + 1):
         with reporter.pause():
             tracer(done - first, state)
@@ -173,10 +181,7 @@ def _steps(
         loss = None
         if settings.validates_after(done) and not stop:
             report()
-            with reporter.pause():
-                validation = stage.validate(state)
-                reporter.validation(done, validation)
-            loss = next(iter(validation.scalars.values()), None)
+            loss = validate(done)
         if stop or done == last or done % settings.save_every == 0:
             with reporter.pause():
                 _save(run, trainer, state, loss)

@@ -107,9 +107,12 @@ class Stage(abc.ABC):
       vae: the frozen VAE that is saved with the run; None if there is none.
       base: the checkpoint that an adapter belongs to. It is named in the run, not copied into it;
         None if the run trains no adapter.
+      initial: the weights that an adapter begins with instead of an initialisation, as part of the
+        parameters.
     """
 
     frozen: Mapping[str, Any] = {}
+    initial: Mapping[str, Any] = {}
     vae: Checkpoint | None = None
     base: StoredBase | None = None
 

@@ -34,7 +34,7 @@ def first_state(stage: Stage, plan: StatePlan) -> TrainState:
     """
     run = stage.cfg.run
     if stage.base is not None:  # what `run.init_from` names is frozen, and no part of the state
-        return plan.make()
+        return plan.make(stage.initial)
     if run.init_from is None:
         for name in ("init_missing", "init_extra", "init_redraw", "init_settings"):
             if getattr(run, name):
@@ -90,7 +90,7 @@ def _select(run: RunConfig, source: _Tensors, target: _Tensors) -> dict[str, Any
     if wrong:
         more = f"; and {len(wrong) - 5} more tensors" if len(wrong) > 5 else ""
         raise ValueError(
-            f"--run.init_from {run.init_from} has another architecture: {'; '.join(wrong[:5])}"
+            f"{run.init_from} has another architecture: {'; '.join(wrong[:5])}"
             f"{more}. To start from it all the same, name these tensors with regular expressions: "
             "--run.init_missing for those that the checkpoint lacks, --run.init_extra for those "
             "that this run lacks, --run.init_redraw for those to initialise at random"

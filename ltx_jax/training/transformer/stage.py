@@ -18,7 +18,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from ltx_jax.checkpoints import keys
 from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.config import BucketConfig, TrainTransformer, VAEConfig
 from ltx_jax.data.loader import Batch
@@ -26,16 +25,21 @@ from ltx_jax.diffusion import positions
 from ltx_jax.diffusion.conditioning import PREFIX
 from ltx_jax.diffusion.denoiser import Plain
 from ltx_jax.inference.encode_dataset import check_vae
-from ltx_jax.models import adapter
 from ltx_jax.models.vae import check_video_shape
 from ltx_jax.runtime import sharding
 from ltx_jax.runtime.platforms import onednn_options
 from ltx_jax.training import batches
+from ltx_jax.training.adapter_base import (
+    describe_base,
+    init_adapter,
+    load_base,
+    split_key,
+    with_adapter,
+)
 from ltx_jax.training.frozen_vae import check_holds_vae, describe_frozen_vae, load_frozen_vae
 from ltx_jax.training.stage import BatchSource, InitialWeights, LossValue, Stage, Validation
 from ltx_jax.training.state import TrainState
 from ltx_jax.training.transformer import sources
-from ltx_jax.training.transformer.base import describe_base, load_base
 from ltx_jax.training.transformer.conditions import (
     ConditionItem,
     Conditions,
@@ -117,8 +121,9 @@ class TransformerStage(Stage):
         captions = sources.open_captions(cfg, loader.encoding, mesh)
         stage = cls(cfg, mesh, vae, captions, loader)
         if cfg.adapter.rank:
-            stage.base, base = load_base(cfg, mesh)
-            stage.frozen = {"transformer": base}
+            base = load_base(cfg, mesh)
+            stage.base, stage.initial = base.stored, base.initial
+            stage.frozen = {"transformer": base.params}
         if cfg.run.validate_every:
             stage._validator.prepare()  # so that errors in it appear before the first step
         return stage
@@ -134,11 +139,7 @@ class TransformerStage(Stage):
 
     def init(self, key: Array) -> dict[str, Any]:
         """Initialises "transformer", and "text_encoder" if it is trained; or "adapter" alone."""
-        cfg = self.cfg
-        if not cfg.adapter.rank:
-            return self.model.init(key)
-        boxed = keys.transformer_boxed(cfg.model)
-        return {"adapter": adapter.init(boxed, cfg.adapter, key, cfg.execution.param_dtype)}
+        return init_adapter(self.cfg, key) if self.cfg.adapter.rank else self.model.init(key)
 
     def networks(
         self, params: Mapping[str, Any], frozen: Mapping[str, Any], key: Array | None = None
@@ -152,9 +153,7 @@ class TransformerStage(Stage):
         """
         if not self.cfg.adapter.rank:
             return params
-        scale, dropout = self.cfg.adapter.scale, self.cfg.adapter.dropout
-        options: Any = dict(scale=scale, dropout=dropout, key=key)
-        return {"transformer": adapter.attach(frozen["transformer"], params["adapter"], **options)}
+        return {"transformer": with_adapter(frozen["transformer"], params, self.cfg.adapter, key)}
 
     def abstract_batch(self, bucket: BucketConfig) -> dict[str, Any]:
         """Shapes of a bucket's largest batch, whose conditions add the most tokens."""
@@ -245,9 +244,7 @@ class TransformerStage(Stage):
         self, params: Any, state: TrainState, batch: Any, frozen: Any, key: Array
     ) -> LossValue:
         """See `flow_loss`."""
-        dropout_key = None
-        if self.cfg.adapter.dropout:
-            key, dropout_key = jax.random.split(key)
+        key, dropout_key = split_key(self.cfg.adapter, key)
         networks = self.networks(params, frozen, dropout_key)
         return flow_loss(self.model, networks, batch, key, self.cfg.flow, self._kept)
 

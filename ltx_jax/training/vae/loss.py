@@ -38,11 +38,19 @@ def update_statistics(
     running: dict[str, Any], mean: Float[Array, "b t h w c"], updates: Any, decay: float
 ) -> dict[str, Any]:
     """Updates the running moments with a batch of posterior means; the decay warms up like the
-    parameter average's."""
+    parameter average's. A decay of 1 leaves them as they are."""
+    if decay == 1:
+        return running
     keep = ema_decay(updates, decay)
     axes = tuple(range(mean.ndim - 1))
     batch = {"mean": jnp.mean(mean, axes), "square": jnp.mean(mean * mean, axes)}
     return jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, running, batch)
+
+
+def running_statistics(statistics: LatentStatistics) -> dict[str, Any]:
+    """The inverse of `latent_statistics`."""
+    mean, std = (jnp.asarray(x) for x in (statistics.mean, statistics.std))
+    return {"mean": mean, "square": std**2 + mean**2}
 
 
 def latent_statistics(running: dict[str, Any]) -> LatentStatistics:
@@ -103,11 +111,15 @@ def autoencode(
     z = statistics.denormalize(add_noise(z, noise, t))
     maps = key_noise(jax.random.split(map_key, video.shape[0]))
 
+    decoder = params["decoder"]
+
     def decode(last: Any) -> Array:
-        weights = {**params, "decoder": {**params["decoder"], "conv_out": last}}
+        conv_out = {**decoder["conv_out"], **last}
+        weights = {**params, "decoder": {**decoder, "conv_out": conv_out}}
         return apply({"params": weights}, z, t, maps, method="decode")
 
-    reconstruction, pull = jax.vjp(decode, params["decoder"]["conv_out"])
+    last = {name: decoder["conv_out"][name] for name in ("kernel", "bias")}  # without an adapter
+    reconstruction, pull = jax.vjp(decode, last)
     return Autoencoded(reconstruction, lambda gradient: pull(gradient)[0], posterior, running)
 
 
@@ -165,7 +177,8 @@ def vae_loss(
 
     Args:
       networks: the networks to apply.
-      params: "encoder" and "decoder", and "discriminator" if there is one.
+      params: "encoder" and "decoder", and "discriminator" if there is one. Parameters that are not
+        trained are constants.
       state: the training state, for its running statistics and its count of updates.
       batch: `frames`, uint8 (b, t, h, w, 3).
       frozen: weights of the frozen networks, `efficientnet` and `lpips`, whose terms are on.

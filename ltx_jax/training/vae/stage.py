@@ -1,4 +1,7 @@
-"""The first stage: the Video-VAE and its discriminator, on pictures and videos together."""
+"""The first stage: the Video-VAE and its discriminator, on pictures and videos together.
+
+With `adapter.rank`, it trains an adapter beside the decoder of a frozen VAE instead.
+"""
 
 import copy
 import dataclasses
@@ -18,8 +21,15 @@ from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.config import BucketConfig, TrainVAE, VAELossConfig
 from ltx_jax.models import convolution, efficientnet
 from ltx_jax.models.discriminator import Discriminator
-from ltx_jax.models.vae import VideoVAE
+from ltx_jax.models.vae import LatentStatistics, VideoVAE
 from ltx_jax.training import batches
+from ltx_jax.training.adapter_base import (
+    describe_base,
+    init_adapter,
+    load_base,
+    split_key,
+    with_adapter,
+)
 from ltx_jax.training.clip_stage import ClipStage, clip_shape
 from ltx_jax.training.optim import MAIN, Optimizer, make_optimizer
 from ltx_jax.training.stage import BatchSource, InitialWeights, LossValue, Stage, Validation
@@ -30,6 +40,7 @@ from ltx_jax.training.vae.loss import (
     first_statistics,
     latent_statistics,
     reconstruction_loss,
+    running_statistics,
     vae_loss,
 )
 from ltx_jax.training.vae.validation import VAEValidator
@@ -51,6 +62,7 @@ class VAEStage(ClipStage):
     """
 
     cfg: TrainVAE
+    _statistics: LatentStatistics | None = None  # of the base of an adapter
 
     def __init__(
         self,
@@ -63,8 +75,12 @@ class VAEStage(ClipStage):
             # A decoder without the noise level as an input is trained on clean latents.
             clean = dataclasses.replace(cfg.loss, max_decode_time=0.0)
             cfg = dataclasses.replace(cfg, loss=clean)
+        if cfg.adapter.rank:
+            # The encoder is frozen, and the statistics are those that transformers know.
+            decoding = dataclasses.replace(cfg.loss, kl_weight=0.0, statistics_decay=1.0)
+            cfg = dataclasses.replace(cfg, loss=decoding)
         super().__init__(cfg, mesh, cfg.model, loader)
-        self.frozen = frozen
+        self.frozen = self._perceptual = frozen
         self._vae = VideoVAE(cfg.model, cfg.execution)
         self._discriminator = Discriminator(cfg.discriminator, cfg.disc_execution)
         self._has_gan = cfg.loss.gan_weight > 0
@@ -80,6 +96,11 @@ class VAEStage(ClipStage):
           ValueError: also if a file of weights cannot be read.
         """
         stage = cls(cfg, mesh, _read_frozen(cfg.loss), loader or batches.open_loader(cfg, mesh))
+        if cfg.adapter.rank:
+            base = load_base(cfg, mesh)
+            stage.base, stage.initial = base.stored, base.initial
+            stage.frozen = {**stage.frozen, "vae": base.params}
+            stage._statistics = base.statistics
         if cfg.run.validate_every:
             stage._validator.prepare()  # so that errors in it appear before the first step
         return stage
@@ -87,13 +108,20 @@ class VAEStage(ClipStage):
     @classmethod
     def describe(cls, cfg: TrainVAE, mesh: Mesh) -> "VAEStage":
         """Makes the stage without its data, and with zeros as EfficientNet's weights."""
-        return cls(cfg, mesh, _read_frozen(cfg.loss, described=True))
+        stage = cls(cfg, mesh, _read_frozen(cfg.loss, described=True))
+        if cfg.adapter.rank:
+            stage.frozen = {**stage.frozen, "vae": describe_base(cfg, mesh)}
+        return stage
 
     def init(self, key: Array) -> dict[str, Any]:
-        """Initialises "encoder" and "decoder", and "discriminator" if there is one."""
+        """Initialises "encoder" and "decoder", or "adapter", and "discriminator" if there is
+        one."""
         smallest = min(self.cfg.data.sizes, key=lambda b: b.num_frames * b.height * b.width)
         video = jnp.zeros((1, *clip_shape(smallest)[1:]))
-        params: Any = self._vae.init(key, video)["params"]
+        adapts = self.cfg.adapter.rank > 0
+        params: Any = (
+            init_adapter(self.cfg, key) if adapts else self._vae.init(key, video)["params"]
+        )
         if not self._has_gan:
             return params
         pair = jnp.concatenate([video] * (2 if self.cfg.loss.gan == "pair" else 1), axis=-1)
@@ -112,18 +140,36 @@ class VAEStage(ClipStage):
         return {MAIN: main[MAIN], "discriminator": own}
 
     def first_statistics(self) -> dict[str, Any]:
-        """Running moments of the latents, before any batch."""
+        """Running moments of the latents, before any batch; of a base, those that it has."""
+        if self._statistics is not None:
+            return running_statistics(self._statistics)
         return first_statistics(self.cfg.model.latent_channels)
+
+    def networks(
+        self, params: Mapping[str, Any], frozen: Mapping[str, Any], key: Array | None = None
+    ) -> Mapping[str, Any]:
+        """The parameters of all networks: the trained ones, or the base with its adapter beside
+        what else is trained.
+
+        Args:
+          params: the trained parameters.
+          frozen: the weights of `self.frozen`.
+          key: random key of the adapter's dropout; None turns it off.
+        """
+        if not self.cfg.adapter.rank:
+            return params
+        others = {name: part for name, part in params.items() if name != "adapter"}
+        return {**others, **with_adapter(frozen["vae"], params, self.cfg.adapter, key)}
 
     def loss(
         self, params: Any, state: TrainState, batch: Any, frozen: Any, key: Array
     ) -> LossValue:
         """See `vae_loss`."""
         discriminator = self._discriminator.apply if self._has_gan else None
-        networks = Networks(self._vae.apply, discriminator)
-        return vae_loss(
-            networks, params, state, batch, frozen, key, self.cfg.loss, self._disc_start
-        )
+        apply = Networks(self._vae.apply, discriminator)
+        key, dropout_key = split_key(self.cfg.adapter, key)
+        networks = self.networks(params, frozen, dropout_key)
+        return vae_loss(apply, networks, state, batch, frozen, key, self.cfg.loss, self._disc_start)
 
     def flop_stage(self, step: int) -> Stage:
         """This stage without the discriminator for the steps before it begins."""
@@ -139,14 +185,17 @@ class VAEStage(ClipStage):
 
     def validate(self, state: TrainState) -> Validation:
         """See `VAEValidator`."""
-        return self._validator(state)
+        return self._validator(self.networks(state.ema, self.frozen), state.statistics)
 
     @functools.cached_property
     def _validator(self) -> VAEValidator:
-        return VAEValidator(self.cfg, self.mesh, self.frozen)
+        return VAEValidator(self.cfg, self.mesh, self._perceptual)
 
     def latent_statistics(self, state: TrainState) -> dict[str, Any]:
-        """Mean and deviation of each channel of the latents."""
+        """Mean and deviation of each channel of the latents; {} for an adapter, whose base has
+        them."""
+        if self.cfg.adapter.rank:
+            return {}
         value = latent_statistics(state.statistics)
         return {"mean": value.mean, "std": value.std}
 
@@ -155,12 +204,10 @@ class VAEStage(ClipStage):
         latents have other channels now."""
         if checkpoint.vae is None:
             raise ValueError("--run.init_from names a checkpoint without a VAE")
-        running = None
+        running, statistics = None, checkpoint.statistics
         same_channels = checkpoint.vae.latent_channels == self.cfg.model.latent_channels
-        if checkpoint.statistics is not None and same_channels:
-            moments = checkpoint.statistics.mean, checkpoint.statistics.std
-            mean, std = (jnp.asarray(x) for x in moments)
-            running = {"mean": mean, "square": std**2 + mean**2}
+        if statistics is not None and same_channels:
+            running = running_statistics(statistics)
         configs = ((checkpoint.vae, self.cfg.model),)
         return InitialWeights(checkpoint.vae_params, configs, running)
 

@@ -27,7 +27,6 @@ from ltx_jax.runtime import sharding
 from ltx_jax.training import losses
 from ltx_jax.training.batches import replicate_over
 from ltx_jax.training.stage import LoggedVideo, Validation
-from ltx_jax.training.state import TrainState
 from ltx_jax.training.vae.loss import latent_statistics
 from ltx_jax.training.validation_clips import read_validation_clips, require_pixels
 
@@ -70,8 +69,8 @@ class VAEValidator:
         """Reads the clips; raises a ValueError if they cannot be used."""
         require_pixels(self._clips)
 
-    def __call__(self, state: TrainState) -> Validation:
-        """Metrics, videos and histograms of a state."""
+    def __call__(self, params: Mapping[str, Any], running: Mapping[str, Any]) -> Validation:
+        """Metrics, videos and histograms of a VAE's parameters and running statistics."""
         rows: list[dict[str, Any]] = []
         videos: dict[str, LoggedVideo] = {}
         for i, frames in enumerate(require_pixels(self._clips)):
@@ -79,7 +78,7 @@ class VAEValidator:
             clip = replicate_over(self._mesh, frames[None])  # replicated: clips are few and small
             with sharding.use_mesh(self._mesh):
                 decoded, is_finite, metrics = self._program(
-                    state.ema, state.statistics, self._frozen, clip, jax.random.key(i)
+                    params, running, self._frozen, clip, jax.random.key(i)
                 )
             rows.append(jax.device_get(metrics))
             if not is_finite:  # not a reason to end a run
@@ -90,7 +89,7 @@ class VAEValidator:
             if len(self._times) > 1:
                 videos[f"decode times {i}"] = _side_by_side(strips[1:], rate)
         scalars = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-        per_channel = latent_statistics(jax.device_get(state.statistics))
+        per_channel = latent_statistics(jax.device_get(dict(running)))
         histograms = {"latent_mean": per_channel.mean, "latent_std": per_channel.std}
         return Validation(scalars, videos, histograms)
 
