@@ -4,6 +4,9 @@ CONFIG is a config of transformer training. Its VAE encodes every example of its
 bucket that the example fits into. Its text encoder encodes every caption, unless the config trains
 it. DIR is then a source of training data (`--data.source DIR`).
 
+CONFIG may also describe a student: then its teacher's paths are sampled, from which it is trained,
+and DIR is its `distillation.paths`.
+
 The same command, run again, continues where it was stopped. Several machines share the work if
 each runs it with its own `--worker`.
 """
@@ -11,9 +14,10 @@ each runs it with its own `--worker`.
 import argparse
 import functools
 import sys
+from typing import Any
 
 from ltx_jax import config
-from ltx_jax.config import TrainTransformer
+from ltx_jax.config import TrainStudent, TrainTransformer
 from ltx_jax.runtime import cli
 
 
@@ -42,19 +46,25 @@ def main(arguments: list[str]) -> None:
             "transformer training"
         )
 
-    from ltx_jax.inference.encode_dataset import encode
     from ltx_jax.runtime.compiled import use_compilation_cache
 
     use_compilation_cache()
-    complete = encode(
-        cfg,
-        options.output,
+    shared: dict[str, Any] = dict(
         examples=options.examples,
-        keyframes=options.keyframes,
         shard_size=options.shard_size,
         worker=(options.worker, options.workers),
         report=functools.partial(print, flush=True),
     )
+    if isinstance(cfg, TrainStudent):
+        from ltx_jax.training.distillation.paths import sample_paths
+
+        if options.examples is None:
+            raise ValueError("set the number of paths (--examples)")
+        complete = sample_paths(cfg, options.output, **shared)
+    else:
+        from ltx_jax.inference.encode_dataset import encode
+
+        complete = encode(cfg, options.output, keyframes=options.keyframes, **shared)
     if complete:
         print(options.output)
 

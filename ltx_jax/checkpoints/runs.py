@@ -479,6 +479,7 @@ def load_run(
     checkpoint.transformer = cfg.model
     checkpoint.transformer_params = restored["transformer"]
     checkpoint.scheduler = cfg.scheduler
+    checkpoint.allowed_inference_steps = cfg.inference_steps
     checkpoint.settings = cfg.sampling_settings()
     if "text_encoder" in restored:
         encoder = restored["text_encoder"]

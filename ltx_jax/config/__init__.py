@@ -4,6 +4,7 @@ Imports nothing from other packages of `ltx_jax`, so that `--help` appears at on
 """
 
 from ltx_jax.config.adapters import AdapterConfig, BaseForm
+from ltx_jax.config.distillation import DistillationConfig, TrainStudent
 from ltx_jax.config.files import load, load_sampling, read_json, read_object, read_sampling_json
 from ltx_jax.config.from_json import build, dump, nearest, parse_json, shown, subclasses
 from ltx_jax.config.networks import (
@@ -71,6 +72,7 @@ __all__ = [
     "DType",
     "DataConfig",
     "DiscriminatorConfig",
+    "DistillationConfig",
     "DistributedConfig",
     "DuplicatesConfig",
     "ExecutionConfig",
@@ -95,6 +97,7 @@ __all__ = [
     "TextConfig",
     "TextEncoderConfig",
     "TrainConfig",
+    "TrainStudent",
     "TrainTransformer",
     "TrainVAE",
     "TransformerConfig",

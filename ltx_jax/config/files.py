@@ -14,6 +14,7 @@ from typing import Any
 from ltx_jax.config import (
     adapters,
     command_line,
+    distillation,
     networks,
     official_yaml,
     preparation,
@@ -25,7 +26,7 @@ from ltx_jax.config.sampling import SampleConfig
 
 _YAML = (".yaml", ".yml")
 _ENDINGS = (".py", ".json", *_YAML)
-_SCHEMA = (adapters, networks, preparation, sampling, training)
+_SCHEMA = (adapters, distillation, networks, preparation, sampling, training)
 
 
 def folder() -> Path:

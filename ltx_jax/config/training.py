@@ -459,6 +459,11 @@ class TrainTransformer(TrainConfig):
         )
         _require_dtypes_alone("text_execution", self.text_execution)
 
+    @property
+    def inference_steps(self) -> tuple[float, ...] | None:
+        """The times that a distilled model was trained for; None for one that takes any."""
+        return None
+
     def sampling_settings(self) -> SamplingConfig:
         """Samples at the largest size of the data, with guidance if training dropped captions."""
         rates = sorted(self.data.frame_rates)

@@ -140,6 +140,9 @@ def _add_shapes(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", type=_positive, help="replaces the value of the settings")
     for name in ("frame_rate", "guidance_scale"):
         parser.add_argument(f"--{name}", type=float, help="replaces the value of the settings")
+    parser.add_argument(
+        "--timesteps", nargs="+", type=float, help="replaces the times of a distilled model"
+    )
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="groups of rows; default: all")
     parser.add_argument(
         "--prompts", type=_positive, help="prompts per group, instead of its default"
@@ -236,6 +239,7 @@ def _run_transformer(args: argparse.Namespace) -> Parts:
 
 
 def _run_shapes(args: argparse.Namespace) -> Parts:
+    from ltx_jax.checkpoints.load import own_settings
     from ltx_jax.config import load_sampling, sampling_options
     from ltx_jax.evaluate import autoencoder, metric_table, world_table
     from ltx_jax.inference.pipeline import LTXPipeline
@@ -246,11 +250,15 @@ def _run_shapes(args: argparse.Namespace) -> Parts:
         raise ValueError(
             f"--rows: there is no {', '.join(unknown)}; known: {' '.join(world_table.ROWS)}"
         )
-    options = world_table.OPTIONS
+    options, own = world_table.OPTIONS, own_settings(args.checkpoint)
     if args.config is not None:
         options = sampling_options(load_sampling(args.config))
+    elif own is not None and own.timesteps is not None:
+        options = own  # a distilled model takes its own steps alone
     names = ("height", "width", "num_frames", "num_inference_steps", "frame_rate", "guidance_scale")
     changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if args.timesteps is not None:
+        changes["timesteps"] = tuple(args.timesteps)
     options = dataclasses.replace(options, seed=args.seed, **changes)
     pipe = LTXPipeline.from_pretrained(
         args.checkpoint, args.text_encoder, vae=args.vae, dtype=args.dtype

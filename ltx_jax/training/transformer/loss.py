@@ -98,6 +98,28 @@ class NoisedBatch(NamedTuple):
     weight: Any
 
 
+def encoded_conditions(
+    latents: Float[Array, "b t h w c"], conditions: Conditions, strength: Float[Array, " b"]
+) -> list[Encoded]:
+    """The conditions of a batch as `conditioning.prepare` takes them.
+
+    Args:
+      latents: normalised latents of the data.
+      conditions: the conditions, whose videos are normalised latents (b, t, h, w, c).
+      strength: strength of each sample's conditions; references have 1.
+    """
+    encoded = [Encoded(item, strength, frame) for item, frame in conditions.items]
+    if conditions.reference is not None:
+        encoded.append(Encoded(conditions.reference, 1.0, None))
+    if conditions.prefix is not None:
+        first = jnp.arange(latents.shape[1])[None] < conditions.prefix[:, None]
+        encoded.append(Encoded(latents, jnp.where(first, strength[:, None], 0.0), 0))
+    if conditions.kept is not None:
+        per_sample = strength[:, None, None, None]
+        encoded.append(Encoded(latents, jnp.where(conditions.kept, per_sample, 0.0), 0))
+    return encoded
+
+
 def noise_batch(
     latents: Float[Array, "b t h w c"],
     conditions: Conditions,
@@ -126,15 +148,7 @@ def noise_batch(
     noise = KeyNoise(jax.random.split(noise_key, b))
     fresh = noise.draw("initial", latents.shape)
 
-    encoded = [Encoded(item, strength, frame) for item, frame in conditions.items]
-    if conditions.reference is not None:
-        encoded.append(Encoded(conditions.reference, 1.0, None))
-    if conditions.prefix is not None:
-        first = jnp.arange(t)[None] < conditions.prefix[:, None]
-        encoded.append(Encoded(latents, jnp.where(first, strength[:, None], 0.0), 0))
-    if conditions.kept is not None:
-        per_sample = strength[:, None, None, None]
-        encoded.append(Encoded(latents, jnp.where(conditions.kept, per_sample, 0.0), 0))
+    encoded = encoded_conditions(latents, conditions, strength)
     prepared = conditioning.prepare(fresh, encoded, noise, **dataclasses.asdict(geometry))
     mask = jnp.zeros((b, 1)) if prepared.strength is None else prepared.strength
 
@@ -215,6 +229,23 @@ class FlowModel:
         keys = jax.random.split(key)
         return {"transformer": self.denoiser.init(keys[0]), **self.captions.init(keys[1])}
 
+    def draw_latents(
+        self, batch: Mapping[str, Any], video_key: Array, item_keys: Sequence[Array]
+    ) -> tuple[Float[Array, "b t h w c"], Conditions]:
+        """Draws a sample of each posterior of a batch: of its videos, and in its conditions."""
+        moments: Conditions = batch["conditions"]
+        latents: Any = self.sample_latents(batch["video"], video_key)
+        items = tuple(
+            ConditionItem(self.sample_latents(item.video, item_key), item.frame)
+            for item, item_key in zip(moments.items, item_keys, strict=True)
+        )
+        conditions = moments._replace(items=items)
+        if moments.reference is not None:
+            reference_key = jax.random.fold_in(video_key, 1)
+            reference = self.sample_latents(moments.reference, reference_key)
+            conditions = conditions._replace(reference=reference)
+        return latents, conditions
+
     def context(
         self, params: Any, batch: Mapping[str, Any], coords: Int[Array, "b n 3"]
     ) -> Context:
@@ -257,19 +288,8 @@ def flow_loss(
       kept: for each latent grid, how many of a video's own tokens the network sees.
     """
     # Latents: a sample of each posterior.
-    given: Conditions = batch["conditions"]
-    key, video_key, *item_keys = jax.random.split(key, 2 + len(given.items))
-    latents: Any = model.sample_latents(batch["video"], video_key)
-    conditions = given._replace(
-        items=tuple(
-            ConditionItem(model.sample_latents(item.video, item_key), item.frame)
-            for item, item_key in zip(given.items, item_keys, strict=True)
-        )
-    )
-    if given.reference is not None:
-        reference_key = jax.random.fold_in(video_key, 1)
-        reference = model.sample_latents(given.reference, reference_key)
-        conditions = conditions._replace(reference=reference)
+    key, video_key, *item_keys = jax.random.split(key, 2 + len(batch["conditions"].items))
+    latents, conditions = model.draw_latents(batch, video_key, item_keys)
 
     # Times, noise, condition tokens, and the tokens that are dropped.
     count = kept[latents.shape[1:4]]

@@ -195,6 +195,11 @@ class TransformerStage(Stage):
 
     def batches(self, first: int, last: int) -> Iterator[dict[str, Any]]:
         """Batches with the fields of `abstract_batch`, each with the conditions of its pattern."""
+        for _, batch in self.loaded(first, last):
+            yield batch
+
+    def loaded(self, first: int, last: int) -> Iterator[tuple[Batch, dict[str, Any]]]:
+        """The batches of `batches`, each after the examples that it was made from."""
         assert self._loader is not None, "a stage that is only described has no data"
         cfg, part = self.cfg, batches.process_part(self.mesh)
         place = functools.partial(batches.split_over, self.mesh)
@@ -203,7 +208,7 @@ class TransformerStage(Stage):
             random = StepRandom(cfg.run.seed, step, part)
             dropped = random.chances(cfg.flow.caption_dropout, len(batch.captions))
             conditions = draw_conditions(batch, random, cfg.flow, self._vae_cfg)
-            yield self._on_mesh(batch, conditions, dropped, place)
+            yield batch, self._on_mesh(batch, conditions, dropped, place)
 
     def _on_mesh(
         self, batch: Batch, conditions: Conditions, dropped: Dropped, place: Place
