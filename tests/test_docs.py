@@ -88,6 +88,7 @@ def recorded(monkeypatch, tmp_path):
     record("ltx_jax.planning.plan:plan")
     record("ltx_jax.inference.make_videos:make_videos")
     record("ltx_jax.inference.encode_dataset:encode")
+    record("ltx_jax.training.distillation.paths:sample_paths")
     record("ltx_jax.export:export", [])
     record("ltx_jax.checkpoints.adapter_export:extract")
     record("ltx_jax.checkpoints.adapter_export:write_trained")
