@@ -62,6 +62,16 @@ def test_what_was_compiled_once_is_read(programs, monkeypatch):
     assert x.is_deleted()  # its memory was given away, as in the program compiled
 
 
+def test_a_program_that_was_read_takes_its_own_results_without_being_read_again(programs):
+    for _ in range(2):  # compiled and stored, then read
+        calls = programs()
+        x, noise = arguments()
+        for _ in range(3):
+            result = calls(scaled, x, noise, cfg=CFG)
+            x, noise = result["y"], result["noise"]
+        assert calls.count == 1
+
+
 @pytest.mark.parametrize("change", ["shape", "dtype", "setting", "options", "code", "precision"])
 def test_another_call_is_another_program(change, tmp_path, monkeypatch):
     x, noise = arguments()

@@ -98,7 +98,11 @@ class Programs:
 
 
 def _signature(leaf: Any) -> Any:
-    return jax.typeof(leaf), getattr(leaf, "sharding", None), getattr(leaf, "committed", None)
+    # jax compares types by identity, and the results of an executable that was read from disk have
+    # types of their own.
+    kind = jax.typeof(leaf)
+    layout = getattr(leaf, "sharding", None), getattr(leaf, "committed", None)
+    return kind.shape, kind.dtype, kind.weak_type, *layout
 
 
 def _check_memory(compiled: Any) -> None:
