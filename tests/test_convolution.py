@@ -8,7 +8,8 @@ from flax import linen as nn
 
 from ltx_jax.config import MeshConfig
 from ltx_jax.models import convolution
-from ltx_jax.runtime import sharding
+from ltx_jax.runtime import platforms, sharding
+from ltx_jax.runtime.compiled import Programs
 
 # (batch, frames, rows, columns, channels in), channels out: the shapes at which a native bfloat16
 # gradient was seen wrong, one frame, odd sizes, one row, one channel of one frame, few outputs.
@@ -89,9 +90,32 @@ def test_the_convolution_and_its_gradients_are_those_of_the_definition(
         assert relative(value, wanted) < tolerance
 
 
+@jax.jit
+def convolved(x, kernel):
+    """A program with one convolution."""
+    return convolution.convolve(x, kernel)
+
+
+def test_a_program_without_onednn_is_stored_and_computes_the_same(tmp_path):
+    programs = Programs()
+    programs.folder = tmp_path / "kept"
+    programs.folder.mkdir(mode=0o700)
+    x, kernel = draw((1, 4, 8, 8, 16)), draw((3, 3, 3, 16, 16))
+    by_default = programs(convolved, x, kernel, compiler_options=convolution.compiler_options())
+    stored = set(programs.folder.iterdir())
+    assert bool(stored) != platforms.HAS_ONEDNN
+    with platforms.storable_programs():
+        assert convolution.compiler_options() is None
+        again = Programs()
+        again.folder = programs.folder
+        result = again(convolved, x, kernel, compiler_options=convolution.compiler_options())
+    assert len(set(programs.folder.iterdir())) == 1
+    assert relative(result, by_default) < 2e-5
+
+
 @pytest.mark.parametrize("padding", ["zeros", "replicate"])
 def test_of_few_outputs_and_many_channels_one_product_is_made(padding, monkeypatch):
-    monkeypatch.setattr(convolution, "HAS_ONEDNN", True)  # this form needs none
+    monkeypatch.setattr(platforms, "HAS_ONEDNN", True)  # this form needs none
     x, kernel = draw((1, 4, 3, 4, 5)), draw((3, 3, 3, 5, 480))
     convolve = jax.jit(lambda x, kernel: convolution.convolve(x, kernel, padding=padding))
     assert "stablehlo.convolution" not in convolve.lower(x, kernel).as_text()

@@ -28,12 +28,12 @@ def test_the_platform_is_that_of_the_mesh():
     [
         ("avx512f amx_tile", True, "float32"),
         ("sse amx_bf16", True, "bfloat16"),
-        ("sse avx512_bf16", True, "bfloat16"),
+        ("sse avx512_bf16", True, "float32"),
         ("amx_bf16 avx512_bf16", False, "float32"),
         (None, True, "float32"),  # where no file tells
     ],
 )
-def test_a_cpu_computes_in_bfloat16_where_it_has_products_of_it(
+def test_a_cpu_computes_in_bfloat16_where_it_has_amx(
     tmp_path, monkeypatch, flags, onednn, dtype
 ):
     if flags is not None:

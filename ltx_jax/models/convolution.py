@@ -26,7 +26,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from ltx_jax.runtime import sharding
-from ltx_jax.runtime.platforms import HAS_ONEDNN, onednn_options, platform
+from ltx_jax.runtime.platforms import onednn_options, platform, uses_onednn
 
 Stride = tuple[int, int, int]  # frames, rows, columns
 Pad = tuple[int, int]  # zeros on each side of the rows, and on each side of the columns
@@ -140,7 +140,7 @@ def _with_neighbours(x: Array, after: int, padding: Padding) -> Array:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _convolve(x: Array, kernel: Array, stride: Stride, pad: Pad) -> Array:
     settings = dict(stride=stride, pad=pad)
-    cpu = _by_onednn if HAS_ONEDNN else _sum_of_frames
+    cpu = _by_onednn if uses_onednn() else _sum_of_frames
     return jax.lax.platform_dependent(
         x,
         kernel,
@@ -163,7 +163,7 @@ def _backward(
         function = functools.partial(function, stride=stride, pad=pad)
         return lambda x, kernel, grad: jax.vjp(function, x, kernel)[1](grad)
 
-    if not HAS_ONEDNN:
+    if not uses_onednn():
         cpu = gradient_of(_sum_of_frames)
     elif stride == (1, 1, 1):
         cpu = functools.partial(gradients_by_convolution, pad=pad)
