@@ -33,9 +33,7 @@ def test_the_platform_is_that_of_the_mesh():
         (None, True, "float32"),  # where no file tells
     ],
 )
-def test_a_cpu_computes_in_bfloat16_where_it_has_amx(
-    tmp_path, monkeypatch, flags, onednn, dtype
-):
+def test_a_cpu_computes_in_bfloat16_where_it_has_amx(tmp_path, monkeypatch, flags, onednn, dtype):
     if flags is not None:
         (tmp_path / "cpuinfo").write_text(f"flags\t\t: fpu {flags}\n")
     monkeypatch.setattr(platforms, "_CPUINFO", tmp_path / "cpuinfo")
