@@ -13,6 +13,7 @@ from quick import compiled
 from ltx_jax.diffusion.flow import euler_step
 from ltx_jax.training.distillation import consistency
 from ltx_jax.training.distillation.consistency import FlowPoint
+from ltx_jax.training.flops import count_traced
 
 BATCH, TOKENS, CHANNELS = 3, 2, 2
 SHAPE = (BATCH, TOKENS, CHANNELS)
@@ -135,6 +136,7 @@ def test_the_exact_student_takes_one_step():
     assert largest(teacher - wanted) > 0.1  # one step of the teacher ends elsewhere
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("tangent", ["exact", "semi_continuous", "difference"])
 def test_condition_tokens_stay_as_they_are(tangent):
     """A pair of tokens, of which the second is a condition at its own time: the flow of the first
@@ -216,3 +218,20 @@ def test_the_share_of_the_derivative_rises_to_one():
     assert share(jnp.asarray(0), 0) == 1
     rising = [float(share(jnp.asarray(i), 4)) for i in range(8)]
     np.testing.assert_allclose(rising, [0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("tangent", "forwards"), [("exact", 4), ("semi_continuous", 5), ("difference", 4)]
+)
+def test_nothing_is_differentiated_twice(tangent, forwards):
+    """The matmuls of a gradient, in calls of the network: a value and its gradient are three."""
+    point, params = flow_point(0), weights()
+
+    def loss(params, point):
+        return consistency.consistency_loss(network, params, point, 1.0, tangent)[0].mean()
+
+    def count(function, *arguments):
+        return count_traced(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+    once = count(network, params, point.x, point.times)
+    assert count(jax.grad(loss), params, point) <= forwards * once

@@ -4,7 +4,7 @@ Imports nothing from other packages of `ltx_jax`, so that `--help` appears at on
 """
 
 from ltx_jax.config.adapters import AdapterConfig, BaseForm
-from ltx_jax.config.distillation import DistillationConfig, TrainStudent
+from ltx_jax.config.distillation import DistillationConfig, Tangent, TrainStudent
 from ltx_jax.config.files import load, load_sampling, read_json, read_object, read_sampling_json
 from ltx_jax.config.from_json import build, dump, nearest, parse_json, shown, subclasses
 from ltx_jax.config.networks import (
@@ -94,6 +94,7 @@ __all__ = [
     "SourceConfig",
     "StoreConfig",
     "T5Config",
+    "Tangent",
     "TextConfig",
     "TextEncoderConfig",
     "TrainConfig",

@@ -6,7 +6,12 @@ from typing import ClassVar, Literal
 
 from ltx_jax.config.sampling import SamplingConfig, SolverName
 from ltx_jax.config.settings import require, settings
-from ltx_jax.config.training import TrainTransformer
+from ltx_jax.config.training import OptimConfig, TrainTransformer
+
+# How a consistency model's derivative along the flow is computed, in tokens and in times: forward
+# mode in both, forward mode in tokens alone, or a single difference
+# (`ltx_jax.training.distillation.consistency`).
+Tangent = Literal["exact", "semi_continuous", "difference"]
 
 _DECIMALS = 4  # of the times that a distilled checkpoint names
 
@@ -32,6 +37,17 @@ class DistillationConfig:
     skip_block_list: tuple[int, ...] = ()  # blocks that its perturbed branch skips
     rescaling_scale: float = 0.7  # as in sampling, with spatio-temporal guidance
     held_out: int = 64  # paths for validation, which are not trained on
+    # What the student learns from. "trajectory": the stored paths alone. The other two call the
+    # teacher in every step, and need the target "end". "consistency": a continuous-time consistency
+    # model, which learns from the teacher's velocity. "matching": distribution matching (DMD2),
+    # which compares the teacher's velocity with that of the student's own videos; a second network
+    # learns the latter.
+    method: Literal["trajectory", "consistency", "matching"] = "trajectory"
+    tangent: Tangent = "semi_continuous"  # of a consistency model
+    # Updates over which the term of a consistency model with the derivative grows to its weight.
+    tangent_warmup: int = 1000
+    # Updates of the second network for each of the student, in distribution matching.
+    fake_updates: int = 5
 
     def __post_init__(self):
         times = self.times
@@ -45,7 +61,27 @@ class DistillationConfig:
             f"distillation.times may have {_DECIMALS} decimals, got {times}",
         )
         require(self.teacher_steps > 0, f"teacher_steps must be positive, got {self.teacher_steps}")
+        require(
+            self.target == "end" or self.method == "trajectory",
+            f'distillation.method "{self.method}" has steps that lead to the end: set '
+            'distillation.target to "end"',
+        )
+        self._check_method("consistency", "tangent", "tangent_warmup")
+        self._check_method("matching", "fake_updates")
+        require(self.fake_updates > 0, f"fake_updates must be positive, got {self.fake_updates}")
+        require(
+            self.tangent_warmup >= 0,
+            f"tangent_warmup must not be negative, got {self.tangent_warmup}",
+        )
         require(self.held_out >= 0, f"held_out must not be negative, got {self.held_out}")
+
+    def _check_method(self, method: str, *names: str) -> None:
+        """Refuses settings that belong to another method than the one that is set."""
+        for name in names:
+            require(
+                self.method == method or getattr(self, name) == getattr(type(self), name),
+                f"distillation.{name} has no effect on the method {self.method!r}: leave it out",
+            )
 
     @property
     def teacher_sampling(self) -> SamplingConfig:
@@ -73,6 +109,9 @@ class TrainStudent(TrainTransformer):
     stage: ClassVar[str] = "ltx_jax.training.distillation.stage:DistillationStage"
 
     distillation: DistillationConfig = DistillationConfig(teacher="", paths="")
+    # The optimiser of the second network of distribution matching, which keeps no average. It uses
+    # as many micro-batches as `optim.accumulate` says.
+    fake_optim: OptimConfig = OptimConfig(b1=0.0, b2=0.99)
 
     def __post_init__(self):
         super().__post_init__()
@@ -84,6 +123,14 @@ class TrainStudent(TrainTransformer):
         require(
             self.run.init_from is not None,
             "a student starts from its teacher: name it with --run.init_from",
+        )
+        require(
+            self.distillation.method == "matching" or self.fake_optim == type(self).fake_optim,
+            "fake_optim has no effect without distribution matching: set distillation.method",
+        )
+        require(
+            self.fake_optim.accumulate == 1,
+            "fake_optim.accumulate has no effect: set optim.accumulate, which both networks use",
         )
         flow, tells = self.flow, "which the paths of a teacher leave out: set it to"
         require(

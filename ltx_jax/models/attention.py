@@ -56,10 +56,7 @@ def attention(
     Raises:
       ValueError: if the number of heads is not divisible by the devices of `seq` and `tensor`.
     """
-    if form == "auto":
-        half = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0
-        fused: dict[str, AttentionForm] = {"gpu": "cudnn" if half else "plain", "tpu": "splash"}
-        form = fused.get(platform(), "plain")
+    form = chosen_form(form, q.dtype, q.shape[-1])
     attend = {"cudnn": _cudnn, "splash": _splash, "plain": _plain}[form]
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size <= 1:  # 0 without a mesh
@@ -80,6 +77,21 @@ def attention(
         out_specs=queries,
         check_vma=form != "splash",  # Pallas kernels do not declare the mesh axes of their output
     )(q, k, v, mask)
+
+
+def chosen_form(form: AttentionForm, dtype: Any, head_dim: int) -> AttentionForm:
+    """The form that "auto" stands for on the current platform; other forms as they are.
+
+    Args:
+      form: as in `attention`.
+      dtype: dtype of the queries.
+      head_dim: their width per head.
+    """
+    if form != "auto":
+        return form
+    half = dtype in (jnp.bfloat16, jnp.float16) and head_dim % 8 == 0
+    fused: dict[str, AttentionForm] = {"gpu": "cudnn" if half else "plain", "tpu": "splash"}
+    return fused.get(platform(), "plain")
 
 
 def _swapped(attend: Callable[..., Array], q: Array, k: Array, v: Array, mask: Any) -> Array:

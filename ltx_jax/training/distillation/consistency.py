@@ -11,30 +11,30 @@ so that a single Euler step from t to r lands on the flow. For a fixed r, it sat
 
 (Geng et al., MeanFlow, arXiv 2505.13447, section 4.1). The loss regresses u on the right-hand side.
 The case r = 0 is a consistency model, whose data are x - t u (Lu and Song, sCM, arXiv 2410.11081):
-it has the inputs of a velocity network. du/dt is the derivative along the flow, and takes forward
-mode: one Jacobian-vector product.
+it has the inputs of a velocity network.
+
+du/dt is the derivative along the flow. There are three ways to compute it:
+
+- "exact": a Jacobian-vector product in tokens and times.
+- "semi_continuous": a Jacobian-vector product in the tokens, a difference in the times (Zheng et
+  al., rCM, arXiv 2510.08431). Networks that embed 1000 t by sinusoids have ripples of period 0.006
+  in t, about 1 % of their value but most of their derivative; a difference steps over them.
+- "difference": one difference along the flow. It is the only way through fused attention kernels,
+  which have no forward mode.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ltx_jax.config import Tangent
 from ltx_jax.training import losses
 
-# (parameters, tokens (b, n, c), their times (b, n)) -> the average velocity (b, n, c), at a fixed r
+# (parameters, tokens (b, n, c), their times (b, #n)) -> average velocity (b, n, c), for a fixed r
 AverageVelocity = Callable[[Any, Array, Array], Array]
-# How du/dt is computed:
-# - "exact": a Jacobian-vector product in tokens and times.
-# - "semi_continuous": a Jacobian-vector product in the tokens, a difference in the times (Zheng et
-#   al., rCM, arXiv 2510.08431). Networks that embed 1000 t by sinusoids have ripples of period
-#   0.006 in t, about 1 % of their value but most of their derivative; a difference steps over them.
-# - "difference": one difference along the flow. It is the only one for fused attention kernels,
-#   which have no forward mode, and the least accurate: its error grows with the step.
-Tangent = Literal["exact", "semi_continuous", "difference"]
-
 SHORTEST, LONGEST = 1e-3, 0.03  # the step of a difference is t - r, but within these
 _SMALLEST_RMS = 0.1  # added to the root mean square of the residual, which is divided by the sum
 
@@ -44,8 +44,8 @@ class FlowPoint(NamedTuple):
 
     Attributes:
       x: tokens (b, n, c), those of conditions included.
-      times: time of each token, (b, n).
-      span: t - r of each token, (b, n).
+      times: time of each token, (b, n); or (b, 1), if all tokens of the batch are free.
+      span: t - r of each token, like `times`.
       velocity: the teacher's velocity (b, n, c), guided.
       free: (b, n), 1 for tokens that follow the flow, 0 for those of conditions, which stay as they
         are, at their own times.
@@ -70,14 +70,14 @@ def along_flow(
       params: its parameters. The gradient through the derivative is not complete: a loss has to
         stop it.
       point: where.
-      tangent: how the derivative is computed.
+      tangent: how the derivative is computed, see the top.
     """
     x, times = point.x, point.times
-    by_x = point.velocity * point.free[..., None]
+    by_x, by_time = point.velocity * point.free[..., None], point.free[:, : times.shape[1]]
     if tangent == "exact":
-        return jax.jvp(lambda x, t: student(params, x, t), (x, times), (by_x, point.free))
+        return jax.jvp(lambda x, t: student(params, x, t), (x, times), (by_x, by_time))
     step = jnp.clip(point.span, SHORTEST, LONGEST)
-    constant, before = jax.lax.stop_gradient(params), times - step * point.free
+    constant, before = jax.lax.stop_gradient(params), times - step * by_time
     if tangent == "difference":
         value = student(params, x, times)
         earlier = student(constant, x - step[..., None] * by_x, before)

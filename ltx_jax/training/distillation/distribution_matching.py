@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 from ltx_jax.diffusion.flow import add_noise, data_of, velocity_of
 from ltx_jax.training import losses
 
-# (parameters, tokens (b, n, c), their times (b, n)) -> velocity (b, n, c)
+# (parameters, tokens (b, n, c), their times (b, #n)) -> velocity (b, n, c)
 Velocity = Callable[[Any, Array, Array], Array]
 
 # Times at which outputs are compared: shifted towards noise as in rCM (arXiv 2510.08431), within
@@ -40,7 +40,7 @@ def rollout(
     student: Velocity,
     params: Any,
     start: Float[Array, "b n c"],
-    own: Float[Array, "b n"],
+    own: Float[Array, "b #n"],
     times: Float[Array, "k"],
     last: Int[Array, " b"],
     draw: Callable[[Array], Float[Array, "b n c"]],
@@ -54,8 +54,8 @@ def rollout(
       student: velocity of the student.
       params: its parameters.
       start: noise, with condition tokens in place.
-      own: highest time of each token: 1 for free ones, the time of a condition for its tokens,
-        which stay as they are.
+      own: highest time of each token, 1 for free ones; (b, 1) if all are free. The others are
+        tokens of conditions, which stay as they are, at this time.
       times: descending times of the student's steps.
       last: for each sample, the index of the step whose data are returned, from 0.
       draw: step -> standard normal numbers.
@@ -66,7 +66,7 @@ def rollout(
     is_free = own[..., None] == 1
 
     def data(params: Any, x: Array, t: Array) -> Array:
-        at = jnp.minimum(t[:, None], own)
+        at = jnp.where(own == 1, t[:, None], own)
         return jnp.where(is_free, data_of(x, student(params, x, at), at), x)
 
     def step(x: Array, i: Array) -> Array:
@@ -84,7 +84,7 @@ def rollout(
 def matching_loss(
     data: Float[Array, "b n c"],
     noised: Float[Array, "b n c"],
-    times: Float[Array, "b n"],
+    times: Float[Array, "b #n"],
     fake: Float[Array, "b n c"],
     real: Float[Array, "b n c"],
     weight: Float[Array, "b n"],
@@ -117,7 +117,7 @@ def matching_loss(
 
 def data_difference(
     noised: Float[Array, "b n c"],
-    times: Float[Array, "b n"],
+    times: Float[Array, "b #n"],
     fake: Float[Array, "b n c"],
     real: Float[Array, "b n c"],
 ) -> Float[Array, "b n c"]:

@@ -36,6 +36,11 @@ from ltx_jax.training import batches
 from ltx_jax.training.transformer.loss import FlowModel, condition_times, encoded_conditions
 from ltx_jax.training.transformer.stage import TransformerStage
 
+# Settings that matter to the student alone, not to the paths.
+_OF_STUDENT = (
+    *("paths", "target", "held_out"),
+    *("method", "tangent", "tangent_warmup", "fake_updates"),
+)
 _NEAR = 1e-3  # a time of the teacher's schedule this near to one of the student's is left out
 
 
@@ -52,7 +57,7 @@ def teacher_times(
 def described(cfg: TrainStudent) -> dict[str, Any]:
     """The settings that determine the paths, as the description of the data set has them."""
     fields = dataclasses.asdict(cfg.distillation)
-    for name in ("paths", "target", "held_out"):  # these matter to the student alone
+    for name in _OF_STUDENT:
         del fields[name]
     return {
         "distillation": fields,
