@@ -406,6 +406,51 @@ class TrainVAE(TrainConfig):
 
 
 @settings
+class DecoderMatchingConfig:
+    """How a smaller decoder is made to match the large one, beside the losses on the clips."""
+
+    output_weight: float = 0.5  # weight of the mean absolute difference of their pixels
+    # Weight of the squared difference of their features, relative to the square of the large one's.
+    feature_weight: float = 0.1
+    feature_blocks: int = 2  # blocks of residual blocks, from the latents on, that are compared
+    pruning_clips: int = 16  # clips on which activations are measured to choose channels
+
+    def __post_init__(self):
+        for name in ("output_weight", "feature_weight", "feature_blocks"):
+            value = getattr(self, name)
+            require(value >= 0, f"{name} must not be negative, got {value}")
+        clips = self.pruning_clips
+        require(clips > 0, f"pruning_clips must be positive, got {clips}")
+
+
+@settings
+class TrainDecoder(TrainVAE):
+    """A smaller decoder for the latents of a trained VAE, whose encoder stays as it is.
+
+    `model` is that VAE with another `decoder_base_channels`. The run is a VAE like any other, with
+    the same latents: `--vae RUN` samples with it. Without `run.init_from`, the decoder starts from
+    the channels of the large one that best explain the rest.
+    """
+
+    stage: ClassVar[str] = "ltx_jax.training.vae.decoder_stage:DecoderStage"
+
+    vae: str = ""  # anything `--checkpoint` of ltx-sample takes
+    matching: DecoderMatchingConfig = DecoderMatchingConfig()
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(bool(self.vae), "vae must name the checkpoint with the large decoder")
+        require(
+            not self.adapter.rank,
+            "adapter.rank is for a decoder that stays as it is: train a smaller one without",
+        )
+        require(
+            self.loss.kl_weight == 0,
+            f"loss.kl_weight is {self.loss.kl_weight}, and the encoder is not trained: set it to 0",
+        )
+
+
+@settings
 class TrainTransformer(TrainConfig):
     """The second stage: the transformer on the latents of a trained VAE.
 

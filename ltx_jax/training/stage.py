@@ -214,6 +214,10 @@ class Stage(abc.ABC):
             "start from another checkpoint: leave init_from out"
         )
 
+    def derived_weights(self) -> InitialWeights:
+        """The weights to start from without `run.init_from`, as far as they are not random."""
+        return InitialWeights({}, ())
+
     def compiler_options(self) -> dict[str, Any] | None:
         """The XLA compiler options for the step."""
         return None

@@ -39,7 +39,8 @@ def first_state(stage: Stage, plan: StatePlan) -> TrainState:
         for name in ("init_missing", "init_extra", "init_redraw", "init_settings"):
             if getattr(run, name):
                 raise ValueError(f"--run.{name} has no effect without --run.init_from")
-        return plan.make()
+        derived = stage.derived_weights()
+        return plan.make(derived.params, derived.statistics)
     dtype = jax.tree.leaves(plan.shapes.params)[0].dtype.name
     weights = stage.initial_weights(load_checkpoint(run.init_from, mesh=stage.mesh, dtype=dtype))
     targets = {name: plan.shapes.params.get(name, {}) for name in weights.params}
@@ -68,7 +69,7 @@ def matching_weights(
     """
     tensors = _select(run, dict(flat_tensors(params)), dict(flat_tensors(targets)))
     _check_settings(run, configs)
-    return _nested(tensors)
+    return nested_tensors(tensors)
 
 
 def _select(run: RunConfig, source: _Tensors, target: _Tensors) -> dict[str, Any]:
@@ -132,7 +133,8 @@ def flat_tensors(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[
             yield prefix + name, value
 
 
-def _nested(tensors: _Tensors) -> dict[str, Any]:
+def nested_tensors(tensors: _Tensors) -> dict[str, Any]:
+    """The inverse of `flat_tensors`."""
     tree: dict[str, Any] = {}
     for path, value in tensors.items():
         *parents, name = path.split("/")

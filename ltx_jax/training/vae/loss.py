@@ -17,7 +17,7 @@ from ltx_jax.diffusion.flow import add_noise
 from ltx_jax.metrics import psnr
 from ltx_jax.models.efficientnet import feature_distance
 from ltx_jax.models.lpips import lpips_of_frames
-from ltx_jax.models.vae import LatentStatistics, Posterior, key_noise
+from ltx_jax.models.vae import LatentStatistics, Noise, Posterior, key_noise
 from ltx_jax.pixels import from_bytes
 from ltx_jax.training import losses
 from ltx_jax.training.optim import ema_decay
@@ -71,6 +71,59 @@ def kl_weight(updates: Any, cfg: VAELossConfig) -> Float[Array, ""]:
     return cfg.kl_weight * jnp.clip(ramp, 0.0, 1.0)
 
 
+class DecoderInputs(NamedTuple):
+    """A batch of noised latents, as the decoder receives them.
+
+    Attributes:
+      latents: unnormalised latents with noise (b, t, h, w, c).
+      times: their noise levels (b,).
+      map_keys: random keys of the noise maps inside the decoder, one per sample.
+    """
+
+    latents: Any
+    times: Any
+    map_keys: Any
+
+    def maps(self) -> Noise:
+        """The noise maps inside the decoder."""
+        return key_noise(self.map_keys)
+
+
+def decoder_inputs(
+    posterior: Posterior, statistics: LatentStatistics, key: Array, cfg: VAELossConfig
+) -> DecoderInputs:
+    """Draws latents and adds noise to them, normalised, as the sampler does."""
+    time_key, noise_key, map_key = jax.random.split(key, 3)
+    # One draw instead of two, as each draw takes seconds to compile.
+    sampling, noise = jax.random.normal(noise_key, (2, *posterior.mean.shape))
+    batch = posterior.mean.shape[0]
+    z = statistics.normalize(posterior.sample(sampling))
+    t = decode_times(time_key, batch, cfg)
+    z = statistics.denormalize(add_noise(z, noise, t))
+    return DecoderInputs(z, t, jax.random.split(map_key, batch))
+
+
+def decode_with_pull(
+    decode: Callable[[Any, DecoderInputs], Any], params: Any, inputs: DecoderInputs
+) -> tuple[Any, Callable[[Array], Any], Any]:
+    """Decodes with `decode`, which returns the pixels and something else.
+
+    Returns:
+      The pixels; a function from a gradient with respect to them to one with respect to the kernel
+      and bias of the decoder's last layer; and what `decode` returned besides.
+    """
+
+    decoder = params["decoder"]
+
+    def of_last(last: Any) -> Any:
+        conv_out = {**decoder["conv_out"], **last}
+        return decode({**params, "decoder": {**decoder, "conv_out": conv_out}}, inputs)
+
+    last = {name: decoder["conv_out"][name] for name in ("kernel", "bias")}  # without an adapter
+    video, pull, other = jax.vjp(of_last, last, has_aux=True)
+    return video, lambda gradient: pull(gradient)[0], other
+
+
 class Autoencoded(NamedTuple):
     """One pass through encoder and decoder.
 
@@ -98,29 +151,17 @@ def autoencode(
     cfg: VAELossConfig,
 ) -> Autoencoded:
     """Encodes, adds noise to the normalised latents as the sampler does, and decodes."""
-    time_key, noise_key, map_key = jax.random.split(key, 3)
     posterior = apply({"params": params}, video, method="encode")
     mean = jax.lax.stop_gradient(posterior.mean)
     running = update_statistics(running, mean, updates, cfg.statistics_decay)
-    statistics = latent_statistics(running)
+    inputs = decoder_inputs(posterior, latent_statistics(running), key, cfg)
 
-    # One draw instead of two, as each draw takes seconds to compile.
-    sampling, noise = jax.random.normal(noise_key, (2, *mean.shape))
-    z = statistics.normalize(posterior.sample(sampling))
-    t = decode_times(time_key, video.shape[0], cfg)
-    z = statistics.denormalize(add_noise(z, noise, t))
-    maps = key_noise(jax.random.split(map_key, video.shape[0]))
+    def decode(params: Any, inputs: DecoderInputs) -> tuple[Array, None]:
+        arguments = inputs.latents, inputs.times, inputs.maps()
+        return apply({"params": params}, *arguments, method="decode"), None
 
-    decoder = params["decoder"]
-
-    def decode(last: Any) -> Array:
-        conv_out = {**decoder["conv_out"], **last}
-        weights = {**params, "decoder": {**decoder, "conv_out": conv_out}}
-        return apply({"params": weights}, z, t, maps, method="decode")
-
-    last = {name: decoder["conv_out"][name] for name in ("kernel", "bias")}  # without an adapter
-    reconstruction, pull = jax.vjp(decode, last)
-    return Autoencoded(reconstruction, lambda gradient: pull(gradient)[0], posterior, running)
+    reconstruction, pull, _ = decode_with_pull(decode, params, inputs)
+    return Autoencoded(reconstruction, pull, posterior, running)
 
 
 def reconstruction_loss(
@@ -209,20 +250,51 @@ def vae_loss(
     if networks.discriminator is None:
         return LossValue(total, metrics, coded.running)
 
-    # The adversarial term: one pass gives the gradients of both autoencoder and discriminator.
-    active = state.updates >= disc_start
-    weights = jax.lax.stop_gradient(params["discriminator"])
-    both = gan.gan_gradients_if(
-        active, networks.discriminator, weights, video, reconstruction, cfg.gan
+    term, values, own = adversarial_term(
+        networks.discriminator,
+        params["discriminator"],
+        (video, coded.reconstruction),
+        of_rest,
+        coded.pull,
+        cfg,
+        state.updates >= disc_start,
     )
+    return LossValue(total + term, metrics | values, coded.running, {"discriminator": own})
+
+
+def adversarial_term(
+    discriminator: Callable[..., Any],
+    params: Any,
+    pair: tuple[Float[Array, "b t h w 3"], Float[Array, "b t h w 3"]],
+    of_rest: Any,
+    pull: Callable[[Array], Any],
+    cfg: VAELossConfig,
+    active: Any,
+) -> tuple[Float[Array, ""], dict[str, Array], Float[Array, ""]]:
+    """The adversarial term of the decoder's loss, its metrics, and the discriminator's own loss.
+
+    One pass gives the gradients of both autoencoder and discriminator.
+
+    Args:
+      discriminator: `apply` of the discriminator.
+      params: its parameters.
+      pair: the clips, and their reconstructions.
+      of_rest: the gradient of all other terms with respect to the reconstructions.
+      pull: as in `Autoencoded`.
+      cfg: weights of the terms.
+      active: whether the discriminator has begun.
+    """
+    video, reconstruction = pair
+    weights = jax.lax.stop_gradient(params)
+    still = jax.lax.stop_gradient(reconstruction)
+    both = gan.gan_gradients_if(active, discriminator, weights, video, still, cfg.gan)
     scale = jnp.ones(())
     if cfg.gan_adaptive:
-        at_last_layer = (coded.pull(x) for x in (of_rest, both.of_reconstruction))
+        at_last_layer = (pull(x) for x in (of_rest, both.of_reconstruction))
         scale = jax.lax.stop_gradient(gan.adaptive_scale(*at_last_layer))
-    generator, discriminator, accuracy = both.losses
-    term = losses.attach_gradient(generator, both.of_reconstruction, coded.reconstruction)
-    total += cfg.gan_weight * scale * term
-    values = zip(gan.METRICS, (generator, scale, discriminator, accuracy), strict=True)
-    metrics |= {name: jnp.where(active, x, jnp.nan) for name, x in values}
-    own = losses.attach_gradient(discriminator, both.of_params, params["discriminator"])
-    return LossValue(total, metrics, coded.running, {"discriminator": own})
+    generator, discriminating, accuracy = both.losses
+    term = losses.attach_gradient(generator, both.of_reconstruction, reconstruction)
+    values = zip(gan.METRICS, (generator, scale, discriminating, accuracy), strict=True)
+    metrics = {name: jnp.where(active, x, jnp.nan) for name, x in values}
+    own = losses.attach_gradient(discriminating, both.of_params, params)
+    return cfg.gan_weight * scale * term, metrics, own

@@ -95,7 +95,7 @@ class VAEStage(ClipStage):
         Raises:
           ValueError: also if a file of weights cannot be read.
         """
-        stage = cls(cfg, mesh, _read_frozen(cfg.loss), loader or batches.open_loader(cfg, mesh))
+        stage = cls(cfg, mesh, read_perceptual(cfg.loss), loader or batches.open_loader(cfg, mesh))
         if cfg.adapter.rank:
             base = load_base(cfg, mesh)
             stage.base, stage.initial = base.stored, base.initial
@@ -108,7 +108,7 @@ class VAEStage(ClipStage):
     @classmethod
     def describe(cls, cfg: TrainVAE, mesh: Mesh) -> "VAEStage":
         """Makes the stage without its data, and with zeros as EfficientNet's weights."""
-        stage = cls(cfg, mesh, _read_frozen(cfg.loss, described=True))
+        stage = cls(cfg, mesh, read_perceptual(cfg.loss, described=True))
         if cfg.adapter.rank:
             stage.frozen = {**stage.frozen, "vae": describe_base(cfg, mesh)}
         return stage
@@ -223,7 +223,7 @@ class VAEStage(ClipStage):
             jax.eval_shape(self._discriminator.init, jax.random.key(0), video)
 
 
-def _read_frozen(cfg: VAELossConfig, *, described: bool = False) -> dict[str, Any]:
+def read_perceptual(cfg: VAELossConfig, *, described: bool = False) -> dict[str, Any]:
     """Reads the weights of the frozen networks whose terms are on. If the stage is only described,
     zeros stand for EfficientNet's weights, whose file may be missing then."""
     frozen: dict[str, Any] = {}
