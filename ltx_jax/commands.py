@@ -1,4 +1,4 @@
-"""The seven commands as programs: Ctrl-C ends them quietly from the first import on."""
+"""The eight commands as programs: Ctrl-C ends them quietly from the first import on."""
 
 import functools
 import importlib
@@ -27,3 +27,4 @@ export = functools.partial(_program, "ltx_jax.export")
 prepare = functools.partial(_program, "ltx_jax.prepare.__main__")
 evaluate = functools.partial(_program, "ltx_jax.evaluate.__main__")
 demo = functools.partial(_program, "ltx_jax.demo.__main__")
+preview = functools.partial(_program, "ltx_jax.preview")

@@ -4,6 +4,7 @@ OUT/model.safetensors   the official single file
 OUT/upsampler.safetensors   the official file of a latent upsampler, if that is what RUN trains
 OUT/text_encoder/, OUT/tokenizer/   its own text encoder, as transformers has it
 OUT/settings.json       how it is sampled
+OUT/latent_colours.json what its latents look like, if `ltx-preview` was run
 OUT/diffusers/          what the model classes of diffusers load
 
 OUT is itself a checkpoint that every command reads; OUT/diffusers is not needed for that. If its
@@ -53,7 +54,7 @@ def export(
       layouts: layouts to write; the text encoder and the settings are part of the official one.
         None writes both, but leaves out that of diffusers, with a warning, if diffusers has no
         class for the model.
-      vae: a checkpoint whose VAE is exported, with a source that holds a transformer alone.
+      vae: a checkpoint whose VAE is exported in place of the source's.
       text_encoder: file or folder of a text encoder that is exported too; for a model without one.
       settings: a file of configs/sample, or a video's JSON, in place of the source's settings.
       merge: adapters that are merged into its networks, as FILE or FILE:STRENGTH.
@@ -62,7 +63,13 @@ def export(
       ValueError: if there is no such checkpoint, `out` is not empty, or the diffusers layout is
         requested and diffusers has no class for this model (the official file is written then).
     """
-    from ltx_jax.checkpoints import adapter_export, diffusers, exported_folder, official
+    from ltx_jax.checkpoints import (
+        adapter_export,
+        diffusers,
+        exported_folder,
+        latent_colours_file,
+        official,
+    )
     from ltx_jax.checkpoints.load import load_checkpoint
     from ltx_jax.inference.arguments import split_lora
     from ltx_jax.inference.text_encoder import ByteTokenizer, TextEncoder
@@ -96,6 +103,9 @@ def export(
         if given is not None:
             exported_folder.write_settings(out, given)
             written.append(out / exported_folder.SETTINGS)
+        if loaded.colours is not None:
+            written.append(out / latent_colours_file.NAME)
+            latent_colours_file.write(written[-1], loaded.colours)
     if "diffusers" in wanted:
         try:
             diffusers.write(out / "diffusers", loaded)
@@ -125,7 +135,9 @@ def main(arguments: list[str]) -> None:
         choices=get_args(Layout),
         help="default: official, and diffusers if it has classes for the model",
     )
-    parser.add_argument("--vae", help="a checkpoint with a VAE, if the source has none")
+    parser.add_argument(
+        "--vae", help="a checkpoint whose VAE replaces the source's, as with a smaller decoder"
+    )
     parser.add_argument("--text_encoder", help="a text encoder, if the source has none")
     parser.add_argument(
         "--settings", help="sampling settings to store: a config, or the JSON beside a video"

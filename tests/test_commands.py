@@ -1,4 +1,4 @@
-"""How the seven commands are called and how they end, whatever they do in between."""
+"""How the eight commands are called and how they end, whatever they do in between."""
 
 import contextlib
 import importlib
@@ -26,6 +26,7 @@ MISTAKES = {
     "ltx-prepare": ["nowhere.py", "--input", "nowhere", "--output", "nowhere"],
     "ltx-evaluate": ["vae", "--checkpoint", "nowhere", "--data", "nowhere", "--vgg", "a"],
     "ltx-demo": ["--checkpoint", "nowhere.safetensors", "--prompt", "a", "--embeddings", "b"],
+    "ltx-preview": ["embedded", "--clips", "2"],
 }
 
 
@@ -34,7 +35,7 @@ def load(script):
     return getattr(importlib.import_module(module), name)
 
 
-def test_there_are_seven_commands():
+def test_there_are_eight_commands():
     assert set(SCRIPTS) == set(MISTAKES)
 
 

@@ -1,16 +1,22 @@
 """The web page's studio: the videos that it samples, and the requests that it refuses."""
 
+import base64
+import io
+import pathlib
 import shlex
 
 import numpy as np
 import pytest
+from PIL import Image
 from tiny_checkpoint import SETTINGS, write_exported
 
 from ltx_jax import sample
+from ltx_jax.config import SampleConfig
 from ltx_jax.data import video, writing
 from ltx_jax.demo import studio as studio_module
 from ltx_jax.demo.__main__ import main
-from ltx_jax.demo.studio import PageImage, PageLora, PageReference, Studio
+from ltx_jax.demo.studio import PageImage, PageLora, PageReference, SampledVideo, Studio
+from ltx_jax.diffusion.sampler import Progress
 from ltx_jax.inference import make_videos
 
 
@@ -226,3 +232,34 @@ def test_a_prompt_is_enhanced_if_the_request_says_so(arguments, models, tmp_path
     assert sample.parse(shlex.split(result.command)[1:]).enhance is None
     assert studio.make("a red star").settings.prompt == "a red star"
     assert studio.make("", enhance=True).settings.prompt == ""
+
+
+def test_a_video_is_made_in_a_thread_that_reports_previews_and_errors():
+    pytest.importorskip("gradio", reason="the demo extra is not installed")
+    from ltx_jax.demo import page
+
+    pictures = np.arange(2 * 3 * 4 * 3, dtype=np.uint8).reshape(2, 3, 4, 3)
+    video = SampledVideo(pathlib.Path("video.mp4"), SampleConfig(), 1.0, "ltx-sample")
+    checked = []
+
+    def make(progress, preview):
+        for number in (1, 2):
+            preview(None, pictures[None] + number)
+            progress(Progress(number, 2, 1.0, "tokens"))
+        return video
+
+    events = list(page._events(make, checked.append))
+    steps = [event.step for event in events if isinstance(event, Progress)]
+    shown = [event for event in events if isinstance(event, np.ndarray)]
+    assert (steps, events[-1], len(checked)) == ([1, 2], video, 2)
+    np.testing.assert_array_equal(shown[1], pictures + 2)
+
+    content = page._picture_element(pictures).partition("base64,")[2].partition('"')[0]
+    strip = np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
+    np.testing.assert_array_equal(strip, np.concatenate(list(pictures), axis=1))
+
+    def refuse(step):
+        raise ValueError("nobody waits")
+
+    with pytest.raises(ValueError, match="nobody waits"):
+        list(page._events(make, refuse))

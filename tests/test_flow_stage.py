@@ -23,6 +23,7 @@ from ltx_jax.diffusion import positions
 from ltx_jax.diffusion.positions import rope_of
 from ltx_jax.inference.pipeline import LTXPipeline
 from ltx_jax.inference.text_encoder import ByteTokenizer, TextEncoder, tokenize
+from ltx_jax.models.latent_colours import LatentColours
 from ltx_jax.models.t5 import T5Encoder
 from ltx_jax.models.vae import VideoVAE
 from ltx_jax.pixels import from_bytes
@@ -324,3 +325,18 @@ def test_a_run_that_trains_no_text_encoder_holds_none_and_says_so(tmp_path):
         LTXPipeline(loaded, dtype="float32")("a red square", num_frames=5, height=16, width=16)
     with pytest.raises(ValueError, match="without a text encoder of its own"):
         TextEncoder.load(tmp_path / "run")
+
+
+@pytest.mark.thorough
+def test_a_sample_is_also_shown_step_by_step_if_its_latents_have_colours():
+    vae = tiny_vae()
+    matrix = np.ones((vae.vae.latent_channels, 12), np.float32)
+    with_colours = dataclasses.replace(vae, colours=LatentColours(2, matrix, matrix[0]))
+    stage = stage_of("--run.validation_clips", "1", vae=with_colours)
+    params = filled(shapes_of(stage))
+    videos = stage.validate(TrainState(*[0] * 3, params, params, {}, {})).videos
+    sample, steps = videos
+    assert steps == f"steps of {sample}"
+    # 3 latent frames of 4 x 4 latents, each of 2 x 2 pixels, enlarged to 64; 20 steps.
+    assert videos[steps].frames.shape == (20, 64, 3 * 64, 3)
+    assert len(np.unique(videos[steps].frames.reshape(20, -1), axis=0)) > 10

@@ -157,10 +157,10 @@ def test_folders_may_have_dots(tmp_path):
         assert path == f"{tmp_path}/{folder.rstrip('/')}/a_seed1.mp4"
 
 
-def test_previews_never_overwrite_the_output(tmp_path):
+def test_a_sheet_never_overwrites_the_output(tmp_path):
     for name in ("x.gif", "x_%04d.png"):
         with pytest.raises(ValueError, match="leave them out"):
-            planned(tmp_path / name, previews=True)
+            planned(tmp_path / name, sheet=True)
 
 
 @pytest.mark.parametrize(

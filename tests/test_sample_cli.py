@@ -230,7 +230,7 @@ def test_without_a_checkpoint_the_model_that_ships_is_sampled(tmp_path, monkeypa
     monkeypatch.setattr(hub, "EMBEDDED_FOLDER", write_exported(tmp_path / "model"))
     out = tmp_path / "star.mp4"
     prompt = "A small red Dog moves left, by moonlight. Dog!"
-    arguments = ["--prompt", prompt, "--dtype", "float32", "--previews", "True"]
+    arguments = ["--prompt", prompt, "--dtype", "float32", "--sheet", "True"]
     assert sample.main([*arguments, "--output_path", str(out)]) == 0
     printed = capsys.readouterr()
     files = [out.with_suffix(ending) for ending in (".mp4", ".gif", ".png")]
@@ -445,7 +445,7 @@ def condition(path, frame=0, *more):
         (("--output_path", "clip.avi"), "clip.avi, which has no ending of a supported kind: a"),
         (("--output_path", "clip.xyz"), "a video is .mp4, .webm (VP9), .mov (ProRes 4444) or .gif"),
         (("--output_path", "x.png"), "x.png, a picture, and num_frames is 9; a video is .mp4,"),
-        (("--output_path", "x.gif", "--previews", "True"), "output_path is x.gif: leave them out"),
+        (("--output_path", "x.gif", "--sheet", "True"), "output_path is x.gif: leave it out"),
         (("--save_latents", "still.png/b.npy"), "still.png is a file, not a folder"),
         (("--prompt", "a"), "give only one of prompt, prompts_file and embeddings"),
         (("--config", "corrupt.json"), "not readable as JSON"),

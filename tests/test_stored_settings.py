@@ -42,7 +42,7 @@ def test_whole_numbers_become_real_where_the_field_is():
         (SamplingConfig, {"guidance_scale": "x"}, r"guidance_scale must be a number, got 'x'"),
         (SamplingConfig, {"stg_mode": "none"}, "stg_mode must be one of 'attention_values', "),
         (SampleConfig, {"dtype": "float8"}, "dtype must be one of 'float32', "),
-        (SampleConfig, {"previews": 1}, "previews must be true or false, got 1"),
+        (SampleConfig, {"sheet": 1}, "sheet must be true or false, got 1"),
     ],
 )
 def test_what_does_not_fit_is_named(kind, value, message):

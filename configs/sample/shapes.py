@@ -23,5 +23,5 @@ config = SampleConfig(
     image_cond_noise_scale=0.0,
     prepare_conditions=False,
     dtype="float32",
-    previews=True,
+    sheet=True,
 )

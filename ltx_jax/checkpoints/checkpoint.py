@@ -14,6 +14,7 @@ from ltx_jax.config import (
     UpsamplerConfig,
     VAEConfig,
 )
+from ltx_jax.models.latent_colours import LatentColours
 from ltx_jax.models.vae import LatentStatistics
 
 Network = Literal["transformer", "vae"]
@@ -41,6 +42,7 @@ class Checkpoint:
     # Dtype in which the VAE encodes training clips: that of the run that trained the VAE.
     vae_dtype: DType = "float32"
     statistics: LatentStatistics | None = None  # None: the latents are not normalised
+    colours: LatentColours | None = None  # what the latents look like, for previews
     scheduler: SchedulerConfig = SchedulerConfig()
     allowed_inference_steps: tuple[float, ...] | None = None  # times of a distilled model
     settings: SamplingConfig | None = None  # sampling settings stored with the model, if any

@@ -9,7 +9,15 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from ltx_jax.checkpoints import adapters, diffusers, exported_folder, hub, official, run_config
+from ltx_jax.checkpoints import (
+    adapters,
+    diffusers,
+    exported_folder,
+    hub,
+    latent_colours_file,
+    official,
+    run_config,
+)
 from ltx_jax.checkpoints.checkpoint import NETWORKS, Checkpoint, Network, network_of
 from ltx_jax.config import DType, SamplingConfig, TrainTransformer, UpsamplerConfig, VAEConfig
 
@@ -77,7 +85,7 @@ def load_transformer(
     return _load(path_or_hub_id, ("transformer",), vae, mesh, dtype).transformer_params
 
 
-_OF_THE_VAE = ("vae", "vae_params", "vae_dtype", "statistics")
+_OF_THE_VAE = ("vae", "vae_params", "vae_dtype", "statistics", "colours")
 
 
 def _load(
@@ -89,6 +97,20 @@ def _load(
     in_memory: bool = True,
 ) -> Checkpoint:
     """Loads one checkpoint. `vae` of another one helps to infer a transformer's version."""
+    loaded = _load_networks(path_or_hub_id, networks, vae, mesh, dtype, in_memory)
+    if loaded.vae is None or loaded.colours is not None:
+        return loaded
+    return dataclasses.replace(loaded, colours=latent_colours_file.read(path_or_hub_id))
+
+
+def _load_networks(
+    path_or_hub_id: str | Path,
+    networks: Collection[Network],
+    vae: VAEConfig | None,
+    mesh: Mesh | None,
+    dtype: DType | None,
+    in_memory: bool,
+) -> Checkpoint:
     if str(path_or_hub_id).startswith("gs://"):
         return _load_run(path_or_hub_id, networks, mesh, dtype)
     path = hub.resolve(path_or_hub_id)

@@ -4,6 +4,7 @@ RUN/config.json     the whole configuration, so that a run describes itself
 RUN/steps/N/        Orbax: parameters, their average, the rest of the training state, checksums
 RUN/damaged/N/      steps that could not be read, which training has set aside
 RUN/vae/            the VAE a transformer is trained on, with its own config.json
+RUN/latent_colours.json   what the latents look like, if `ltx-preview` was run for it or its VAE
 RUN/base.json       path and hash of the checkpoint that an adapter belongs to (a run that trains an
                     adapter holds nothing else of that checkpoint, and no VAE)
 RUN/lock            the process that writes the run now
@@ -31,7 +32,7 @@ from etils import epath
 from jax.sharding import Mesh, SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers
 
-from ltx_jax.checkpoints import keys, placement, tensors
+from ltx_jax.checkpoints import keys, latent_colours_file, placement, tensors
 from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.checkpoints.checksums import checksums, first_difference
 from ltx_jax.checkpoints.lock import Lock, is_address
@@ -147,6 +148,10 @@ class Run:
         sums = checksums(tree)
         if jax.process_index() == 0:
             (folder / f"{_CHECKSUMS}.json").write_text(json.dumps(sums))
+            if checkpoint.colours is not None:
+                latent_colours_file.write(
+                    self.folder / latent_colours_file.NAME, checkpoint.colours
+                )
             # The configuration is written last: it marks the weights as complete.
             dtypes = collections.Counter()
             for x in jax.tree.leaves(checkpoint.vae_params):

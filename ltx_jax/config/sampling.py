@@ -137,7 +137,10 @@ class SampleConfig(SamplingConfig):
     # A file (.mp4, .webm, .mov, .gif; .png, .jpg or .webp for one frame; name_%04d.png for a
     # sequence of 16-bit pictures), or a folder for an .mp4. None: outputs/
     output_path: str | None = None
-    previews: bool = False  # writes a GIF and a sheet of frames (PNG) beside each video
+    sheet: bool = False  # writes a GIF and a sheet of frames (PNG) beside each video
+    # A .gif, or a .png with its frames side by side, that is rewritten after every step and shows
+    # the video as it is so far: small, and with colours that are a linear map of the latents.
+    preview: str | None = None
     # An .npy for the final normalised latents; without an output_path no video is decoded.
     save_latents: str | None = None
     # Dtype of parameters and computation. None: bfloat16, or float32 on CPUs without bfloat16
@@ -186,6 +189,10 @@ class SampleConfig(SamplingConfig):
                 f"conditioning_start_frames must lie in [0, num_frames), got {frame} "
                 f"with num_frames {self.num_frames}",
             )
+        require(
+            self.preview is None or self.preview.lower().endswith((".gif", ".png")),
+            f"preview is {self.preview}: it is a .gif or a .png",
+        )
         require(self.batch_size > 0, f"batch_size must be positive, got {self.batch_size}")
         require(self.first_sample >= 0, f"first_sample must be >= 0, got {self.first_sample}")
         texts = (self.prompt, self.prompts_file, self.embeddings)

@@ -1,18 +1,34 @@
 """The web page: prompt, pictures and settings on the left, the video on the right."""
 
+import base64
+import dataclasses
+import functools
+import io
 import math
+import queue
 import secrets
+import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import gradio as gr  # pyright: ignore[reportMissingImports]  # the demo extra
+import numpy as np
 from gradio.themes import Soft  # pyright: ignore[reportMissingImports]
+from jaxtyping import UInt8
+from PIL import Image
 from starlette.middleware import Middleware  # pyright: ignore[reportMissingImports]
 
 from ltx_jax.checkpoints import hub
 from ltx_jax.demo.guard import MAX_UPLOAD, Guard, Listeners
-from ltx_jax.demo.studio import MAX_PROMPT, PageImage, PageLora, PageReference, Studio
+from ltx_jax.demo.studio import (
+    MAX_PROMPT,
+    PageImage,
+    PageLora,
+    PageReference,
+    SampledVideo,
+    Studio,
+)
 from ltx_jax.diffusion.sampler import Progress
 from ltx_jax.world import grammar
 
@@ -33,6 +49,7 @@ THEME = Soft(
 CSS = """
 .gradio-container { max-width: 1120px !important; margin: 0 auto !important; }
 #video video { background: #0f172a; }
+#preview img { width: 100%; image-rendering: pixelated; }
 """
 _MAX_QUEUE = 8  # requests that wait while another one is sampled
 _MAX_SESSIONS = 256  # visitors whose fields Gradio keeps in memory
@@ -141,6 +158,7 @@ def build(studio: Studio, listeners: Listeners) -> gr.Blocks:
                     buttons=["download"],
                     elem_id="video",
                 )
+                preview = gr.HTML(elem_id="preview")
                 details = gr.Markdown(elem_id="details")
                 with gr.Accordion("The same on the command line", open=False):
                     command = gr.Code(
@@ -157,7 +175,7 @@ def build(studio: Studio, listeners: Listeners) -> gr.Blocks:
             [button.click, prompt.submit],
             _handler(studio, listeners, fields, tuple(sliders), is_world),
             set(fields.values()),
-            [player, details, command, seed],
+            [player, details, command, seed, preview],
             show_progress_on=player,
             api_visibility="private",
         )
@@ -178,20 +196,19 @@ def _handler(
     numbers: tuple[str, ...],
     is_world: bool,
 ) -> Callable[..., Any]:
-    """The button's function: values of the fields -> player, details, command and seed."""
+    """The button's function: values of the fields -> player, details, command, seed and preview,
+    first with previews alone."""
 
     def handle(
-        values: dict[Any, Any], request: gr.Request, progress: gr.Progress = gr.Progress()
-    ) -> Any:
+        values: dict[Any, Any], request: gr.Request, progress: gr.Progress
+    ) -> Iterator[tuple[Any, ...]]:
         inputs: dict[str, Any] = {name: values[field] for name, field in fields.items()}
         begin = time.monotonic()
 
-        def show_progress(step: Progress) -> None:
+        def check_listener(step: Progress) -> None:
             patient = time.monotonic() - begin < _PATIENCE
             if not patient and not listeners.waits(request.session_hash):
                 raise ValueError("nobody waits for this video any more")
-            what = "Denoising" if step.step < step.steps else "Decoding"
-            progress((step.step, step.steps), desc=what)
 
         try:
             prompt = inputs["prompt"] or ""
@@ -216,8 +233,18 @@ def _handler(
             name = inputs.get("lora") or NO_LORA
             lora = None if name == NO_LORA else PageLora(name, float(inputs["strength"]))
             extras: dict[str, Any] = {"lora": lora, "enhance": bool(inputs.get("enhance"))}
-            extras |= {"reference": reference, "progress": show_progress}
-            video = studio.make(prompt, pictures, **extras, **changes)
+            extras["reference"] = reference
+            make = functools.partial(studio.make, prompt, pictures, **extras, **changes)
+            video = None
+            for event in _events(make, check_listener):
+                if isinstance(event, SampledVideo):
+                    video = event
+                elif isinstance(event, Progress):
+                    what = "Denoising" if event.step < event.steps else "Decoding"
+                    progress((event.step, event.steps), desc=what)
+                else:
+                    yield *[gr.skip()] * 4, _picture_element(event)
+            assert video is not None  # as the last event
         except (ValueError, OSError, MemoryError) as error:
             raise gr.Error(str(error), duration=None, print_exception=False) from error
         settings = video.settings
@@ -228,9 +255,58 @@ def _handler(
         )
         if extras["enhance"]:
             details += f"\n\nPrompt: {settings.prompt}"
-        return str(video.path), details, video.command, settings.seed
+        yield str(video.path), details, video.command, settings.seed, ""
 
-    return handle
+    # Gradio has to see that this is a generator, and what a request is. Checks of types at run time
+    # wrap functions, but no lambdas.
+    stream: Any = lambda values, request, progress=gr.Progress(): (  # noqa: E731
+        yield from handle(values, request, progress)
+    )
+    stream.__annotations__ = {"request": gr.Request}
+    return stream
+
+
+def _events(
+    make: Callable[..., SampledVideo], check: Callable[[Progress], None]
+) -> Iterator[SampledVideo | Progress | np.ndarray]:
+    """Makes a video in a thread; yields the progress of every step, its preview (t, h, w, 3) if
+    there are any, and at last the video.
+
+    Args:
+      make: `Studio.make` with all arguments but progress and preview.
+      check: called in the thread after every step; an exception from it ends the work.
+
+    Raises:
+      Whatever `make` and `check` raise.
+    """
+    events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def after_step(step: Progress) -> None:
+        check(step)
+        events.put(dataclasses.replace(step, tokens=None, memory=None))
+
+    def work() -> None:
+        try:
+            events.put(make(progress=after_step, preview=lambda _, x: events.put(x[0])))
+        except BaseException as error:  # raised again where the events are read
+            events.put(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    while True:
+        event = events.get()
+        if isinstance(event, BaseException):
+            raise event
+        yield event
+        if isinstance(event, SampledVideo):
+            return
+
+
+def _picture_element(pictures: UInt8[np.ndarray, "t h w 3"]) -> str:
+    """Pictures side by side as an HTML element that needs no file."""
+    file = io.BytesIO()
+    Image.fromarray(np.concatenate(list(pictures), axis=1)).save(file, "PNG")
+    content = base64.b64encode(file.getvalue()).decode()
+    return f'<img src="data:image/png;base64,{content}" alt="The video so far">'
 
 
 def _number(studio: Studio, name: str, value: float | int) -> float | int:

@@ -25,6 +25,7 @@ from ltx_jax.demo.guard import contains
 from ltx_jax.diffusion.conditioning import Condition, Reference
 from ltx_jax.diffusion.sampler import Progress
 from ltx_jax.inference import make_videos
+from ltx_jax.inference.previews import ShowPreview
 
 MAX_PROMPT = 2000  # characters
 MAX_STEPS = 50
@@ -155,7 +156,7 @@ class Studio:
         name = settings.enhance
         self.enhancer = None if name is None else make_videos.load_enhancer(name)
         self.settings = dataclasses.replace(
-            settings, output_path=None, save_latents=None, previews=False, enhance=None
+            settings, output_path=None, save_latents=None, sheet=False, preview=None, enhance=None
         )
         self.limits = Limits.of(settings, limit)
         self.folder, self._arguments = folder.resolve(), tuple(arguments)
@@ -212,6 +213,7 @@ class Studio:
         lora: PageLora | None = None,
         enhance: bool = False,
         progress: Callable[[Progress], None] = lambda step: None,
+        preview: ShowPreview | None = None,
         **changes: Any,
     ) -> SampledVideo:
         """Samples one video.
@@ -223,6 +225,8 @@ class Studio:
           lora: an adapter, beside those of the settings.
           enhance: whether to rewrite the prompt first.
           progress: called after every step.
+          preview: receives small pictures of the video after every step, if the model has a map
+            from latents to colours.
           **changes: settings that differ from the defaults.
 
         Raises:
@@ -259,6 +263,7 @@ class Studio:
                 first_sample=settings.first_sample,
                 conditions=conditions,
                 callback=progress,
+                preview=preview if self._models.pipe.checkpoint.colours is not None else None,
             )
             path = self._new_path()
             writing.write_video(path, clips[0], settings.frame_rate)

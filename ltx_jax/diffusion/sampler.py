@@ -90,12 +90,14 @@ class Progress:
       time: time of the step that was just done.
       tokens: (b, n, c), condition tokens first. They are donated to the next step: copy them to
         keep them.
+      memory: the solver's memory, donated likewise.
     """
 
     step: int
     steps: int
     time: float
     tokens: Any
+    memory: Any = None
 
 
 def mode_of(options: SamplingConfig) -> Mode:
@@ -217,5 +219,5 @@ def sample(
         tokens, state = call(step, *arguments, branches=kind, mode=mode)
         if callback is not None:
             tokens = jax.block_until_ready(tokens)
-            callback(Progress(i + 1, len(branches), float(times[i]), tokens))
+            callback(Progress(i + 1, len(branches), float(times[i]), tokens, state.memory))
     return tokens

@@ -89,8 +89,9 @@ class Stochastic:
     """Goes to the predicted data, then adds new noise to go back to the target time. Distilled
     models are sampled this way."""
 
-    def init_memory(self, x: Float[Array, "b n c"]) -> None:
-        """No memory."""
+    def init_memory(self, x: Float[Array, "b n c"]) -> "Prediction":
+        """No prediction yet."""
+        return Prediction(jnp.zeros_like(x), jnp.zeros_like(x[..., 0]))
 
     def __call__(
         self,
@@ -98,16 +99,18 @@ class Stochastic:
         x: Float[Array, "b n c"],
         interval: Interval,
         state: Any,
-        memory: None,
-    ) -> tuple[Float[Array, "b n c"], Any, None]:
-        """As in `Solver`."""
+        memory: "Prediction",
+    ) -> tuple[Float[Array, "b n c"], Any, "Prediction"]:
+        """As in `Solver`. The memory is for previews: the new noise hides the prediction."""
         noise = interval.draw()
         velocity, state = predict(x, interval.time, state)
-        return flow.stochastic_step(x, velocity, interval.time, interval.target, noise), state, None
+        made = Prediction.of(x, velocity, interval.time)
+        x = flow.stochastic_step(x, velocity, interval.time, interval.target, noise)
+        return x, state, made
 
 
 class Prediction(NamedTuple):
-    """The memory of `DPMSolverPP2M`.
+    """The memory of solvers that remember what the previous step predicted.
 
     Attributes:
       data: (b, n, c), the data that the previous step predicted.
@@ -116,6 +119,38 @@ class Prediction(NamedTuple):
 
     data: Any
     time: Any
+
+    @classmethod
+    def of(
+        cls, x: Float[Array, "b n c"], velocity: Float[Array, "b n c"], time: Float[Array, "b #n"]
+    ) -> "Prediction":
+        """What a velocity at these times predicts."""
+        time = jnp.broadcast_to(time, x.shape[:2])
+        # Sharded like the inputs; otherwise the second step would compile another program.
+        data = constrain(flow.data_of(x, velocity, time), "batch", "token", None)
+        return cls(data, constrain(time, "batch", "token"))
+
+
+def predicted_data(
+    before: Float[Any, "b n c"],
+    after: Float[Any, "b n c"],
+    time: float,
+    target: float,
+    memory: Any,
+) -> Float[Any, "b n c"]:
+    """The data that a step predicted, for pictures of a video that is being denoised.
+
+    Args:
+      before: tokens before the step.
+      after: tokens after the step.
+      time: the time before the step.
+      target: the time after the step, which is lower.
+      memory: the solver's memory after the step. If it is no `Prediction`, the tokens moved along a
+        straight line, which is continued to time 0.
+    """
+    if isinstance(memory, Prediction):
+        return memory.data
+    return after + (after - before) * (target / (time - target))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,15 +178,15 @@ class DPMSolverPP2M:
         """As in `Solver`."""
         time, target = (jnp.broadcast_to(t, x.shape[:2]) for t in interval[:2])
         velocity, state = predict(x, interval.time, state)
-        data = flow.data_of(x, velocity, time)
+        made = Prediction.of(x, velocity, time)
         extrapolates = (memory.time > time + flow.TIME_EPSILON) & (target > 0)
         ahead = _half_log_snr(target) - _half_log_snr(time)
         behind = _half_log_snr(time) - _half_log_snr(memory.time)
         weight = jnp.where(extrapolates, (1 - target / time) * ahead / (2 * behind), 0.0)
-        x = flow.euler_step(x, velocity, time, target) + weight[..., None] * (data - memory.data)
-        # Sharded like the inputs; otherwise the second step would compile another program.
-        data, time = constrain(data, "batch", "token", None), constrain(time, "batch", "token")
-        return x, state, Prediction(data, time)
+        x = flow.euler_step(x, velocity, time, target) + weight[..., None] * (
+            made.data - memory.data
+        )
+        return x, state, made
 
 
 def _half_log_snr(t: Float[Array, "b n"]) -> Float[Array, "b n"]:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ltx_jax.diffusion.conditioning import Condition, Reference
     from ltx_jax.inference.enhance import PromptEnhancer
     from ltx_jax.inference.pipeline import LTXPipeline, Output
+    from ltx_jax.inference.previews import ShowPreview
     from ltx_jax.inference.two_pass import Upsampler
 
 PARTS: tuple[str, ...] = ("load", "text", "encode", "compile", "denoise", "decode", "write")
@@ -251,7 +252,7 @@ def sample_batch(
       prompts: one per video; None if there are embeddings instead.
       noise: initial noise that replaces the seed's.
       first_sample: index of the first video in its run.
-      arguments: conditions, embeddings and callback, as in a call of `LTXPipeline`.
+      arguments: conditions, embeddings, callback and preview, as in a call of `LTXPipeline`.
 
     Raises:
       ValueError: if the arguments do not fit each other.
@@ -301,6 +302,7 @@ def _sample_and_write(
             conditions=conditions_of(cfg),
             embeddings=embeddings,
             callback=callback,
+            preview=_preview_writer(cfg),
         )
     pipe = models.pipe
     seconds = {part: duration for part, duration in pipe.timings.items() if part != "load"}
@@ -316,8 +318,8 @@ def _sample_and_write(
             writing.write(item.path, clip, cfg.frame_rate)
             outputs.write_sidecar(cfg, item, pipe.checkpoint.source_hash, seconds)
             print(item.path)
-            if cfg.previews:
-                _write_previews(cfg, item, clip)
+            if cfg.sheet:
+                _write_sheet(cfg, item, clip)
     return seconds | {"write": time.perf_counter() - begin}
 
 
@@ -339,7 +341,7 @@ def conditions_of(cfg: SampleConfig) -> "list[Condition | Reference]":
     return conditions
 
 
-def _write_previews(cfg: SampleConfig, item: outputs.Video, clip: np.ndarray) -> None:
+def _write_sheet(cfg: SampleConfig, item: outputs.Video, clip: np.ndarray) -> None:
     if clip.dtype != np.uint8:
         clip = np.asarray(pixels.to_bytes(clip))
     gif, sheet = (item.path.with_suffix(ending) for ending in (".gif", ".png"))
@@ -347,6 +349,25 @@ def _write_previews(cfg: SampleConfig, item: outputs.Video, clip: np.ndarray) ->
     scale = min(1.0, 256 / clip.shape[2])
     writing.write_image(sheet, contact_sheet([clip], [item.prompt or ""], scale=scale))
     print(gif, sheet, sep="\n")
+
+
+def _preview_writer(cfg: SampleConfig) -> "ShowPreview | None":
+    """Writes what the videos look like after each step, side by side, over the file before."""
+    if cfg.preview is None:
+        return None
+    from ltx_jax.inference.previews import enlarged
+
+    file = Path(cfg.preview)
+    files.check_writable(file)
+
+    def write(progress: Any, pictures: np.ndarray) -> None:
+        clip = enlarged(np.concatenate(list(pictures), axis=2))
+        if file.suffix.lower() == ".gif":
+            writing.write_gif(file, clip, len(clip) * cfg.frame_rate / cfg.num_frames)
+        else:
+            writing.write_image(file, np.concatenate(list(clip), axis=1))
+
+    return write
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from ltx_jax.runtime import files
 _ENHANCED = "enhanced_from"  # in the JSON: the prompt before it was enhanced, and the model
 # Fields that may differ if a prompts file is run again with the same output folder.
 _NOT_COMPARED = (
-    *("config", "prompts_file", "output_path", "mesh", "batch_size", "previews"),
+    *("config", "prompts_file", "output_path", "mesh", "batch_size", "sheet", "preview"),
     "range_warning",
 )
 
@@ -123,10 +123,9 @@ def _is_file(cfg: SampleConfig) -> bool:
         raise ValueError(
             f"output_path is {path}, a picture, and num_frames is {cfg.num_frames}; {writing.WAYS}"
         )
-    if cfg.previews and ending in (".gif", *writing.PICTURES):
+    if cfg.sheet and ending in (".gif", *writing.PICTURES):
         raise ValueError(
-            f"previews are a GIF and a PNG beside a video, and output_path is {path}: leave them "
-            "out"
+            f"sheet writes a GIF and a PNG beside a video, and output_path is {path}: leave it out"
         )
     return True
 

@@ -36,6 +36,7 @@ from ltx_jax.inference import arguments, condition_media, encode_decode
 from ltx_jax.inference.arguments import Caption
 from ltx_jax.inference.encode_decode import NotFiniteError, first_not_finite
 from ltx_jax.inference.loras import Loras, Path
+from ltx_jax.inference.previews import ShowPreview, with_preview
 from ltx_jax.inference.text_encoder import ByteTokenizer, TextEncoder
 from ltx_jax.inference.trained_range import warn_of_range
 from ltx_jax.models import convolution
@@ -199,8 +200,7 @@ class LTXPipeline:
         param_dtype = param_dtype or dtype or "bfloat16"  # the dtype of the released weights
         encoder = None
         if text_encoder is not None:
-            path = os.fspath(text_encoder)
-            encoder = TextEncoder.load(path, dtype=param_dtype, mesh=mesh)
+            encoder = TextEncoder.load(os.fspath(text_encoder), dtype=param_dtype, mesh=mesh)
         path = os.fspath(checkpoint)
         vae = None if vae is None else os.fspath(vae)
         with loading_device(linears):
@@ -307,6 +307,7 @@ class LTXPipeline:
         first_sample: int = 0,
         output: Output = "uint8",
         callback: Callable[[Progress], None] | None = None,
+        preview: ShowPreview | None = None,
         **changes: Any,
     ) -> Shaped[np.ndarray, "b t h w c"]:
         """Samples one video per prompt.
@@ -330,6 +331,7 @@ class LTXPipeline:
           output: "uint8" (b, t, h, w, 3); "float", the same in [-1, 1]; "latents", normalised, of
             the padded size.
           callback: called with a `Progress` after every step; an exception from it ends the run.
+          preview: receives small pictures of the videos after every step (`previews.with_preview`).
           changes: fields of `SamplingConfig`.
 
         Raises:
@@ -351,7 +353,9 @@ class LTXPipeline:
             first_sample=first_sample,
             **changes,
         )
-        with self.part("denoise", start.size):
+        size, colours = start.size, self.checkpoint.colours
+        callback = with_preview(callback, preview, colours, start.inputs, size.grid)
+        with self.part("denoise", size):
             denoised = sampler.sample(
                 start.denoiser,
                 self.params,
@@ -361,8 +365,8 @@ class LTXPipeline:
                 callback=callback,
                 call=self._call,
             )
-            count = math.prod(start.size.grid)
-            x = sharding.on_host(positions.unpatchify(denoised[:, -count:], start.size.grid))
+            count = math.prod(size.grid)
+            x = sharding.on_host(positions.unpatchify(denoised[:, -count:], size.grid))
         if not np.isfinite(x).all():
             raise NotFiniteError(first_not_finite(start.captions, start.inputs.start))
         if output == "latents":
@@ -516,13 +520,8 @@ class LTXPipeline:
 
     def size(self, options: SamplingConfig) -> arguments.Size:
         """The size in `options`, and the size that is sampled on this VAE's grid."""
-        return arguments.Size(
-            options.num_frames,
-            options.height,
-            options.width,
-            self.vae.temporal_factor,
-            self.vae.spatial_factor,
-        )
+        factors = self.vae.temporal_factor, self.vae.spatial_factor
+        return arguments.Size(options.num_frames, options.height, options.width, *factors)
 
     def _captions(
         self,

@@ -28,6 +28,7 @@ from ltx_jax.diffusion.sampler import Progress
 from ltx_jax.inference import arguments, condition_media
 from ltx_jax.inference.encode_decode import NotFiniteError
 from ltx_jax.inference.pipeline import LTXPipeline, Output
+from ltx_jax.inference.previews import ShowPreview
 from ltx_jax.models import convolution
 from ltx_jax.models.upsampler import LatentUpsampler
 from ltx_jax.models.vae import LatentStatistics
@@ -81,6 +82,7 @@ def sample(
     first_sample: int = 0,
     output: Output = "uint8",
     callback: Callable[[Progress], None] | None = None,
+    preview: ShowPreview | None = None,
     **changes: Any,
 ) -> Shaped[np.ndarray, "b t h w c"]:
     """Samples one video per prompt in two passes.
@@ -115,6 +117,7 @@ def sample(
         context=context,
         first_sample=first_sample,
         callback=callback,
+        preview=preview,
     )
     first = dataclasses.replace(options, num_frames=frames, **low)
     small = pipe(prompt, first, noise=noise, output="latents", **common)

@@ -9,6 +9,7 @@ from ltx_jax.checkpoints import (
     exported_folder,
     hub,
     keys,
+    latent_colours_file,
     official,
     official_config,
     run_config,
@@ -44,6 +45,7 @@ def load_frozen_vae(path: str, output: str, mesh: Mesh) -> Checkpoint:
         vae_params=whole.vae_params,
         vae_dtype=whole.vae_dtype,
         statistics=whole.statistics,
+        colours=whole.colours if stored is None else latent_colours_file.read(output),
     )
 
 

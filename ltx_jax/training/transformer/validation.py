@@ -25,6 +25,7 @@ from ltx_jax.diffusion.noise import KeyNoise
 from ltx_jax.inference.encode_dataset import check_vae
 from ltx_jax.inference.encode_decode import NotFiniteError
 from ltx_jax.inference.pipeline import LTXPipeline
+from ltx_jax.inference.previews import enlarged
 from ltx_jax.models.vae import Posterior
 from ltx_jax.runtime import sharding
 from ltx_jax.training.batches import replicate_over
@@ -36,6 +37,8 @@ from ltx_jax.training.validation_clips import read_validation_clips, select_exam
 TIMES = tuple(i / 10 for i in range(1, 10))
 EMBEDDINGS = ("prompt_embeds", "prompt_mask", "negative_embeds", "negative_mask")
 _STEPS = 20  # denoising steps of a sampled video
+_STEPS_PER_SECOND = 4.0  # in the video that shows them
+_PREVIEW = 64  # pixels of the shorter side of a preview
 
 _log = logging.getLogger(__name__)
 
@@ -130,7 +133,8 @@ class FlowValidator:
             for start, conditions in self._starts(one).items():
                 name = f"{start} {i}: {textwrap.shorten(text, 60)}"
                 try:
-                    videos[name] = self._video(params, one, empty, clips, i, conditions)
+                    made = self._videos(params, one, empty, clips, i, conditions)
+                    videos |= {f"{kind}{name}": video for kind, video in made.items()}
                 except NotFiniteError as error:  # not a reason to end a run
                     _log.warning("%s: %s", name, error)
         means = np.mean(losses, axis=0)
@@ -176,10 +180,11 @@ class FlowValidator:
             starts["from first frame"] = [Condition(first), *references]
         return starts
 
-    def _video(
+    def _videos(
         self, params: Any, one: Any, empty: Any, clips: Batch, i: int, conditions: Any
-    ) -> LoggedVideo:
-        """Samples a video of clip `i`, whose step inputs are `one`."""
+    ) -> dict[str, LoggedVideo]:
+        """Samples a video of clip `i`, whose step inputs are `one`; "steps of " shows its previews,
+        one after the other, if the VAE has a map from latents to colours."""
         options = dataclasses.replace(
             self._cfg.sampling_settings(),
             num_frames=clips.bucket.num_frames,
@@ -196,5 +201,13 @@ class FlowValidator:
         inputs: dict[str, Any] = dict(
             embeddings=embeddings, context=one["context"], conditions=conditions
         )
+        steps: list[np.ndarray] = []
+        if self._vae.colours is not None:
+            inputs["preview"] = lambda _, pictures: steps.append(enlarged(pictures[0], _PREVIEW))
         video = self._pipeline(None, options, **inputs, first_sample=i)
-        return LoggedVideo(video[0], options.frame_rate)
+        sample = {"": LoggedVideo(video[0], options.frame_rate)}
+        if not steps:
+            return sample
+        # One picture per step: the latent frames, side by side.
+        strips = np.stack([np.concatenate(list(step), axis=1) for step in steps])
+        return {**sample, "steps of ": LoggedVideo(strips, _STEPS_PER_SECOND)}

@@ -70,6 +70,7 @@ class DecoderStage(VAEStage):
         channels = large.vae.latent_channels
         self._normal = large.statistics or LatentStatistics.identity(channels)
         self._statistics = self._normal  # with which the run begins
+        self._large_params = large.vae_params
         decoder = {name: x for name, x in large.vae_params.items() if name in _DECODING}
         self.frozen = {**perceptual, "large": decoder}
         self._widths = _feature_widths(cfg, large)
@@ -146,9 +147,8 @@ class DecoderStage(VAEStage):
 
     def _fixed(self) -> dict[str, Any]:
         """Copies of the parameters that are not trained, as the state's are donated."""
-        assert self.vae is not None
-        params = self.vae.vae_params
-        return {k: jax.tree.map(jnp.copy, x) for k, x in params.items() if k != "decoder"}
+        parts = self._large_params.items()
+        return {name: jax.tree.map(jnp.copy, x) for name, x in parts if name != "decoder"}
 
     def _prune(self) -> Pruned:
         cfg = self.cfg
@@ -158,9 +158,7 @@ class DecoderStage(VAEStage):
         data = dataclasses.replace(cfg.data, buckets=(bucket,), processes=0)
         [batch] = Loader(data, (("none", 1.0),), cfg.run.seed).batches(0, 1)
         frames = require_pixels(batch)
-        assert self.vae is not None
-        assert self.vae.vae is not None
-        large, params = self.vae.vae, jax.tree.map(sharding.on_host, self.vae.vae_params)
+        large, params = self._large.cfg, jax.tree.map(sharding.on_host, self._large_params)
         _log.info("choosing channels of the decoder on %d clips", len(frames))
 
         @jax.jit
