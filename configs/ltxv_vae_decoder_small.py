@@ -1,10 +1,11 @@
-"""Trains a decoder of a third of the operations for the latents of the VAE of 0.9.5 to 0.9.8.
+"""Trains a decoder of a quarter of the operations for latents of the VAE of 0.9.5 to 0.9.8.
 
     ltx-train ltxv_vae_decoder_small --plan h200x8     # its cost on devices that you do not have
     ltx-train ltxv_vae_decoder_small --data.source FOLDER_OR_DATA_SET \
         --loss.vgg vgg16.safetensors --loss.lpips_heads lpips.safetensors
     ltx-sample --checkpoint ltxv-2b-0.9.6-dev-04-25.safetensors \
-        --vae runs/ltxv_vae_decoder_small ...
+        --vae runs/ltxv_vae_decoder_small --text_encoder PixArt-alpha/PixArt-XL-2-1024-MS \
+        --prompt "A red car drives along a coast road"
 
 The encoder stays as it is, so released transformers are used with it as before. `--vae FILE` names
 another file of a release from 0.9.5 on. Every layer is half as wide, and starts from those channels

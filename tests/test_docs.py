@@ -99,6 +99,7 @@ def recorded(monkeypatch, tmp_path):
     record("ltx_jax.prepare.networks:prepare", ())
     record("ltx_jax.evaluate.__main__:_run")
     record("ltx_jax.demo.__main__:_serve")
+    record("ltx_jax.inference.fit_latent_colours:fit")
     record("ltx_jax.runtime.compiled:use_compilation_cache")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     with contextlib.chdir(tmp_path):

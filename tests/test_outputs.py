@@ -159,7 +159,7 @@ def test_folders_may_have_dots(tmp_path):
 
 def test_a_sheet_never_overwrites_the_output(tmp_path):
     for name in ("x.gif", "x_%04d.png"):
-        with pytest.raises(ValueError, match="leave them out"):
+        with pytest.raises(ValueError, match="leave it out"):
             planned(tmp_path / name, sheet=True)
 
 
