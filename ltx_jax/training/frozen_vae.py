@@ -69,19 +69,22 @@ def describe_frozen_vae(path: str, channels: int) -> Checkpoint:
     Raises:
       ValueError: if there is none, and the released VAE does not have `channels` latent channels.
     """
-    cfg = _configuration(path, channels)
+    cfg = stored_configuration(path) or _released(path, channels)
     return Checkpoint(vae=cfg, vae_params=sharding.unbox(keys.vae_boxed(cfg)))
 
 
-def _configuration(path: str, channels: int) -> VAEConfig:
+def stored_configuration(path: str) -> VAEConfig | None:
+    """The configuration of the VAE at a path, without its weights; None if there is none."""
     if run_config.is_run(path):
         cfg = run_config.read_config(path)
         own = isinstance(cfg.model, VAEConfig)
-        return cfg.model if own else _configuration(cfg.vae, channels)
+        return cfg.model if own else stored_configuration(cfg.vae)
     file = hub.EMBEDDED_FOLDER if path == hub.EMBEDDED else Path(path)
     file = file / exported_folder.MODEL if exported_folder.is_exported(file) else file
-    if file.is_file() and (vae := official.read_configs(file, ("vae",)).vae) is not None:
-        return vae
+    return official.read_configs(file, ("vae",)).vae if file.is_file() else None
+
+
+def _released(path: str, channels: int) -> VAEConfig:
     released = official_config.vae(RELEASED["2b-0.9.5"].config["vae"])
     if released.latent_channels != channels:
         raise ValueError(

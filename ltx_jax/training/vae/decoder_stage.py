@@ -20,7 +20,7 @@ from ltx_jax.models.vae_taps import Decoded, decode_with_features
 from ltx_jax.pixels import from_bytes
 from ltx_jax.runtime import sharding
 from ltx_jax.training import batches
-from ltx_jax.training.frozen_vae import describe_frozen_vae, load_frozen_vae
+from ltx_jax.training.frozen_vae import load_frozen_vae, stored_configuration
 from ltx_jax.training.optim import Optimizer, make_optimizer
 from ltx_jax.training.stage import BatchSource, InitialWeights, LossValue
 from ltx_jax.training.state import TrainState
@@ -94,14 +94,20 @@ class DecoderStage(VAEStage):
     @classmethod
     def describe(cls, cfg: TrainDecoder, mesh: Mesh) -> "DecoderStage":
         """Makes the stage with shapes in place of the weights of the large VAE."""
-        large = describe_frozen_vae(cfg.vae, cfg.model.latent_channels)
-        assert large.vae is not None
-        boxed = keys.vae_boxed(large.vae)
-        large.vae_params = jax.tree.map(
+        own = stored_configuration(cfg.vae)
+        if own is None:
+            width = cfg.model.encoder_base_channels
+            _log.warning(
+                "there is no VAE at %s: a decoder as wide as the encoder is assumed", cfg.vae
+            )
+            own = dataclasses.replace(cfg.model, decoder_base_channels=width)
+        boxed = keys.vae_boxed(own)
+        shapes = jax.tree.map(
             lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
             sharding.unbox(boxed),
             sharding.shardings(boxed, mesh),
         )
+        large = Checkpoint(vae=own, vae_params=shapes)
         return cls(cfg, mesh, read_perceptual(cfg.loss, described=True), large)
 
     def init(self, key: Array) -> dict[str, Any]:
