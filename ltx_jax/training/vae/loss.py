@@ -119,7 +119,7 @@ def decode_with_pull(
         conv_out = {**decoder["conv_out"], **last}
         return decode({**params, "decoder": {**decoder, "conv_out": conv_out}}, inputs)
 
-    last = {name: decoder["conv_out"][name] for name in ("kernel", "bias")}  # without an adapter
+    last = {name: x for name, x in decoder["conv_out"].items() if name != "adapter"}
     video, pull, other = jax.vjp(of_last, last, has_aux=True)
     return video, lambda gradient: pull(gradient)[0], other
 
