@@ -1,6 +1,7 @@
 """Distillation as a stage of training: on several devices, resumed, and as a checkpoint."""
 
 import dataclasses
+import json
 import pathlib
 import subprocess
 import sys
@@ -140,3 +141,13 @@ def test_a_student_resumes_bitwise_and_samples_without_options(teacher, tmp_path
     command += ["--prompt", "a red star", "--output_path", str(tmp_path / "a.gif")]
     subprocess.run(command, check=True, cwd=ROOT, env=QUICK, stdout=subprocess.DEVNULL)
     assert (tmp_path / "a.gif").exists()
+    if target == "next":
+        return
+    # The judge takes the student's own steps, or some of them.
+    for more, times in (((), [1.0, 0.5]), (("--timesteps", "1"), [1.0])):
+        table = tmp_path / f"table{len(times)}"
+        command = [sys.executable, "-m", "ltx_jax.evaluate", "shapes", "--rows", "seen", *more]
+        command += ["--checkpoint", str(tmp_path / "whole"), "--prompts", "1"]
+        command += ["--output", str(table)]
+        subprocess.run(command, check=True, cwd=ROOT, env=QUICK, stdout=subprocess.DEVNULL)
+        assert json.loads(table.with_suffix(".json").read_text())["settings"]["timesteps"] == times

@@ -17,7 +17,6 @@ from jaxtyping import Array
 from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.checkpoints.run_config import StoredBase
 from ltx_jax.config import BucketConfig, TrainConfig
-from ltx_jax.data.loader import Batch
 from ltx_jax.data.sources import Encoding
 from ltx_jax.runtime.lazy import load_named
 from ltx_jax.training.optim import MAIN, Optimizer
@@ -56,8 +55,9 @@ class BatchSource(Protocol):
 
     encoding: Encoding | None
 
-    def batches(self, first: int, last: int) -> Iterator[Batch]:
-        """This process's examples for the steps from `first` up to, but excluding, `last`."""
+    def batches(self, first: int, last: int) -> Iterator[Any]:
+        """This process's examples for the steps from `first` up to, but excluding, `last`: each a
+        `Batch`, if the stage does not read another kind."""
         ...
 
 

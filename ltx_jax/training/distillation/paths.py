@@ -164,7 +164,8 @@ class PathSampler:
             image_noise=None,
             noise=start.noise,
         )
-        wanted = np.isin(np.append(times, np.float32(0)), [*np.float32(cfg.distillation.times), 0])
+        stops = np.array([*cfg.distillation.times, 0.0], np.float32)
+        wanted = np.isin(np.append(times, np.float32(0)), stops)
         states = [np.asarray(start.prepared.tokens)]
 
         def keep(progress: Progress) -> None:
