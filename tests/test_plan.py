@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from tiny_stages import load
 
 from ltx_jax import config
+from ltx_jax.checkpoints import keys
 from ltx_jax.config import MeshConfig
 from ltx_jax.planning import accelerators, hlo, plan
 from ltx_jax.planning.accelerators import CHIPS, Target
@@ -262,6 +263,23 @@ def test_a_plan_of_an_adapter_counts_the_network_that_is_frozen(monkeypatch):
         frozen[form] = state["frozen"]
     assert frozen["float32"] - frozen["int8"] > 3 * kernels
     assert frozen["int8"] > kernels
+
+
+@pytest.mark.thorough
+def test_a_plan_of_a_decoders_adapter_counts_the_vae_that_is_frozen(monkeypatch):
+    overrides = ["--adapter.rank", "2", "--run.init_from", "x", "--data.batch_size", "1"]
+    cfg = config.load(str(ROOT / "configs/shapes_tiny_vae.py"), overrides)
+    small = Target("small", jax.devices()[:1], dataclasses.replace(CHIPS["h100"], memory=1e3), 1e12)
+    monkeypatch.setattr(plan.accelerators, "find", lambda name: small)
+    lines = []
+    plan.plan(cfg, "small", lines.append)
+    assert "int8" not in lines[-1]  # which is for transformers
+    stage = VAEStage.describe(cfg, sharding.make_mesh(cfg.mesh, small.devices))
+    state = plan.state_bytes(Trainer(stage).plan.shapes, stage.frozen)
+    whole = sum(x.size for x in jax.tree.leaves(keys.vae_boxed(cfg.model)))
+    adapter = keys.adapter_boxed(cfg.model, cfg.adapter, "float32")
+    assert state["frozen"] == 2 * whole  # in bfloat16
+    assert state["parameters"] == 4 * sum(x.size for x in jax.tree.leaves(adapter))
 
 
 def test_a_plan_knows_the_vae_that_is_there():
