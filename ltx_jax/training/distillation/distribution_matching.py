@@ -6,9 +6,8 @@ ones. Where the two differ, at outputs that are noised again, is where the stude
 that is the gradient of the Kullback-Leibler divergence between both distributions of noised data
 (Yin et al., DMD2, arXiv 2405.14867). No pairs of noise and data are needed, and no data.
 
-With several steps, the fake score sees outputs of all steps; unless it gets the index of the step
-as an input, single steps may drift while their mixture is right (measured in
-docs/distillation.md).
+With several steps, the fake score sees the outputs of all of them. Unless it gets the index of the
+step as an input, only the mixture of all outputs is compared, and single steps may drift.
 """
 
 from collections.abc import Callable
