@@ -9,6 +9,7 @@ other, and the seconds of a clip, of turns that alternate in one process.
 import argparse
 import statistics
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +24,10 @@ from ltx_jax.models import convolution
 from ltx_jax.models.vae import LatentStatistics
 from ltx_jax.pixels import from_bytes
 from ltx_jax.runtime.compiled import Programs
+from ltx_jax.training import frozen_vae
 from ltx_jax.world import render
 
-SIZE = dict(num_frames=25, height=96, width=96)
+SIZE: dict[str, Any] = dict(num_frames=25, height=96, width=96, fps=24, split="held_out")
 LEVELS = (0.0, 0.025)  # of noise; the second is what samples get, with a timestep of 0.05
 
 
@@ -42,11 +44,11 @@ def main() -> None:
     execution = ExecutionConfig(dtype=options.dtype)
     programs = Programs(convolution.compiler_options())
     large = vaes["large"]
-    channels = large.vae.latent_channels
+    channels = frozen_vae.check_holds_vae(large, options.large).latent_channels
     normal = large.statistics or LatentStatistics.identity(channels)
     pairs = []
     for i in range(options.clips):
-        frames = render.clip(i, split="held_out", fps=24, **SIZE).frames[None]
+        frames = render.clip(i, **SIZE).frames[None]
         posterior = programs(
             encode_decode.encode,
             large.vae_params,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from quick import QUICK
+from tiny_checkpoint import write_exported
 from tiny_stages import (
     CONFIGS,
     QUICK_MESH,
@@ -21,6 +22,7 @@ from ltx_jax.checkpoints import keys, official_config
 from ltx_jax.checkpoints.load import load_checkpoint
 from ltx_jax.checkpoints.releases import RELEASED
 from ltx_jax.config import DiscriminatorConfig, TrainDecoder
+from ltx_jax.export import export
 from ltx_jax.models.vae import VideoVAE
 from ltx_jax.runtime import sharding
 from ltx_jax.training import loop, warm_start
@@ -148,6 +150,19 @@ def test_a_second_run_continues_from_the_decoder_of_the_first(run, large, tmp_pa
     trainer = trainer_of(dataclasses.replace(cfg, run=settings))
     begun = warm_start.first_state(trainer.stage, trainer.plan)
     check_equal(begun.params["decoder"], load_checkpoint(str(folder)).vae_params["decoder"])
+
+
+def test_it_takes_the_place_of_another_vae_and_is_exported(run, tmp_path):
+    folder = run[0]
+    own = load_checkpoint(str(folder))
+    replaced = load_checkpoint(write_exported(tmp_path / "model"), vae=str(folder))
+    check_equal(replaced.vae_params, own.vae_params)
+    assert replaced.transformer is not None
+    export(str(tmp_path / "model"), tmp_path / "out", vae=str(folder), layouts=["official"])
+    exported = load_checkpoint(tmp_path / "out")
+    assert exported.vae.decoder_base_channels == 4
+    check_equal(exported.vae_params, own.vae_params)
+    assert exported.transformer == replaced.transformer
 
 
 def test_it_is_described_without_the_large_vae(large, tmp_path):

@@ -195,7 +195,7 @@ def _handler(
     fields: dict[str, Any],
     numbers: tuple[str, ...],
     is_world: bool,
-) -> Callable[..., Any]:
+) -> Any:
     """The button's function: values of the fields -> player, details, command, seed and preview,
     first with previews alone."""
 

@@ -62,8 +62,8 @@ def fit(
     ]
     latents, targets = (np.concatenate(part) for part in zip(*pairs, strict=True))
     held_out = clips // 8
-    rows = (x[held_out:].reshape(-1, x.shape[-1]) for x in (latents, targets))
-    colours = fit_colours(*rows, side)
+    inputs, outputs = (x[held_out:].reshape(-1, x.shape[-1]) for x in (latents, targets))
+    colours = fit_colours(inputs, outputs, side)
     wanted = as_pictures(targets[:held_out], side)
     ratio = metrics.psnr(colours.pictures(latents[:held_out]), wanted)
     file = latent_colours_file.place(checkpoint) if output is None else output

@@ -42,7 +42,7 @@ def decode_with_features(
     def keep(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         result = call(*args, **kwargs)
         if isinstance(context.module, MidBlock) and context.method_name == "__call__":
-            features[context.module.name] = result
+            features[context.module.path[-1]] = result
         return result
 
     with nn.intercept_methods(keep):

@@ -170,7 +170,7 @@ class DecoderStage(VAEStage):
         @jax.jit
         def inputs(params: Any, frames: Array) -> DecoderInputs:
             vae = VideoVAE(large, ExecutionConfig())
-            posterior = vae.apply({"params": params}, from_bytes(frames), method="encode")
+            posterior: Any = vae.apply({"params": params}, from_bytes(frames), method="encode")
             key = jax.random.key(cfg.run.seed)
             return decoder_inputs(posterior, self._normal, key, self.cfg.loss)
 

@@ -87,8 +87,8 @@ def leading_channels(activations: Float[np.ndarray, "n c"], count: int) -> Int[n
     """The first `count` pivots of a QR decomposition: each is the channel with the largest part
     that the ones before it do not explain."""
     triangle = np.linalg.qr(activations, mode="r")  # has the same pivots, and few rows
-    _, pivots = scipy.linalg.qr(triangle, mode="r", pivoting=True)
-    return np.sort(pivots[:count])
+    *_, pivots = scipy.linalg.qr(triangle, mode="r", pivoting=True)
+    return np.sort(np.asarray(pivots)[:count])
 
 
 def prune_decoder(
