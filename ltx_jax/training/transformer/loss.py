@@ -292,7 +292,8 @@ def flow_loss(
     latents, conditions = model.draw_latents(batch, video_key, item_keys)
 
     # Times, noise, condition tokens, and the tokens that are dropped.
-    count = kept[latents.shape[1:4]]
+    frames, height, width = latents.shape[1:4]
+    count = kept[frames, height, width]
     noised = noise_batch(latents, conditions, key, cfg, model.geometry, count, batch["weight"])
 
     # The network.
