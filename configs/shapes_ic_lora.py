@@ -1,6 +1,6 @@
 """Teaches the small model to follow the edges of a clip (IC-LoRA), by an adapter of 4 megabytes.
 
-    ltx-encode shapes_ic_lora --data.source shapes --examples 320 --output data/edges
+    ltx-encode shapes_ic_lora --data.source shapes --examples 800 --output data/edges
     ltx-train shapes_ic_lora
     python -m benchmarks.follow_references --lora runs/shapes_ic_lora
 
@@ -31,6 +31,6 @@ config = dataclasses.replace(
         _lora.optim, warmup_steps=20, decay_fraction=0.5, weight_decay=0.0, ema_decay=0.98
     ),
     run=dataclasses.replace(
-        _lora.run, output="runs/shapes_ic_lora", steps=300, log_every=10, save_every=50
+        _lora.run, output="runs/shapes_ic_lora", steps=1_150, log_every=25, save_every=250
     ),
 )
