@@ -1,8 +1,10 @@
 """The compiled programs before and after the denoising loop: from media and noise to the initial
 tokens, and from latents to a video."""
 
+import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +20,10 @@ from ltx_jax.diffusion.conditioning import Encoded
 from ltx_jax.inference.arguments import Size
 from ltx_jax.models.transformer import Rope, TimeGroups
 from ltx_jax.models.vae import LatentStatistics, Posterior, VideoVAE
-from ltx_jax.runtime import sharding
+from ltx_jax.runtime import platforms, sharding
+
+# Up to four videos of the small model at once, oneDNN saves less time than its compilation takes.
+_FEW_PIXELS = 1_000_000
 
 
 class NotFiniteError(ValueError):
@@ -34,6 +39,14 @@ class NotFiniteError(ValueError):
             "Look for damaged weights, for a guidance scale that is too large, and for dtype "
             "float16 (bfloat16 and float32 hold larger numbers)"
         )
+
+
+def storable_if_small(*sizes: int) -> contextlib.AbstractContextManager[None]:
+    """Programs for few pixels, the product of `sizes`, can be stored on disk on CPUs.
+
+    This depends on the size alone, so that a video is the same from a command, the page and Python.
+    """
+    return platforms.storable_programs(math.prod(sizes) <= _FEW_PIXELS)
 
 
 def all_finite(values: Float[Array, "..."]) -> Bool[Array, ""]:

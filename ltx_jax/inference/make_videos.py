@@ -24,7 +24,7 @@ from ltx_jax.data import inputs, preprocessors, video, writing
 from ltx_jax.data.contact_sheet import contact_sheet
 from ltx_jax.inference import outputs
 from ltx_jax.inference.arguments import split_lora
-from ltx_jax.runtime import compiled, files, platforms
+from ltx_jax.runtime import compiled, files
 from ltx_jax.world import grammar
 
 if TYPE_CHECKING:
@@ -35,9 +35,6 @@ if TYPE_CHECKING:
     from ltx_jax.inference.two_pass import Upsampler
 
 PARTS: tuple[str, ...] = ("load", "text", "encode", "compile", "denoise", "decode", "write")
-# Up to about four videos of the small model, oneDNN's convolutions save less time in decoding than
-# compiling them takes.
-_FEW_PIXELS = 1_000_000
 EMBEDDINGS = ("prompt_embeds", "prompt_mask", "negative_embeds", "negative_mask")
 
 
@@ -76,13 +73,11 @@ def make_videos(cfg: SampleConfig) -> None:
         warn_of_words([item.prompt or "" for batch in batches for item in batch])
     models = load_models(cfg)
     clock = dict.fromkeys(PARTS, 0.0) | {"load": models.pipe.timings.get("load", 0.0)}
-    pixels = sum(map(len, batches)) * cfg.num_frames * cfg.height * cfg.width
-    with platforms.storable_programs(pixels <= _FEW_PIXELS):
-        for number, batch in enumerate(batches):
-            label = f"video {number + 1}/{len(batches)}" if len(batches) > 1 else "denoising"
-            seconds = _sample_and_write(cfg, models, noise, batch, embeddings, label)
-            for part, duration in seconds.items():
-                clock[part] = clock.get(part, 0.0) + duration
+    for number, batch in enumerate(batches):
+        label = f"video {number + 1}/{len(batches)}" if len(batches) > 1 else "denoising"
+        seconds = _sample_and_write(cfg, models, noise, batch, embeddings, label)
+        for part, duration in seconds.items():
+            clock[part] = clock.get(part, 0.0) + duration
     parts = ", ".join(f"{part} {duration:.1f} s" for part, duration in clock.items())
     print(f"time: {parts}", file=sys.stderr)
 

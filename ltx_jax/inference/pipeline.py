@@ -34,7 +34,7 @@ from ltx_jax.diffusion.noise import GivenStart, NoiseSource, seeded
 from ltx_jax.diffusion.sampler import Inputs, Progress
 from ltx_jax.inference import arguments, condition_media, encode_decode
 from ltx_jax.inference.arguments import Caption
-from ltx_jax.inference.encode_decode import NotFiniteError, first_not_finite
+from ltx_jax.inference.encode_decode import NotFiniteError, first_not_finite, storable_if_small
 from ltx_jax.inference.loras import Loras, Path
 from ltx_jax.inference.previews import ShowPreview, with_preview
 from ltx_jax.inference.text_encoder import ByteTokenizer, TextEncoder
@@ -488,7 +488,7 @@ class LTXPipeline:
             options.decode_timestep if level is None else level,
             options.tone_map_compression_ratio,
         )
-        with self.part("decode", size):
+        with self.part("decode", size), storable_if_small(shape[0], *size.padded):
             clip, is_finite = self.programs(
                 encode_decode.decode,
                 self.checkpoint.vae_params,
@@ -508,15 +508,15 @@ class LTXPipeline:
     def _encode(self, clip: np.ndarray | Posterior) -> Posterior:
         if isinstance(clip, Posterior):
             return clip
-        params = self.checkpoint.vae_params
-        return self.programs(
-            encode_decode.encode,
-            params,
-            jnp.asarray(clip),
-            cfg=self.vae,
-            execution=self.execution,
-            compiler_options=convolution.compiler_options(),
-        )
+        with storable_if_small(*clip.shape[:4]):
+            return self.programs(
+                encode_decode.encode,
+                self.checkpoint.vae_params,
+                jnp.asarray(clip),
+                cfg=self.vae,
+                execution=self.execution,
+                compiler_options=convolution.compiler_options(),
+            )
 
     def size(self, options: SamplingConfig) -> arguments.Size:
         """The size in `options`, and the size that is sampled on this VAE's grid."""
