@@ -92,6 +92,7 @@ class Run:
         self.folder = locate(cfg.run.output)
         self._cfg = cfg
         self._saving: int | None = None
+        self._made_anew: int | None = None  # a step whose save made the old place of a moved run
         self._lock: Lock | None = None
         if jax.process_index() == 0:
             self._lock = self._take()
@@ -207,22 +208,24 @@ class Run:
             self._check_place(step)
 
     def _check_place(self, step: int | None = None) -> None:
-        """Checks the lock; of a folder that was moved, removes what saving a step made anew."""
+        """Checks the lock; removes what saving a step made at the old place of a moved folder."""
         if self._lock is None:
             return
         try:
             self._lock.check()
         except ValueError:
             if step is not None and not (self.folder / CONFIG).exists():
-                for path in [
-                    *(self.folder / STEPS).glob(f"{step}.*"),
-                    self.folder / STEPS / str(step),
-                ]:
-                    _remove(path)
-                for path in (self.folder / STEPS, self.folder):
-                    with contextlib.suppress(OSError):  # it holds other things, or is not there
-                        path.rmdir()
+                self._made_anew = step
+                self._remove_made_anew(step)
             raise
+
+    def _remove_made_anew(self, step: int) -> None:
+        folder = self.folder / STEPS
+        for path in [*folder.glob(f"{step}.*"), folder / str(step)]:
+            _remove(path)
+        for path in (folder, self.folder):
+            with contextlib.suppress(OSError):  # it holds other things, or is not there
+                path.rmdir()
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -276,6 +279,8 @@ class Run:
         try:
             self.wait()
             self._manager.close()
+            if self._made_anew is not None:  # Orbax's threads may have written until now
+                self._remove_made_anew(self._made_anew)
         finally:
             if self._lock is not None:
                 self._lock.release()
