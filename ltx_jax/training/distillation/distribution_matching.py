@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ltx_jax.diffusion.flow import add_noise, data_of, velocity_of
+from ltx_jax.diffusion.flow import data_of, stochastic_step, velocity_of
 from ltx_jax.training import losses
 
 # (parameters, tokens (b, n, c), their times (b, #n)) -> velocity (b, n, c)
@@ -64,20 +64,19 @@ def rollout(
     """
     is_free = own[..., None] == 1
 
-    def data(params: Any, x: Array, t: Array) -> Array:
-        at = jnp.where(own == 1, t[:, None], own)
-        return jnp.where(is_free, data_of(x, student(params, x, at), at), x)
-
     def step(x: Array, i: Array) -> Array:
-        t, target = (jnp.broadcast_to(times[j], last.shape) for j in (i, i + 1))
-        moved = add_noise(data(jax.lax.stop_gradient(params), x, t), draw(i), target)
+        at = jnp.where(own == 1, times[i], own)
+        velocity = student(jax.lax.stop_gradient(params), x, at)
+        target = jnp.full_like(at, times[i + 1])
+        moved = stochastic_step(x, velocity, at, target, draw(i))
         return jnp.where(is_free & (i < last)[:, None, None], moved, x)
 
     def step_if_needed(x: Array, i: Array) -> tuple[Array, None]:
         return jax.lax.cond(jnp.any(i < last), step, lambda x, _: x, x, i), None
 
     x, _ = jax.lax.scan(step_if_needed, start, jnp.arange(len(times) - 1))
-    return data(params, x, times[last])
+    at = jnp.where(own == 1, times[last][:, None], own)
+    return jnp.where(is_free, data_of(x, student(params, x, at), at), x)
 
 
 def matching_loss(
