@@ -10,6 +10,7 @@ The index is written last: a folder with an index is complete.
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,8 +111,9 @@ class DatasetWriter:
         """Whether a shard has been written."""
         return self.complete or self._part(number, "array_record").exists()
 
-    def write(self, number: int, rows: Iterable[tuple[dict[str, Any], tuple]]) -> None:
-        """Writes a shard from pairs (example by feature name, row of the index)."""
+    def write(self, number: int, rows: Iterable[tuple[dict[str, Any], tuple]]) -> int:
+        """Writes a shard from pairs (example by feature name, row of the index); returns how many
+        there were."""
         part = self._part(number, "array_record")
         for leftover in self._folder.glob(f".{part.stem}.*"):  # of a process that was killed
             leftover.unlink()
@@ -127,6 +129,42 @@ class DatasetWriter:
             # Written before the part itself, whose existence says that both are there.
             with files.atomic_write(self._part(number, "npy")) as table, table.open("wb") as file:
                 np.save(file, np.array(index, self._index))
+        return len(index)
+
+    def write_missing(
+        self,
+        count: int,
+        worker: tuple[int, int],
+        rows: Callable[[int], Iterable[tuple[dict[str, Any], tuple]]],
+        report: Callable[[str], None],
+        unit: str,
+    ) -> None:
+        """Writes those of a worker's shards that do not exist yet.
+
+        Worker 0 then completes the data set if all shards exist.
+
+        Args:
+          count: number of shards of all workers.
+          worker: index of this worker, and how many there are.
+          rows: number of a shard -> its rows, as in `write`.
+          report: called with each line of the log.
+          unit: what a row is called in the log.
+        """
+        for number in range(worker[0], count, worker[1]):
+            if self.has(number):
+                continue
+            begin = time.monotonic()
+            written = self.write(number, rows(number))
+            speed = written / (time.monotonic() - begin)
+            report(f"shard {number + 1}/{count}  {speed:.3g} {unit}/s")
+        missing = sum(not self.has(number) for number in range(count))
+        if not missing and not self.complete and worker[0] == 0:
+            self.finish(count)
+        if not self.complete:
+            report(
+                f"{missing} of {count} shards are missing: run worker 0 again when the other "
+                "workers have written them"
+            )
 
     def finish(self, count: int) -> None:
         """Completes the data set once all of its `count` shards are written.

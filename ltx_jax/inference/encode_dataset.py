@@ -10,7 +10,6 @@ import hashlib
 import itertools
 import logging
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -179,25 +178,15 @@ def encode(
         },
     )
     encoder = _Encoder(cfg, loaded, loaded.vae, sources, text_encoder, keyframes, mesh)
+
+    def rows(number: int) -> Iterator[Any]:
+        shard = shards[number]
+        return (latent_cache.to_row(x, shard.bucket) for x in encoder.examples(shard))
+
     with lock.locked(output, "--output", f"worker-{worker[0]}.lock"):
-        for number in range(worker[0], len(shards), worker[1]):
-            if writer.has(number):
-                continue
-            begin, shard = time.monotonic(), shards[number]
-            examples_of_shard = encoder.examples(shard)
-            writer.write(number, (latent_cache.to_row(x, shard.bucket) for x in examples_of_shard))
-            speed = (shard.last - shard.first) / (time.monotonic() - begin)
-            report(f"shard {number + 1}/{len(shards)}  {speed:.3g} examples/s")
-        missing = sum(not writer.has(number) for number in range(len(shards)))
-        if not missing and not writer.complete and worker[0] == 0:
-            writer.finish(len(shards))
+        writer.write_missing(len(shards), worker, rows, report, "examples")
     if encoder.left_out:
         report(f"{encoder.left_out} examples could not be read and are left out")
-    if not writer.complete:
-        report(
-            f"{missing} of {len(shards)} shards are missing: run worker 0 again when the other "
-            "workers have written them"
-        )
     return writer.complete
 
 

@@ -9,7 +9,6 @@ import functools
 import itertools
 import json
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any, NamedTuple
@@ -277,30 +276,14 @@ def sample_paths(
             **({} if encoding is None else {"encoding": dataclasses.asdict(encoding)}),
         },
     )
+
+    def rows(number: int) -> Iterator[Any]:
+        for step, bucket in shards[number]:
+            for path in paths.paths(step):
+                yield path_cache.to_row(path, bucket)
+
     with lock.locked(output, "--output", f"worker-{worker[0]}.lock"):
-        for number in range(worker[0], len(shards), worker[1]):
-            if writer.has(number):
-                continue
-            begin, count = time.monotonic(), 0
-
-            def rows(number: int = number) -> Iterator[Any]:
-                nonlocal count
-                for step, bucket in shards[number]:
-                    for path in paths.paths(step):
-                        count += 1
-                        yield path_cache.to_row(path, bucket)
-
-            writer.write(number, rows())
-            speed = count / (time.monotonic() - begin)
-            report(f"shard {number + 1}/{len(shards)}  {speed:.3g} paths/s")
-        missing = sum(not writer.has(number) for number in range(len(shards)))
-        if not missing and not writer.complete and worker[0] == 0:
-            writer.finish(len(shards))
-    if not writer.complete:
-        report(
-            f"{missing} of {len(shards)} shards are missing: run worker 0 again when the other "
-            "workers have written them"
-        )
+        writer.write_missing(len(shards), worker, rows, report, "paths")
     return writer.complete
 
 
