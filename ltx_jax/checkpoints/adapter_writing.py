@@ -104,7 +104,7 @@ def _module(name: str) -> str:
 
 
 def _pair(module: str, change: LowRank) -> dict[str, Any]:
-    # Of a convolution, `lora_B` is a kernel too, with a window of one position.
+    # For a convolution, `lora_B` is a kernel too, with a window of one position.
     up = change.up.reshape(*change.up.shape, *(1,) * (change.down.ndim - 2))
     return {f"{module}.lora_A.weight": change.down, f"{module}.lora_B.weight": up}
 

@@ -418,14 +418,12 @@ def restore(cfg: TrainConfig, shapes: Mapping[str, Any]) -> dict[str, Any]:
 
 def _placed(boxed: Any, mesh: Mesh | None) -> Any:
     """Shapes with shardings: by their logical axes, or all on the default device."""
-    shapes = sharding.unbox(boxed)
-    if mesh is None:
-        [default] = jnp.zeros(()).devices()
-        where = jax.tree.map(lambda _: SingleDeviceSharding(default), shapes)
-    else:
-        where = sharding.shardings(boxed, mesh)
+    if mesh is not None:
+        return sharding.described(boxed, mesh)
+    [default] = jnp.zeros(()).devices()
+    where = SingleDeviceSharding(default)
     return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), sharding.unbox(boxed)
     )
 
 

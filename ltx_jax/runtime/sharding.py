@@ -182,6 +182,15 @@ def shardings(boxed: Any, mesh: Mesh) -> Any:
     return jax.tree.map(leaf, boxed, is_leaf=is_boxed)
 
 
+def described(boxed: Any, mesh: Mesh) -> Any:
+    """The plain tree as ShapeDtypeStruct with the sharding of every leaf (`shardings`)."""
+    return jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        unbox(boxed),
+        shardings(boxed, mesh),
+    )
+
+
 def init_sharded(init: Callable[..., Any], mesh: Mesh, *args: Any) -> tuple[Any, Any]:
     """Runs `init(*args)` with sharded results; returns the plain tree and its shardings."""
     layout = shardings(jax.eval_shape(init, *args), mesh)

@@ -133,12 +133,7 @@ def _absolute(path: str) -> str:
 def describe_base(cfg: AdapterRun, mesh: Mesh) -> Any:
     """Shapes and shardings of the parameters that `load_base` returns."""
     dtype, form = _forms(cfg.adapter)
-    boxed = _boxed(cfg, dtype)
-    shapes = jax.tree.map(
-        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-        sharding.unbox(boxed),
-        sharding.shardings(boxed, mesh),
-    )
+    shapes = sharding.described(_boxed(cfg, dtype), mesh)
     return shapes if form is None else quantized_blocks(shapes, form)
 
 

@@ -93,12 +93,7 @@ class DistillationStage(TransformerStage):
         assert isinstance(stage, DistillationStage)
         if stage._calls_teacher:
             boxed = jax.eval_shape(stage.model.init, jax.random.key(0))
-            shapes = jax.tree.map(
-                lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-                sharding.unbox(boxed),
-                sharding.shardings(boxed, mesh),
-            )
-            stage.frozen = {"teacher": shapes}
+            stage.frozen = {"teacher": sharding.described(boxed, mesh)}
         return stage
 
     def init(self, key: Array) -> dict[str, Any]:

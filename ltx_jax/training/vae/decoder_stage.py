@@ -101,13 +101,7 @@ class DecoderStage(VAEStage):
                 "there is no VAE at %s: a decoder as wide as the encoder is assumed", cfg.vae
             )
             own = dataclasses.replace(cfg.model, decoder_base_channels=width)
-        boxed = keys.vae_boxed(own)
-        shapes = jax.tree.map(
-            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-            sharding.unbox(boxed),
-            sharding.shardings(boxed, mesh),
-        )
-        large = Checkpoint(vae=own, vae_params=shapes)
+        large = Checkpoint(vae=own, vae_params=sharding.described(keys.vae_boxed(own), mesh))
         return cls(cfg, mesh, read_perceptual(cfg.loss, described=True), large)
 
     def init(self, key: Array) -> dict[str, Any]:
