@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from quick import QUICK
 from test_flow_stage import filled
-from test_teacher_paths import as_arrays, random_paths, student, write
+from test_teacher_paths import as_arrays, half_conditions, student, write
 from test_train_command import check_equal
 from tiny_stages import (
     QUICK_MESH,
@@ -52,12 +52,6 @@ def teacher_of(cfg):
     return Checkpoint(
         transformer=cfg.model, transformer_params=params["transformer"], text_encoder=text
     )
-
-
-def half_conditions(count):
-    """Paths of 32 tokens, of which every other one belongs to a condition with a little noise."""
-    own = np.where(np.arange(32) % 2, 0.2, 1).astype(np.float32)
-    return [dataclasses.replace(path, own_times=own) for path in random_paths(count, tokens=32)]
 
 
 def opened(folder, method, *overrides, mesh=None):

@@ -111,6 +111,12 @@ def random_paths(count, tokens=6, own=1):
     ]
 
 
+def half_conditions(count):
+    """Paths of 32 tokens, of which every other one belongs to a condition with a little noise."""
+    own = np.where(np.arange(32) % 2, 0.2, 1).astype(np.float32)
+    return [dataclasses.replace(path, own_times=own) for path in random_paths(count, tokens=32)]
+
+
 def write(folder, groups, cfg):
     features = path_cache.path_features(None)
     writer = dataset.DatasetWriter(
