@@ -90,6 +90,7 @@ def test_depth_is_that_of_the_model_with_one_scale_for_the_clip(model):
 
 
 def test_a_model_that_is_none_is_named(tmp_path):
+    pytest.importorskip("torch")
     with pytest.raises(ValueError, match=f"the depth model {tmp_path} cannot be loaded: "):
         preprocessors.preprocessor(f"depth:{tmp_path}")
 
