@@ -31,7 +31,7 @@ def edges_of(clip: np.ndarray) -> np.ndarray:
 def main() -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--checkpoint", default="embedded")
+    parser.add_argument("--checkpoint", default="embedded:shapes")
     parser.add_argument("--lora", help="an adapter that was trained to follow edges")
     parser.add_argument("--count", type=int, default=16, help="number of held-out clips")
     parser.add_argument("--num_frames", type=int, default=9)

@@ -1,4 +1,4 @@
-"""Does an adapter teach the embedded model a colour that it does not know, and nothing else?
+"""Does an adapter teach the model of shapes a colour that it does not know, and nothing else?
 
   python benchmarks/new_colour.py clips data/lime       # 96 clips with captions: half in lime;
                                                         # data/lime_held_out: 4 more in lime
@@ -98,7 +98,7 @@ def compare(adapter: str, count: int, batch: int) -> dict[str, object]:
         "new colour": scenes(3, count, new=True),
         "other prompts": scenes(4, count, new=False),
     }
-    pipe = LTXPipeline.from_pretrained("embedded", dtype="float32")
+    pipe = LTXPipeline.from_pretrained("embedded:shapes", dtype="float32")
     result: dict[str, object] = {}
     videos: dict[tuple[str, str], list[np.ndarray]] = {}
     for which in ("before", "after"):

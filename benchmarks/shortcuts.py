@@ -1,6 +1,6 @@
 """The effect of options that change the result a little, on the videos of a trained model:
 
-  python -m benchmarks.shortcuts embedded
+  python -m benchmarks.shortcuts embedded:shapes
   python -m benchmarks.shortcuts runs/mine --prompt "a cat" "a dog" --text_encoder t5
 
 Every option is compared with the exact form, the fast form in float32, on the same prompts and

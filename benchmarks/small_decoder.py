@@ -1,6 +1,6 @@
 """Compares a small decoder with the large one on the same latents of held-out clips of shapes:
 
-  python -m benchmarks.small_decoder embedded runs/shapes_vae_decoder_small
+  python -m benchmarks.small_decoder embedded:shapes runs/shapes_vae_decoder_small
 
 Prints PSNR and SSIM of both, at the noise level of sampling and without noise, PSNR of one to the
 other, and the seconds of a clip, of turns that alternate in one process.

@@ -72,7 +72,7 @@ config = TrainVAE(
     ),
     run=RunConfig(
         output="runs/emoji_vae",
-        init_from="embedded",
+        init_from="embedded:shapes",
         init_settings=("latent_channels",),
         init_redraw=(r"encoder/conv_out/.*", r"decoder/conv_in/.*"),
         steps=16_000,

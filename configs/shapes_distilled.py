@@ -28,13 +28,13 @@ assert isinstance(_teacher, TrainTransformer)
 config = TrainStudent(
     model=_teacher.model,
     execution=ExecutionConfig(dtype="float32"),
-    vae="embedded",
+    vae="embedded:shapes",
     text_encoder=_teacher.text_encoder,
     max_caption_tokens=_teacher.max_caption_tokens,
     scheduler=_teacher.scheduler,
     flow=dataclasses.replace(_teacher.flow, caption_dropout=0.0),
     distillation=DistillationConfig(
-        teacher="embedded",
+        teacher="embedded:shapes",
         paths="data/shapes_paths",
         times=(1.0, 0.9478, 0.8581, 0.6685),  # every second of the teacher's eight
         target="next",
@@ -56,7 +56,7 @@ config = TrainStudent(
     ),
     run=RunConfig(
         output="runs/shapes_distilled",
-        init_from="embedded",
+        init_from="embedded:shapes",
         steps=175,
         log_every=10,
         save_every=50,

@@ -28,9 +28,9 @@ assert isinstance(_first, TrainTransformer)
 config = dataclasses.replace(
     _first,
     execution=ExecutionConfig(dtype="float32"),
-    vae="embedded",
+    vae="embedded:shapes",
     captions="frozen",
-    text_encoder_path="embedded",
+    text_encoder_path="embedded:shapes",
     flow=FlowConfig(min_shift=2.05, max_shift=2.05, first_frame_probability=0.0),
     adapter=AdapterConfig(rank=8, targets=("attention+feed-forward",), base="float32"),
     data=DataConfig(source="data/lime", num_frames=25, height=96, width=96, batch_size=8),
@@ -38,6 +38,10 @@ config = dataclasses.replace(
         peak_lr=1.5e-3, warmup_steps=10, decay="linear", decay_fraction=0.8, ema_decay=0.97
     ),
     run=RunConfig(
-        output="runs/shapes_lora", init_from="embedded", steps=200, log_every=10, save_every=50
+        output="runs/shapes_lora",
+        init_from="embedded:shapes",
+        steps=200,
+        log_every=10,
+        save_every=50,
     ),
 )

@@ -19,7 +19,7 @@ _fields = {field.name: getattr(_large, field.name) for field in dataclasses.fiel
 config = TrainDecoder(
     **_fields
     | dict(
-        vae="embedded",
+        vae="embedded:shapes",
         model=dataclasses.replace(_large.model, decoder_base_channels=16),
         loss=dataclasses.replace(_large.loss, kl_weight=0.0),
         run=dataclasses.replace(

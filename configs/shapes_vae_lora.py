@@ -2,7 +2,7 @@
 
     python benchmarks/new_colour.py clips data/lime
     ltx-train shapes_vae_lora
-    ltx-sample --checkpoint embedded --lora runs/shapes_vae_lora --prompt "..."
+    ltx-sample --checkpoint embedded:shapes --lora runs/shapes_vae_lora --prompt "..."
 
 The encoder, the statistics of the latents and the transformer stay as they are, so that the adapter
 changes how videos look and not what they show. Results: docs/finetuning.md.
@@ -36,7 +36,7 @@ config = dataclasses.replace(
     ),
     run=RunConfig(
         output="runs/shapes_vae_lora",
-        init_from="embedded",
+        init_from="embedded:shapes",
         steps=100,
         log_every=10,
         save_every=50,

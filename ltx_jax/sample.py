@@ -11,7 +11,7 @@ from ltx_jax.runtime import cli
 
 DESCRIPTION = """Makes videos with LTX-Video.
 
-Without --checkpoint, the small model of a procedural world is used, in versions that ship it.
+Without --checkpoint, the small model that ships with the package is used.
 --config sets the defaults of the other options: it names a config that ships (ltxv_2b_0_9_6_dev), a
 Python file, the JSON beside an earlier video, or a pipeline config of the official repository
 (YAML). Without it, the defaults are the settings that the checkpoint stores. Options are named as
@@ -62,13 +62,13 @@ def _fields(cfg: SampleConfig) -> dict[str, Any]:
 
 def _defaults(arguments: Sequence[str]) -> SampleConfig:
     """The defaults of the options: the settings of `--config`, or those of the checkpoint."""
-    from ltx_jax.checkpoints import hub
+    from ltx_jax.checkpoints import embedded_models
     from ltx_jax.checkpoints.load import own_settings
 
     file = _value(arguments, "--config")
     if file:
         return config.load_sampling(file)
-    stored = own_settings(_value(arguments, "--checkpoint") or hub.EMBEDDED)
+    stored = own_settings(_value(arguments, "--checkpoint") or embedded_models.EMBEDDED)
     if stored is None:
         return SampleConfig()
     return SampleConfig(**dataclasses.asdict(sampling_options(stored)))

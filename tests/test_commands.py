@@ -26,7 +26,7 @@ MISTAKES = {
     "ltx-prepare": ["nowhere.py", "--input", "nowhere", "--output", "nowhere"],
     "ltx-evaluate": ["vae", "--checkpoint", "nowhere", "--data", "nowhere", "--vgg", "a"],
     "ltx-demo": ["--checkpoint", "nowhere.safetensors", "--prompt", "a", "--embeddings", "b"],
-    "ltx-preview": ["embedded", "--clips", "2"],
+    "ltx-preview": ["embedded:shapes", "--clips", "2"],
 }
 
 

@@ -10,7 +10,6 @@ import pytest
 from ltx_jax.checkpoints import (
     diffusers_config,
     diffusers_vae,
-    hub,
     official,
     official_config,
     tensors,
@@ -115,6 +114,6 @@ def test_what_is_exported_says_nothing_of_execution():
 
 def test_what_older_versions_exported_is_still_read():
     """They wrote the form of attention into their files: the model that ships is one."""
-    file = tensors.open_file(hub.EMBEDDED_FOLDER / "model.safetensors")
+    file = tensors.open_file(embedded_models.folder("embedded:shapes") / "model.safetensors")
     assert json.loads(file.metadata["config"])["transformer"]["attention"] == "auto"
-    assert official_config.parse(file.metadata["config"], "embedded").transformer is not None
+    assert official_config.parse(file.metadata["config"], "shapes").transformer is not None

@@ -12,7 +12,7 @@ import pytest
 from tiny_checkpoint import SETTINGS, write_exported
 
 from ltx_jax import sample
-from ltx_jax.checkpoints import hub
+from ltx_jax.checkpoints import embedded_models
 from ltx_jax.data import inputs, video, writing
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -46,7 +46,8 @@ def address(folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(folder / "served"))
         (folder / "served").mkdir()
-        patch.setattr(hub, "EMBEDDED_FOLDER", write_exported(folder / "model"))
+        patch.setattr(embedded_models, "FOLDERS", folder / "models")
+        write_exported(folder / "models" / embedded_models.DEFAULT)
         # It gives up after three seconds, which a busy machine may take.
         patch.setattr(gradio.networking, "url_ok", lambda url: True)
         from ltx_jax.demo import page
@@ -70,7 +71,7 @@ def write_adapter(folder):
     from ltx_jax.checkpoints import adapter_writing
     from ltx_jax.checkpoints.load import load_checkpoint
 
-    changes = random_changes(load_checkpoint(folder / "model").transformer)
+    changes = random_changes(load_checkpoint("embedded").transformer)
     adapter_writing.write(folder / "adapters/style.safetensors", changes)
 
 
@@ -232,7 +233,7 @@ def test_words_out_of_its_world_are_named_and_sampled(page):
     page.wait_for_selector("#video video")
 
 
-@pytest.mark.parametrize("path", ["/etc/hostname", __file__, "../model/model.safetensors"])
+@pytest.mark.parametrize("path", ["/etc/hostname", __file__, "../models/shapes/model.safetensors"])
 def test_no_file_but_its_own_is_served(address, folder, path):
     path = str((folder / "served" / path).resolve())
     assert os.path.exists(path)

@@ -23,7 +23,7 @@ PAGES = sorted(
     for path in (
         *ROOT.glob("*.md"),
         *ROOT.glob("docs/**/*.md"),
-        ROOT / "ltx_jax/assets/MODEL_CARD.md",
+        *ROOT.glob("ltx_jax/assets/*/MODEL_CARD.md"),
     )
 )
 CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("configs/**/*.py"))

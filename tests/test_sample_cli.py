@@ -225,9 +225,10 @@ def test_a_model_that_says_how_it_is_sampled_is_sampled_so(tmp_path):
 @pytest.mark.thorough
 def test_without_a_checkpoint_the_model_that_ships_is_sampled(tmp_path, monkeypatch, capsys):
     from ltx_jax import sample
-    from ltx_jax.checkpoints import hub
+    from ltx_jax.checkpoints import embedded_models
 
-    monkeypatch.setattr(hub, "EMBEDDED_FOLDER", write_exported(tmp_path / "model"))
+    monkeypatch.setattr(embedded_models, "FOLDERS", tmp_path / "models")
+    write_exported(tmp_path / "models/shapes")
     out = tmp_path / "star.mp4"
     prompt = "A small red Dog moves left, by moonlight. Dog!"
     arguments = ["--prompt", prompt, "--dtype", "float32", "--sheet", "True"]
@@ -246,16 +247,17 @@ def test_without_a_checkpoint_the_model_that_ships_is_sampled(tmp_path, monkeypa
     assert width > 6 * SETTINGS.width
     assert "warning: this model was not trained on the words dog, by, moonlight." in printed.err
     assert "shapes: circle, square" in printed.err
-    assert json.loads(out.with_suffix(".json").read_text())["settings"]["checkpoint"] == "embedded"
+    sidecar = json.loads(out.with_suffix(".json").read_text())["settings"]["checkpoint"]
+    assert sidecar == "embedded:shapes"
 
 
 def test_without_a_checkpoint_and_a_model_that_ships_one_is_asked_for(
     tmp_path, monkeypatch, capsys
 ):
     from ltx_jax import sample
-    from ltx_jax.checkpoints import hub
+    from ltx_jax.checkpoints import embedded_models
 
-    monkeypatch.setattr(hub, "EMBEDDED_FOLDER", tmp_path / "absent")
+    monkeypatch.setattr(embedded_models, "FOLDERS", tmp_path / "absent")
     assert sample.main(["--prompt", "a dog", "--output_path", str(tmp_path / "out")]) == 2
     printed = capsys.readouterr().err
     assert "name one, --checkpoint" in printed

@@ -25,7 +25,7 @@ def with_floats() -> list[tuple[type, str]]:
 REQUIRED = {
     config.BucketConfig: dict(num_frames=9, height=32, width=32, batch_size=1),
     config.SourceConfig: dict(path="shapes"),
-    config.DistillationConfig: dict(teacher="embedded", paths="data/paths"),
+    config.DistillationConfig: dict(teacher="embedded:shapes", paths="data/paths"),
 }
 
 

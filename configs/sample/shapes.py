@@ -11,7 +11,7 @@ them without this file.
 from ltx_jax.config import SampleConfig
 
 config = SampleConfig(
-    checkpoint="embedded",
+    checkpoint="embedded:shapes",
     negative_prompt="",
     height=96,
     width=96,

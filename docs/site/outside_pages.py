@@ -8,8 +8,12 @@ from mkdocs.structure.files import File, Files
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = [
-    *("CONTRIBUTING.md", "CHANGELOG.md", "ltx_jax/assets/MODEL_CARD.md"),
-    *sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("benchmarks/results/*.md")),
+    *("CONTRIBUTING.md", "CHANGELOG.md"),
+    *sorted(
+        path.relative_to(ROOT).as_posix()
+        for pattern in ("ltx_jax/assets/*/MODEL_CARD.md", "benchmarks/results/*.md")
+        for path in ROOT.glob(pattern)
+    ),
 ]
 
 

@@ -1,12 +1,12 @@
-"""Resolves a path, a Hugging Face repository or the name of the embedded model to a local path."""
+"""Resolves a path, a Hugging Face repository or the name of an embedded model to a local path."""
 
 import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-EMBEDDED = "embedded"  # names the model that ships with the package
-EMBEDDED_FOLDER = Path(__file__).parents[1] / "assets" / "shapes"
+from ltx_jax.checkpoints import embedded_models
+
 # The files of a diffusers directory; its tokenizer and text encoder are named separately.
 CHECKPOINT_FILES = (
     "model_index.json",
@@ -25,21 +25,17 @@ def resolve(path_or_id: str | Path, patterns: Sequence[str] = CHECKPOINT_FILES) 
     """The local path of a checkpoint, downloading it first if it is named by its repository.
 
     Args:
-      path_or_id: "embedded" is the model of the procedural world that ships with the package.
-        Any other path that exists is returned as it is. Else it names a repository: `org/repo` for
-        the files that fit `patterns`, or `org/repo/file.safetensors` for one file.
+      path_or_id: "embedded" and "embedded:NAME" are models that ship with the package
+        (`embedded_models`). Any other path that exists is returned as it is. Else it names a
+        repository: `org/repo` for the files that fit `patterns`, or `org/repo/file.safetensors` for
+        one file.
 
     Raises:
       ValueError: if there is no such path, and no such repository can be reached; says what to
         download and where to put it.
     """
-    if path_or_id == EMBEDDED:
-        if not EMBEDDED_FOLDER.is_dir():
-            raise ValueError(
-                "no trained model ships with this version: name one, --checkpoint FILE, FOLDER or "
-                "REPOSITORY"
-            )
-        return EMBEDDED_FOLDER
+    if embedded_models.is_embedded(path_or_id):
+        return embedded_models.folder(path_or_id)
     path = Path(path_or_id).expanduser()
     if path.exists():
         return path

@@ -1,4 +1,4 @@
-"""Loads checkpoints of every kind: a file, a folder, a repository, a run, the embedded model."""
+"""Loads checkpoints of every kind: a file, a folder, a repository, a run, an embedded model."""
 
 import dataclasses
 import hashlib
@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from ltx_jax.checkpoints import (
     adapters,
     diffusers,
+    embedded_models,
     exported_folder,
     hub,
     latent_colours_file,
@@ -35,7 +36,7 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Loads a checkpoint of any kind: a file (official, ComfyUI's, GGUF), a diffusers folder, a
     repository of either, what `ltx_jax.export` wrote, a run of ltx-train or a step of one
-    (RUN/steps/N), also by its address (gs://), or "embedded", the model that ships.
+    (RUN/steps/N), also by its address (gs://), or a model that ships ("embedded:NAME").
 
     Args:
       vae: another checkpoint whose VAE takes the place of this one's, for files that hold a
@@ -187,11 +188,11 @@ def own_settings(path_or_hub_id: str | Path) -> SamplingConfig | None:
     """The sampling settings of a checkpoint, read without its weights; None if it has none.
 
     Raises:
-      ValueError: if its settings are damaged.
+      ValueError: if its settings are damaged, or no embedded model has this name.
     """
     path = Path(path_or_hub_id).expanduser()
-    if path_or_hub_id == hub.EMBEDDED:
-        path = hub.EMBEDDED_FOLDER
+    if embedded_models.is_embedded(path_or_hub_id):
+        path = embedded_models.folder(path_or_hub_id)
     if exported_folder.is_exported(path):
         return exported_folder.read_settings(path)
     if run_config.is_run(path_or_hub_id):

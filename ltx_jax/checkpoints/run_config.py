@@ -50,7 +50,8 @@ class StoredBase(NamedTuple):
     """The checkpoint that a run's adapter belongs to.
 
     Attributes:
-      path: what `run.init_from` named; absolute if it is a local file or folder.
+      path: what `run.init_from` named; absolute if it is a local file or folder, and "embedded"
+        with the model's name.
       source_hash: hash of the checkpoint (`Checkpoint.base_hash`), whatever its path.
       vae: what `vae` named, in the same form as `path`; "" if the adapter is of a VAE itself.
     """

@@ -98,7 +98,8 @@ class SampleConfig(SamplingConfig):
     # Defaults of the other options: the name of a shipped config, or a .py, .json or .yaml file.
     config: str | None = None
     # A safetensors or GGUF file, a diffusers folder, a Hugging Face repository, a run of ltx-train
-    # or an exported folder; "embedded" is the small model that ships with the package.
+    # or an exported folder; "embedded" is the small model that ships with the package, and
+    # "embedded:NAME" another one that does.
     checkpoint: str = "embedded"
     vae: str | None = None  # a checkpoint whose VAE is used; None: the checkpoint's own
     text_encoder: str | None = None  # file, folder or repository; None: the checkpoint's own

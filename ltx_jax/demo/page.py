@@ -19,7 +19,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from starlette.middleware import Middleware  # pyright: ignore[reportMissingImports]
 
-from ltx_jax.checkpoints import hub
+from ltx_jax.checkpoints import embedded_models
 from ltx_jax.demo.guard import MAX_UPLOAD, Guard, Listeners
 from ltx_jax.demo.studio import (
     MAX_PROMPT,
@@ -109,7 +109,7 @@ def launch(studio: Studio, host: str, port: int, names: Collection[str] = ()) ->
 
 def build(studio: Studio, listeners: Listeners) -> gr.Blocks:
     """Builds the page of a studio, ready to be launched; sampling ends if nobody listens."""
-    is_world = studio.settings.checkpoint == hub.EMBEDDED
+    is_world = embedded_models.full_name(studio.settings.checkpoint) == "embedded:shapes"
     with gr.Blocks(
         title="LTX-Video in JAX",
         analytics_enabled=False,

@@ -18,7 +18,7 @@ import rich.console
 import rich.progress
 
 from ltx_jax import config, pixels
-from ltx_jax.checkpoints import adapters, hub
+from ltx_jax.checkpoints import adapters, embedded_models
 from ltx_jax.config import MeshConfig, SampleConfig, sampling_options
 from ltx_jax.data import inputs, preprocessors, video, writing
 from ltx_jax.data.contact_sheet import contact_sheet
@@ -60,8 +60,8 @@ def make_videos(cfg: SampleConfig) -> None:
     if not batches:
         print(f"nothing to do: all {len(videos)} videos exist", file=sys.stderr)
         return
-    if cfg.checkpoint == hub.EMBEDDED:
-        hub.resolve(cfg.checkpoint)  # raises an error if this package ships no model
+    if embedded_models.is_embedded(cfg.checkpoint):
+        embedded_models.folder(cfg.checkpoint)  # raises an error if there is no such model
     _check_media(cfg)
     if _decodes(cfg):
         files.check_writable(batches[0][0].path)
@@ -69,7 +69,7 @@ def make_videos(cfg: SampleConfig) -> None:
         files.check_writable(cfg.save_latents)
     if cfg.enhance is not None:
         batches = _enhanced(cfg.enhance, batches)
-    if cfg.checkpoint == hub.EMBEDDED:
+    if embedded_models.full_name(cfg.checkpoint) == "embedded:shapes":
         warn_of_words([item.prompt or "" for batch in batches for item in batch])
     models = load_models(cfg)
     clock = dict.fromkeys(PARTS, 0.0) | {"load": models.pipe.timings.get("load", 0.0)}

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 
 from ltx_jax import config
+from ltx_jax.checkpoints import embedded_models
 from ltx_jax.config import SampleConfig
 from ltx_jax.data import inputs, writing
 from ltx_jax.runtime import files
@@ -209,6 +210,7 @@ def done(cfg: SampleConfig, item: Video) -> bool:
     if not writing.is_whole_mp4(item.path):
         return False
     before, now = config.read_sampling_json(item.sidecar), settings_of(cfg, item)
+    before = dataclasses.replace(before, checkpoint=embedded_models.full_name(before.checkpoint))
     enhanced = config.read_object(item.sidecar).get(_ENHANCED)
     if enhanced and item.original is None:
         before = dataclasses.replace(before, prompt=enhanced["prompt"], enhance=enhanced["model"])
@@ -226,6 +228,7 @@ def settings_of(cfg: SampleConfig, item: Video) -> SampleConfig:
     """The settings that make a single video of a run. An enhanced prompt is not enhanced again."""
     return dataclasses.replace(
         cfg,
+        checkpoint=embedded_models.full_name(cfg.checkpoint),
         config=None,
         enhance=cfg.enhance if item.original is None else None,
         prompt=item.prompt,

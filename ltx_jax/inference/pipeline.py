@@ -180,7 +180,7 @@ class LTXPipeline:
 
         Args:
           checkpoint: a safetensors or GGUF file, a diffusers directory, a training run of this
-            library or an export of one, a hub id, or "embedded" for the small model that is part of
+            library or an export of one, a hub id, or "embedded:NAME" for a model that is part of
             this package.
           text_encoder: a file, directory or hub id of a text encoder. None uses the checkpoint's
             own; if it has none, calls need embeddings instead of prompts.

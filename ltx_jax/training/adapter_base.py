@@ -9,7 +9,14 @@ import jax
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from ltx_jax.checkpoints import adapter_trees, adapters, keys, run_config, runs
+from ltx_jax.checkpoints import (
+    adapter_trees,
+    adapters,
+    embedded_models,
+    keys,
+    run_config,
+    runs,
+)
 from ltx_jax.checkpoints.adapter_changes import Adapter, LowRank
 from ltx_jax.checkpoints.checkpoint import NOUNS, Checkpoint, network_of
 from ltx_jax.checkpoints.load import load_checkpoint
@@ -127,7 +134,7 @@ def _boxed(cfg: AdapterRun, dtype: DType = "float32") -> Any:
 
 def _absolute(path: str) -> str:
     local = Path(path).expanduser()
-    return str(local.absolute()) if local.exists() else path
+    return str(local.absolute()) if local.exists() else embedded_models.full_name(path)
 
 
 def describe_base(cfg: AdapterRun, mesh: Mesh) -> Any:

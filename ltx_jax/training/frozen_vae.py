@@ -6,8 +6,8 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from ltx_jax.checkpoints import (
+    embedded_models,
     exported_folder,
-    hub,
     keys,
     latent_colours_file,
     official,
@@ -79,7 +79,8 @@ def stored_configuration(path: str) -> VAEConfig | None:
         cfg = run_config.read_config(path)
         own = isinstance(cfg.model, VAEConfig)
         return cfg.model if own else stored_configuration(cfg.vae)
-    file = hub.EMBEDDED_FOLDER if path == hub.EMBEDDED else Path(path)
+    is_embedded = embedded_models.is_embedded(path)
+    file = embedded_models.folder(path) if is_embedded else Path(path)
     file = file / exported_folder.MODEL if exported_folder.is_exported(file) else file
     return official.read_configs(file, ("vae",)).vae if file.is_file() else None
 
