@@ -10,6 +10,7 @@ import pytest
 from ltx_jax.checkpoints import (
     diffusers_config,
     diffusers_vae,
+    embedded_models,
     official,
     official_config,
     tensors,
