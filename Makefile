@@ -71,7 +71,7 @@ $(VENV)/.dev: $(VENV)/.test
 	@touch $@
 
 sample: $(VENV)/.package
-	$(BIN)/ltx-sample --config shapes --prompt "$$PROMPT"
+	$(BIN)/ltx-sample --dtype float32 --sheet True --prompt "$$PROMPT"
 
 demo: $(VENV)/.demo
 	$(BIN)/ltx-demo

@@ -5,6 +5,7 @@ OUT/upsampler.safetensors   the official file of a latent upsampler, if that is 
 OUT/text_encoder/, OUT/tokenizer/   its own text encoder, as transformers has it
 OUT/settings.json       how it is sampled
 OUT/latent_colours.json what its latents look like, if `ltx-preview` was run
+OUT/vocabulary.json     what it knows, if `ltx-prepare vocabulary` was run
 OUT/diffusers/          what the model classes of diffusers load
 
 OUT is itself a checkpoint that every command reads; OUT/diffusers is not needed for that. If its
@@ -69,6 +70,7 @@ def export(
         exported_folder,
         latent_colours_file,
         official,
+        vocabulary_file,
     )
     from ltx_jax.checkpoints.load import load_checkpoint
     from ltx_jax.inference.arguments import split_lora
@@ -106,6 +108,10 @@ def export(
         if loaded.colours is not None:
             written.append(out / latent_colours_file.NAME)
             latent_colours_file.write(written[-1], loaded.colours)
+        known = vocabulary_file.read(source)
+        if known is not None:
+            written.append(out / vocabulary_file.NAME)
+            vocabulary_file.write(written[-1], known)
     if "diffusers" in wanted:
         try:
             diffusers.write(out / "diffusers", loaded)

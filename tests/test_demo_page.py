@@ -12,8 +12,9 @@ import pytest
 from tiny_checkpoint import SETTINGS, write_exported
 
 from ltx_jax import sample
-from ltx_jax.checkpoints import embedded_models
+from ltx_jax.checkpoints import embedded_models, vocabulary_file
 from ltx_jax.data import inputs, video, writing
+from ltx_jax.world.vocabulary import vocabulary
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
@@ -47,7 +48,8 @@ def address(folder):
         patch.setenv("GRADIO_TEMP_DIR", str(folder / "served"))
         (folder / "served").mkdir()
         patch.setattr(embedded_models, "FOLDERS", folder / "models")
-        write_exported(folder / "models" / embedded_models.DEFAULT)
+        model = write_exported(folder / "models" / embedded_models.DEFAULT)
+        vocabulary_file.write(model / vocabulary_file.NAME, vocabulary())
         # It gives up after three seconds, which a busy machine may take.
         patch.setattr(gradio.networking, "url_ok", lambda url: True)
         from ltx_jax.demo import page
@@ -86,10 +88,11 @@ def browser():
         browser.close()
 
 
-@pytest.fixture
-def page(browser, address):
+@pytest.fixture(params=[(1280, 1000)], ids=["desktop"])
+def page(browser, address, request):
     """The opened page; `requests` collects the URLs that it loads, `errors` its error messages."""
-    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    width, height = request.param
+    page = browser.new_page(viewport={"width": width, "height": height})
     page.set_default_timeout(PATIENCE)
     page.requests, page.problems = [], []
     page.on("request", lambda request: page.requests.append(request.url))
@@ -118,9 +121,24 @@ def fill(page, name, value):
     field.fill(str(value))
     field.press("Tab")
     slider = page.locator(f"#{name} input[type=range]")
+    expect(slider).to_have_value(str(value))
+
+
+def fill_prompt(page, text):
+    page.fill("#prompt textarea", text)
+
+
+def choose(words, name):
+    """Clicks the word, since its radio button is not drawn."""
+    words.get_by_text(name, exact=True).locator("visible=true").click()
+
+
+def expect(locator):
+    """Waits until an expectation is met."""
     from playwright import sync_api  # takes a second, and is not installed everywhere
 
-    sync_api.expect(slider).to_have_value(str(value), timeout=PATIENCE)
+    sync_api.expect.set_options(timeout=PATIENCE)
+    return sync_api.expect(locator)
 
 
 def open_part(page, title):
@@ -226,11 +244,47 @@ def test_a_mistake_is_a_message(page):
 
 
 def test_words_out_of_its_world_are_named_and_sampled(page):
-    page.fill("#prompt textarea", "a small red dog moves left")
-    page.click("#make")
-    text = page.wait_for_selector(".toast-body").inner_text()
-    assert "does not know dog" in text
-    page.wait_for_selector("#video video")
+    fill_prompt(page, "a crimson dog moves left")
+    unknown = page.locator("#unknown")
+    expect(unknown).to_contain_text("does not know “crimson” and “dog”. Nearest:")
+    make(page)
+    page.get_by_text("crimson → red").click()
+    expect(page.locator("#prompt textarea")).to_have_value("a red dog moves left")
+    expect(unknown).to_contain_text("does not know “dog”.")
+    fill_prompt(page, "a red star moves left")
+    expect(unknown).to_be_hidden()
+
+
+def test_phrases_are_chosen_in_tabs_by_group_or_found(page):
+    prompt = page.locator("#prompt textarea")
+    expect(prompt).to_have_value("a small red star moves left")
+    words = page.locator("#words")
+    choose(words, "ring")
+    expect(prompt).to_have_value("a small red ring moves left")
+    words.get_by_role("tab", name="background").click()
+    choose(words, "cloudy")  # a group
+    choose(words, "on a slate cloudy background")
+    expect(prompt).to_have_value("a small red ring moves left on a slate cloudy background")
+    words.get_by_role("tab", name="size").click()
+    expect(words.get_by_label("small", exact=True)).to_be_checked()
+    choose(words, "no size")
+    expect(prompt).to_have_value("a red ring moves left on a slate cloudy background")
+    # What is written by hand is chosen in the tabs too.
+    fill_prompt(page, "an orange cross grows")
+    words.get_by_role("tab", name="motion").click()
+    choose(words, "in place")
+    expect(words.get_by_label("grows")).to_be_checked()
+    words.get_by_role("tab", name="colour").click()
+    expect(words.get_by_label("orange")).to_be_checked()
+
+
+@pytest.mark.parametrize("page", [(390, 844)], ids=["phone"], indirect=True)
+def test_a_phone_shows_the_video_below_the_button_and_nothing_beside_the_screen(page):
+    fill_prompt(page, "a dog, a cat and a crimson wombat in moonlight move left")
+    expect(page.locator("#unknown")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    tops = [page.locator(name).bounding_box()["y"] for name in ("#make", "#video", "#words")]
+    assert tops == sorted(tops)
 
 
 @pytest.mark.parametrize("path", ["/etc/hostname", __file__, "../models/shapes/model.safetensors"])

@@ -97,6 +97,7 @@ def recorded(monkeypatch, tmp_path):
     record("ltx_jax.prepare.emoji:prepare")
     record("ltx_jax.prepare.references:draw_references", [])
     record("ltx_jax.prepare.networks:prepare", ())
+    record("ltx_jax.prepare.vocabulary:write_vocabulary")
     record("ltx_jax.evaluate.__main__:_run")
     record("ltx_jax.demo.__main__:_serve")
     record("ltx_jax.inference.fit_latent_colours:fit")

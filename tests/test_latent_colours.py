@@ -10,7 +10,7 @@ from PIL import Image
 from tiny_checkpoint import write_exported
 
 from ltx_jax import LTXPipeline, preview, sample
-from ltx_jax.checkpoints import latent_colours_file
+from ltx_jax.checkpoints import beside, latent_colours_file
 from ltx_jax.checkpoints.load import load_checkpoint
 from ltx_jax.config import SamplingConfig
 from ltx_jax.diffusion.solver import DPMSolverPP2M, Euler, Interval, Stochastic, predicted_data
@@ -55,7 +55,7 @@ def test_targets_are_mean_colours_of_what_a_latent_stands_for():
 def test_the_file_is_read_as_it_was_written_and_checked(tmp_path):
     folder = write_exported(tmp_path / "model")
     assert latent_colours_file.read(folder) is None
-    file, colours = latent_colours_file.place(folder), random_colours(4)
+    file, colours = beside.place(folder, latent_colours_file.NAME), random_colours(4)
     latent_colours_file.write(file, colours)
     found = load_checkpoint(folder).colours
     assert found.side == 2

@@ -18,6 +18,7 @@ FLOORS = {
     "config": 0,
     "runtime": 1,
     "pixels": 1,
+    "vocabulary": 1,
     "models": 2,
     "metrics": 3,
     "world": 2,

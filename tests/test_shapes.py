@@ -494,18 +494,3 @@ def test_the_world_needs_numpy_and_jaxtyping_alone():
     )
     assert result.stdout.strip() == "False"
     assert "ValueError: unknown split 'test'; the splits are all, train, held_out" in result.stderr
-
-
-def test_words_that_no_caption_has_are_named_once():
-    unknown = grammar.unknown_words("A small red Dog moves left; 2 dogs, a dog!")
-    assert unknown == ("dog", "2", "dogs")
-    for index in range(200):
-        assert grammar.unknown_words(render.clip(index, height=16, width=16).caption) == ()
-
-
-def test_what_can_be_asked_for_is_made_of_known_words():
-    vocabulary = grammar.vocabulary()
-    assert vocabulary["shapes"] == render.SHAPES
-    assert len(vocabulary["motions"]) == len(render.MOTIONS)
-    for phrases in vocabulary.values():
-        assert grammar.unknown_words(" ".join(phrases)) == ()

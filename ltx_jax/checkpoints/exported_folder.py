@@ -4,6 +4,7 @@ FOLDER/model.safetensors   both networks, in the official layout
 FOLDER/text_encoder/, FOLDER/tokenizer/   its text encoder, as transformers has it
 FOLDER/settings.json       how it is sampled, in the form of the JSON beside a video
 FOLDER/latent_colours.json what its latents look like (`latent_colours_file`), if that was fitted
+FOLDER/vocabulary.json     what it knows (`vocabulary_file`), if that was written
 
 The model that ships with the package is such a folder.
 """

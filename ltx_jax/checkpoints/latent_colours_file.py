@@ -1,4 +1,4 @@
-"""The file with a checkpoint's map from latents to colours: JSON beside its weights.
+"""The file with a checkpoint's map from latents to colours: JSON beside its weights (`beside`).
 
 FOLDER/latent_colours.json of a run, an export or a diffusers folder
 FILE.latent_colours.json   of a file
@@ -12,26 +12,11 @@ import numpy as np
 from etils import epath
 
 from ltx_jax import config
-from ltx_jax.checkpoints import hub, run_config
-from ltx_jax.checkpoints.lock import is_address
+from ltx_jax.checkpoints import beside
 from ltx_jax.models.latent_colours import LatentColours
-from ltx_jax.runtime import files
 
 NAME = "latent_colours.json"
 _MAX_SIDE, _MAX_CHANNELS = 64, 1 << 16
-
-
-def place(path: str | Path) -> epath.Path:
-    """Where the map of a checkpoint is stored, whether there is one or not.
-
-    Raises:
-      ValueError: if there is no such checkpoint.
-    """
-    local = path if is_address(path) else hub.resolve(path)
-    if is_address(path) or run_config.is_run(local):
-        return run_config.split(local)[0] / NAME
-    found = epath.Path(local)
-    return found / NAME if found.is_dir() else found.with_name(f"{found.name}.{NAME}")
 
 
 def read(path: str | Path) -> LatentColours | None:
@@ -40,7 +25,7 @@ def read(path: str | Path) -> LatentColours | None:
     Raises:
       ValueError: if the file is damaged.
     """
-    file = place(path)
+    file = beside.place(path, NAME)
     if not file.exists():
         return None
     raw = config.parse_json(file.read_text(), str(file))
@@ -60,17 +45,13 @@ def read(path: str | Path) -> LatentColours | None:
 
 
 def write(file: epath.Path | Path, colours: LatentColours) -> None:
-    """Writes a map, whole or not at all."""
+    """Writes a map, on this machine whole or not at all."""
     content = {
         "side": colours.side,
         "bias": _rounded(colours.bias),
         "matrix": _rounded(colours.matrix),
     }
-    text = json.dumps(content) + "\n"
-    if is_address(file):
-        epath.Path(file).write_text(text)
-    else:
-        files.atomic_write_text(Path(file), text)
+    beside.write_text(file, json.dumps(content) + "\n")
 
 
 def _array(values: Any) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The web page: prompt, pictures and settings on the left, the video on the right."""
+"""The web page: prompt, words, pictures and settings on the left, the video on the right."""
 
 import base64
 import dataclasses
@@ -19,7 +19,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from starlette.middleware import Middleware  # pyright: ignore[reportMissingImports]
 
-from ltx_jax.checkpoints import embedded_models
+from ltx_jax.demo import word_list
 from ltx_jax.demo.guard import MAX_UPLOAD, Guard, Listeners
 from ltx_jax.demo.studio import (
     MAX_PROMPT,
@@ -30,7 +30,7 @@ from ltx_jax.demo.studio import (
     Studio,
 )
 from ltx_jax.diffusion.sampler import Progress
-from ltx_jax.world import grammar
+from ltx_jax.vocabulary import Vocabulary
 
 # System fonts only: the page loads nothing from other servers.
 THEME = Soft(
@@ -49,6 +49,12 @@ THEME = Soft(
 CSS = """
 .gradio-container { max-width: 1120px !important; margin: 0 auto !important; }
 #video video { background: #0f172a; }
+#layout { display: grid; grid-template-columns: minmax(0, 1fr); }
+@media (min-width: 768px) {
+  #layout { grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); grid-template-rows: auto 1fr; }
+  #layout > :nth-child(2) { grid-column: 2; grid-row: 1 / span 2; }
+}
+@media (max-width: 767px) { #video { height: 320px !important; } }
 #preview img { width: 100%; image-rendering: pixelated; }
 """
 _MAX_QUEUE = 8  # requests that wait while another one is sampled
@@ -58,13 +64,6 @@ _PATIENCE = 10  # seconds in which a visitor has to ask for the progress of a re
 _CLEANUP_INTERVAL, _UPLOAD_AGE = 600, 3600
 NO_LORA = "No adapter"
 WHOLE, EDGES = "The clip as it is", "Its edges"  # what of a reference clip the video follows
-EXAMPLES = (
-    "a small red star moves left",
-    "A large blue circle moves down quickly on a beige dotted background.",
-    "a green square moves to the right",
-    "the yellow triangle grows slowly on a striped background",
-    "A large pink star gets smaller. The camera pans left.",
-)
 
 
 def launch(studio: Studio, host: str, port: int, names: Collection[str] = ()) -> gr.Blocks:
@@ -96,7 +95,7 @@ def launch(studio: Studio, host: str, port: int, names: Collection[str] = ()) ->
             ]
         },
         theme=THEME,
-        css=CSS,
+        css=CSS + word_list.CSS,
         footer_links=[],
         run_history=False,
         ssr_mode=False,
@@ -109,84 +108,110 @@ def launch(studio: Studio, host: str, port: int, names: Collection[str] = ()) ->
 
 def build(studio: Studio, listeners: Listeners) -> gr.Blocks:
     """Builds the page of a studio, ready to be launched; sampling ends if nobody listens."""
-    is_world = embedded_models.full_name(studio.settings.checkpoint) == "embedded:shapes"
     with gr.Blocks(
         title="LTX-Video in JAX",
         analytics_enabled=False,
         delete_cache=(_CLEANUP_INTERVAL, _UPLOAD_AGE),
     ) as page:
-        gr.Markdown(_heading(studio, is_world))
-        with gr.Row():
-            with gr.Column():
-                prompt = gr.Textbox(
-                    studio.settings.prompt or (EXAMPLES[0] if is_world else ""),
-                    label="Prompt",
-                    placeholder="What the video shows",
-                    lines=2,
-                    max_length=MAX_PROMPT,
-                    elem_id="prompt",
-                )
-                extras = _extras(studio)
+        gr.Markdown(_heading(studio))
+        # Three columns, of which the first and the last stand below each other where there is room
+        # for two.
+        with gr.Row(elem_id="layout"):
+            with gr.Column(min_width=0):
+                fields = {"prompt": _prompt(studio)}
+                unknown = None
+                if studio.vocabulary is not None:
+                    unknown = word_list.unknown_words(studio.vocabulary, fields["prompt"])
+                fields |= _extras(studio)
                 button = gr.Button("Make the video", variant="primary", elem_id="make")
-                if is_world:
-                    gr.Examples([[text] for text in EXAMPLES], prompt, label="Try one of these")
-                    with gr.Accordion("Words that this model knows", open=False):
-                        gr.Markdown(_known_words())
+            with gr.Column(min_width=0):
+                player, preview, details, command = _result()
+            with gr.Column(min_width=0):
+                if studio.vocabulary is not None and unknown is not None:
+                    _known(studio.vocabulary, fields["prompt"], unknown)
                 with gr.Accordion("Pictures that the video has to show", open=False):
-                    pictures = _pictures(studio)
+                    fields |= _pictures(studio)
                 with gr.Accordion("A clip that the video has to follow", open=False):
-                    clip = _clip()
+                    fields |= _clip()
                 with gr.Accordion("Settings", open=False, elem_id="settings"):
                     sliders = _sliders(studio)
-                    with gr.Row():
-                        seed = gr.Number(
-                            studio.settings.seed,
-                            label="Seed",
-                            precision=0,
-                            minimum=0,
-                            maximum=2**32 - 1,
-                            elem_id="seed",
-                        )
-                        new_seed = gr.Checkbox(True, label="A new seed every time")
-            with gr.Column():
-                player = gr.Video(
-                    label="Video",
-                    interactive=False,
-                    autoplay=True,
-                    loop=True,
-                    height=480,
-                    buttons=["download"],
-                    elem_id="video",
-                )
-                preview = gr.HTML(elem_id="preview")
-                details = gr.Markdown(elem_id="details")
-                with gr.Accordion("The same on the command line", open=False):
-                    command = gr.Code(
-                        language="shell",
-                        show_label=False,
-                        interactive=False,
-                        wrap_lines=True,
-                        show_line_numbers=False,
-                        lines=1,
-                    )
-        fields = {"prompt": prompt, "seed": seed, "new_seed": new_seed}
-        fields |= {**extras, **pictures, **clip, **sliders}
+                    fields |= sliders | _seed(studio)
         gr.on(
-            [button.click, prompt.submit],
-            _handler(studio, listeners, fields, tuple(sliders), is_world),
+            [button.click, fields["prompt"].submit],
+            _handler(studio, listeners, fields, tuple(sliders)),
             set(fields.values()),
-            [player, details, command, seed, preview],
+            [player, details, command, fields["seed"], preview],
             show_progress_on=player,
             api_visibility="private",
         )
         sliders["num_frames"].change(
             lambda frames: gr.Slider(maximum=max(frames - 1, 2), value=frames - 1),
             sliders["num_frames"],
-            pictures["frame"],
+            fields["frame"],
             show_progress="hidden",
             api_visibility="private",
         )
     return page
+
+
+def _prompt(studio: Studio) -> gr.Textbox:
+    known = studio.vocabulary
+    first = next(iter(known.examples), "") if known is not None else ""
+    return gr.Textbox(
+        studio.settings.prompt or first,
+        label="Prompt",
+        placeholder="What the video shows",
+        lines=2,
+        max_length=MAX_PROMPT,
+        elem_id="prompt",
+    )
+
+
+def _known(vocabulary: Vocabulary, prompt: gr.Textbox, unknown: word_list.UnknownWords) -> None:
+    """What the model knows, to choose from, and prompts to try."""
+    with gr.Accordion("What this model knows"):
+        word_list.word_list(vocabulary, prompt, unknown)
+    if vocabulary.examples:
+        gr.Examples([[text] for text in vocabulary.examples], prompt, label="Try one of these")
+
+
+def _result() -> tuple[gr.Video, gr.HTML, gr.Markdown, gr.Code]:
+    """The video, the preview while it is made, how it was made, and the command that makes it."""
+    player = gr.Video(
+        label="Video",
+        interactive=False,
+        autoplay=True,
+        loop=True,
+        height=480,
+        buttons=["download"],
+        elem_id="video",
+    )
+    preview = gr.HTML(elem_id="preview")
+    details = gr.Markdown(elem_id="details")
+    with gr.Accordion("The same on the command line", open=False):
+        command = gr.Code(
+            language="shell",
+            show_label=False,
+            interactive=False,
+            wrap_lines=True,
+            show_line_numbers=False,
+            lines=1,
+        )
+    return player, preview, details, command
+
+
+def _seed(studio: Studio) -> dict[str, Any]:
+    """Fields for the seed, and for another one every time."""
+    with gr.Row():
+        seed = gr.Number(
+            studio.settings.seed,
+            label="Seed",
+            precision=0,
+            minimum=0,
+            maximum=2**32 - 1,
+            elem_id="seed",
+        )
+        return {"seed": seed, "new_seed": gr.Checkbox(True, label="A new seed every time")}
 
 
 def _handler(
@@ -194,7 +219,6 @@ def _handler(
     listeners: Listeners,
     fields: dict[str, Any],
     numbers: tuple[str, ...],
-    is_world: bool,
 ) -> Any:
     """The button's function: values of the fields -> player, details, command, seed and preview,
     first with previews alone."""
@@ -212,9 +236,6 @@ def _handler(
 
         try:
             prompt = inputs["prompt"] or ""
-            unknown = grammar.unknown_words(prompt) if is_world else ()
-            if unknown:
-                gr.Warning(f"This model does not know {', '.join(unknown)}.")
             changes: dict[str, Any] = {
                 name: _number(studio, name, inputs[name]) for name in numbers
             }
@@ -412,17 +433,7 @@ def _sliders(studio: Studio) -> dict[str, Any]:
     return fields
 
 
-def _heading(studio: Studio, is_world: bool) -> str:
-    if is_world:
-        about = (
-            "A small model of a world of moving shapes, which ships with ltx-jax and runs on a "
-            "CPU. It knows nothing else."
-        )
-    else:
-        about = f"Videos from `{studio.settings.checkpoint}`."
+def _heading(studio: Studio) -> str:
+    known = studio.vocabulary
+    about = f"Videos from `{studio.settings.checkpoint}`." if known is None else known.about
     return f"# LTX-Video in JAX\n{about}"
-
-
-def _known_words() -> str:
-    vocabulary = grammar.vocabulary().items()
-    return "\n".join(f"- **{kind}:** {', '.join(words)}" for kind, words in vocabulary)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
+from ltx_jax.checkpoints import vocabulary_file
 from ltx_jax.config import SampleConfig, SamplingConfig
 from ltx_jax.data import inputs, preprocessors, video, writing
 from ltx_jax.data.pictures import read_image
@@ -117,6 +118,7 @@ class Studio:
       folder: the folder of all videos and uploads.
       loras: files of the adapters that a request may choose, by name.
       enhancer: rewrites prompts; None if the settings name no model for it.
+      vocabulary: what the model knows; None if it does not say.
     """
 
     def __init__(
@@ -154,6 +156,7 @@ class Studio:
             )
         self.loras = {} if loras is None else _adapters(loras)
         name = settings.enhance
+        self.vocabulary = vocabulary_file.read(settings.checkpoint)
         self.enhancer = None if name is None else make_videos.load_enhancer(name)
         self.settings = dataclasses.replace(
             settings, output_path=None, save_latents=None, sheet=False, preview=None, enhance=None

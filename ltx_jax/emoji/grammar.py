@@ -1,17 +1,19 @@
 """Captions of scenes of emoji: varied sentences, each true to its scene."""
 
+import itertools
 import re
 
 import numpy as np
 
 from ltx_jax.emoji.catalogue import TONES, Entry
-from ltx_jax.emoji.scenes import Actor, Backdrop, Scene, choose
+from ltx_jax.emoji.scenes import COLOURS, GRADIENTS, KINDS, Actor, Backdrop, Scene, choose
+from ltx_jax.vocabulary import split_words
 from ltx_jax.world.grammar import ADVERBS, SENSES, VERBS, WAYS, as_sentences
 
 MAX_BYTES = 190  # longest caption; every caption fits into 192 tokens of a byte-level tokenizer
 
 _MOVES = (("drifts", "drifting"), ("floats", "floating"))
-_VERBS = {
+VERBS_OF_EMOJI = {
     **VERBS,
     **{
         motion: (*VERBS[motion], *((f"{verb} {way}", f"{form} {way}") for verb, form in _MOVES))
@@ -30,7 +32,7 @@ _VERBS = {
     ),
     "spin": VERBS["rotate"],
 }
-_CAMERA = {
+CAMERA_MOVES = {
     **{f"pan {way}": (f"the camera pans {way}",) for way in ("left", "right", "up", "down")},
     "zoom in": ("the camera zooms in", "the camera comes closer"),
     "zoom out": ("the camera zooms out", "the camera moves away"),
@@ -85,7 +87,7 @@ def _sentence(scene: Scene, rng: np.random.Generator, motion: bool, detailed: bo
     parts |= {"on": "", "behind": ""}
     has_background = (detailed or len(scene.actors) == 1) and rng.random() < 0.8
     if has_background:
-        behind = _behind(scene.backdrop, rng)
+        behind = choose(rng, behind_phrases(scene.backdrop))
         parts |= {"on": f" {behind}", "behind": behind}
     if len(scene.actors) == 2:
         other = _parts(scene, scene.actors[1], rng, motion, False)
@@ -113,7 +115,7 @@ def _parts(
     scene: Scene, actor: Actor, rng: np.random.Generator, motion: bool, detailed: bool
 ) -> dict[str, str]:
     """Phrases for one emoji: its name and motion, with more details if `detailed`."""
-    verb, participle = choose(rng, _VERBS[actor.motion])
+    verb, participle = choose(rng, VERBS_OF_EMOJI[actor.motion])
     if detailed and actor.motion == "spin" and rng.random() < 0.6:
         sense = SENSES[1 if actor.rate > 0 else -1]
         verb, participle = f"{verb} {sense}", f"{participle} {sense}"
@@ -150,18 +152,28 @@ def _subject(entry: Entry, rng: np.random.Generator, size: str, detailed: bool) 
         words = f"{adjective}{entry.label}"
         subject = words if rng.random() < 0.5 else f"{_article(words)}{words} emoji"
     else:
-        thing = entry.thing
-        # "man: beard" is a man with a beard, but "kiss: woman, man" is no kiss with a woman.
-        if entry.subgroup == "person":
-            thing = thing.replace(": ", " with ")
-        if entry.tone:
-            thing += f" {'and' if ' with ' in thing else 'with'} {TONES[entry.tone]}"
-        words = f"{adjective}{thing}"
-        article = "" if _is_plural(entry.thing) or entry.thing[0].isupper() else _article(words)
-        subject = f"{article}{words}"
+        subject = noun_phrase(entry, adjective)
     if detailed and entry.tags and rng.random() < 0.15:
         subject += f" ({', '.join(_some(rng, entry.tags, 2))})"
     return subject
+
+
+def noun_phrase(entry: Entry, adjective: str = "") -> str:
+    """An emoji's name as in a sentence: "a mage with dark skin tone", "sparkles".
+
+    Args:
+      entry: the emoji.
+      adjective: what precedes the name; ends in a space, or is empty.
+    """
+    thing = entry.thing
+    # "man: beard" is a man with a beard, but "kiss: woman, man" is no kiss with a woman.
+    if entry.subgroup == "person":
+        thing = thing.replace(": ", " with ")
+    if entry.tone:
+        thing += f" {'and' if ' with ' in thing else 'with'} {TONES[entry.tone]}"
+    words = f"{adjective}{thing}"
+    article = "" if _is_plural(entry.thing) or entry.thing[0].isupper() else _article(words)
+    return f"{article}{words}"
 
 
 def _is_plural(thing: str) -> bool:
@@ -180,29 +192,39 @@ def _some(rng: np.random.Generator, items: tuple[str, ...], count: int) -> list[
     return [rest.pop(int(rng.random() * len(rest))) for _ in range(min(count, len(rest)))]
 
 
-def _behind(backdrop: Backdrop, rng: np.random.Generator) -> str:
+def behind_phrases(backdrop: Backdrop) -> tuple[str, ...]:
+    """All phrases for a background: "on a striped red background", "on a red background"."""
     first, last = (backdrop.colours * 2)[:2]
-    options = (
-        f"on a {backdrop.kind} {first} background",
-        f"on {_article(first)}{first} background",
-    )
+    on = f"on {_article(first)}{first} background"
     if backdrop.kind == "plain":
-        options = (*options[1:], f"on {first}", f"in front of a plain {first} background")
-    elif backdrop.kind == "gradient":
-        options = (
+        return on, f"on {first}", f"in front of a plain {first} background"
+    if backdrop.kind == "gradient":
+        return (
             f"on a gradient from {first} to {last}",
             f"on a background that fades from {first} to {last}",
             f"on a {first} and {last} gradient {backdrop.direction}",
         )
-    elif backdrop.kind == "floor":
-        options = (
+    if backdrop.kind == "floor":
+        return (
             f"with {_article(last)}{last} floor and {_article(first)}{first} wall",
             f"in front of {_article(first)}{first} wall with {_article(last)}{last} floor",
         )
-    return choose(rng, options)
+    return f"on a {backdrop.kind} {first} background", on
 
 
 def _camera(scene: Scene, rng: np.random.Generator) -> str:
-    words = choose(rng, _CAMERA[scene.camera or ""])
+    words = choose(rng, CAMERA_MOVES[scene.camera or ""])
     pace = scene.pace(scene.actors[0])
     return f"{words} {ADVERBS[pace]}" if pace in ADVERBS and rng.random() < 0.4 else words
+
+
+def words() -> tuple[str, ...]:
+    """Every word that can occur in a caption, except those of the emoji themselves, sorted."""
+    phrases = [*COLOURS, *TONES, *ADVERBS.values(), *SENSES.values(), "small", "large"]
+    phrases += [phrase for verbs in VERBS_OF_EMOJI.values() for pair in verbs for phrase in pair]
+    phrases += [phrase for row in (*CAMERA_MOVES.values(), *_PLAYBACK.values()) for phrase in row]
+    phrases += [*_ONE, *_ONE_BEHIND, *_RESTING, *_PICTURE, *_TWO, *_TWO_PICTURED]
+    phrases += ["a", "an", "and", "with", "emoji of"]
+    for kind, direction in itertools.product(KINDS, GRADIENTS):
+        phrases += behind_phrases(Backdrop(kind, ("white", "black"), direction))
+    return tuple(sorted(set(split_words(re.sub(r"{\w+}", " ", " ".join(phrases))))))

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from ltx_jax import metrics, pixels
-from ltx_jax.checkpoints import latent_colours_file
+from ltx_jax.checkpoints import beside, latent_colours_file
 from ltx_jax.checkpoints.checkpoint import Checkpoint
 from ltx_jax.checkpoints.load import load_checkpoint
 from ltx_jax.config import BucketConfig, DataConfig, ExecutionConfig
@@ -66,7 +66,7 @@ def fit(
     colours = fit_colours(inputs, outputs, side)
     wanted = as_pictures(targets[:held_out], side)
     ratio = metrics.psnr(colours.pictures(latents[:held_out]), wanted)
-    file = latent_colours_file.place(checkpoint) if output is None else output
+    file = beside.place(checkpoint, latent_colours_file.NAME) if output is None else output
     latent_colours_file.write(file, colours)
     print(f"{file}: PSNR {np.mean(np.asarray(ratio)):.2f} dB on {held_out} clips held out")
 

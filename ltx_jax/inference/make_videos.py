@@ -18,14 +18,13 @@ import rich.console
 import rich.progress
 
 from ltx_jax import config, pixels
-from ltx_jax.checkpoints import adapters, embedded_models
+from ltx_jax.checkpoints import adapters, embedded_models, vocabulary_file
 from ltx_jax.config import MeshConfig, SampleConfig, sampling_options
 from ltx_jax.data import inputs, preprocessors, video, writing
 from ltx_jax.data.contact_sheet import contact_sheet
 from ltx_jax.inference import outputs
 from ltx_jax.inference.arguments import split_lora
 from ltx_jax.runtime import compiled, files
-from ltx_jax.world import grammar
 
 if TYPE_CHECKING:
     from ltx_jax.diffusion.conditioning import Condition, Reference
@@ -69,8 +68,7 @@ def make_videos(cfg: SampleConfig) -> None:
         files.check_writable(cfg.save_latents)
     if cfg.enhance is not None:
         batches = _enhanced(cfg.enhance, batches)
-    if embedded_models.full_name(cfg.checkpoint) == "embedded:shapes":
-        warn_of_words([item.prompt or "" for batch in batches for item in batch])
+    warn_of_words(cfg.checkpoint, [item.prompt or "" for batch in batches for item in batch])
     models = load_models(cfg)
     clock = dict.fromkeys(PARTS, 0.0) | {"load": models.pipe.timings.get("load", 0.0)}
     for number, batch in enumerate(batches):
@@ -112,16 +110,12 @@ def _enhanced(name: str, batches: Sequence[Sequence[outputs.Video]]) -> list[lis
     return [[enhance(item) for item in batch] for batch in batches]
 
 
-def warn_of_words(prompts: Sequence[str]) -> None:
-    """Warns on stderr about words that the bundled model does not know, and lists the others."""
-    unknown = grammar.unknown_words(" ".join(prompts))
-    if unknown:
-        print(
-            f"warning: this model was not trained on the words {', '.join(unknown)}. It knows",
-            file=sys.stderr,
-        )
-        for kind, words in grammar.vocabulary().items():
-            print(f"  {kind}: {', '.join(words)}", file=sys.stderr)
+def warn_of_words(checkpoint: str, prompts: Sequence[str]) -> None:
+    """Warns on stderr, in one line, of words that a model with a vocabulary does not know."""
+    known = vocabulary_file.read(checkpoint)
+    hint = "" if known is None else known.hint(" ".join(prompts))
+    if hint:
+        print(f"warning: {hint}", file=sys.stderr)
 
 
 def _decodes(cfg: SampleConfig) -> bool:

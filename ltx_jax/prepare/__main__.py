@@ -9,6 +9,7 @@ The same command continues a run that was stopped. Options of Apache Beam follow
 `ltx-prepare aesthetics-train --help` trains the head that scores pictures;
 `ltx-prepare emoji --help` fetches and writes a data set of animated emoji;
 `ltx-prepare references --help` draws edges or depth of clips, for training that follows them;
+`ltx-prepare vocabulary --help` writes what a model knows, in words;
 `ltx-prepare networks --help` converts weights of networks that compare videos.
 """
 
@@ -121,6 +122,11 @@ def main(arguments: list[str]) -> None:
         from ltx_jax.prepare import references
 
         references.main(arguments[1:])
+        return
+    if arguments[:1] == ["vocabulary"]:
+        from ltx_jax.prepare import vocabulary
+
+        vocabulary.main(arguments[1:])
         return
     if arguments[:1] == ["networks"]:
         from ltx_jax.prepare import networks

@@ -4,6 +4,7 @@
 - `render`: scenes to frames; `render.clip(index)` makes a clip with its caption.
 - `textures`: the textures of backgrounds.
 - `grammar`: captions, and the words that they use.
+- `vocabulary`: what a prompt can ask for.
 - `judge`: recognises shapes, colours and motions in any clip, with classical computer vision.
 """
 

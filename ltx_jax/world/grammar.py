@@ -167,22 +167,3 @@ def words() -> tuple[str, ...]:
     phrases += [*_ONE, *_ONE_BEHIND, *_TWO, *_PICTURE, *_TWO_PICTURED]
     text = re.sub(r"{\w+}", " ", " ".join(phrases))
     return tuple(sorted(set(re.findall("[a-z]+", text))))
-
-
-def vocabulary() -> dict[str, tuple[str, ...]]:
-    """The words that a prompt can use, by kind; one phrase for each motion."""
-    return {
-        "shapes": SHAPES,
-        "colours": tuple(COLOURS),
-        "motions": tuple(verbs[0][0] for verbs in VERBS.values()),
-        "sizes": tuple(_SIZE_WORDS.values()),
-        "paces": tuple(ADVERBS.values()),
-        "backgrounds": (*TONES, *TEXTURES),
-    }
-
-
-def unknown_words(text: str) -> tuple[str, ...]:
-    """The words of a text that never occur in captions, in lower case, each once."""
-    caption_words = set(words())
-    text_words = re.findall(r"[^\W_]+", text.lower())
-    return tuple(dict.fromkeys(word for word in text_words if word not in caption_words))
