@@ -170,6 +170,23 @@ ENTRY %main (x: s8[4096]) -> s8[2048] {{
     assert hlo.traffic(program) == hlo.Traffic(4096.0, 2048.0 + 2048.0, ())
 
 
+@pytest.mark.parametrize("element", ["%y", "%call#0"])
+def test_a_librarys_workspace_is_not_traffic_in_either_notation_of_a_tuples_elements(element):
+    matmul = 'custom-call(%x, %w), custom_call_target="__cublas$lt$matmul"'
+    program = f"""HloModule step
+
+ENTRY %main (x: f32[8,128], w: f32[128,16]) -> f32[8,16] {{
+  %x = f32[8,128]{{1,0}} parameter(0)
+  %w = f32[128,16]{{1,0}} parameter(1)
+  %call = (f32[8,16]{{1,0}}, s8[33554432]{{0}}) {matmul}
+  %y = f32[8,16]{{1,0}} get-tuple-element(%call), index=0
+  ROOT %z = f32[8,16]{{1,0}} negate({element})
+}}
+"""
+    sizes = 4.0 * 8 * 128, 4.0 * 128 * 16, 4.0 * 8 * 16
+    assert hlo.traffic(program) == hlo.Traffic(sum(sizes), 2 * sizes[2], ())
+
+
 def test_a_step_takes_what_cannot_go_on_meanwhile():
     assert Roofline(5.0, 2.0, 1.0, 3.0).step == 6.0
     assert Roofline(5.0, 2.0, 1.0, 3.0).bound == "compute"

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ _FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "afte
 _MATMULS = ("dot", "convolution")
 _PREFETCHES = ("copy-start", "copy-done", "slice-start", "slice-done")
 _LIBRARIES = ("__cublas", "__cudnn", "tpu_custom_call", "__onednn")
+_WORKSPACES = ("__cublas", "__cudnn")  # their calls return it, as the last element of a tuple
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +85,7 @@ class Executed:
       times: how often it runs.
       opcode: such as "fusion" or "custom-call".
       shape: shape of its result, or of the tuple of its results.
+      operands: shapes of its operands.
       text: its operands, and the rest of its line of HLO.
     """
 
@@ -91,6 +93,7 @@ class Executed:
     times: int
     opcode: str
     shape: str
+    operands: tuple[str, ...]
     text: str
 
 
@@ -117,8 +120,15 @@ def executed(text: str) -> list[Executed]:
     """Lists the instructions that one execution of a program executes on their own."""
     program = _Program(text)
     return [
-        Executed(x.name, times, x.opcode, x.shape, x.text)
-        for times, x, _ in program.run(program.entry, 1)
+        Executed(
+            x.name,
+            times,
+            x.opcode,
+            x.shape,
+            tuple(computation[name].shape for name in x.operands if name in computation),
+            x.text,
+        )
+        for times, x, computation in program.run(program.entry, 1)
     ]
 
 
@@ -129,7 +139,8 @@ class _Program:
         for line in text.splitlines():
             if match := _INSTRUCTION.match(line):
                 root, name, shape, opcode, rest = match.groups()
-                operands = tuple(re.findall(r"%([\w.\-]+)", _within_parentheses(rest)))
+                operands = tuple(re.findall(r"%([\w.\-]+(?:#\d+)?)", _within_parentheses(rest)))
+                _add_elements(current, operands)
                 current[name] = _Instruction(name, shape, opcode, operands, rest, bool(root))
             elif match := _HEADER.match(line):
                 current = self.computations[match[2]] = {}
@@ -209,7 +220,7 @@ class _Program:
             return self._fused(self.computations[instruction.called[0]], operands)
         if opcode == "fusion-done":
             return 0.0
-        written = _bytes(instruction.shape)
+        written = _bytes(_without_workspace(instruction))
         if opcode.endswith("-done"):
             return written
         if opcode in ("dynamic-slice", "slice", "gather"):
@@ -260,6 +271,38 @@ class _Program:
                 shape = operands[int(instruction.text.partition(")")[0])]
                 reads += _bytes(shape) * read(instruction.name) / max(_elements(shape), 1)
         return reads + write(next(x.name for x in computation.values() if x.root))
+
+
+def _add_elements(computation: dict[str, _Instruction], operands: Iterable[str]) -> None:
+    """Adds an instruction for each operand "name#i", which is how newer versions of XLA write
+    element i of a tuple."""
+    for operand in operands:
+        name, _, index = operand.partition("#")
+        if index and name in computation:
+            shape = _split_tuple(computation[name].shape)[int(index)]
+            element = _Instruction(operand, shape, "get-tuple-element", (name,), "", False)
+            computation[operand] = element
+
+
+def _without_workspace(instruction: _Instruction) -> str:
+    """The shape of the result; of a library's call, without its last element, the workspace."""
+    calls = any(f'custom_call_target="{name}' in instruction.text for name in _WORKSPACES)
+    if not calls or not instruction.shape.startswith("("):
+        return instruction.shape
+    *results, _ = _split_tuple(instruction.shape)
+    return f"({', '.join(results)})"
+
+
+def _split_tuple(shape: str) -> list[str]:
+    """The shapes of a tuple's elements."""
+    parts, depth = [""], 0
+    for character in re.sub(r"/\*.*?\*/", "", shape)[1:-1]:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts]
 
 
 def _within_parentheses(text: str) -> str:
