@@ -124,38 +124,48 @@ def test_of_few_outputs_and_many_channels_one_product_is_made(padding, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("shape", "features", "products"),
+    ("shape", "features", "window", "stride", "products"),
     [
-        ((64, 27, 24, 24, 48), 32, True),
-        ((64, 9, 6, 6, 128), 128, True),
-        ((1, 123, 128, 192, 128), 48, False),  # many positions
-        ((1, 18, 16, 24, 128), 1024, False),  # many channels
+        ((64, 27, 24, 24, 48), 32, (3, 3, 3), (1, 1, 1), True),
+        ((64, 9, 6, 6, 128), 128, (3, 3, 3), (1, 1, 1), True),
+        ((16, 9, 6, 6, 128), 512, (3, 3, 3), (1, 1, 1), True),
+        ((32, 27, 96, 96, 6), 32, (3, 4, 4), (1, 2, 2), True),
+        ((32, 15, 24, 24, 64), 128, (3, 4, 4), (2, 2, 2), True),
+        ((1, 123, 128, 192, 128), 48, (3, 3, 3), (1, 1, 1), False),  # many positions
+        ((1, 18, 16, 24, 128), 1024, (3, 3, 3), (1, 1, 1), False),  # many channels
+        ((64, 19, 64, 64, 512), 1, (3, 3, 3), (1, 1, 1), False),  # windows of much memory
+        ((32, 19, 128, 128, 64), 128, (3, 4, 4), (2, 2, 2), False),  # many positions
     ],
 )
-def test_on_gpus_small_convolutions_of_few_channels_are_products(shape, features, products):
+def test_on_gpus_small_convolutions_of_few_channels_are_products(
+    shape, features, window, stride, products
+):
     def both(x, kernel, grad):
-        return jax.vjp(convolution.convolve, x, kernel)[1](grad)
+        return jax.vjp(lambda *a: convolution.convolve(*a, stride), x, kernel)[1](grad)
 
     x, kernel = (
-        jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in (shape, (3, 3, 3, shape[-1], features))
+        jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in (shape, (*window, shape[-1], features))
     )
-    grad = jax.eval_shape(convolution.convolve, x, kernel)
+    grad = jax.eval_shape(lambda *a: convolution.convolve(*a, stride), x, kernel)
     text = jax.jit(both).trace(x, kernel, grad).lower(lowering_platforms=("cuda",)).as_text()
     assert ("stablehlo.convolution" not in text) == products
 
 
-def test_the_product_of_windows_has_the_gradients_of_the_definition():
-    x, kernel = draw((2, 5, 7, 8, 3)), draw((3, 3, 3, 3, 4))
-    form = functools.partial(convolution._on_gpu, stride=(1, 1, 1), pad=(1, 1))
-
-    def both(x, kernel, grad):
-        y, pull = jax.vjp(form, x, kernel)
-        return y, *pull(grad)
-
-    grad = draw(jax.eval_shape(form, x, kernel).shape)
-    expected = oracle(x, kernel, grad)
-    for value, wanted in zip(jax.jit(both)(x, kernel, grad), expected, strict=True):
-        assert relative(value, wanted) < 1e-5  # float32 sums of a hundred products
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stride", [(1, 1, 1), (1, 2, 2), (2, 2, 2)])
+def test_products_of_windows_have_the_outputs_and_gradients_of_the_definition(stride, dtype):
+    x, kernel = draw((2, 5, 7, 8, 3), dtype), draw((3, 4, 4, 3, 4), dtype)
+    settings = dict(stride=stride, pad=(1, 1))
+    form = functools.partial(convolution._on_gpu, **settings)
+    gradients = functools.partial(convolution._gradients_on_gpu, **settings)
+    grad = draw(jax.eval_shape(form, x, kernel).shape, dtype)
+    results = jax.jit(lambda x, kernel, grad: (form(x, kernel), *gradients(x, kernel, grad)))
+    # Float32 sums of a hundred products; bfloat16 rounds the result to 8 bits.
+    tolerance = {"float32": 1e-5, "bfloat16": 4e-3}[dtype]
+    expected = oracle(x, kernel, grad, stride)
+    for value, wanted in zip(results(x, kernel, grad), expected, strict=True):
+        assert value.dtype == dtype
+        assert relative(value, wanted) < tolerance
 
 
 @pytest.mark.thorough

@@ -10,8 +10,8 @@ slower. With oneDNN (jax 0.11 or newer, and `compiler_options`), the 3-D convolu
 times as fast. Its gradients are written as forward convolutions, since the native ones are slow,
 and the native bfloat16 gradient of the kernel is wrong for some shapes. Without oneDNN, a sum of
 2-D convolutions is fastest, forward and backward. On GPUs, small convolutions with few channels are
-computed as one matmul over their windows. The form is chosen when the program is lowered, so that a
-program compiled here for another platform gets that platform's form.
+computed as one matmul over their windows, and so are their gradients. The form is chosen when the
+program is lowered, so that a program compiled here for another platform gets that platform's form.
 """
 
 import functools
@@ -34,14 +34,21 @@ Padding = Literal["zeros", "replicate", "reflect", "circular"]
 
 _PAD_MODES = {"replicate": "edge", "reflect": "reflect", "circular": "wrap"}
 _LAYOUT = ("NDHWC", "DHWIO", "NDHWC")
-_FEW_CHANNELS = 128
-_FEW_OPERATIONS = 1e11  # 0.2 ms of matmuls on a Hopper GPU
+# A small convolution has at most this many channels on one side, and on the other,
+_FEW_CHANNELS, _MANY_CHANNELS = 128, 512
+_FEW_OPERATIONS = 1e11  # 0.2 ms of matmuls on a Hopper GPU,
+_FEW_PIXELS = 2e9  # and windows of 4 GB in bfloat16.
 
 
 def compiler_options() -> dict[str, Any] | None:
     """XLA options for programs with many convolutions, for the current mesh's devices."""
-    if platform() == "gpu":  # XLA's default, channels first, is a quarter slower on Hopper
-        return {"xla_gpu_force_conv_nhwc": True}
+    if platform() == "gpu":
+        return {
+            # XLA's default, channels first, is a quarter slower on Hopper.
+            "xla_gpu_force_conv_nhwc": True,
+            # Of its own matmul kernels, XLA compiles and times dozens for each shape.
+            "xla_gpu_enable_triton_gemm": False,
+        }
     return onednn_options()
 
 
@@ -169,8 +176,9 @@ def _backward(
         cpu = functools.partial(gradients_by_convolution, pad=pad)
     else:
         cpu = gradient_of(_over_cells)
+    cuda = functools.partial(_gradients_on_gpu, stride=stride, pad=pad)
     return jax.lax.platform_dependent(
-        *saved, grad, cpu=cpu, cuda=gradient_of(_on_gpu), default=gradient_of(_native)
+        *saved, grad, cpu=cpu, cuda=cuda, default=gradient_of(_native)
     )
 
 
@@ -182,33 +190,85 @@ def _native(x: Array, kernel: Array, *, stride: Stride, pad: Pad) -> Array:
     return jax.lax.conv_general_dilated(x, kernel, stride, sides, dimension_numbers=_LAYOUT)
 
 
+def _is_small(x: Array, kernel: Array, stride: Stride) -> bool:
+    """Whether a convolution is computed as a matmul on GPUs.
+
+    Small convolutions with few channels are slow in cuDNN, unless XLA autotunes its algorithms,
+    which takes minutes for a whole network.
+    """
+    window, (c, d) = kernel.shape[:3], kernel.shape[3:]
+    outputs = math.prod(x.shape[:-1]) // math.prod(stride)
+    pixels = outputs * max(math.prod(window) * c, math.prod(_in_cells(window, stride)) * d)
+    few = min(c, d) <= _FEW_CHANNELS and max(c, d) <= _MANY_CHANNELS
+    return few and pixels <= _FEW_PIXELS and 2 * outputs * kernel.size <= _FEW_OPERATIONS
+
+
 def _on_gpu(x: Array, kernel: Array, *, stride: Stride, pad: Pad) -> Array:
-    # Small convolutions with few channels are slow in cuDNN, unless XLA autotunes its algorithms,
-    # which takes minutes for a whole network. A matmul needs no autotuning.
-    few = max(kernel.shape[-2:]) <= _FEW_CHANNELS
-    small = 2 * math.prod(x.shape[:-1]) * kernel.size <= _FEW_OPERATIONS
-    if stride == (1, 1, 1) and few and small:
-        return _matmul_over_windows(x, kernel, pad=pad)
-    return _native(x, kernel, stride=stride, pad=pad)
+    form = _matmul_over_windows if _is_small(x, kernel, stride) else _native
+    return form(x, kernel, stride=stride, pad=pad)
+
+
+def _gradients_on_gpu(
+    x: Array, kernel: Array, grad: Array, *, stride: Stride, pad: Pad
+) -> tuple[Array, Array]:
+    """The gradients with respect to x and kernel; of small convolutions, each is one matmul.
+
+    JAX's own gradient of `_matmul_over_windows` would add up one padded array for each pixel of a
+    window, rounded to the dtype of x; a matmul sums in float32.
+    """
+    if not _is_small(x, kernel, stride):
+        native = functools.partial(_native, stride=stride, pad=pad)
+        return jax.vjp(native, x, kernel)[1](grad)
+    windows = _windows(x, kernel.shape[:3], stride, (0, *pad))
+    positions = tuple(range(grad.ndim - 1))
+    of_kernel = jax.lax.dot_general(windows, grad, ((positions, positions), ((), ())))
+    return _gradient_of_input(x, kernel, grad, stride, pad), of_kernel.reshape(kernel.shape)
+
+
+def _gradient_of_input(x: Array, kernel: Array, grad: Array, stride: Stride, pad: Pad) -> Array:
+    """The matmul of the windows of `grad` with the flipped kernel; with a stride, over cells."""
+    if stride != (1, 1, 1):
+
+        def to_cells(x: Array) -> tuple[Array, Array]:
+            return _cells(x, kernel, stride=stride, pad=pad)
+
+        cells, pull, kernel_of_cells = jax.vjp(to_cells, x, has_aux=True)
+        of_cells = _gradient_of_input(cells, kernel_of_cells, grad, (1, 1, 1), (0, 0))
+        return pull(of_cells)[0]
+    window = kernel.shape[:3]
+    around = tuple(k - 1 - side for k, side in zip(window, (0, *pad), strict=True))
+    flipped = jnp.flip(kernel, (0, 1, 2)).swapaxes(3, 4)
+    return _windows(grad, window, stride, around) @ flipped.reshape(-1, flipped.shape[-1])
 
 
 def _by_onednn(x: Array, kernel: Array, *, stride: Stride, pad: Pad) -> Array:
     # With few outputs, oneDNN would spend most of the time on reordering the kernel.
     if stride == (1, 1, 1) and 4 * math.prod(x.shape[:-1]) <= kernel.shape[-1]:
-        return _matmul_over_windows(x, kernel, pad=pad)
+        return _matmul_over_windows(x, kernel, stride=stride, pad=pad)
     # The barrier keeps XLA from fusing additions into oneDNN's call: with an addition of a
     # broadcast array (injected noise), oneDNN uses a reference kernel that is 15 times slower.
     return jax.lax.optimization_barrier(_native(x, kernel, stride=stride, pad=pad))
 
 
-def _matmul_over_windows(x: Array, kernel: Array, *, pad: Pad) -> Array:
-    """Convolution as one matmul of the concatenated pixels of every window with the kernel."""
-    x = jnp.pad(x, ((0, 0), (0, 0), *((p, p) for p in pad), (0, 0)))
-    *window, c, d = kernel.shape
-    t, h, w = (n - k + 1 for n, k in zip(x.shape[1:4], window, strict=True))
-    pixels = [x[:, i : i + t, j : j + h, k : k + w] for i, j, k in np.ndindex(*window)]
-    windows = jnp.concatenate(pixels, axis=-1)
-    return windows @ kernel.reshape(math.prod(window) * c, d)
+def _matmul_over_windows(x: Array, kernel: Array, *, stride: Stride, pad: Pad) -> Array:
+    """Convolution as one matmul of the pixels of every window with the kernel."""
+    windows = _windows(x, kernel.shape[:3], stride, (0, *pad))
+    return windows @ kernel.reshape(-1, kernel.shape[-1])
+
+
+def _windows(
+    x: Array, window: tuple[int, ...], stride: Stride, sides: tuple[int, ...]
+) -> Float[Array, "b t h w k"]:
+    """The concatenated pixels of every window, after adding zeros to the sides."""
+    x = jnp.pad(x, ((0, 0), *((side, side) for side in sides), (0, 0)))
+    counts = [(n - k) // s + 1 for n, k, s in zip(x.shape[1:4], window, stride, strict=True)]
+
+    def pixels(first: tuple[int, ...]) -> Array:
+        """The pixels at one place of all windows."""
+        ends = [i + (n - 1) * s + 1 for i, n, s in zip(first, counts, stride, strict=True)]
+        return jax.lax.slice(x, (0, *first, 0), (len(x), *ends, x.shape[-1]), (1, *stride, 1))
+
+    return jnp.concatenate([pixels(first) for first in np.ndindex(*window)], axis=-1)
 
 
 def _sum_of_frames(x: Array, kernel: Array, *, stride: Stride, pad: Pad) -> Array:
@@ -231,13 +291,18 @@ def _sum_of_frames(x: Array, kernel: Array, *, stride: Stride, pad: Pad) -> Arra
 
 def _over_cells(x: Array, kernel: Array, *, stride: Stride, pad: Pad) -> Array:
     """A strided convolution, computed as one of stride 1 after space-to-depth by the stride."""
+    return _convolve(*_cells(x, kernel, stride=stride, pad=pad), (1, 1, 1), (0, 0))
+
+
+def _cells(x: Array, kernel: Array, *, stride: Stride, pad: Pad) -> tuple[Array, Array]:
+    """Space-to-depth by the stride of the padded input and of the kernel."""
     window = kernel.shape[:3]
     before = (0, *pad)
     outputs = [
         (n + 2 * p - k) // s + 1
         for n, p, k, s in zip(x.shape[1:4], before, window, stride, strict=True)
     ]
-    cells = [-(-k // s) for k, s in zip(window, stride, strict=True)]  # size of the window in cells
+    cells = _in_cells(window, stride)
     needed = [(n + k - 1) * s for n, k, s in zip(outputs, cells, stride, strict=True)]
     ends = [m - n - p for m, n, p in zip(needed, x.shape[1:4], before, strict=True)]  # < 0: crop
     x = jax.lax.pad(
@@ -253,8 +318,12 @@ def _over_cells(x: Array, kernel: Array, *, stride: Stride, pad: Pad) -> Array:
     x = x.reshape(*x.shape[:4], -1)
     t, h, w, _, d = kernel.shape
     kernel = kernel.reshape(t // st, st, h // sh, sh, w // sw, sw, c, d)
-    kernel = kernel.transpose(0, 2, 4, 1, 3, 5, 6, 7).reshape(*cells, -1, d)
-    return _convolve(x, kernel, (1, 1, 1), (0, 0))
+    return x, kernel.transpose(0, 2, 4, 1, 3, 5, 6, 7).reshape(*cells, -1, d)
+
+
+def _in_cells(window: tuple[int, ...], stride: Stride) -> list[int]:
+    """The size of a window in cells of one stride."""
+    return [-(-k // s) for k, s in zip(window, stride, strict=True)]
 
 
 def gradients_by_convolution(
