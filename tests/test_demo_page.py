@@ -265,10 +265,13 @@ def test_phrases_are_chosen_in_tabs_by_group_or_found(page):
     choose(words, "cloudy")  # a group
     choose(words, "on a slate cloudy background")
     expect(prompt).to_have_value("a small red ring moves left on a slate cloudy background")
+    words.locator(".find input, .find textarea").locator("visible=true").fill("brown str")
+    choose(words, "on a brown striped background")
+    expect(prompt).to_have_value("a small red ring moves left on a brown striped background")
     words.get_by_role("tab", name="size").click()
     expect(words.get_by_label("small", exact=True)).to_be_checked()
     choose(words, "no size")
-    expect(prompt).to_have_value("a red ring moves left on a slate cloudy background")
+    expect(prompt).to_have_value("a red ring moves left on a brown striped background")
     # What is written by hand is chosen in the tabs too.
     fill_prompt(page, "an orange cross grows")
     words.get_by_role("tab", name="motion").click()

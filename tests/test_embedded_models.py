@@ -48,14 +48,14 @@ def test_all_names_of_models_in_the_repository_are_full():
 
 def test_an_unknown_name_is_refused_with_those_that_exist(tmp_path, capsys):
     for open_model in (hub.resolve, load_checkpoint, own_settings, stored_configuration):
-        with pytest.raises(ValueError, match=r"no model 'shape' ships .* but embedded:shapes"):
+        with pytest.raises(ValueError, match=r"no model 'shape' ships .*embedded:shapes"):
             open_model("embedded:shape")
     for name in ("embedded:", "embedded:..", "embedded:shapes/text_encoder"):
         with pytest.raises(ValueError, match="no model"):
             hub.resolve(name)
     arguments = ["--checkpoint", "embedded:shape", "--output_path", str(tmp_path / "a.mp4")]
     assert sample.main([*arguments, "--prompt", "a star"]) == 2
-    assert "but embedded:shapes" in capsys.readouterr().err
+    assert "embedded:shapes" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -64,6 +64,7 @@ def moons(tmp_path, monkeypatch):
     write_exported(tmp_path / "moons", **OWN)
     write_exported(tmp_path / "shapes")
     monkeypatch.setattr(embedded_models, "FOLDERS", tmp_path)
+    monkeypatch.setattr(embedded_models, "DEFAULT", "shapes")
     return tmp_path / "moons"
 
 

@@ -105,6 +105,7 @@ def test_settings_and_a_text_encoder_can_be_put_beside_a_file(tmp_path, capsys):
 @pytest.mark.thorough
 def test_the_model_that_ships_goes_by_its_name(tmp_path, monkeypatch):
     monkeypatch.setattr(embedded_models, "FOLDERS", tmp_path)
+    monkeypatch.setattr(embedded_models, "DEFAULT", "shapes")
     with pytest.raises(ValueError, match=r"no model 'shapes' ships .*, but none at all: name one"):
         load_checkpoint("embedded")
     write_exported(tmp_path / "shapes")

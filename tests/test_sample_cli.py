@@ -229,6 +229,7 @@ def test_without_a_checkpoint_the_model_that_ships_is_sampled(tmp_path, monkeypa
     from ltx_jax.world.vocabulary import vocabulary
 
     monkeypatch.setattr(embedded_models, "FOLDERS", tmp_path / "models")
+    monkeypatch.setattr(embedded_models, "DEFAULT", "shapes")
     folder = write_exported(tmp_path / "models/shapes")
     vocabulary_file.write(folder / vocabulary_file.NAME, vocabulary())
     out = tmp_path / "star.mp4"

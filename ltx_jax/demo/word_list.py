@@ -24,7 +24,7 @@ CSS = """
 #unknown { padding: 0 0.6rem; margin-bottom: -0.6rem; }
 #unknown * { color: #b45309; }
 """
-_MANY = 40  # phrases of a part, from which on they can be searched
+_MANY = 30  # phrases of a part, from which on they can be searched
 _ARROW = " → "
 
 
@@ -127,7 +127,8 @@ def _phrases(vocabulary: Vocabulary, part: str, chosen: str | None) -> gr.Radio:
 
     quiet: dict[str, Any] = dict(show_progress="hidden", api_visibility="private")
     group.input(lambda name: show(name), group, field, **quiet)
-    search.input(show, [group, search], field, trigger_mode="always_last", **quiet)
+    # Not `input`, which is sent before the new text arrives.
+    search.change(show, [group, search], field, trigger_mode="always_last", **quiet)
     return field
 
 
