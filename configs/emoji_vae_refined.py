@@ -35,8 +35,6 @@ config = dataclasses.replace(
         _first.run,
         output="runs/emoji_vae_refined",
         init_from="runs/emoji_vae",
-        init_redraw=(),
-        init_settings=(),
         seed=1,  # other clips
         steps=6_000,
     ),

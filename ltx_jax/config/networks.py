@@ -177,6 +177,15 @@ class VAEConfig:
                 f"at most {_MAX_BLOCKS}, {_MAX_LAYERS} and {_MAX_WIDTH} are supported",
             )
 
+    def explicit(self) -> "VAEConfig":
+        """The same configuration, with the multiplier of every block spelled out."""
+
+        def spelled_out(blocks: tuple[BlockConfig, ...]) -> tuple[BlockConfig, ...]:
+            return tuple(dataclasses.replace(b, multiplier=b.channel_multiplier) for b in blocks)
+
+        encoder, decoder = map(spelled_out, (self.encoder_blocks, self.decoder_blocks))
+        return dataclasses.replace(self, encoder_blocks=encoder, decoder_blocks=decoder)
+
     @property
     def spatial_factor(self) -> int:
         """Pixels per latent, along height and along width."""

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from ltx_jax.checkpoints.load import load_checkpoint
-from ltx_jax.config import BlockConfig, RunConfig
+from ltx_jax.config import RunConfig, VAEConfig
 from ltx_jax.training.stage import Stage
 from ltx_jax.training.state import StatePlan, TrainState
 
@@ -169,15 +169,6 @@ def _check_settings(run: RunConfig, configs: Sequence[tuple[Any, Any]]) -> None:
 
 def _settings(cfg: Any) -> dict[str, Any]:
     """The name of a configuration's type, and its settings."""
-    fields = dataclasses.fields(cfg)
-    values = {field.name: _plain(getattr(cfg, field.name)) for field in fields}
+    explicit = cfg.explicit() if isinstance(cfg, VAEConfig) else cfg
+    values = {field.name: getattr(explicit, field.name) for field in dataclasses.fields(explicit)}
     return {"type": type(cfg).__name__, **values}
-
-
-def _plain(value: Any) -> Any:
-    """Replaces default values in lists of blocks by the values they stand for."""
-    if isinstance(value, tuple):
-        return tuple(_plain(item) for item in value)
-    if isinstance(value, BlockConfig):
-        return dataclasses.replace(value, multiplier=value.channel_multiplier)
-    return value

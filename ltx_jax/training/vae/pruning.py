@@ -24,7 +24,7 @@ import scipy.linalg
 from jaxtyping import Float, Int
 
 from ltx_jax.checkpoints import keys
-from ltx_jax.config import BlockConfig, ExecutionConfig, VAEConfig
+from ltx_jax.config import ExecutionConfig, VAEConfig
 from ltx_jax.models import convolution
 from ltx_jax.models.layers import sinusoidal_embedding
 from ltx_jax.models.vae import STRIDES, VideoVAE
@@ -62,10 +62,10 @@ def check_prunable(large: VAEConfig, small: VAEConfig) -> None:
     """
     if any(block.name == "attn_res_x" for block in large.decoder_blocks):
         raise ValueError("decoders with attention (attn_res_x) cannot be pruned")
-    width = small.decoder_base_channels
+    width, pair = small.decoder_base_channels, (large.explicit(), small.explicit())
     for field in dataclasses.fields(VAEConfig):
-        old, new = getattr(large, field.name), getattr(small, field.name)
-        if field.name != "decoder_base_channels" and _explicit(old) != _explicit(new):
+        old, new = (getattr(cfg, field.name) for cfg in pair)
+        if field.name != "decoder_base_channels" and old != new:
             raise ValueError(
                 f"a smaller decoder may differ from that of its VAE in decoder_base_channels "
                 f"alone: {field.name} is {new!r}, and {old!r} in the VAE"
@@ -75,12 +75,6 @@ def check_prunable(large: VAEConfig, small: VAEConfig) -> None:
             f"model.decoder_base_channels is {width}, more than the VAE's "
             f"{large.decoder_base_channels}: a smaller decoder is not wider"
         )
-
-
-def _explicit(value: Any) -> Any:
-    if isinstance(value, tuple) and value and isinstance(value[0], BlockConfig):
-        return tuple(dataclasses.replace(x, multiplier=x.channel_multiplier) for x in value)
-    return value
 
 
 def leading_channels(activations: Float[np.ndarray, "n c"], count: int) -> Int[np.ndarray, " k"]:
