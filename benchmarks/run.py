@@ -28,6 +28,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from importlib import metadata
 from typing import Any
 
 import jax
@@ -72,8 +73,18 @@ AGAINST: dict[str, Section] = {
 }
 
 
-def versions(report: Report) -> None:
-    """Software, device and memory."""
+_INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+
+
+def _instructions() -> str:
+    """Those instructions of the processor that its matmuls are fast with; "" outside of Linux."""
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text().split() if cpuinfo.exists() else ()
+    return " ".join(name for name in _INSTRUCTIONS if name in flags)
+
+
+def versions(report: Report, others: tuple[str, ...] = ()) -> None:
+    """Software (`others`: further packages), device and memory."""
     device = jax.devices()[0]
     facts: dict[str, Any] = {
         "device": f"{len(jax.devices())} x {device.device_kind} ({device.platform})",
@@ -82,7 +93,9 @@ def versions(report: Report) -> None:
         "platform": device.client.platform_version,
         "python": platform.python_version(),
         **{name: importlib.import_module(name).__version__ for name in ("jax", "jaxlib", "flax")},
+        **{name: metadata.version(name) for name in others},
         "numpy": np.__version__,
+        "instructions": _instructions(),
         "memory": device_memory(),
         "utc": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
     }
@@ -162,7 +175,7 @@ def main(argv: list[str] | None = None) -> int:
     kind = "all" if "all" in options.what else "_".join(what)
     name = options.name or f"{kind}{'_against_diffusers' if options.against else ''}_{device}"
     report = Report(options.out, name, options.budget, options.repeats)
-    versions(report)
+    versions(report, () if options.against is None else ("torch", "diffusers"))
     report.facts |= {"scale": options.scale, "dtype": " ".join(options.dtype)}
     run = list(itertools.product(what, options.dtype))
     if options.ceilings is None:

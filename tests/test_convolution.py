@@ -80,7 +80,7 @@ def test_the_convolution_and_its_gradients_are_those_of_the_definition(
 
     y = jax.eval_shape(convolution.convolve, x, kernel)
     grad = draw(y.shape, dtype)
-    program = jax.jit(both, compiler_options=convolution.compiler_options())
+    program = jax.jit(both, compiler_options=convolution.compiler_options(gradients=True))
     # Sums of up to 20,000 products in float32; bfloat16 rounds the result to 8 bits, and the
     # fastest CPU form sums in bfloat16 pairs.
     tolerance = {"float32": 2e-5, "bfloat16": 1e-2}[dtype]
@@ -121,6 +121,17 @@ def test_of_few_outputs_and_many_channels_one_product_is_made(padding, monkeypat
     assert "stablehlo.convolution" not in convolve.lower(x, kernel).as_text()
     expected, _, _ = oracle(x, kernel, np.zeros(()), padding=padding)
     assert relative(convolve(x, kernel), expected) < 1e-6  # sums of 135 products
+
+
+@pytest.mark.skipif(not platforms.HAS_ONEDNN, reason="jaxlib has no oneDNN here")
+def test_few_outputs_of_a_program_without_gradients_are_matmuls_of_onednn():
+    x, kernel = draw((1, 4, 4, 6, 64)), draw((3, 3, 3, 64, 480))
+    lowered = convolved.lower(x, kernel)
+    texts = [
+        lowered.compile(compiler_options=convolution.compiler_options(gradients)).as_text() or ""
+        for gradients in (False, True)
+    ]
+    assert ["__onednn$matmul" in text for text in texts] == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -186,7 +197,8 @@ def test_strides_and_other_windows_work_too(stride):
 
         grad = draw(jax.eval_shape(convolve, x, kernel).shape, dtype)
         expected = oracle(x, kernel, grad, stride)
-        program = jax.jit(both, compiler_options=convolution.compiler_options())
+        options = convolution.compiler_options(gradients=True)
+        program = jax.jit(both, compiler_options=options)
         # Float32 sums of a hundred products; bfloat16 rounds to 8 bits.
         tolerance = {"float32": 1e-5, "bfloat16": 1e-2}[dtype]
         for value, wanted in zip(program(x, kernel, grad), expected, strict=True):
@@ -238,7 +250,7 @@ def test_devices_convolve_rows_and_samples_as_one_does(sizes, shape, features):
                     (grad, ("batch", None, "row", None, None)),
                 )
             ]
-            options = convolution.compiler_options()
+            options = convolution.compiler_options(gradients=True)
             program = jax.jit(both, in_shardings=layouts, compiler_options=options)
             results = program(x, kernel, grad)
         for value, wanted in zip(results, oracle(x, kernel, grad, stride, padding), strict=True):

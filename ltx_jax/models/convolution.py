@@ -40,8 +40,12 @@ _FEW_OPERATIONS = 1e11  # 0.2 ms of matmuls on a Hopper GPU,
 _FEW_PIXELS = 2e9  # and windows of 4 GB in bfloat16.
 
 
-def compiler_options() -> dict[str, Any] | None:
-    """XLA options for programs with many convolutions, for the current mesh's devices."""
+def compiler_options(gradients: bool = False) -> dict[str, Any] | None:
+    """XLA options for programs with many convolutions, for the current mesh's devices.
+
+    Args:
+      gradients: whether the program computes gradients.
+    """
     if platform() == "gpu":
         return {
             # XLA's default, channels first, is a quarter slower on Hopper.
@@ -49,7 +53,8 @@ def compiler_options() -> dict[str, Any] | None:
             # Of its own matmul kernels, XLA compiles and times dozens for each shape.
             "xla_gpu_enable_triton_gemm": False,
         }
-    return onednn_options()
+    # Sampling multiplies few rows with large kernels (`_matmul_over_windows`), training does not.
+    return onednn_options(few_rows=not gradients)
 
 
 def convolve(
