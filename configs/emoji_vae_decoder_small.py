@@ -23,7 +23,9 @@ config = TrainDecoder(
     **_fields
     | dict(
         vae="runs/emoji_vae_refined",
-        model=dataclasses.replace(_large.model, decoder_base_channels=16),
+        model=dataclasses.replace(
+            _large.model, decoder_base_channels=_large.model.decoder_base_channels // 2
+        ),
         loss=dataclasses.replace(_large.loss, kl_weight=0.0, disc_start=0.7),
         run=dataclasses.replace(
             _large.run, output="runs/emoji_vae_decoder_small", init_from=None, steps=10_000
