@@ -33,6 +33,15 @@ def full_name(path_or_id: str) -> str:
     return f"{EMBEDDED}:{DEFAULT}" if path_or_id == EMBEDDED else path_or_id
 
 
+def local(path: str | Path) -> Path:
+    """The folder of a model that ships; any other path as it is, with ~ expanded.
+
+    Raises:
+      ValueError: as `folder` does.
+    """
+    return folder(path) if is_embedded(path) else Path(path).expanduser()
+
+
 def folder(name: str | Path) -> Path:
     """The folder of a model that ships.
 

@@ -34,9 +34,7 @@ def resolve(path_or_id: str | Path, patterns: Sequence[str] = CHECKPOINT_FILES) 
       ValueError: if there is no such path, and no such repository can be reached; says what to
         download and where to put it.
     """
-    if embedded_models.is_embedded(path_or_id):
-        return embedded_models.folder(path_or_id)
-    path = Path(path_or_id).expanduser()
+    path = embedded_models.local(path_or_id)
     if path.exists():
         return path
     match = _REPOSITORY.fullmatch(str(path_or_id))

@@ -190,9 +190,7 @@ def own_settings(path_or_hub_id: str | Path) -> SamplingConfig | None:
     Raises:
       ValueError: if its settings are damaged, or no embedded model has this name.
     """
-    path = Path(path_or_hub_id).expanduser()
-    if embedded_models.is_embedded(path_or_hub_id):
-        path = embedded_models.folder(path_or_hub_id)
+    path = embedded_models.local(path_or_hub_id)
     if exported_folder.is_exported(path):
         return exported_folder.read_settings(path)
     if run_config.is_run(path_or_hub_id):

@@ -59,8 +59,7 @@ def make_videos(cfg: SampleConfig) -> None:
     if not batches:
         print(f"nothing to do: all {len(videos)} videos exist", file=sys.stderr)
         return
-    if embedded_models.is_embedded(cfg.checkpoint):
-        embedded_models.folder(cfg.checkpoint)  # raises an error if there is no such model
+    embedded_models.local(cfg.checkpoint)  # raises an error if it names no model that ships
     _check_media(cfg)
     if _decodes(cfg):
         files.check_writable(batches[0][0].path)

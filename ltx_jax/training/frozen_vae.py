@@ -1,7 +1,6 @@
 """The frozen VAE whose latents a stage is trained on."""
 
 import logging
-from pathlib import Path
 
 from jax.sharding import Mesh
 
@@ -79,8 +78,7 @@ def stored_configuration(path: str) -> VAEConfig | None:
         cfg = run_config.read_config(path)
         own = isinstance(cfg.model, VAEConfig)
         return cfg.model if own else stored_configuration(cfg.vae)
-    is_embedded = embedded_models.is_embedded(path)
-    file = embedded_models.folder(path) if is_embedded else Path(path)
+    file = embedded_models.local(path)
     file = file / exported_folder.MODEL if exported_folder.is_exported(file) else file
     return official.read_configs(file, ("vae",)).vae if file.is_file() else None
 
