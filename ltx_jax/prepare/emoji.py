@@ -7,7 +7,6 @@ emoji:DIR`). Pictures of flags are left out: they are another artist's.
 The same command continues an interrupted run.
 """
 
-import argparse
 import base64
 import hashlib
 import io
@@ -295,12 +294,7 @@ def _box(clip: UInt8[np.ndarray, "t n n 4"]) -> tuple[float, float, float, float
 
 def main(arguments: list[str]) -> None:
     """Runs the command."""
-    parser = argparse.ArgumentParser(
-        prog=f"{cli.program_name('prepare')} emoji",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = cli.subcommand_parser("prepare", "emoji", __doc__)
     parser.add_argument(
         "--output", required=True, help="a new folder, or that of an interrupted run"
     )

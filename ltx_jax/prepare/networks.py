@@ -9,7 +9,6 @@
 The packages contain pickles. They are read without PyTorch and without running what they name.
 """
 
-import argparse
 import importlib.util
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -119,12 +118,7 @@ def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 def main(arguments: list[str]) -> None:
     """Runs the command."""
-    parser = argparse.ArgumentParser(
-        prog=f"{cli.program_name('prepare')} networks",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = cli.subcommand_parser("prepare", "networks", __doc__)
     parser.add_argument("--output", required=True, help="a folder, such as data/networks")
     parser.add_argument("--efficientnet", help="its .pth file; default: the installed package's")
     parser.add_argument("--i3d", help="its .ckpt file; default: the installed package's")

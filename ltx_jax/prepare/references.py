@@ -6,7 +6,6 @@ a folder or table, and writes it beside the clip, as clip_reference.mp4 for clip
 continues after an interruption.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -46,12 +45,7 @@ def draw_references(source: str, name: str) -> list[Path]:
 
 def main(arguments: list[str]) -> None:
     """Runs the command."""
-    parser = argparse.ArgumentParser(
-        prog=f"{cli.program_name('prepare')} references",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = cli.subcommand_parser("prepare", "references", __doc__)
     parser.add_argument("source", help="a folder or a table of clips")
     parser.add_argument("--preprocessor", required=True, help="canny, or depth:MODEL")
     options = parser.parse_args(arguments)

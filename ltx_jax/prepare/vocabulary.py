@@ -5,7 +5,6 @@ it, ltx-sample names the words of a prompt that the model does not know, and the
 to ask for. `ltx-export` copies the file.
 """
 
-import argparse
 from pathlib import Path
 
 from etils import epath
@@ -55,12 +54,7 @@ def write_vocabulary(source: str, checkpoint: str | Path) -> epath.Path:
 
 def main(arguments: list[str]) -> None:
     """Runs the command."""
-    parser = argparse.ArgumentParser(
-        prog=f"{cli.program_name('prepare')} vocabulary",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = cli.subcommand_parser("prepare", "vocabulary", __doc__)
     parser.add_argument("source", help="shapes, or emoji:DIR")
     parser.add_argument("checkpoint", help="a run, or anything that --checkpoint takes")
     options = parser.parse_args(arguments)

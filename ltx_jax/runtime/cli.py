@@ -4,6 +4,7 @@ Command modules import nothing heavy at their top, so that Ctrl-C is handled her
 even while JAX is still being imported.
 """
 
+import argparse
 import contextlib
 import functools
 import os
@@ -94,3 +95,21 @@ def program_name(name: str) -> str:
         return f"python -m ltx_jax.{name}"
     script = f"{name}.py"
     return script if Path(sys.argv[0]).name == script else f"ltx-{name}"
+
+
+def subcommand_parser(
+    name: str, subcommand: str, description: str | None
+) -> argparse.ArgumentParser:
+    """A parser without options yet.
+
+    Args:
+      name: `prepare` for `ltx-prepare`.
+      subcommand: `emoji` for `ltx-prepare emoji`.
+      description: the help's text, shown with its line breaks.
+    """
+    return argparse.ArgumentParser(
+        prog=f"{program_name(name)} {subcommand}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
