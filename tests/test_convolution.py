@@ -80,7 +80,7 @@ def test_the_convolution_and_its_gradients_are_those_of_the_definition(
 
     y = jax.eval_shape(convolution.convolve, x, kernel)
     grad = draw(y.shape, dtype)
-    program = jax.jit(both, compiler_options=convolution.compiler_options(gradients=True))
+    program = jax.jit(both, compiler_options=convolution.compiler_options(few_rows=False))
     # Sums of up to 20,000 products in float32; bfloat16 rounds the result to 8 bits, and the
     # fastest CPU form sums in bfloat16 pairs.
     tolerance = {"float32": 2e-5, "bfloat16": 1e-2}[dtype]
@@ -197,7 +197,7 @@ def test_strides_and_other_windows_work_too(stride):
 
         grad = draw(jax.eval_shape(convolve, x, kernel).shape, dtype)
         expected = oracle(x, kernel, grad, stride)
-        options = convolution.compiler_options(gradients=True)
+        options = convolution.compiler_options(few_rows=False)
         program = jax.jit(both, compiler_options=options)
         # Float32 sums of a hundred products; bfloat16 rounds to 8 bits.
         tolerance = {"float32": 1e-5, "bfloat16": 1e-2}[dtype]
@@ -250,7 +250,7 @@ def test_devices_convolve_rows_and_samples_as_one_does(sizes, shape, features):
                     (grad, ("batch", None, "row", None, None)),
                 )
             ]
-            options = convolution.compiler_options(gradients=True)
+            options = convolution.compiler_options(few_rows=False)
             program = jax.jit(both, in_shardings=layouts, compiler_options=options)
             results = program(x, kernel, grad)
         for value, wanted in zip(results, oracle(x, kernel, grad, stride, padding), strict=True):

@@ -85,7 +85,7 @@ def loss_rows(
             vae=pipe.vae,
             cfg=pipe.transformer,
             execution=pipe.execution,
-            compiler_options=convolution.compiler_options(),
+            compiler_options=convolution.compiler_options(few_rows=False),
         )
         losses_by_kind.setdefault(clip.kind, []).append(np.asarray(losses))
     summary = []

@@ -34,27 +34,27 @@ Padding = Literal["zeros", "replicate", "reflect", "circular"]
 
 _PAD_MODES = {"replicate": "edge", "reflect": "reflect", "circular": "wrap"}
 _LAYOUT = ("NDHWC", "DHWIO", "NDHWC")
-# A small convolution has at most this many channels on one side, and on the other,
-_FEW_CHANNELS, _MANY_CHANNELS = 128, 512
-_FEW_OPERATIONS = 1e11  # 0.2 ms of matmuls on a Hopper GPU,
-_FEW_PIXELS = 2e9  # and windows of 4 GB in bfloat16.
+# The limits of a small convolution.
+_FEW_CHANNELS, _MANY_CHANNELS = 128, 512  # of the inputs or outputs, and of the other side
+_FEW_OPERATIONS = 1e11  # 0.2 ms of matmuls on a Hopper GPU
+_FEW_PIXELS = 2e9  # in all windows; 4 GB in bfloat16
 
 
-def compiler_options(gradients: bool = False) -> dict[str, Any] | None:
+def compiler_options(few_rows: bool = True) -> dict[str, Any] | None:
     """XLA options for programs with many convolutions, for the current mesh's devices.
 
     Args:
-      gradients: whether the program computes gradients.
+      few_rows: whether matmuls have few rows, as those of `_matmul_over_windows` in sampling. Not
+        so in programs with gradients or with a transformer.
     """
     if platform() == "gpu":
         return {
             # XLA's default, channels first, is a quarter slower on Hopper.
             "xla_gpu_force_conv_nhwc": True,
-            # Of its own matmul kernels, XLA compiles and times dozens for each shape.
+            # XLA would compile and time dozens of its own matmul kernels for each shape.
             "xla_gpu_enable_triton_gemm": False,
         }
-    # Sampling multiplies few rows with large kernels (`_matmul_over_windows`), training does not.
-    return onednn_options(few_rows=not gradients)
+    return onednn_options(few_rows)
 
 
 def convolve(

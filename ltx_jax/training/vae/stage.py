@@ -213,7 +213,7 @@ class VAEStage(ClipStage):
 
     def compiler_options(self) -> dict[str, Any] | None:
         """The XLA options for fast convolutions."""
-        return convolution.compiler_options(gradients=True)
+        return convolution.compiler_options(few_rows=False)
 
     def _check(self, bucket: BucketConfig) -> None:
         """Checks that the discriminator and the loss can process clips of a bucket's size."""
