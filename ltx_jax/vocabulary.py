@@ -90,10 +90,11 @@ class Vocabulary:
     def hint(self, text: str) -> str:
         """One line that names the unknown words of a text and what is nearest to them; empty if all
         words are known."""
-        unknown = self.unknown_words(text)
-        listed = [_with_nearest(word, self.nearest(word)) for word in unknown[:_MAX_UNKNOWN]]
-        if len(unknown) > _MAX_UNKNOWN:
-            listed.append(f"{len(unknown) - _MAX_UNKNOWN} more words")
+        replacements = self.replacements(text)
+        listed = [_with_nearest(word, names) for word, names in replacements.items()]
+        more = len(self.unknown_words(text)) - len(replacements)
+        if more:
+            listed.append(f"{more} more words")
         return f"the model does not know {', '.join(listed)}" if listed else ""
 
     def replacements(self, text: str) -> dict[str, tuple[str, ...]]:

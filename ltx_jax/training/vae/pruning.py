@@ -62,7 +62,8 @@ def check_prunable(large: VAEConfig, small: VAEConfig) -> None:
     """
     if any(block.name == "attn_res_x" for block in large.decoder_blocks):
         raise ValueError("decoders with attention (attn_res_x) cannot be pruned")
-    width, pair = small.decoder_base_channels, (large.explicit(), small.explicit())
+    width = small.decoder_base_channels
+    pair = large.explicit(), small.explicit()
     for field in dataclasses.fields(VAEConfig):
         old, new = (getattr(cfg, field.name) for cfg in pair)
         if field.name != "decoder_base_channels" and old != new:
